@@ -1,0 +1,67 @@
+# resumekit's own targets. A lab includes resumekit.mk instead, for run, resume and runs alone.
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# A lab's own Python is used as it is, nothing is installed into it: make test PYTHON=/path/python
+ifeq ($(origin PYTHON), undefined)
+  PY := .venv/bin/python
+  READY := .venv/.ready
+else
+  PY := $(PYTHON)
+  READY :=
+endif
+export PYTHON_FOR_KIT := $(PY)
+
+include resumekit.mk
+
+##@ Start here
+.PHONY: help
+help: ## this list
+	@awk 'BEGIN {FS = ":.*## "} \
+	  /^##@/ {printf "\n%s\n", substr($$0, 5)} \
+	  /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile resumekit.mk
+	@printf '\nThe commands themselves are in bin/, each with --help. README.md is the tour.\n'
+
+.PHONY: setup
+setup: $(READY) ## make .venv and install what is needed (torch, then the pinned rest)
+
+.venv/.ready: requirements-torch.txt requirements.lock
+	@tools/setup.sh
+
+.PHONY: demo
+demo: $(READY) ## kill a real training in the middle, resume it, compare it bit for bit
+	@$(PY) examples/hrm_arc/demo.py
+
+##@ Checking
+.PHONY: test
+test: $(READY) lint ## every test and the linters; what CI runs
+	@$(PY) -m pytest -q -n 2 --dist worksteal tests
+
+.PHONY: lint
+lint: $(READY) ## ruff, shellcheck, shfmt
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@tools/shell_lint.sh $(PY)
+
+.PHONY: campaign
+campaign: $(READY) ## the long versions of the sampled tests (an hour or so)
+	@RESUMEKIT_CAMPAIGN=1 $(PY) -m pytest -q -n 2 --dist worksteal -m campaign tests
+
+.PHONY: bench
+bench: $(READY) ## ratios side by side with peers, into benchmarks/results/
+	@$(PY) benchmarks/bench.py
+
+.PHONY: approve
+approve: $(READY) ## take today's help texts as the golden ones
+	@RESUMEKIT_APPROVE=1 $(PY) -m pytest -q tests/test_help.py
+
+##@ Housekeeping
+.PHONY: format
+format: $(READY) ## ruff format, shfmt
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+	@tools/shell_lint.sh $(PY) --write
+
+.PHONY: lock
+lock: ## requirements.lock anew from requirements.in (needs uv)
+	@tools/lock.sh

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Summary: start an experiment, or continue it where it stands
+#
+# Usage: run.sh EXP [--fresh | --resume PATH] [--name NAME] [--set KEY=VALUE]... [--notes TEXT]
+#               [--runs DIR] [--config FILE] [--detach] [--dry-run [--json]] [-- TRAINER ARGS...]
+#
+# One command for the first start and for the hundredth. With no run of EXP, or none that has a
+# checkpoint, it starts anew, in a folder of its own under runs/. Otherwise it continues the newest
+# one from its latest stable checkpoint, as resume.sh does, and says so.
+#
+#   EXP              an experiment of config.yaml (EXP-01), or a whole run id
+#   --fresh          start anew, whatever there is
+#   --resume PATH    start from this checkpoint file
+#   --name NAME      the run's name, part of its id (default: the experiment's)
+#   --set KEY=VALUE  change a key of the config; VALUE is YAML; may be given many times
+#   --notes TEXT     kept in run.json
+#   --runs DIR       where the runs lie (default: paths.runs of the config)
+#   --config FILE    the config (default: the kit's config.yaml)
+#   --detach         leave the terminal altogether; print the run id and return
+#   --dry-run        say what would be done, and touch nothing (--json: for programs)
+#   --               everything behind it goes to the trainer (trainer.extra_args)
+#
+# In the foreground the trainer's output goes to the terminal. Ctrl-C once: the trainer saves and
+# ends; twice: now. Closing the terminal stops nothing.
+#
+# Example:
+#   bin/run.sh EXP-01 --set training.max_steps=200 --notes "first try"
+#
+# Exit status:
+#   the trainer's own, once it was started; before that
+#   2 usage, 3 no stable checkpoint, 4 config or file invalid, 6 refused, or another head is alive,
+#   127 a tool is missing
+
+if ((BASH_VERSINFO[0] < 4 || (BASH_VERSINFO[0] == 4 && BASH_VERSINFO[1] < 4))); then
+  printf '%s: needs Bash 4.4 or newer, this is %s\n' "${0##*/}" "$BASH_VERSION" >&2
+  exit 127
+fi
+set -euo pipefail
+shopt -s inherit_errexit
+
+KIT_SELF="$(readlink -f -- "${BASH_SOURCE[0]}")"
+# shellcheck source=SCRIPTDIR/../lib/launcher.sh
+source "${KIT_SELF%/*}/../lib/launcher.sh"
+
+main() { # <argument>...
+  kit_setup "$KIT_SELF" "$@"
+  KIT_SWITCHES=' --fresh --detach --dry-run --json ' KIT_OPTIONS=' --resume --name --set --notes --runs --config '
+  KIT_EXPERIMENT=needed
+  kit_parse_options "$@"
+  kit_start start
+}
+
+main "$@"

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Summary: list runs, their state and lineage
+#
+# Usage: runs.sh [EXP | RUN_ID] [--json] [--runs DIR] [--config FILE]
+#
+# Shows every run below the one that it was resumed from, with its state as it is now: read from its
+# journal and its processes, not from a file that may be old. Changes nothing.
+#
+#   EXP | RUN_ID   only the runs of this experiment, or this run with its ancestors and descendants
+#   --json         one JSON array, a status object per run (schemas/status.schema.json)
+#   --runs DIR     where the runs lie (default: paths.runs of the config)
+#   --config FILE  the config (default: the kit's config.yaml)
+#
+# Example:
+#   bin/runs.sh EXP-01
+#
+# Exit status:
+#   0 done, 2 usage, 4 config or file invalid, 127 a tool is missing
+
+if ((BASH_VERSINFO[0] < 4 || (BASH_VERSINFO[0] == 4 && BASH_VERSINFO[1] < 4))); then
+  printf '%s: needs Bash 4.4 or newer, this is %s\n' "${0##*/}" "$BASH_VERSION" >&2
+  exit 127
+fi
+set -euo pipefail
+shopt -s inherit_errexit
+
+KIT_SELF="$(readlink -f -- "${BASH_SOURCE[0]}")"
+# shellcheck source=SCRIPTDIR/../lib/launcher.sh
+source "${KIT_SELF%/*}/../lib/launcher.sh"
+
+main() { # <argument>...
+  kit_setup "$KIT_SELF" "$@"
+  KIT_SWITCHES=' --json ' KIT_OPTIONS=' --runs --config '
+  KIT_EXPERIMENT=optional
+  kit_parse_options "$@"
+  exec "$KIT_PYTHON" -I "$KIT_LIB/resumekit_cli.py" runs "${KIT_QUESTION[@]}"
+}
+
+main "$@"

@@ -1,0 +1,268 @@
+# shellcheck shell=bash
+# What the commands in bin/ share: help, errors, the question to Python, and the supervision of a trainer.
+#
+# Sourced by bin/*.sh. Run by itself it supervises a run that was planned by somebody else (`run.sh --detach`):
+#   bash lib/launcher.sh FIELD...      the fields that `resumekit_cli.py start` or `resume` answered
+
+KIT_LIB="$(cd -P -- "${BASH_SOURCE[0]%/*}" && printf '%s/' "$PWD")"
+KIT_LIB="${KIT_LIB%/}"
+KIT_ROOT="${KIT_LIB%/*}"
+
+# Exit codes with a name of their own; the trainer's code passes through untouched.
+readonly KIT_USAGE=2 KIT_TOOL_MISSING=127
+# How long the last lines of the log are waited for when the trainer has ended.
+readonly KIT_LAST_LINES_S=15
+
+kit_say() { # <text>
+  printf '%s: %s\n' "$KIT_PROG" "$1" >&2
+}
+
+die() { # <exit-code> <text>
+  kit_say "$2"
+  exit "$1"
+}
+
+kit_usage_error() { # <text>
+  local line shown=0
+  kit_say "$1"
+  while IFS= read -r line; do
+    [[ $line == '# Usage:'* ]] && shown=1
+    [[ $line == '#' ]] && ((shown)) && break
+    if ((shown)); then printf '%s\n' "${line#\# }" >&2; fi
+  done <"$KIT_COMMAND"
+  printf "Try '%s --help'.\n" "$KIT_PROG" >&2
+  exit "$KIT_USAGE"
+}
+
+kit_help() { # the manual at the head of the command's own file
+  local line
+  {
+    read -r line
+    while IFS= read -r line && [[ $line == '#'* ]]; do
+      line="${line#\#}"
+      printf '%s\n' "${line# }"
+    done
+  } <"$KIT_COMMAND"
+}
+
+kit_setup() { # <path of the command> <argument>...: tracing, and the Python that the helpers run under
+  KIT_COMMAND="$1"
+  KIT_PROG="${1##*/}"
+  shift
+  KIT_ARGUMENTS=("$@")
+  if [[ ${RESUMEKIT_DEBUG:-} == 1 ]]; then
+    PS4='+ ${BASH_SOURCE##*/}:${LINENO}:${FUNCNAME[0]:-main}: '
+    set -x
+  fi
+  if [[ -n ${PYTHON:-} ]]; then
+    KIT_PYTHON="$PYTHON"
+  elif [[ -x $KIT_ROOT/.venv/bin/python ]]; then
+    KIT_PYTHON="$KIT_ROOT/.venv/bin/python"
+  else
+    KIT_PYTHON=python3
+  fi
+  local found
+  found="$(type -P -- "$KIT_PYTHON" || true)"
+  [[ -n $found ]] || die "$KIT_TOOL_MISSING" \
+    "no Python at '$KIT_PYTHON': run 'make setup', or set PYTHON=/path/to/python (3.10 or newer)"
+  KIT_PYTHON="$found"
+}
+
+kit_parse_options() { # <argument>...: fill KIT_QUESTION, KIT_DETACHED and KIT_IS_DRY_RUN
+  # KIT_SWITCHES and KIT_OPTIONS are the command's own: ' --detach --json ', ' --name --set '
+  local exp='' trainer_args=()
+  KIT_QUESTION=() KIT_DETACHED=0 KIT_IS_DRY_RUN=0
+  while (($#)); do
+    case $1 in
+      -h | --help)
+        kit_help
+        exit 0
+        ;;
+      --)
+        trainer_args=("$@")
+        break
+        ;;
+      --*=*)
+        [[ $KIT_OPTIONS == *" ${1%%=*} "* ]] || kit_usage_error "unknown option '${1%%=*}'"
+        KIT_QUESTION+=("$1")
+        ;;
+      -*)
+        if [[ $KIT_OPTIONS == *" $1 "* ]]; then
+          (($# > 1)) || kit_usage_error "option '$1' needs a value"
+          KIT_QUESTION+=("$1=$2")
+          shift
+        elif [[ $KIT_SWITCHES != *" $1 "* ]]; then
+          kit_usage_error "unknown option '$1'"
+        elif [[ $1 == --detach ]]; then
+          KIT_DETACHED=1
+        elif [[ $1 == --dry-run ]]; then
+          KIT_IS_DRY_RUN=1
+        else
+          KIT_QUESTION+=("$1")
+        fi
+        ;;
+      *)
+        [[ -z $exp ]] || kit_usage_error "one experiment at a time: '$exp' and then '$1'"
+        [[ -n $1 ]] || kit_usage_error "the experiment's name is empty"
+        exp="$1"
+        ;;
+    esac
+    shift
+  done
+  if [[ -n $exp ]]; then
+    KIT_QUESTION+=("--experiment=$exp")
+  elif [[ $KIT_EXPERIMENT == needed ]]; then
+    kit_usage_error "which experiment? (EXP, as named in config.yaml, or a run id)"
+  fi
+  KIT_QUESTION+=("${trainer_args[@]}")
+}
+
+kit_start() { # <verb>: ask Python what to do, then do it, or with --dry-run only say it
+  local question=("$1" "--launcher-pid=$$" "${KIT_QUESTION[@]}")
+  if ((KIT_IS_DRY_RUN)); then
+    exec "$KIT_PYTHON" -I "$KIT_LIB/resumekit_cli.py" "$1" --dry-run "${question[@]:1}"
+  fi
+  kit_ask "${question[@]}" || exit "$?"
+  if ((KIT_DETACHED)); then
+    kit_detach
+  else
+    kit_supervise "${KIT_ANSWER[@]}"
+  fi
+}
+
+kit_ask() { # <verb> <argument>...: let Python decide; its NUL-separated answer is KIT_ANSWER
+  mapfile -d '' -t KIT_ANSWER < <(exec "$KIT_PYTHON" -I "$KIT_LIB/resumekit_cli.py" "$@")
+  wait "$!"
+}
+
+kit_detach() { # supervise in a session of its own; return when the trainer runs, print the run id
+  local supervisor
+  # setsid(1) may be missing on a small machine; Python is there.
+  "$KIT_PYTHON" -I -S -c 'import os, sys; os.setsid(); os.execvp(sys.argv[1], sys.argv[1:])' \
+    bash "$KIT_LIB/launcher.sh" "$KIT_PYTHON" "$KIT_COMMAND" "${#KIT_ARGUMENTS[@]}" "${KIT_ARGUMENTS[@]}" \
+    "${KIT_ANSWER[@]}" </dev/null >/dev/null 2>&1 &
+  supervisor=$!
+  until [[ -s ${KIT_ANSWER[1]}/journal.jsonl ]] || ! kit_job_runs "$supervisor"; do sleep 0.05; done
+  printf '%s\n' "${KIT_ANSWER[0]}"
+}
+
+kit_supervise() { # <run-id> <run-dir> <cwd> <token> <config-hash> <output-log> <checkpoint or ''> <argv>...
+  KIT_RUN_ID="$1" KIT_RUN_DIR="$2" KIT_CWD="$3" KIT_TOKEN="$4" KIT_HASH="$5" KIT_OUTPUT_LOG="$6" KIT_CHECKPOINT="$7"
+  shift 7
+  KIT_SIGNALS=0
+  trap 'kit_on_signal INT' INT
+  trap 'kit_on_signal TERM' TERM
+  trap 'kit_on_hangup' HUP
+
+  kit_prove_checkpoint
+  kit_run_trainer "$@" &
+  local shim=$! keeper code=0
+  kit_keep_sidecar &
+  keeper=$!
+  kit_wait_for "$shim" || code=$?
+  if [[ ! -e $KIT_RUN_DIR/exit.json ]]; then
+    kit_say "the process that watches the trainer was killed; following the run until the trainer ends"
+    kit_wait_for "$keeper" || true
+    return 1
+  fi
+  kit_wait_for_last_lines "$keeper"
+  if ((code != 0)) && [[ -n $KIT_CHECKPOINT ]] && kit_checkpoint_is_damaged; then
+    kit_say "the checkpoint's bytes differ from its manifest: quarantined, taking the next one"
+    exec "$KIT_COMMAND" "${KIT_ARGUMENTS[@]}"
+  fi
+  return "$code"
+}
+
+kit_run_trainer() { # <argv>...: become the shim that starts the trainer in a session of its own
+  export RESUMEKIT_RUN_DIR="$KIT_RUN_DIR" RESUMEKIT_RUN_ID="$KIT_RUN_ID" RESUMEKIT_RUN_TOKEN="$KIT_TOKEN"
+  export RESUMEKIT_CONFIG_HASH="$KIT_HASH" PYTHONUNBUFFERED=1
+  # Behind what the lab has there, never before it, and never an empty entry (that is the current folder).
+  export PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}$KIT_LIB"
+  # In the C locale a trainer that prints 'ä' would die of UnicodeEncodeError.
+  export PYTHONUTF8="${PYTHONUTF8:-1}"
+  if [[ -t 1 && -z ${NO_COLOR:-} ]]; then
+    # The trainer writes to a file; these tell it that its colours will be seen all the same.
+    export FORCE_COLOR="${FORCE_COLOR:-1}" CLICOLOR_FORCE=1 PY_COLORS=1
+    shopt -s checkwinsize
+    (:) # a child's end makes Bash look at the window's size
+    export COLUMNS LINES
+  fi
+  cd -- "$KIT_CWD"
+  exec "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit/shim.py" "$KIT_RUN_DIR" "$$" -- "$@" \
+    </dev/null >>"$KIT_OUTPUT_LOG" 2>&1
+}
+
+kit_keep_sidecar() { # start the sidecar again until it has written down the end (then it returns 0)
+  trap '' INT TERM HUP
+  local pause_s=1 echo=()
+  ((KIT_DETACHED)) || echo=(--echo)
+  until "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit_cli.py" sidecar "$KIT_RUN_DIR" "${echo[@]}"; do
+    sleep "$pause_s"
+    ((pause_s >= 32)) || pause_s=$((pause_s * 2))
+  done
+}
+
+kit_prove_checkpoint() { # compute the checkpoint's digest beside the trainer's start; its load waits for it
+  [[ -n $KIT_CHECKPOINT ]] || return 0
+  "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit_cli.py" prove "$KIT_RUN_DIR" "$KIT_CHECKPOINT" </dev/null >/dev/null &
+}
+
+kit_checkpoint_is_damaged() {
+  "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit_cli.py" quarantine-damaged "$KIT_RUN_DIR" "$KIT_CHECKPOINT"
+}
+
+kit_wait_for() { # <job's pid>: wait until it has ended, whatever signals come; return its exit code
+  local code=0
+  # A trapped signal ends `wait` early, with a code that is not the child's: wait again.
+  while :; do
+    code=0
+    wait "$1" || code=$?
+    kit_job_runs "$1" || return "$code"
+  done
+}
+
+kit_job_runs() { # <job's pid>
+  local running
+  running="$(jobs -rp)"
+  [[ $'\n'$running$'\n' == *$'\n'"$1"$'\n'* ]]
+}
+
+kit_wait_for_last_lines() { # <keeper's pid>: bounded, a grandchild of the trainer may hold the log open
+  local timer
+  (
+    sleep "$KIT_LAST_LINES_S"
+    kill -KILL "$1"
+  ) </dev/null >/dev/null 2>&1 &
+  timer=$!
+  disown "$timer"
+  kit_wait_for "$1" 2>/dev/null || true
+  kill "$timer" 2>/dev/null || true
+}
+
+kit_on_signal() { # <INT|TERM>: pass the first one on, let the second one mean now
+  KIT_SIGNALS=$((KIT_SIGNALS + 1))
+  local now=()
+  if ((KIT_SIGNALS == 1)); then
+    kit_say "$1: the trainer saves and ends; once more to end it now"
+  else
+    kit_say "$1 again: ending the trainer now"
+    now=(--now)
+  fi
+  # In the background, where it does not get the terminal's next INT itself.
+  "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit_cli.py" stop "$KIT_RUN_DIR" "$1" "${now[@]}" </dev/null >/dev/null &
+}
+
+kit_on_hangup() { # the terminal is gone; the run is not
+  exec >/dev/null 2>&1
+}
+
+kit_main() { # <python> <command> <number of its arguments> <argument>... <field>...: supervise a detached run
+  set -euo pipefail
+  shopt -s inherit_errexit
+  KIT_PYTHON="$1" KIT_COMMAND="$2" KIT_PROG="${2##*/}" KIT_DETACHED=1
+  KIT_ARGUMENTS=("${@:4:$3}")
+  shift $((3 + $3))
+  kit_supervise "$@"
+}
+
+[[ ${BASH_SOURCE[0]} != "$0" ]] || kit_main "$@"

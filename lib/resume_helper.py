@@ -1,0 +1,36 @@
+#!/usr/bin/env python3
+"""The door for trainers: save and load checkpoints, beat, write into the journal. Re-exports, no logic.
+
+In a trainer:
+    from resume_helper import load_resume_bundle, save_checkpoint, heartbeat_writer, make_status_payload, make_run_id
+On the command line, without torch:
+    python lib/resume_helper.py --ckpt_dir runs/EXP-01_.../checkpoints --dry-run
+"""
+
+import os
+import sys
+
+# Last, never first: a lab's own schema.py or config.py must stay what its trainer imports.
+_HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or os.curdir) != _HERE] + [_HERE]
+
+from resumekit.heartbeat import heartbeat_writer, make_status_payload  # noqa: E402
+from resumekit.lineage import make_run_id  # noqa: E402
+from resumekit.loading import ResumeBundle, load_resume_bundle  # noqa: E402
+from resumekit.saving import save_checkpoint  # noqa: E402
+from resumekit.trainer_env import journal_event  # noqa: E402
+
+__all__ = [
+    "ResumeBundle",
+    "heartbeat_writer",
+    "journal_event",
+    "load_resume_bundle",
+    "make_run_id",
+    "make_status_payload",
+    "save_checkpoint",
+]
+
+if __name__ == "__main__":
+    from resumekit.dry_run import main
+
+    raise SystemExit(main())

@@ -1,0 +1,284 @@
+"""Which checkpoint a run resumes from, and why each newer one was passed over.
+
+Names first, then the files from the newest down until one is good; older ones are not opened. Reads folder listings,
+manifests, zip directories and `data.pkl`, and the chosen file's bytes where a digest is asked for. Writes nothing.
+Try it: `python lib/resume_helper.py --ckpt_dir checkpoints --dry-run`
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from .errors import NoStableCheckpoint
+from .files import UnreadableFile
+from .grades import PLAUSIBLE, PROVEN, WITNESSED, examine
+from .paths import BEST_PATTERN, MANIFEST_SUFFIX, STEP_PATTERN, step_of_name
+
+CHOSEN, PASSED, OLDER = "chosen", "passed", "older"
+MAX_ODD_NAMES = 20
+_ORDER = (PLAUSIBLE, WITNESSED, PROVEN)
+
+
+@dataclass(frozen=True)
+class CheckpointFolder:
+    """One run's checkpoints, as a part of a history.
+
+    Args:
+        folder: where they lie.
+        run_id: whose they are; None where that is unknown. A manifest that names another run is passed over.
+        pattern, best_pattern: `checkpoint.pattern` and `checkpoint.best_pattern`.
+        max_step: the step at which the history left this run; None for the newest one.
+        quarantined: file names that failed before.
+    """
+
+    folder: Path
+    run_id: str | None = None
+    pattern: str = STEP_PATTERN
+    best_pattern: str = BEST_PATTERN
+    max_step: int | None = None
+    quarantined: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One checkpoint that was thought of.
+
+    Args:
+        step: by its name, else by its manifest or its content; None where nothing says.
+        verdict: 'chosen', 'passed' (looked at and not taken) or 'older' (not opened, a newer one is good).
+        grade: 'proven', 'witnessed', 'plausible', or None.
+        reason: short, one.
+    """
+
+    step: int | None
+    path: Path
+    run_id: str | None
+    verdict: str
+    grade: str | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The choice, and every candidate, newest first."""
+
+    chosen: Candidate | None
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    step: int | None
+    path: Path
+    home: CheckpointFolder
+    has_manifest: bool
+
+
+@dataclass(frozen=True)
+class _Rules:
+    needs: frozenset[str]
+    prove: bool
+    weights_only: bool
+    minimum: str
+    why: str
+
+
+def list_checkpoints(folder: Path, pattern: str = STEP_PATTERN) -> list[tuple[int, Path]]:
+    """List the step checkpoints of a folder by their names alone.
+
+    Costs one directory listing; no file is opened. A folder that is not there is empty.
+
+    Returns:
+        (step, path), newest first, in numeric order.
+    """
+    return [(step, folder / name) for step, name in _steps(_names(folder), pattern)]
+
+
+def select(
+    folders: Sequence[CheckpointFolder],
+    *,
+    step: int | None = None,
+    best: bool = False,
+    path: Path | None = None,
+    needs: frozenset[str] = frozenset(),
+    prove: bool = True,
+    weights_only: bool = True,
+    minimum: str = PLAUSIBLE,
+) -> Selection:
+    """Choose the checkpoint to resume from along a history.
+
+    Args:
+        folders: the history, newest run first.
+        step: only this step.
+        best: the best checkpoint instead of the latest.
+        path: this file, whatever its name.
+        needs: top-level keys that must be inside, such as 'optimizer_state_dict'.
+        prove: read the chosen file once and compare its digest (without a manifest: its checksums); else that is left
+            to whoever loads it.
+        weights_only: also pass over files that loading with weights_only=True would refuse.
+        minimum: the lowest grade to take: 'proven', 'witnessed' or 'plausible'. A plausible one is taken only where
+            the history has no better one, or where it was asked for by step, best or path.
+
+    Returns:
+        The selection; without candidates there was nothing to choose from, with candidates none was stable.
+
+    Source: protocol §0.
+    """
+    why = "the file asked for" if path else "the best one" if best else "newest stable"
+    rules = _Rules(needs, prove, weights_only, minimum, why if step is None else "the step asked for")
+    if path is not None:
+        home = folders[0] if folders else CheckpointFolder(path.parent)
+        # Whoever names a file may name it through a link, and take it from another run.
+        path = Path(os.path.realpath(path)) if path.is_symlink() else path
+        named = replace(home, folder=path.parent, run_id=None, max_step=None)
+        entry = _Entry(step_of_name(path.name, home.pattern), path, named, _is_there(path, MANIFEST_SUFFIX))
+        return _take_first([entry], rules, [])
+    if best:
+        return _take_first(list(_best_entries(folders)), rules, [])
+    entries, odd = _entries(folders)
+    if step is not None:
+        return _take_first([entry for entry in entries if entry.step == step], rules, [])
+    return _take_latest(entries, rules, odd)
+
+
+def require(selection: Selection, where: str) -> Candidate:
+    """Return the chosen candidate.
+
+    Args:
+        where: what was searched, for the message: "in 'runs/EXP-03/checkpoints'".
+
+    Raises:
+        NoStableCheckpoint: none was found, or none is stable; two different sentences.
+    """
+    if selection.chosen is not None:
+        return selection.chosen
+    if not selection.candidates:
+        raise NoStableCheckpoint(f"no checkpoint found {where}")
+    newest = selection.candidates[0]
+    count = len(selection.candidates)
+    raise NoStableCheckpoint(
+        f"no stable checkpoint {where}: {count} found, none usable; the newest, '{newest.path.name}': {newest.reason}"
+    )
+
+
+def _take_first(entries: list[_Entry], rules: _Rules, odd: list[Candidate]) -> Selection:
+    """Take the first good one of `entries`, whatever its grade."""
+    found: list[Candidate] = []
+    for position, entry in enumerate(entries):
+        candidate = _examined(entry, rules)
+        found.append(candidate)
+        if candidate.verdict == CHOSEN:
+            found += [_older(other, candidate) for other in entries[position + 1 :]]
+            return Selection(candidate, (*found, *odd))
+    return Selection(None, (*found, *odd))
+
+
+def _take_latest(entries: list[_Entry], rules: _Rules, odd: list[Candidate]) -> Selection:
+    """Take the newest one that has a good manifest; only where there is none, the newest that is sound without."""
+    seen: dict[int, Candidate] = {}
+    chosen = _first_good(entries, [i for i, entry in enumerate(entries) if entry.has_manifest], rules, seen)
+    if chosen is None and rules.minimum == PLAUSIBLE:
+        chosen = _first_good(entries, [i for i, entry in enumerate(entries) if not entry.has_manifest], rules, seen)
+    candidates = []
+    for position, entry in enumerate(entries):
+        if position in seen:
+            candidates.append(seen[position])
+        elif chosen is not None and position > chosen:
+            candidates.append(_older(entry, seen[chosen]))
+        else:
+            candidates.append(_candidate(entry, PASSED, None, "no manifest: its save was not completed"))
+    return Selection(None if chosen is None else seen[chosen], (*candidates, *odd))
+
+
+def _first_good(entries: list[_Entry], order: list[int], rules: _Rules, seen: dict[int, Candidate]) -> int | None:
+    for position in order:
+        seen[position] = _examined(entries[position], rules)
+        if seen[position].verdict == CHOSEN:
+            return position
+    return None
+
+
+def _examined(entry: _Entry, rules: _Rules) -> Candidate:
+    home = entry.home
+    if entry.path.name in home.quarantined:
+        return _candidate(entry, PASSED, None, "quarantined: it failed before")
+    try:
+        grade = examine(
+            entry.path,
+            name_step=entry.step,
+            run_id=home.run_id,
+            has_manifest=entry.has_manifest,
+            needs=rules.needs,
+            prove=rules.prove,
+            weights_only=rules.weights_only,
+        )
+    except UnreadableFile as error:
+        return _candidate(entry, PASSED, None, str(error))
+    found = replace(entry, step=grade.step)
+    if home.max_step is not None and grade.step is not None and grade.step > home.max_step:
+        reason = f"step {grade.step} lies after the step {home.max_step} where the history left this run"
+        return _candidate(found, PASSED, grade.name, reason)
+    if _ORDER.index(grade.name) < _ORDER.index(rules.minimum):
+        return _candidate(found, PASSED, grade.name, f"only {grade.name}, {rules.minimum} is needed")
+    return _candidate(found, CHOSEN, grade.name, "; ".join((rules.why, *grade.notes)))
+
+
+def _older(entry: _Entry, chosen: Candidate) -> Candidate:
+    same = entry.step is not None and entry.step == chosen.step
+    reason = "the chosen one of the same step is in a newer run" if same else "older than the chosen one"
+    return _candidate(entry, OLDER, None, reason)
+
+
+def _candidate(entry: _Entry, verdict: str, grade: str | None, reason: str) -> Candidate:
+    return Candidate(entry.step, entry.path, entry.home.run_id, verdict, grade, reason)
+
+
+def _entries(folders: Sequence[CheckpointFolder]) -> tuple[list[_Entry], list[Candidate]]:
+    """List the history: newest step first, a child's before its parent's at the same step."""
+    entries: list[_Entry] = []
+    odd: list[Candidate] = []
+    for home in folders:
+        names = _names(home.folder)
+        for step, name in _steps(names, home.pattern):
+            if home.max_step is None or step <= home.max_step:
+                entries.append(_Entry(step, home.folder / name, home, name + MANIFEST_SUFFIX in names))
+        odd += [
+            Candidate(None, home.folder / name, home.run_id, PASSED, None, f"its name is not '{home.pattern}'")
+            for name in _odd_names(names, home)
+        ]
+    entries.sort(key=lambda entry: -(entry.step or 0))  # stable: newer runs stay first
+    return entries, odd
+
+
+def _best_entries(folders: Sequence[CheckpointFolder]) -> Iterator[_Entry]:
+    for home in folders:
+        path = home.folder / home.best_pattern
+        if os.path.lexists(path):
+            yield _Entry(None, path, home, _is_there(path, MANIFEST_SUFFIX))
+
+
+def _steps(names: set[str], pattern: str) -> list[tuple[int, str]]:
+    found = [(step, name) for name in names if (step := step_of_name(name, pattern)) is not None]
+    return sorted(found, reverse=True)
+
+
+def _odd_names(names: set[str], home: CheckpointFolder) -> list[str]:
+    """Names that look like step checkpoints and are none: step_-1, step_1e5, Arabic digits, a newline at the end."""
+    before, _, after = home.pattern.partition("{step}")
+    alike = (name for name in names if name.startswith(before) and name.rstrip().endswith(after))
+    odd = (name for name in alike if step_of_name(name, home.pattern) is None and name != home.best_pattern)
+    return sorted(odd)[:MAX_ODD_NAMES]
+
+
+def _names(folder: Path) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except OSError:
+        return set()
+
+
+def _is_there(path: Path, suffix: str) -> bool:
+    return os.path.lexists(f"{path}{suffix}")

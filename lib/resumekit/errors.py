@@ -1,0 +1,86 @@
+"""The errors that end a command, each with its exit code.
+
+Every one of them carries one sentence for the person: what, which value, where it came from, what to do.
+`report` turns it into that sentence on stderr, without a traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+DONE = 0
+FAILED = 1
+USAGE = 2
+NO_STABLE_CHECKPOINT = 3
+INVALID = 4
+NEEDS_ACCEPT = 5
+REFUSED = 6
+CHECKS_FAILED = 7
+STOPPED_BY_RULE = 8
+TOOL_MISSING = 127
+
+
+class KitError(Exception):
+    """Something failed; the message is a whole sentence for the person at the keyboard."""
+
+    exit_code = FAILED
+
+
+class UsageError(KitError):
+    """The command line is wrong."""
+
+    exit_code = USAGE
+
+
+class NoStableCheckpoint(KitError):
+    """There is no checkpoint that may be resumed from."""
+
+    exit_code = NO_STABLE_CHECKPOINT
+
+
+class InvalidFile(KitError):
+    """A config or another file that was read is not valid."""
+
+    exit_code = INVALID
+
+
+class NeedsAccept(KitError):
+    """The plan is possible and wants a person's consent."""
+
+    exit_code = NEEDS_ACCEPT
+
+
+class Refused(KitError):
+    """The plan is refused, or another head is alive."""
+
+    exit_code = REFUSED
+
+
+class ToolMissing(KitError):
+    """A program or package that is needed is not there."""
+
+    exit_code = TOOL_MISSING
+
+
+def report(main: Callable[[], int], prog: str) -> int:
+    """Run `main` and turn a KitError into one line on stderr and its exit code.
+
+    Args:
+        main: the command; returns an exit code.
+        prog: the name that the person typed, put before the sentence.
+
+    Returns:
+        The exit code of the process.
+    """
+    try:
+        return main()
+    except KitError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader went away (`runs.sh | head`): nothing more to say, and no flush at exit that would fail again.
+        sys.stdout = None
+        return DONE
+    except KeyboardInterrupt:
+        return 130

@@ -1,0 +1,153 @@
+"""Reading and writing single files so that nobody ever sees half of one.
+
+Whatever another process watches is written to a unique temp name beside it and moved with `os.replace`.
+Whatever comes from outside is read with a limit, from a regular file, and never through a FIFO or a device.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import stat
+import time
+from pathlib import Path
+from typing import Any
+
+# A temp file of ours: `.NAME.tmp-<pid>-<start time of that process>-<8 hex digits>`; swept when its writer is dead.
+TEMP_MARK = ".tmp-"
+SMALL_FILE_BYTES = 64 * 1024
+
+
+class UnreadableFile(ValueError):
+    """A file is missing, not regular, too large or not what it should be; the message says which."""
+
+
+def temp_path(target: Path) -> Path:
+    """Return a unique temp name beside `target` that names its writer; nothing is created."""
+    return target.with_name(f".{target.name}{TEMP_MARK}{os.getpid()}-{_own_start_ticks()}-{secrets.token_hex(4)}")
+
+
+def write_atomic(path: Path, data: bytes, *, durable: bool = False, mode: int = 0o666) -> None:
+    """Write `data` under `path`, whole or not at all.
+
+    Args:
+        path: the final name; an existing file is replaced, a symlink at that name is replaced, not followed.
+        durable: also fsync the file and its folder, so that it survives a power cut.
+        mode: permission bits before the umask.
+
+    Raises:
+        OSError: it could not be written; the temp file is gone, the old content stands.
+    """
+    temp = temp_path(path)
+    try:
+        descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+        try:
+            write_all(descriptor, data)
+            if durable:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(temp, path)
+    except BaseException:
+        temp.unlink(missing_ok=True)
+        raise
+    if durable:
+        fsync_directory(path.parent)
+
+
+def write_new(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+    """Create `path` with `data`; FileExistsError if anything is there already (a dangling link too)."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    try:
+        write_all(descriptor, data)
+    finally:
+        os.close(descriptor)
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write every byte; a short write is continued (write(2) may take less than it is given)."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def fsync_directory(folder: Path) -> None:
+    """Make the names in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def open_regular(path: Path) -> int:
+    """Open `path` for reading without ever blocking, and only if it is a regular file.
+
+    Returns:
+        A file descriptor; the caller closes it.
+
+    Raises:
+        UnreadableFile: missing, a FIFO, a device, a directory, or not permitted.
+    """
+    try:
+        # O_NONBLOCK: opening a FIFO for reading would wait for a writer for ever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise UnreadableFile(f"{error.strerror.lower() if error.strerror else error}") from error
+    except ValueError as error:  # an embedded NUL in the name
+        raise UnreadableFile(str(error)) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UnreadableFile("not a regular file")
+    return descriptor
+
+
+def read_bounded(path: Path, limit_bytes: int = SMALL_FILE_BYTES) -> bytes:
+    """Read a small regular file; UnreadableFile when it is larger than `limit_bytes`, missing or not regular."""
+    descriptor = open_regular(path)
+    try:
+        chunks, size = [], 0
+        while chunk := os.read(descriptor, min(1 << 20, limit_bytes + 1 - size)):
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > limit_bytes:
+                raise UnreadableFile(f"larger than {limit_bytes} bytes")
+    except OSError as error:
+        raise UnreadableFile(f"cannot be read: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
+    return b"".join(chunks)
+
+
+def read_json(path: Path, limit_bytes: int = SMALL_FILE_BYTES) -> Any:
+    """Read a small JSON file; UnreadableFile for anything that is not strict JSON (NaN and deep nesting too)."""
+    data = read_bounded(path, limit_bytes)
+    try:
+        return json.loads(data, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise UnreadableFile(f"not JSON: {error}") from error
+
+
+def to_json(value: Any, *, indent: int | None = 2) -> bytes:
+    """Return strict JSON (no NaN token) as UTF-8, with a newline at its end; lone surrogates are escaped."""
+    return json.dumps(value, indent=indent, allow_nan=False).encode() + b"\n"
+
+
+def utc_now(clock: float | None = None) -> str:
+    """Return the time as UTC, ISO 8601 with microseconds: '2026-11-22T17:35:51.123456Z'."""
+    seconds = time.time() if clock is None else clock
+    whole = int(seconds // 1)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{int((seconds - whole) * 1e6):06d}Z"
+
+
+def _refuse_constant(token: str) -> Any:
+    raise ValueError(f"the token {token}")
+
+
+def _own_start_ticks() -> str:
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            return file.read().rsplit(b")", 1)[1].split()[19].decode()
+    except OSError:
+        return "0"

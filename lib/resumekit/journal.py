@@ -1,0 +1,93 @@
+"""The journal: one JSON line for whatever happens to a run, appended by several processes at once.
+
+Each event is one `write` of `\\n{...}\\n` with O_APPEND: a torn line of a dead writer cannot swallow the next one.
+Try it: `tail -f runs/<run_id>/journal.jsonl`
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .files import UnreadableFile, open_regular, utc_now
+
+# These are fsynced: after a power cut they say which run, which checkpoint and which end there was.
+DURABLE_EVENTS = frozenset({"launched", "checkpoint", "abort", "recovery", "exited"})
+# A line above this is no event of ours; a reader skips it instead of taking it into memory.
+MAX_LINE_BYTES = 1 << 20
+
+
+def append(path: Path, event: str, run_id: str | None, /, **fields: Any) -> None:
+    """Append one event.
+
+    Args:
+        path: the run's journal.jsonl; made if it is not there (its folder must be).
+        event: the kind, one of the names in schemas/event.schema.json.
+        run_id: the run it is about.
+        fields: plain values; floats keep full precision, NaN and infinities become the strings 'nan', 'inf', '-inf'.
+
+    Raises:
+        OSError: the event could not be written.
+    """
+    record = {"event": event, "at": utc_now(), "mono_s": time.monotonic(), "run_id": run_id, **fields}
+    line = b"\n" + json.dumps(_strict(record), allow_nan=False, separators=(",", ":")).encode() + b"\n"
+    # O_NONBLOCK does nothing to a regular file and keeps a FIFO planted under this name from stopping us.
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        if os.write(descriptor, line) != len(line):
+            raise OSError(28, "the event was written in part, the disk is full", str(path))
+        if event in DURABLE_EVENTS:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
+    """Read the events from a byte offset on, up to the last whole line.
+
+    Args:
+        path: journal.jsonl; a missing one reads as empty.
+        offset: where the last reading ended, in bytes.
+
+    Yields:
+        (event, offset behind it), in the order of the file. Lines that are torn, too long or not JSON objects are
+        passed over.
+    """
+    try:
+        descriptor = open_regular(path)
+    except UnreadableFile:
+        return
+    with os.fdopen(descriptor, "rb") as file:
+        file.seek(offset)
+        while line := file.readline(MAX_LINE_BYTES):
+            if not line.endswith(b"\n") and len(line) < MAX_LINE_BYTES:
+                return  # still being written: the next reading begins here
+            offset += len(line)
+            if event := _parse(line):
+                yield event, offset
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    if not line.startswith(b"{"):
+        return None
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
+
+
+def _strict(value: Any) -> Any:
+    """Replace what strict JSON has no token for: a NaN in a log must not make the line unreadable."""
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(item) for item in value]
+    return value

@@ -1,0 +1,196 @@
+"""The runs in a folder: which there are, which came from which, and where the newest head stands.
+
+Reads folder names and each run's run.json; opens no checkpoint. Folders in the protocol's form that the kit did not
+make are runs too: what they are is taken from their name.
+Try it: `bin/runs.sh`
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from .errors import UsageError
+from .files import UnreadableFile, read_json
+from .lineage import parse_run_name
+from .paths import BEST_PATTERN, STEP_PATTERN, RunPaths
+
+MAX_CONFIG_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder.
+
+    Args:
+        paths: where its files lie.
+        record: run.json, or {} in a folder that the kit did not make (or that was left before it was written).
+    """
+
+    paths: RunPaths
+    record: dict[str, Any]
+
+    @property
+    def run_id(self) -> str:
+        return self.paths.run_dir.name
+
+    @property
+    def is_ours(self) -> bool:
+        return bool(self.record)
+
+    @cached_property
+    def experiment(self) -> str | None:
+        name = parse_run_name(self.run_id)
+        return self.record.get("experiment") or (name.experiment if name else None)
+
+    @cached_property
+    def name(self) -> str | None:
+        parsed = parse_run_name(self.run_id)
+        return self.record.get("name") if self.is_ours else parsed and parsed.name
+
+    @property
+    def parent_step(self) -> int | None:
+        if self.is_ours:
+            step = self.record.get("parent_step")
+            return step if type(step) is int else None
+        parsed = parse_run_name(self.run_id)
+        return parsed.step if parsed else None
+
+    @property
+    def has_started(self) -> bool:
+        """Whether it ever had a trainer: its journal exists, or the kit did not make it."""
+        return not self.is_ours or os.path.lexists(self.paths.journal)
+
+    @cached_property
+    def created_at(self) -> str:
+        """When it was made (UTC, ISO 8601); for a folder of somebody else the stamp in its name, else ''."""
+        if self.is_ours:
+            return str(self.record.get("created_at") or "")
+        parsed = parse_run_name(self.run_id)
+        if not parsed or not parsed.stamp:
+            return ""
+        day = parsed.stamp
+        return f"{day[:4]}-{day[4:6]}-{day[6:8]}T{day[9:11]}:{day[11:13]}:00.000000Z"
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The resolved config of the run; {} where there is none that can be read."""
+        try:
+            config = read_json(self.paths.resolved_json, MAX_CONFIG_BYTES)
+        except UnreadableFile:
+            return {}
+        return config if isinstance(config, dict) else {}
+
+    def setting(self, section: str, key: str, default: Any = None) -> Any:
+        """Return one value of the run's resolved config."""
+        values = self.config.get(section)
+        return values.get(key, default) if isinstance(values, dict) else default
+
+    @property
+    def step_pattern(self) -> str:
+        return self.setting("checkpoint", "pattern", STEP_PATTERN)
+
+    @property
+    def best_pattern(self) -> str:
+        return self.setting("checkpoint", "best_pattern", BEST_PATTERN)
+
+
+def open_run(run_dir: Path) -> Run:
+    """Read one run folder's run.json; a missing or broken one makes it a run that is known by its name alone."""
+    paths = RunPaths(run_dir)
+    try:
+        record = read_json(paths.run_json)
+    except UnreadableFile:
+        return Run(paths, {})
+    if not isinstance(record, dict) or record.get("run_id") != run_dir.name:
+        return Run(paths, {})  # a copied folder under another name is not the run that it says it is
+    folders = record.get("paths")
+    if isinstance(folders, dict):
+        names = [folders.get(key) for key in ("checkpoints", "logs", "status")]
+        if all(isinstance(name, str) and _is_inside(name) for name in names):
+            paths = RunPaths(run_dir, *names)
+    return Run(paths, record)
+
+
+class RunTable:
+    """All runs of one `runs/` folder, read as they are asked for."""
+
+    def __init__(self, runs_dir: Path) -> None:
+        self.runs_dir = runs_dir
+        self._runs: dict[str, Run] = {}
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The folder names that may be runs, sorted; one directory listing."""
+        try:
+            entries = list(os.scandir(self.runs_dir))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise UsageError(f"the runs folder '{self.runs_dir}' cannot be read: {error.strerror}") from error
+        return sorted(e.name for e in entries if e.is_dir(follow_symlinks=True) and parse_run_name(e.name))
+
+    def get(self, run_id: str | None) -> Run | None:
+        """Return the run of that id, or None."""
+        if not run_id or parse_run_name(run_id) is None:
+            return None
+        if run_id not in self._runs:
+            if not (self.runs_dir / run_id).is_dir():
+                return None
+            self._runs[run_id] = open_run(self.runs_dir / run_id)
+        return self._runs[run_id]
+
+    def all(self) -> list[Run]:
+        """Return every run, sorted by folder name."""
+        return [run for name in self.names if (run := self.get(name))]
+
+    def of_experiment(self, experiment: str) -> list[Run]:
+        """Return the runs of one experiment; opens only folders whose name begins with it."""
+        mine = [n for n in self.names if n == experiment or n.startswith(experiment + "_")]
+        return [run for name in mine if (run := self.get(name)) and run.experiment == experiment]
+
+    def parent(self, run: Run) -> Run | None:
+        """Return the run that `run` was resumed from, or None: it has none, or its folder is not here."""
+        if run.is_ours:
+            return self.get(run.record.get("parent_run_id"))
+        parsed = parse_run_name(run.run_id)
+        return self.get(parsed.base) if parsed and parsed.step is not None and parsed.base != run.run_id else None
+
+    def heads(self, experiment: str) -> list[Run]:
+        """Return the started runs of an experiment that no started run of it came from, newest first.
+
+        A child is newer than its parent, whatever the clocks said; between branches `created_at` decides.
+        """
+        started = [run for run in self.of_experiment(experiment) if run.has_started]
+        parents = {parent.run_id for run in started if (parent := self.parent(run))}
+        leaves = [run for run in started if run.run_id not in parents]
+        return sorted(leaves, key=lambda run: (run.created_at, run.run_id), reverse=True)
+
+    def children(self, run: Run) -> list[Run]:
+        """Return the runs that were resumed from `run`; reads every run.json."""
+        return [other for other in self.all() if other is not run and self.parent(other) is run]
+
+    def history(self, run: Run) -> list[tuple[Run, int | None]]:
+        """Return (run, highest step that belongs to the history), newest first: the run, its parent, to the root.
+
+        The run itself has no limit (None); a parent counts up to the step that its child was resumed at.
+        """
+        result: list[tuple[Run, int | None]] = [(run, None)]
+        limit: int | None = None
+        seen = {run.run_id}
+        while (parent := self.parent(run)) and parent.run_id not in seen:
+            step = run.parent_step
+            limit = step if limit is None else min(limit, step) if step is not None else limit
+            result.append((parent, limit))
+            seen.add(parent.run_id)
+            run = parent
+        return result
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a relative path stays inside the folder that it is relative to."""
+    parts = Path(name).parts
+    return bool(parts) and not name.startswith("/") and ".." not in parts and "\0" not in name

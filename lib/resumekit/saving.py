@@ -1,0 +1,273 @@
+"""Save a checkpoint so that there is never half of one: the trainer's side.
+
+Order: exclusive temp file, write, fsync, final name, folder fsync, then the manifest the same way, then the best link,
+and pruning last. A save that fails is said loudly and journalled, and training goes on with the older checkpoints.
+Try it: `save_checkpoint("checkpoints", step, model=model, optimizer=optimizer)` in a training loop.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from . import checkpoint_content, manifest, pruning
+from .deferred_signals import deferred_signals
+from .durable_file import NO_HARD_LINKS, DurableFile
+from .errors import KitError
+from .files import fsync_directory, temp_path
+from .manifest import Manifest
+from .paths import BEST_PATTERN, STEP_PATTERN, RunPaths, checkpoint_name, manifest_path, relative_to_run
+from .trainer_env import journal_event, lineage, run_dir
+
+# Two in a row: the disk is dying, and training on would only pretend to be saved.
+MAX_IO_ERRORS = 2
+_swept: set[str] = set()
+_saved: dict[str, Manifest] = {}
+_io_errors = 0
+
+
+def save_checkpoint(
+    directory: str | Path,
+    step: int,
+    *,
+    model: Any,
+    optimizer: Any = None,
+    scheduler: Any = None,
+    scaler: Any = None,
+    ema: Any = None,
+    swa: Any = None,
+    epoch: int = 0,
+    best_val_loss: float = math.inf,
+    loss: Any = None,
+    data_state: Any = None,
+    extra: dict[str, Any] | None = None,
+    lr_scale: float = 1.0,
+    last_fast_eval: dict[str, Any] | None = None,
+    best: dict[str, Any] | None = None,
+    keep_last: int | None = None,
+    keep_every: int | None = None,
+    pattern: str = STEP_PATTERN,
+    best_pattern: str = BEST_PATTERN,
+    log_fn: Callable[[str], Any] = print,
+) -> Path | None:
+    """Save everything that makes the next step what it is; call it between two optimizer steps.
+
+    Args:
+        directory: the checkpoint folder; made if it is not there.
+        step: optimizer steps done.
+        model, scheduler, scaler, ema, swa: whatever has a state_dict(); None where there is none.
+        optimizer: one optimizer, or a dict name -> optimizer.
+        epoch, best_val_loss, lr_scale: counters, kept as they are.
+        loss: the last loss, for the finite check only.
+        data_state, extra: the trainer's own state, plain values and tensors.
+        last_fast_eval: {'step': int, 'accuracy': float} or None.
+        best: {'score': float, 'weights': 'raw'|'ema'|'swa'} where this step is a new best.
+        keep_last: how many of the newest to keep (at least two stay); None: nothing is ever removed.
+        keep_every: steps that this divides are kept for good.
+
+    Returns:
+        The checkpoint, durable and with its manifest; None where the save failed (disk full, ...): that is said,
+        journalled, and training can go on.
+
+    Raises:
+        KitError: something in it could not be loaded again, or the disk failed twice in a row.
+    """
+    started = time.monotonic()
+    _refuse_arguments(step, best, last_fast_eval)
+    folder = Path(directory)
+    target = folder / checkpoint_name(pattern, step)
+    kinds = {"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "ema": ema, "swa": swa}
+    counters = {"epoch": epoch, "best_val_loss": best_val_loss, "lr_scale": lr_scale}
+    content = checkpoint_content.collect(step, model=model, data_state=data_state, extra=extra, **kinds, **counters)
+    nonfinite = checkpoint_content.nonfinite(content, loss)
+    try:
+        with deferred_signals():
+            known = _write(target, content, nonfinite, last_fast_eval)
+            best_error = _link_best(target, folder / best_pattern, known, best) if best and not nonfinite else None
+    except OSError as error:
+        _failed(target, step, error, content, log_fn)
+        return None
+    _succeeded(target, known, time.monotonic() - started, log_fn)
+    if best_error is not None:
+        _warn("best_failed", f"step {step} is saved, but '{best_pattern}' still is an older one: {best_error}", log_fn)
+    keep = pruning.Keep(keep_last, keep_every)
+    claims = RunPaths(run_dir()).claims if run_dir() else None
+    pruning.prune(folder, keep, run_id=known.run_id, claims=claims, pattern=pattern, best_name=best_pattern)
+    return target
+
+
+def _refuse_arguments(step: int, best: Any, last_fast_eval: Any) -> None:
+    if type(step) is not int or not 0 <= step < 10**12:
+        raise KitError(f"save_checkpoint: step '{step}' is not a whole number of at most 12 digits")
+    if best and (best.get("weights", "raw") not in manifest.WEIGHTS or not math.isfinite(best["score"])):
+        raise KitError(f"save_checkpoint: best={best!r} must have a finite 'score' and 'weights' raw, ema or swa")
+    if last_fast_eval and (
+        set(last_fast_eval) != {"step", "accuracy"} or not math.isfinite(last_fast_eval["accuracy"])
+    ):
+        raise KitError(f"save_checkpoint: last_fast_eval={last_fast_eval!r} must be {{'step': int, 'accuracy': float}}")
+
+
+def _write(target: Path, content: dict[str, Any], nonfinite: tuple[str, ...], last_fast_eval: Any) -> Manifest:
+    """Write data and manifest; what this process saved already under this name stays, and gets the newer manifest."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _sweep_once(target.parent)
+    saved = _saved.get(str(target.absolute()))
+    if saved is not None and os.path.lexists(target):
+        known = replace(saved, last_fast_eval=last_fast_eval or saved.last_fast_eval)
+        if known != saved:
+            manifest.write(target, known)
+    else:
+        known = _write_new(target, content, nonfinite, last_fast_eval)
+    _saved[str(target.absolute())] = known
+    return known
+
+
+def _write_new(target: Path, content: dict[str, Any], nonfinite: tuple[str, ...], last_fast_eval: Any) -> Manifest:
+    if os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+    file = DurableFile(target)
+    try:
+        _torch_save(content, file)
+        known = Manifest(
+            manifest.SAVE_CHECKPOINT,
+            target.name,
+            file.size,
+            file.finish(),
+            content["global_step"],
+            optimizer_name=content["optimizer_name"],
+            weights=("raw", *(kind for kind in ("ema", "swa") if content[f"{kind}_state_dict"] is not None)),
+            step_completed=True,
+            finite=not nonfinite,
+            nonfinite=nonfinite,
+            last_fast_eval=last_fast_eval,
+            versions=content["versions"],
+            **lineage(),
+        )
+        _publish(file, known)
+    finally:
+        file.close()
+    return known
+
+
+def _publish(file: DurableFile, known: Manifest) -> None:
+    """Data first, then its manifest, which is ready on the disk before the data gets its name."""
+    manifest_temp = manifest.write_temp(file.target, known)
+    try:
+        file.publish()
+        try:
+            os.replace(manifest_temp, manifest_path(file.target))
+            fsync_directory(file.target.parent)
+        except BaseException:
+            file.withdraw()
+            raise
+    except BaseException:
+        manifest_temp.unlink(missing_ok=True)
+        raise
+
+
+def _torch_save(content: dict[str, Any], file: DurableFile) -> None:
+    import torch  # the trainer has it already
+
+    try:
+        torch.save(content, file)
+    except BaseException as error:
+        # torch reports 'unexpected pos ...' and no errno; what really happened was kept by the file.
+        if file.error is not None and file.error is not error:
+            raise file.error from None
+        raise
+
+
+def _link_best(target: Path, best_path: Path, known: Manifest, best: dict[str, Any]) -> OSError | None:
+    """Point the best name at this step's file (a hard link, so that pruning the step's name leaves it)."""
+    score, weights = float(best["score"]), str(best.get("weights", "raw"))
+    named = replace(known, file=best_path.name, best_score=score, best_weights=weights)
+    temp = temp_path(best_path)
+    try:
+        try:
+            _link_or_copy(target, temp)
+            os.replace(temp, best_path)
+        finally:
+            temp.unlink(missing_ok=True)
+        fsync_directory(best_path.parent)
+        manifest.write(best_path, named)
+    except OSError as error:
+        return error
+    return None
+
+
+def _link_or_copy(target: Path, temp: Path) -> None:
+    try:
+        os.link(target, temp, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in NO_HARD_LINKS:
+            raise
+        import shutil  # only where the file system has no hard links (exFAT, some network drives)
+
+        shutil.copyfile(target, temp)
+        with open(temp, "rb") as file:
+            os.fsync(file.fileno())
+
+
+def _sweep_once(folder: Path) -> None:
+    key = str(folder.absolute())
+    if key not in _swept:
+        _swept.add(key)
+        pruning.sweep(folder)
+
+
+def _succeeded(target: Path, known: Manifest, seconds: float, log_fn: Callable[[str], Any]) -> None:
+    global _io_errors
+    _io_errors = 0
+    folder = run_dir()
+    shown = relative_to_run(target, folder) if folder else str(target)
+    fields = {"sha256": known.sha256, "size": known.size, "seconds": round(seconds, 6), "finite": known.finite}
+    journal_event("checkpoint", step=known.step, path=shown, **fields)
+    log_fn(f"[checkpoint] step={known.step} saved to {target} ({known.size / 1e6:,.1f} MB, {seconds:.2f} s)")
+    if known.nonfinite:
+        names = ", ".join(known.nonfinite)
+        _warn(
+            "checkpoint_not_finite", f"step {known.step} is kept, but never resumed from: not finite: {names}", log_fn
+        )
+
+
+def _warn(kind: str, message: str, log_fn: Callable[[str], Any]) -> None:
+    journal_event("warning", kind=kind, message=message)
+    log_fn(f"[warn] {message}")
+
+
+def _failed(target: Path, step: int, error: OSError, content: dict[str, Any], log_fn: Callable[[str], Any]) -> None:
+    global _io_errors
+    _io_errors = _io_errors + 1 if error.errno == errno.EIO else 0
+    cause = _cause(error, target, content)
+    message = f"step {step} was not saved to '{target.parent}': {cause}"
+    _warn("save_failed", f"{message}; training goes on, older checkpoints are as they were", log_fn)
+    if _io_errors >= MAX_IO_ERRORS:
+        raise KitError(f"{message}; that is {_io_errors} in a row, the disk is failing: move the run to another one")
+
+
+def _cause(error: OSError, target: Path, content: dict[str, Any]) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        need = checkpoint_content.tensor_bytes(content) / 1e6
+        try:
+            space = os.statvfs(target.parent)
+        except OSError:
+            return f"no space: need {need:,.1f} MB"
+        if space.f_files and not space.f_favail:
+            return "no inodes left on that disk: remove some files"
+        have = space.f_bavail * space.f_frsize / 1e6
+        quota = " (the quota is used up)" if error.errno == errno.EDQUOT else ""
+        return f"no space: need {need:,.1f} MB, have {have:,.1f} MB{quota}"
+    if error.errno == errno.EEXIST:
+        return (
+            f"'{target.name}' is there already, saved by another process, and a checkpoint is never overwritten; "
+            f"give this run a folder of its own"
+        )
+    if error.errno == errno.EFBIG:
+        return "file too large: a limit of this process (ulimit -f) or of the file system"
+    return f"{error.strerror or error}"

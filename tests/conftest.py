@@ -1,0 +1,172 @@
+"""What the tests of the commands share: a folder with a hostile name, and the commands in a process of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LIB = ROOT / "lib"
+TOY = Path(__file__).resolve().parent / "toy_trainer.py"
+# Far above anything that is expected: a loaded machine must not turn a test red.
+DEADLINE_S = 60.0
+
+if str(LIB) not in sys.path:
+    sys.path.append(str(LIB))
+
+
+def wait_until(ask: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:
+    """Return the first true answer of `ask`; fail with `what` when there is none within `deadline_s` seconds."""
+    end = time.monotonic() + deadline_s
+    while not (answer := ask()):
+        if time.monotonic() > end:
+            pytest.fail(f"after {deadline_s:.0f} s still not: {what}")
+        time.sleep(0.02)
+    return answer
+
+
+class Kit:
+    """The commands in bin/, in a folder of the test's own: `config.yaml`, `runs/`.
+
+    `config(...)` writes a config whose trainer is tests/toy_trainer.py. Everything that is started carries a mark in
+    its environment and is killed when the test ends, whatever session it has gone to.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.runs = folder / "runs"
+        self.config_file = folder / "config.yaml"
+        self.mark = secrets.token_hex(8)
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("RESUMEKIT_", "TOY_"))}
+        self.env = {**kept, "RESUMEKIT_TEST_MARK": self.mark, "PYTHON": sys.executable, "HOME": str(folder)}
+        folder.mkdir(parents=True, exist_ok=True)
+        self.config()
+
+    def config(self, *toy_args: str, **sections: dict[str, Any]) -> None:
+        """Write config.yaml: the experiments T-1 and T-2 with the toy trainer, `sections` merged over that.
+
+        Args:
+            toy_args: more arguments for the toy trainer.
+            sections: one mapping per section, `training={"max_steps": 9}`; `trainer` and `experiments` too.
+        """
+        saves_in = ["--dir", "{checkpoints_dir}", "--steps", "{training.max_steps}"]
+        document: dict[str, Any] = {
+            "trainer": {
+                "command": ["{python}", str(TOY).replace("{", "{{").replace("}", "}}"), *saves_in, *toy_args],
+                "resume_args": ["--resume", "{checkpoint}"],
+                "loads_with_kit": False,
+                "log_patterns": {"step": "^step ([0-9]+)", "loss": "loss ([0-9.]+)"},
+            },
+            "training": {"max_steps": 5},
+            "schedule": {"warmup_steps": 0},
+            "abort": {"grace_s": 20},
+            "experiments": {"T-1": {"name": "toy"}, "T-2": {"name": "other"}},
+        }
+        for name, section in sections.items():
+            document[name] = {**document.get(name, {}), **section}
+        # JSON is YAML too, and quotes whatever a folder may be called.
+        self.config_file.write_text(json.dumps(document, indent=1), encoding="utf-8")
+
+    def popen(self, command: str, *args: str, env: dict[str, str] | None = None, **more: Any) -> subprocess.Popen:
+        """Start bin/<command>.sh and return at once; stdout and stderr are pipes unless `more` says otherwise."""
+        options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
+        return subprocess.Popen(self.argv(command, *args), env={**self.env, **(env or {})}, **options)
+
+    def argv(self, command: str, *args: str) -> list[str]:
+        at = args.index("--") if "--" in args else len(args)
+        places = ["--config", str(self.config_file), "--runs", str(self.runs)]
+        return [str(ROOT / "bin" / f"{command}.sh"), *args[:at], *places, *args[at:]]
+
+    def __call__(self, command: str, *args: str, code: int | None = 0, **more: Any) -> subprocess.CompletedProcess:
+        """Run bin/<command>.sh to its end.
+
+        Args:
+            command: 'run', 'resume' or 'runs'.
+            args: its arguments; --config and --runs are added.
+            code: the exit code that is expected; None for any.
+
+        Returns:
+            stdout and stderr as text.
+        """
+        process = self.popen(command, *args, **more)
+        try:
+            out, err = process.communicate(timeout=DEADLINE_S * 2)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            pytest.fail(f"{command} {args} did not end")
+        texts = [(part or b"").decode("utf-8", "replace") for part in (out, err)]
+        result = subprocess.CompletedProcess(process.args, process.returncode, *texts)
+        assert code is None or result.returncode == code, f"exit {result.returncode}, not {code}\n{texts[0]}{texts[1]}"
+        return result
+
+    def run_dirs(self) -> list[Path]:
+        """Return the run folders, oldest first."""
+        found = [p.parent for p in self.runs.glob("*/run.json")]
+        return sorted(found, key=lambda p: json.loads((p / "run.json").read_text())["created_at"])
+
+    def started(self, count: int = 1) -> Path:
+        """Wait until `count` runs have a trainer; return the folder of the newest."""
+
+        def newest() -> Path | None:
+            found = [run for run in self.run_dirs() if events(run, "launched")]
+            return found[-1] if len(found) >= count else None
+
+        return wait_until(newest, f"{count} runs with a trainer in {self.runs}")
+
+    def status(self, run: Path) -> dict[str, Any]:
+        return json.loads((run / "status.json").read_bytes())
+
+    def clean_up(self) -> None:
+        """KILL every process that carries this kit's mark; repeated, because they start one another."""
+        for _ in range(100):
+            pids = list(marked_pids(f"RESUMEKIT_TEST_MARK={self.mark}"))
+            if not pids:
+                return
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.02)
+
+
+def marked_pids(entry: str) -> Iterator[int]:
+    """Yield the pids of live processes with `entry` in their environment."""
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            if entry.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") and int(pid) != os.getpid():
+                yield int(pid)
+
+
+def events(run: Path, kind: str | None = None) -> list[dict[str, Any]]:
+    """Return the events in a run's journal, all or those of one kind."""
+    with contextlib.suppress(FileNotFoundError):
+        lines = (run / "journal.jsonl").read_text().splitlines()
+        found = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+        return [event for event in found if kind in (None, event["event"])]
+    return []
+
+
+@pytest.fixture
+def weird_tmp_path(tmp_path: Path) -> Path:
+    """A folder whose name has spaces, quotes, a dollar and a newline in it."""
+    folder = tmp_path / "it's a \"weird\"\n$(touch pwned) folder"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def kit(weird_tmp_path: Path) -> Iterator[Kit]:
+    """The commands, with config and runs in a folder with a hostile name."""
+    kit = Kit(weird_tmp_path)
+    yield kit
+    kit.clean_up()

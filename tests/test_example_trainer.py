@@ -1,0 +1,499 @@
+"""The example trainer: interrupted and resumed by a real restart it is the same run bit for bit; its flags and ends."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples" / "hrm_arc"))
+sys.path.append(str(Path(__file__).resolve().parent.parent / "lib"))
+
+import plot_curves
+import resume_helper as kit
+from arc_eval import Score
+from arc_runtime import prepare_torch
+from arc_settings import SettingsError, load_settings
+from arc_training import Training
+from arc_validation import Progress, evals_due, run_pending
+
+ROOT = Path(__file__).resolve().parent.parent
+TRAINER = ROOT / "examples" / "hrm_arc" / "train_arc_full_nova.py"
+
+# Small, and with everything on that makes the next step: accumulation, EMA, dropout, exploration, both evaluations.
+CONFIG = {
+    "data": {"subset": 24, "variants": 4},
+    "model": {"hidden_size": 32, "dropout": 0.1, "halt_exploration": 0.5},
+    "training": {"max_steps": 16, "batch_size": 3, "grad_accum_steps": 2, "log_every": 4},
+    "schedule": {"warmup_steps": 4},
+    "validation": {"fast_eval_every": 3, "full_eval_every": 5, "gate_full_eval_on_fast_improvement": False},
+    "checkpoint": {"every": 4, "keep_last": None},
+}
+
+
+def start(run_dir: Path, *flags: str, config: dict | None = None) -> subprocess.Popen:
+    """Start the trainer in a run folder of its own, as the launcher would."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "config.json").write_text(json.dumps(config or CONFIG))
+    command = [sys.executable, "-u", str(TRAINER), "--config", str(run_dir / "config.json"), *flags]
+    path = os.pathsep.join(part for part in (os.environ.get("PYTHONPATH"), str(ROOT / "lib")) if part)
+    environment = os.environ | {
+        "PYTHONPATH": path,
+        "RESUMEKIT_RUN_DIR": str(run_dir),
+        "RESUMEKIT_RUN_ID": run_dir.name,
+    }
+    return subprocess.Popen(
+        command, cwd=run_dir, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(trainer: subprocess.Popen) -> tuple[int, str]:
+    output, _ = trainer.communicate(timeout=60)
+    return trainer.returncode, output
+
+
+def events(run_dir: Path, kind: str | None = None) -> list[dict]:
+    journal = run_dir / "journal.jsonl"
+    found = list(plot_curves.events(journal)) if journal.exists() else []
+    return [event for event in found if kind in (None, event["event"])]
+
+
+def wait_for(run_dir: Path, seen, trainer: subprocess.Popen) -> None:
+    """Wait until the journal shows it (a signal before that would hit another moment)."""
+    deadline = time.monotonic() + 40
+    while not any(seen(event) for event in events(run_dir)):
+        assert trainer.poll() is None, trainer.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def newest_checkpoint(run_dir: Path) -> tuple[int, Path]:
+    steps = [(int(path.stem.rsplit("_", 1)[1]), path) for path in (run_dir / "checkpoints").glob("hrm_arc_step_*.pt")]
+    return max(steps)
+
+
+def history(*run_dirs: Path, upto: tuple[int, ...] = ()) -> dict:
+    """Return every journalled number of a run and its resumes: a parent counts up to the step it was left at."""
+    numbers = {}
+    for index, run_dir in enumerate(run_dirs):
+        for event in events(run_dir):
+            if event["event"] not in ("step", "eval", "best") or event["step"] > (*upto, math.inf)[index]:
+                continue
+            key = (event["event"], event["step"], event.get("kind"), event.get("weights"))
+            fields = {k: v for k, v in event.items() if k not in ("at", "mono_s", "run_id", "steps_per_sec")}
+            assert key not in numbers, f"journalled twice: {key}"
+            numbers[key] = fields
+    return numbers
+
+
+def same(one, other) -> bool:
+    if torch.is_tensor(one):
+        return torch.is_tensor(other) and one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def same_checkpoint(one: Path, other: Path) -> list[str]:
+    """Return the keys in which two checkpoints differ, weights and every other state."""
+    first, second = (torch.load(path, weights_only=True) for path in (one, other))
+    return sorted(key for key in first.keys() | second.keys() if not same(first.get(key), second.get(key)))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    run_dir = tmp_path_factory.mktemp("runs") / "whole"
+    code, output = finish(start(run_dir))
+    assert code == 0, output
+    assert "finished: step 16 of 16" in output
+    return run_dir
+
+
+CUTS = {
+    "killed during a step": (signal.SIGKILL, lambda event: event["event"] == "step" and event["step"] == 10),
+    "killed during an eval": (signal.SIGKILL, lambda event: event.get("phase") == "full_eval"),
+    "killed during a save": (signal.SIGKILL, lambda event: event["event"] == "step" and event["step"] == 8),
+    "stopped by TERM during a step": (signal.SIGTERM, lambda event: event["event"] == "step" and event["step"] == 7),
+    "stopped by INT during an eval": (signal.SIGINT, lambda event: event.get("phase") == "full_eval"),
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_resumed_run_has_the_losses_evals_and_final_state_of_an_uninterrupted_one(cut, uninterrupted, tmp_path):
+    number, seen = CUTS[cut]
+    parent, child = tmp_path / "parent", tmp_path / "child"
+    trainer = start(parent)
+    wait_for(parent, seen, trainer)
+    trainer.send_signal(number)
+    code, output = finish(trainer)
+    assert code == (-9 if number == signal.SIGKILL else 128 + number), output
+
+    step, checkpoint = newest_checkpoint(parent)
+    if number != signal.SIGKILL:
+        assert step == events(parent, "step")[-1]["step"], "a stop saves the step it finished"
+    code, output = finish(start(child, "--resume", str(checkpoint)))
+    assert code == 0, output
+    assert f"[resume] step={step} " in output
+    assert history(parent, child, upto=(step,)) == history(uninterrupted)
+    last = "checkpoints/hrm_arc_step_16.pt"
+    assert same_checkpoint(child / last, uninterrupted / last) == []
+
+
+def test_a_second_signal_ends_the_trainer_at_once(tmp_path):
+    config = CONFIG | {"validation": {"fast_eval_every": 1000, "full_eval_every": 1000}}
+    config = config | {"training": CONFIG["training"] | {"batch_size": 48, "grad_accum_steps": 40}}  # a step of seconds
+    trainer = start(tmp_path / "run", config=config)
+    wait_for(tmp_path / "run", lambda event: event.get("phase") == "train", trainer)
+    for _ in range(2):
+        trainer.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+    assert finish(trainer)[0] == 143
+    assert events(tmp_path / "run", "step") == []
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_unsaved_with_one_sentence(tmp_path):
+    config = CONFIG | {"optimizer": {"lr": 1e38}, "schedule": {"warmup_steps": 1}}
+    code, output = finish(start(tmp_path / "run", config=config))
+    assert code == 1
+    (event,) = events(tmp_path / "run", "nonfinite")
+    assert event["what"] in ("loss", "gradient")
+    assert f"step {event['step']}: the {event['what']} is not finite" in output
+    assert "Traceback" not in output
+    assert not list((tmp_path / "run" / "checkpoints").glob(f"*_{event['step']}.pt"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--droppath_h", "0..0.2"], "model.droppath_h '0..0.2' comes with a later version"),
+        (["--config", "missing.json"], "the config 'missing.json' (--config) cannot be read"),
+        (["--fast_eval_every", "0"], "validation.fast_eval_every is '0'"),
+        (["--gate_full_eval_on_fast_improvement", "maybe"], "'maybe' is neither true nor false"),
+        (["--stpe", "3"], "unrecognized arguments: --stpe"),
+    ],
+)
+def test_a_wrong_command_line_is_refused_in_one_sentence_with_exit_code_2(flags, sentence, tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(TRAINER), *flags], cwd=tmp_path, capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 2
+    assert sentence in done.stderr and "Traceback" not in done.stderr
+
+
+def test_every_flag_of_the_protocol_is_known():
+    shown = subprocess.run([sys.executable, str(TRAINER), "--help"], capture_output=True, text=True, timeout=30).stdout
+    section_11 = (
+        "--run_id --resume --droppath_h --fast_eval_every --full_eval_every --gate_full_eval_on_fast_improvement "
+        "--write_status_json_every_sec --status_json_path --logdir"
+    )
+    section_13 = (
+        "--exp_name --parent_run_id --resume_step --resume --allow_partial --optimizer_policy --schedule_policy "
+        "--status_json_path"
+    )
+    for flag in f"{section_11} {section_13} --config --checkpoint_dir --max_steps".split():
+        assert f"\n  {flag} " in shown or f"[{flag} " in shown or f"\n  {flag}\n" in shown, flag
+
+
+def test_started_by_hand_without_a_kit_environment_it_makes_its_own_run_folder(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RESUMEKIT_")}
+    flags = ["--config", "config.json", "--exp_name", "EXP-09", "--max_steps", "2", "--droppath_h", "0..0"]
+    done = subprocess.run(
+        [sys.executable, str(TRAINER), *flags],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    assert run_dir.name.startswith("EXP-09_")
+    assert (run_dir / "checkpoints" / "hrm_arc_step_2.pt").is_file()
+    assert json.loads((run_dir / "status.json").read_text())["global_step"] == 2
+
+
+# In one process: what a checkpoint must hold.
+
+
+@pytest.fixture
+def outside_the_kit(monkeypatch):
+    for name in [name for name in os.environ if name.startswith("RESUMEKIT_")]:
+        monkeypatch.delenv(name)
+    threads = torch.get_num_threads()
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
+
+
+def job(config: dict | None = None) -> Training:
+    cfg = load_settings(None, {(s, k): v for s, keys in (config or CONFIG).items() for k, v in keys.items()})
+    return Training(cfg, prepare_torch(1, 1, "cpu"))
+
+
+def go_on(training: Training, steps: int) -> list:
+    """Train and evaluate; return every number that came out, and the final weights."""
+    seen = []
+    for _ in range(steps):
+        seen.append(training.step())
+        training.run_pending_evals(lambda event, **numbers: seen.append((event, numbers)), lambda: False)
+    seen.append([weight.detach().clone() for weight in training.model.parameters()])
+    seen.append([weight.clone() for weight in training.ema.parameters()])
+    return [vars(item) if hasattr(item, "lr") else item for item in seen]
+
+
+def load(path: Path, config: dict | None = None) -> Training:
+    training = job(config)
+    torch.manual_seed(99)  # another state than the saved one, as in a new process that drew other numbers
+    training.load(kit, str(path), allow_partial=False, optimizer_policy="load", schedule_policy="load")
+    return training
+
+
+def forget(checkpoint: dict, *path) -> None:
+    """Leave one item of a checkpoint out."""
+    for key in path[:-1]:
+        checkpoint = checkpoint[key]
+    del checkpoint[path[-1]]
+
+
+def rewind_carry(name: str):
+    """Give one part of every micro-batch's carry the value of an unused one."""
+
+    def change(checkpoint: dict) -> None:
+        for carry in checkpoint["carry"]:
+            carry[name] = torch.ones_like(carry[name]) if name == "halted" else torch.zeros_like(carry[name])
+
+    return change
+
+
+LEFT_OUT = {
+    "AdamW's moments": lambda c: c["optimizer_state_dict"]["adamw"].update(state={}),
+    "EMA": lambda c: forget(c, "ema_state_dict"),
+    "EMA's count": lambda c: c["ema_state_dict"].update(n_averaged=torch.tensor(0)),
+    "random numbers": lambda c: forget(c, "rng_state"),
+    "carry": lambda c: forget(c, "carry"),
+    "carry: slow state": rewind_carry("slow"),
+    "carry: fast state": rewind_carry("fast"),
+    "carry: segments": rewind_carry("segments"),
+    "carry: halted": rewind_carry("halted"),
+    "carry: tokens": rewind_carry("tokens"),
+    "carry: labels": rewind_carry("labels"),
+    "carry: puzzle ids": rewind_carry("puzzle_ids"),
+    "step counter": lambda c: c.update(global_step=0),
+    "pending evals": lambda c: c["progress"].update(evals_pending=[]),
+    "best score": lambda c: c["progress"].update(best_score=None),
+    "fast best (the gate)": lambda c: c["progress"].update(fast_best=None, fast_improved=False),
+}
+# 'min' of a share that grows: after the first evaluation nothing is an improvement, so both memories decide something.
+WORSENING = CONFIG["validation"] | {"fast_eval_every": 2, "full_eval_every": 3, "best_mode": "min"}
+SCENARIOS = {
+    "gated": CONFIG | {"validation": WORSENING | {"gate_full_eval_on_fast_improvement": True}},
+    "open": CONFIG | {"validation": WORSENING},
+}
+
+
+@pytest.fixture(scope="module")
+def stopped_with_evals_pending(tmp_path_factory) -> dict[str, tuple[Path, list]]:
+    """By scenario: a checkpoint after step 6, its evaluations not done, and what an uninterrupted run sees after it."""
+    made = {}
+    for name, config in SCENARIOS.items():
+        training = job(config)
+        go_on(training, 5)
+        training.step()
+        path = training.save(kit, tmp_path_factory.mktemp(name), 1.0, None)
+        made[name] = (path, after_step_6(training))
+    return made
+
+
+def after_step_6(training: Training) -> list:
+    seen: list = []
+    training.run_pending_evals(lambda event, **numbers: seen.append((event, numbers)), lambda: False)
+    return seen + go_on(training, 3)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_a_checkpoint_from_which_nothing_is_left_out_goes_on_alike(
+    scenario, stopped_with_evals_pending, outside_the_kit
+):
+    path, expected = stopped_with_evals_pending[scenario]
+    assert same(after_step_6(load(path, SCENARIOS[scenario])), expected)
+
+
+@pytest.mark.parametrize("item", LEFT_OUT)
+def test_a_checkpoint_without_one_item_goes_on_differently(item, stopped_with_evals_pending, outside_the_kit, tmp_path):
+    scenario = "open" if item == "best score" else "gated"
+    path, expected = stopped_with_evals_pending[scenario]
+    checkpoint = torch.load(path, weights_only=True)
+    LEFT_OUT[item](checkpoint)
+    torch.save(checkpoint, tmp_path / path.name)
+    assert not same(after_step_6(load(tmp_path / path.name, SCENARIOS[scenario])), expected)
+
+
+def test_bf16_goes_on_alike(tmp_path, outside_the_kit):
+    config = CONFIG | {"training": CONFIG["training"] | {"amp": "bf16"}}
+    training = job(config)
+    go_on(training, 3)
+    path = training.save(kit, tmp_path, 1.0, None)
+    expected = go_on(training, 3)
+    assert same(go_on(load(path, config), 3), expected)
+
+
+def test_another_batch_size_keeps_the_step_and_takes_new_puzzles(tmp_path, outside_the_kit, capsys):
+    training = job()
+    go_on(training, 2)
+    path = training.save(kit, tmp_path, 1.0, None)
+    changed = load(path, CONFIG | {"training": CONFIG["training"] | {"batch_size": 5, "grad_accum_steps": 1}})
+    assert "every slot takes a new puzzle" in capsys.readouterr().out
+    assert changed.progress.step == 2 and math.isfinite(changed.step().loss)
+    assert changed.progress.step == 3
+
+
+def test_an_lr_scale_in_the_checkpoint_is_kept_and_multiplies_every_rate(tmp_path, outside_the_kit):
+    training = job()
+    go_on(training, 2)
+    before = training.schedule.get_last_lr()
+    training.schedule.rate.lr_scale = 0.8
+    path = training.save(kit, tmp_path, 1.0, None)
+    assert load(path).schedule.get_last_lr() == pytest.approx([0.8 * rate for rate in before])
+
+
+def test_an_eval_changes_neither_random_numbers_nor_modes_and_a_broken_off_one_leaves_no_trace(outside_the_kit):
+    training = job()
+    for _ in range(3):
+        training.step()
+    assert training.progress.evals_pending == ["fast"]
+    seen: list = []
+    state = torch.get_rng_state()
+    training.run_pending_evals(lambda *event, **numbers: seen.append(event), lambda: True)
+    assert seen == [] and training.progress.evals_pending == ["fast"]
+    training.run_pending_evals(lambda *event, **numbers: seen.append(event), lambda: False)
+    assert seen == [("eval",), ("eval",)] and training.progress.evals_pending == []
+    assert torch.equal(torch.get_rng_state(), state) and training.model.training
+
+
+def scores(**cells: float):
+    """An `evaluate` that gives raw weights these cell accuracies by kind."""
+    return lambda kind, weights: Score(0.0, cells[kind], 1.0 - cells[kind], 8, {})
+
+
+VALIDATION = SimpleNamespace(
+    fast_eval_every=2, full_eval_every=4, gate_full_eval_on_fast_improvement=True, best_metric="cell_accuracy",
+    best_mode="max",
+)  # fmt: skip
+
+
+def test_the_full_eval_is_left_out_until_a_fast_one_improves(capsys):
+    progress, journal = Progress(), []
+
+    def at(step: int, **cells: float):
+        progress.step, progress.evals_pending = step, evals_due(step, VALIDATION)
+        record = lambda event, **fields: journal.append((event, fields["step"], fields.get("kind")))  # noqa: E731
+        return run_pending(progress, VALIDATION, scores(**cells), ("raw",), record)
+
+    assert at(4, fast=0.3, full=0.2) == {"score": 0.2, "weights": "raw"}
+    assert at(8, fast=0.3, full=0.9) is None
+    assert "full eval of step 8 left out" in capsys.readouterr().out
+    at(10, fast=0.4)
+    assert at(12, fast=0.1, full=0.1) is None, "open since step 10, and no new best"
+    assert [entry for entry in journal if entry[2] == "full"] == [("eval", 4, "full"), ("eval", 12, "full")]
+    assert (progress.best_score, progress.best_step, progress.last_full_step) == (0.2, 4, 12)
+    assert progress.last_fast == {"step": 12, "accuracy": 0.0}
+
+
+def test_a_smaller_loss_is_better_where_the_config_says_min():
+    cfg = SimpleNamespace(**(vars(VALIDATION) | {"best_metric": "loss", "best_mode": "min"}))
+    progress = Progress(step=4, best_score=0.5, evals_pending=["full"], fast_improved=True)
+    assert run_pending(progress, cfg, scores(full=0.6), ("raw", "ema"), lambda *_, **__: None) == {
+        "score": 0.4,
+        "weights": "raw",
+    }
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "sentence"),
+    [
+        ("optimizer", "name", "lion", "optimizer.name 'lion' comes with a later version"),
+        (
+            "training",
+            "amp",
+            "fp16",
+            "training.amp 'fp16' comes with a later version; for now set it to 'off' or 'bf16'",
+        ),
+        ("swa", "enabled", True, "swa.enabled 'True' comes with a later version"),
+        ("model", "seq_len", 900, "must be data.max_grid squared, '100'"),
+        ("model", "heads", 3, "must be a multiple of twice model.heads '3'"),
+        ("training", "batch_size", True, "must be a whole number of at least 1"),
+        ("validation", "best_metric", "bleu", "'bleu' is not measured"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused_in_a_sentence(section, key, value, sentence):
+    with pytest.raises(SettingsError) as refusal:
+        load_settings(None, {(section, key): value})
+    assert sentence in str(refusal.value)
+
+
+def test_the_config_wins_over_the_defaults_and_the_flags_over_the_config(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"training": {"max_steps": 5, "seed": 7}, "recover": {"enabled": True}}))
+    cfg = load_settings(str(file), {("training", "max_steps"): 9, ("training", "seed"): None})
+    assert (cfg.training.max_steps, cfg.training.seed, cfg.training.batch_size) == (9, 7, 8)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "[" * 100_000, '{"training": 3}'])
+def test_a_config_that_is_no_object_of_sections_is_refused(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(SettingsError):
+        load_settings(str(tmp_path / "config.json"), {})
+
+
+# The picture.
+
+
+def write_run(
+    folder: Path, losses: dict[int, float], parent: str | None = None, parent_step: int | None = None
+) -> Path:
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps({"parent_run_id": parent, "parent_step": parent_step}))
+    lines = [json.dumps({"event": "step", "step": step, "loss": loss}) for step, loss in losses.items()]
+    evals = [
+        json.dumps(
+            {"event": "eval", "step": step, "kind": "full", "weights": "raw", "accuracy": 0.0, "cell_accuracy": loss}
+        )
+        for step, loss in losses.items()
+        if step % 2 == 0
+    ]
+    (folder / "journal.jsonl").write_text("\n".join(["", '{"event":"torn', *lines, *evals, ""]))
+    return folder
+
+
+def test_a_spliced_curve_takes_each_step_from_the_run_that_the_newest_one_came_from(tmp_path):
+    write_run(tmp_path / "base", dict.fromkeys(range(1, 8), 1.0))
+    write_run(tmp_path / "middle", dict.fromkeys(range(5, 9), 2.0), "base", 4)
+    newest = write_run(tmp_path / "newest", dict.fromkeys(range(7, 11), 3.0), "middle", 6)
+    curve = plot_curves.spliced(newest)
+    assert curve.losses == {1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0, 5: 2.0, 6: 2.0, 7: 3.0, 8: 3.0, 9: 3.0, 10: 3.0}
+    assert curve.joints == [4, 6]
+    assert {key[0]: event["cell_accuracy"] for key, event in curve.evals.items()} == {2: 1, 4: 1, 6: 2, 8: 3, 10: 3}
+
+
+def test_the_picture_is_a_png_and_a_missing_parent_is_said(tmp_path, capsys):
+    run = write_run(tmp_path / "run", {step: 1.0 / step for step in range(1, 9)}, "gone", 0)
+    assert plot_curves.main([str(run), "--out", str(tmp_path / "curve.png")]) == 0
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert "has no journal here" in capsys.readouterr().err
+    assert plot_curves.main([str(tmp_path / "nothing"), "--out", str(tmp_path / "no.png")]) == 1
+
+
+def test_the_mean_over_a_window_is_that_of_its_last_values():
+    assert plot_curves.smoothed([1.0, 3.0, 5.0, 7.0], 2) == [1.0, 2.0, 4.0, 6.0]
