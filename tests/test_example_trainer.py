@@ -25,146 +25,98 @@ from arc_runtime import prepare_torch
 from arc_settings import SettingsError, load_settings
 from arc_training import Training
 from arc_validation import Progress, evals_due, run_pending
-
-ROOT = Path(__file__).resolve().parent.parent
-TRAINER = ROOT / "examples" / "hrm_arc" / "train_arc_full_nova.py"
-
-# Small, and with everything on that makes the next step: accumulation, EMA, dropout, exploration, both evaluations.
-CONFIG = {
-    "data": {"subset": 24, "variants": 4},
-    "model": {"hidden_size": 32, "dropout": 0.1, "halt_exploration": 0.5},
-    "training": {"max_steps": 16, "batch_size": 3, "grad_accum_steps": 2, "log_every": 4},
-    "schedule": {"warmup_steps": 4},
-    "validation": {"fast_eval_every": 3, "full_eval_every": 5, "gate_full_eval_on_fast_improvement": False},
-    "checkpoint": {"every": 4, "keep_last": None},
-}
-
-
-def start(run_dir: Path, *flags: str, config: dict | None = None) -> subprocess.Popen:
-    """Start the trainer in a run folder of its own, as the launcher would."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.json").write_text(json.dumps(config or CONFIG))
-    command = [sys.executable, "-u", str(TRAINER), "--config", str(run_dir / "config.json"), *flags]
-    path = os.pathsep.join(part for part in (os.environ.get("PYTHONPATH"), str(ROOT / "lib")) if part)
-    environment = os.environ | {
-        "PYTHONPATH": path,
-        "RESUMEKIT_RUN_DIR": str(run_dir),
-        "RESUMEKIT_RUN_ID": run_dir.name,
-    }
-    return subprocess.Popen(
-        command, cwd=run_dir, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def finish(trainer: subprocess.Popen) -> tuple[int, str]:
-    output, _ = trainer.communicate(timeout=60)
-    return trainer.returncode, output
-
-
-def events(run_dir: Path, kind: str | None = None) -> list[dict]:
-    journal = run_dir / "journal.jsonl"
-    found = list(plot_curves.events(journal)) if journal.exists() else []
-    return [event for event in found if kind in (None, event["event"])]
-
-
-def wait_for(run_dir: Path, seen, trainer: subprocess.Popen) -> None:
-    """Wait until the journal shows it (a signal before that would hit another moment)."""
-    deadline = time.monotonic() + 40
-    while not any(seen(event) for event in events(run_dir)):
-        assert trainer.poll() is None, trainer.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def newest_checkpoint(run_dir: Path) -> tuple[int, Path]:
-    steps = [(int(path.stem.rsplit("_", 1)[1]), path) for path in (run_dir / "checkpoints").glob("hrm_arc_step_*.pt")]
-    return max(steps)
-
-
-def history(*run_dirs: Path, upto: tuple[int, ...] = ()) -> dict:
-    """Return every journalled number of a run and its resumes: a parent counts up to the step it was left at."""
-    numbers = {}
-    for index, run_dir in enumerate(run_dirs):
-        for event in events(run_dir):
-            if event["event"] not in ("step", "eval", "best") or event["step"] > (*upto, math.inf)[index]:
-                continue
-            key = (event["event"], event["step"], event.get("kind"), event.get("weights"))
-            fields = {k: v for k, v in event.items() if k not in ("at", "mono_s", "run_id", "steps_per_sec")}
-            assert key not in numbers, f"journalled twice: {key}"
-            numbers[key] = fields
-    return numbers
-
-
-def same(one, other) -> bool:
-    if torch.is_tensor(one):
-        return torch.is_tensor(other) and one.dtype == other.dtype and torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
-
-
-def same_checkpoint(one: Path, other: Path) -> list[str]:
-    """Return the keys in which two checkpoints differ, weights and every other state."""
-    first, second = (torch.load(path, weights_only=True) for path in (one, other))
-    return sorted(key for key in first.keys() | second.keys() if not same(first.get(key), second.get(key)))
+from example_runs import (
+    CONFIG,
+    LAST,
+    TRAINER,
+    ForkServer,
+    differences,
+    events,
+    history,
+    newest_checkpoint,
+    same,
+    start_anew,
+    wait_for,
+)
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory) -> Path:
+def server():
+    fork_server = ForkServer()
+    yield fork_server
+    fork_server.close()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(server, tmp_path_factory) -> Path:
     run_dir = tmp_path_factory.mktemp("runs") / "whole"
-    code, output = finish(start(run_dir))
+    code, output = server.start(run_dir).finish()
     assert code == 0, output
-    assert "finished: step 16 of 16" in output
+    assert "finished: step 15" in output
     return run_dir
 
 
+def reached(step: int):
+    return lambda event: event["event"] == "step" and event["step"] == step
+
+
+def in_phase(phase: str):
+    return lambda event: event.get("phase") == phase
+
+
 CUTS = {
-    "killed during a step": (signal.SIGKILL, lambda event: event["event"] == "step" and event["step"] == 10),
-    "killed during an eval": (signal.SIGKILL, lambda event: event.get("phase") == "full_eval"),
-    "killed during a save": (signal.SIGKILL, lambda event: event["event"] == "step" and event["step"] == 8),
-    "stopped by TERM during a step": (signal.SIGTERM, lambda event: event["event"] == "step" and event["step"] == 7),
-    "stopped by INT during an eval": (signal.SIGINT, lambda event: event.get("phase") == "full_eval"),
+    "killed during a step": (signal.SIGKILL, reached(10)),
+    "killed during an eval": (signal.SIGKILL, in_phase("full_eval")),
+    "killed during a save": (signal.SIGKILL, in_phase("checkpoint")),
+    "stopped by TERM during a step": (signal.SIGTERM, reached(7)),
+    "stopped by TERM during a save": (signal.SIGTERM, in_phase("checkpoint")),
+    "stopped by TERM before the last evals": (signal.SIGTERM, reached(15)),
+    "stopped by INT during an eval": (signal.SIGINT, in_phase("full_eval")),
 }
+STARTED_ANEW = "stopped by INT during an eval"  # from nothing, not forked
 
 
 @pytest.mark.parametrize("cut", CUTS)
-def test_a_resumed_run_has_the_losses_evals_and_final_state_of_an_uninterrupted_one(cut, uninterrupted, tmp_path):
+def test_a_resumed_run_has_the_losses_evals_and_final_state_of_an_uninterrupted_one(
+    cut, server, uninterrupted, tmp_path
+):
     number, seen = CUTS[cut]
+    start = start_anew if cut == STARTED_ANEW else server.start
     parent, child = tmp_path / "parent", tmp_path / "child"
     trainer = start(parent)
-    wait_for(parent, seen, trainer)
-    trainer.send_signal(number)
-    code, output = finish(trainer)
+    wait_for(parent, seen)
+    os.kill(trainer.pid, number)
+    code, output = trainer.finish()
     assert code == (-9 if number == signal.SIGKILL else 128 + number), output
 
-    step, checkpoint = newest_checkpoint(parent)
+    resume, step = [], 0  # killed before the first save was complete: starts again
+    if list((parent / "checkpoints").glob("*.pt.json")):
+        step, checkpoint = newest_checkpoint(parent)
+        resume = ["--resume", str(checkpoint)]
     if number != signal.SIGKILL:
         assert step == events(parent, "step")[-1]["step"], "a stop saves the step it finished"
-    code, output = finish(start(child, "--resume", str(checkpoint)))
+    code, output = start(child, *resume).finish()
     assert code == 0, output
-    assert f"[resume] step={step} " in output
+    assert f"[resume] step={step} " in output or not step
     assert history(parent, child, upto=(step,)) == history(uninterrupted)
-    last = "checkpoints/hrm_arc_step_16.pt"
-    assert same_checkpoint(child / last, uninterrupted / last) == []
+    assert differences(child / LAST, uninterrupted / LAST) == []
 
 
-def test_a_second_signal_ends_the_trainer_at_once(tmp_path):
+def test_a_second_signal_ends_the_trainer_at_once(server, tmp_path):
     config = CONFIG | {"validation": {"fast_eval_every": 1000, "full_eval_every": 1000}}
     config = config | {"training": CONFIG["training"] | {"batch_size": 48, "grad_accum_steps": 40}}  # a step of seconds
-    trainer = start(tmp_path / "run", config=config)
-    wait_for(tmp_path / "run", lambda event: event.get("phase") == "train", trainer)
+    trainer = server.start(tmp_path / "run", config=config)
+    wait_for(tmp_path / "run", in_phase("train"))
     for _ in range(2):
-        trainer.send_signal(signal.SIGTERM)
+        os.kill(trainer.pid, signal.SIGTERM)
         time.sleep(0.2)
-    assert finish(trainer)[0] == 143
+    assert trainer.finish()[0] == 143
     assert events(tmp_path / "run", "step") == []
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_unsaved_with_one_sentence(tmp_path):
-    config = CONFIG | {"optimizer": {"lr": 1e38}, "schedule": {"warmup_steps": 1}}
-    code, output = finish(start(tmp_path / "run", config=config))
+def test_a_loss_that_is_not_finite_ends_the_run_unsaved_with_one_sentence(server, tmp_path):
+    config = CONFIG | {"optimizer": {"lr": 1e30}, "schedule": {"warmup_steps": 1}}
+    code, output = server.start(tmp_path / "run", config=config).finish()
     assert code == 1
     (event,) = events(tmp_path / "run", "nonfinite")
     assert event["what"] in ("loss", "gradient")
@@ -295,11 +247,10 @@ LEFT_OUT = {
     "best score": lambda c: c["progress"].update(best_score=None),
     "fast best (the gate)": lambda c: c["progress"].update(fast_best=None, fast_improved=False),
 }
-# 'min' of a share that grows: after the first evaluation nothing is an improvement, so both memories decide something.
-WORSENING = CONFIG["validation"] | {"fast_eval_every": 2, "full_eval_every": 3, "best_mode": "min"}
+CADENCE = CONFIG["validation"] | {"fast_eval_every": 2, "full_eval_every": 3}
 SCENARIOS = {
-    "gated": CONFIG | {"validation": WORSENING | {"gate_full_eval_on_fast_improvement": True}},
-    "open": CONFIG | {"validation": WORSENING},
+    "gated": CONFIG | {"validation": CADENCE | {"gate_full_eval_on_fast_improvement": True}},
+    "open": CONFIG | {"validation": CADENCE},
 }
 
 
@@ -311,6 +262,9 @@ def stopped_with_evals_pending(tmp_path_factory) -> dict[str, tuple[Path, list]]
         training = job(config)
         go_on(training, 5)
         training.step()
+        # Scores that nothing can beat: whoever forgets them sees improvements where there are none.
+        training.progress.best_score = training.progress.fast_best = 2.0
+        training.progress.fast_improved = False
         path = training.save(kit, tmp_path_factory.mktemp(name), 1.0, None)
         made[name] = (path, after_step_6(training))
     return made
@@ -357,6 +311,39 @@ def test_another_batch_size_keeps_the_step_and_takes_new_puzzles(tmp_path, outsi
     assert "every slot takes a new puzzle" in capsys.readouterr().out
     assert changed.progress.step == 2 and math.isfinite(changed.step().loss)
     assert changed.progress.step == 3
+
+
+def test_ema_enabled_later_starts_from_the_loaded_weights(tmp_path, outside_the_kit):
+    training = job(CONFIG | {"ema": {"enabled": False}})
+    for _ in range(2):
+        training.step()
+    loaded = load(training.save(kit, tmp_path, 1.0, None))
+    pairs = zip(loaded.ema.module.parameters(), training.model.parameters(), strict=True)
+    assert all(torch.equal(average, weight) for average, weight in pairs)
+
+
+def test_a_schedule_that_is_reset_is_what_the_config_says_at_the_kept_step(tmp_path, outside_the_kit):
+    training = job()
+    go_on(training, 6)
+    path = training.save(kit, tmp_path, 1.0, None)
+    longer = CONFIG | {"training": CONFIG["training"] | {"max_steps": 1000}}
+    changed = job(longer)
+    changed.load(kit, str(path), allow_partial=False, optimizer_policy="load", schedule_policy="reset")
+    expected = [rate * changed.schedule.rate(6) for rate in (1e-3, 1e-2)]
+    assert changed.schedule.get_last_lr() == pytest.approx(expected)
+    assert changed.schedule.get_last_lr()[0] > training.schedule.get_last_lr()[0]
+    assert changed.step().lr == changed.schedule.rate(6) * 1e-3
+
+
+def test_a_checkpoint_of_other_data_is_said(tmp_path, outside_the_kit, capsys):
+    training = job()
+    training.step()
+    path = training.save(kit, tmp_path, 1.0, None)
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["data_state"]["fingerprint"] = "0" * 64
+    torch.save(checkpoint, tmp_path / "other.pt")
+    load(tmp_path / "other.pt")
+    assert "[warn] the data is not what the checkpoint was trained on" in capsys.readouterr().out
 
 
 def test_an_lr_scale_in_the_checkpoint_is_kept_and_multiplies_every_rate(tmp_path, outside_the_kit):

@@ -43,12 +43,32 @@ def refusal(text: str | bytes, reader: str = "pyyaml") -> str:
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("1e-4", 1e-4), ("5e-05", 5e-5), ("1E5", 1e5), (".5", 0.5), ("5.", 5.0), ("-1", -1), ("+3", 3), ("0", 0),
-        ("1.5e+3", 1500.0), ("-0.0", 0.0), ("123456789012345678", 123456789012345678), ("~", None), ("null", None),
-        ("", None), ("true", True), ("false", False), ("1.2.3", "1.2.3"), ("a-b", "a-b"), ("'yes'", "yes"),
-        ('"012"', "012"), ('"a\\nb"', "a\nb"), ("a#b", "a#b"), ("1e", "1e"), ("version 2", "version 2"),
+        ("1e-4", 1e-4),
+        ("5e-05", 5e-5),
+        ("1E5", 1e5),
+        (".5", 0.5),
+        ("5.", 5.0),
+        ("-1", -1),
+        ("+3", 3),
+        ("0", 0),
+        ("1.5e+3", 1500.0),
+        ("-0.0", 0.0),
+        ("123456789012345678", 123456789012345678),
+        ("~", None),
+        ("null", None),
+        ("", None),
+        ("true", True),
+        ("false", False),
+        ("1.2.3", "1.2.3"),
+        ("a-b", "a-b"),
+        ("'yes'", "yes"),
+        ('"012"', "012"),
+        ('"a\\nb"', "a\nb"),
+        ("a#b", "a#b"),
+        ("1e", "1e"),
+        ("version 2", "version 2"),
     ],
-)  # fmt: skip
+)
 def test_a_word_has_the_type_of_yaml_1_2(reader: str, text: str, value: object) -> None:
     assert _same(read(f"a: {text}\n", reader)["a"], value)
 
@@ -56,9 +76,35 @@ def test_a_word_has_the_type_of_yaml_1_2(reader: str, text: str, value: object) 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize(
     "word",
-    ["yes", "No", "on", "OFF", "y", "n", "012", "-07", "00.5", "0x1f", "0o17", "0b11", "1:30", "1_000", "1_0.5", ".5_0",
-     "2001-01-01", "2001-1-1 10:00:00", ".nan", ".inf", "-.Inf", "nan", "Infinity", "1e999", "1e-999", "1234567890123456789"],
-)  # fmt: skip
+    [
+        "yes",
+        "No",
+        "on",
+        "OFF",
+        "y",
+        "n",
+        "012",
+        "-07",
+        "00.5",
+        "0x1f",
+        "0o17",
+        "0b11",
+        "1:30",
+        "1_000",
+        "1_0.5",
+        ".5_0",
+        "2001-01-01",
+        "2001-1-1 10:00:00",
+        ".nan",
+        ".inf",
+        "-.Inf",
+        "nan",
+        "Infinity",
+        "1e999",
+        "1e-999",
+        "1234567890123456789",
+    ],
+)
 def test_a_word_that_yaml_readers_disagree_about_is_refused_and_in_quotes_a_text(reader: str, word: str) -> None:
     message = refusal(f"b: 1\na: {word}\n", reader)
     assert f"'{word}'" in message
@@ -67,9 +113,18 @@ def test_a_word_that_yaml_readers_disagree_about_is_refused_and_in_quotes_a_text
 
 
 def test_no_accepted_word_is_another_value_to_pyyaml_but_for_numbers_of_yaml_1_2() -> None:
-    """40,000 words: what we call a text, true, null or a number is that to PyYAML, or PyYAML calls our number a text."""
+    """40,000 words: what we call a text, true, null or a number is that to PyYAML, or our number is its text."""
     rng = random.Random(7)
-    alphabets = ["0123456789.-+eE_:", "01_.e+-:", "0xob1_fA", "yYesnoOFf", "truefalsTRUE", "niINFa.-", "0123456789-T :Z.", "nulNUL~="]
+    alphabets = [
+        "0123456789.-+eE_:",
+        "01_.e+-:",
+        "0xob1_fA",
+        "yYesnoOFf",
+        "truefalsTRUE",
+        "niINFa.-",
+        "0123456789-T :Z.",
+        "nulNUL~=",
+    ]
     loader, accepted = yaml.SafeLoader(""), 0
     for _ in range(40_000):
         word = "".join(rng.choices(rng.choice(alphabets), k=rng.randint(1, rng.choice([3, 6, 11])))).strip()
@@ -166,11 +221,11 @@ def test_every_key_has_its_line(reader: str) -> None:
 
 
 def test_the_subset_reader_never_differs_from_pyyaml_on_what_it_accepts() -> None:
-    """5,000 documents near the edge of its grammar, a fifth of them accepted, and the shipped config with slips in it."""
+    """20,000 documents near the edge of its grammar, a fifth of them accepted, and the shipped config with slips."""
     rng = random.Random(20261122)
     shipped = (ROOT / "config.yaml").read_text()
     accepted = 0
-    for number in range(5_000):
+    for number in range(20_000):
         text = yaml_documents.slipped(rng, shipped) if number % 50 == 0 else yaml_documents.document(rng)
         try:
             ours = yaml_reader.load(text, "c.yaml", reader="subset")
@@ -180,7 +235,7 @@ def test_the_subset_reader_never_differs_from_pyyaml_on_what_it_accepts() -> Non
         theirs = yaml_reader.load(text, "c.yaml", reader="pyyaml")
         assert _same(ours.data, theirs.data), text
         assert ours.lines == theirs.lines, text
-    assert accepted > 1_000
+    assert accepted > 4_000
 
 
 def test_the_fuzz_would_notice_a_reader_that_differs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,7 +304,27 @@ def test_any_text_is_read_or_refused_in_one_sentence(text: str | bytes) -> None:
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize(
     "unit",
-    ["[", "{a: ", "- ", "? ", "a: ", "&a ", "!a ", "1_", "1.", ":0", " #", "''", "\\\\", '"', "x ", " \n", "- 1\n", "%a\n", "---\n"],
+    [
+        "[",
+        "{a: ",
+        "- ",
+        "? ",
+        "a: ",
+        "&a ",
+        "!a ",
+        "1_",
+        "1.",
+        ":0",
+        " #",
+        "''",
+        "\\\\",
+        '"',
+        "x ",
+        " \n",
+        "- 1\n",
+        "%a\n",
+        "---\n",
+    ],
 )
 def test_a_quarter_megabyte_of_one_thing_takes_no_time(reader: str, unit: str) -> None:
     for head in ("a: ", "a:\n", 'a: "', "a: [", ""):
@@ -264,11 +339,36 @@ def test_a_quarter_megabyte_of_one_thing_takes_no_time(reader: str, unit: str) -
 
 TEXTS = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), max_size=40)
 LEAVES = st.one_of(
-    st.none(), st.booleans(), st.integers(-(10**17), 10**17), st.floats(allow_nan=False, allow_infinity=False), TEXTS,
-    st.sampled_from(["yes", "012", "1e-4", "null", "", " a ", "a: b", "# c", "'", '"', "\\", "\n", "\u2028", "\x7f", "\ufeff", "{x}"]),
-)  # fmt: skip
+    st.none(),
+    st.booleans(),
+    st.integers(-(10**17), 10**17),
+    st.floats(allow_nan=False, allow_infinity=False),
+    TEXTS,
+    st.sampled_from(
+        [
+            "yes",
+            "012",
+            "1e-4",
+            "null",
+            "",
+            " a ",
+            "a: b",
+            "# c",
+            "'",
+            '"',
+            "\\",
+            "\n",
+            "\u2028",
+            "\x7f",
+            "\ufeff",
+            "{x}",
+        ]
+    ),
+)
 VALUES = st.recursive(
-    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS.filter(bool), inner, max_size=3), max_leaves=8
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS.filter(bool), inner, max_size=3),
+    max_leaves=8,
 )
 
 

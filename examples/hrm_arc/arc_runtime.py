@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType, ModuleType
 
@@ -56,7 +56,7 @@ class Speed:
         self._seconds: deque[float] = deque(maxlen=window)
 
     @contextlib.contextmanager
-    def step(self):
+    def step(self) -> Iterator[None]:
         """Time one step."""
         begun = time.monotonic()
         yield

@@ -82,20 +82,21 @@ class Now:
 
 def loop(cfg: SimpleNamespace, job: Any, checkpoints: Path, stop: StopRequest, speed: Speed, now: Now) -> int:
     """Step, evaluate, save, until the last step, a stop, or a loss that is not finite."""
-    progress, saved_step = job.progress, job.progress.step
+    progress, saved_step, unsaved = job.progress, job.progress.step, False
     while True:
         best = None
         if progress.evals_pending and not stop.asked():
             now.enter(f"{progress.evals_pending[-1]}_eval")
             best = job.run_pending_evals(kit.journal_event, stop.asked)
-        finished = progress.step >= cfg.training.max_steps
+            unsaved = unsaved or not progress.evals_pending
+        finished = progress.step >= cfg.training.max_steps and not progress.evals_pending
         due = progress.step % cfg.checkpoint.every == 0 or finished or stop.asked()
-        if best or (due and progress.step > saved_step):
+        if best or (due and unsaved):
             now.enter("checkpoint")
             if job.save(kit, checkpoints, now.loss, best):
-                saved_step = progress.step
+                saved_step, unsaved = progress.step, False
         if finished or stop.asked():
-            return farewell(cfg, stop, progress.step, saved_step)
+            return farewell(progress.step, saved_step, unsaved, None if finished else stop.signal)
 
         now.enter("train")
         with speed.step():
@@ -103,13 +104,13 @@ def loop(cfg: SimpleNamespace, job: Any, checkpoints: Path, stop: StopRequest, s
         if outcome.not_finite:
             kit.journal_event("nonfinite", step=progress.step + 1, what=outcome.not_finite)
             print(
-                f"step {progress.step + 1}: the {outcome.not_finite} is not finite; nothing is saved, training ends. "
-                f"Resume from step {saved_step} or before, with a smaller optimizer.lr '{cfg.optimizer.lr}'",
+                f"step {progress.step + 1}: the {outcome.not_finite} is not finite; it is not saved and training ends "
+                f"(newest checkpoint: step {saved_step}). A smaller optimizer.lr than '{cfg.optimizer.lr}' may help",
                 file=sys.stderr,
                 flush=True,
             )
             return 1
-        now.loss = outcome.loss
+        now.loss, unsaved = outcome.loss, True
         kit.journal_event(
             "step", step=progress.step, epoch=job.epoch, loss=outcome.loss, lr=outcome.lr,
             steps_per_sec=speed.per_second(),
@@ -121,15 +122,15 @@ def loop(cfg: SimpleNamespace, job: Any, checkpoints: Path, stop: StopRequest, s
             )
 
 
-def farewell(cfg: SimpleNamespace, stop: StopRequest, step: int, saved_step: int) -> int:
-    """Say how it ended and return the exit code."""
-    if step > saved_step:
+def farewell(step: int, saved_step: int, unsaved: bool, signal_number: int | None) -> int:
+    """Say how it ended and return the exit code; `signal_number` is None where the last step is done."""
+    if unsaved:
         print(f"step {step} could not be saved; the newest checkpoint is of step {saved_step}", file=sys.stderr)
-    if step >= cfg.training.max_steps:
-        print(f"finished: step {step} of {cfg.training.max_steps}", flush=True)
-        return 0 if step == saved_step else 1
-    print(f"stopped by signal {stop.signal} after step {step}, saved step {saved_step}", flush=True)
-    return 128 + stop.signal
+    if signal_number is None:
+        print(f"finished: step {step}", flush=True)
+        return 1 if unsaved else 0
+    print(f"stopped by signal {signal_number} after step {step}, newest checkpoint of step {saved_step}", flush=True)
+    return 128 + signal_number
 
 
 def status_fields(run_id: str, cfg: SimpleNamespace, job: Any, speed: Speed, now: Now) -> dict[str, Any]:

@@ -9,16 +9,19 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from . import processes
 from .errors import Refused
-from .files import UnreadableFile, fsync_directory, read_json, to_json, utc_now, write_new
+from .files import UnreadableFile, fsync_directory, read_json, temp_path, to_json, utc_now, write_new
 from .paths import RunPaths
 
 LOCK_WAIT_S = 10.0
+
+HasStarted = Callable[[str], bool]
 
 
 @contextlib.contextmanager
@@ -57,48 +60,92 @@ def continuation_of(run: RunPaths) -> dict[str, object] | None:
     return claim if isinstance(claim, dict) else None
 
 
-def claim_continuation(run: RunPaths, child_run_id: str, claimer: processes.Identity, has_started: Callable) -> None:
+def held_by_other(run: RunPaths, has_started: HasStarted) -> str | None:
+    """Return the sentence that says who continues this head already, or None: nobody does, or only a dead claim.
+
+    Args:
+        run: the head.
+        has_started: `has_started(run_id)`, whether a child of that name ever had a trainer.
+    """
+    claim = continuation_of(run)
+    if claim is None:
+        return None
+    owner, child = processes.identity_from(claim.get("claimer")), str(claim.get("run_id"))
+    # The claimer first: asked the other way round, a child that starts between the two looks like none.
+    if processes.probe(owner) == processes.DEAD and not has_started(child):
+        return None
+    where = f"pid {owner.pid} on {owner.host}" if owner else "by an unknown process"
+    return (
+        f"'{run.run_dir.name}' is continued already by '{child}' ({where}): "
+        "resume that one, or name a step with --step to branch"
+    )
+
+
+def claim_continuation(run: RunPaths, child_run_id: str, claimer: processes.Identity, has_started: HasStarted) -> None:
     """Claim this head for `child_run_id`, for good.
 
     Args:
         run: the head that is continued.
         child_run_id: the run that continues it.
         claimer: the process that starts the child.
-        has_started: `has_started(run_id) -> bool`, whether a child of that name ever had a trainer.
+        has_started: as in `held_by_other`.
 
     Raises:
         Refused: another run continues it already. A claim whose child never started and whose claimer is dead counts
             for nothing and is replaced.
+        OSError: the folder cannot be written to.
     """
     with locked(run.lock):
+        if sentence := held_by_other(run, has_started):
+            raise Refused(sentence)
         path = run.claims / "continued.json"
-        if claim := continuation_of(run):
-            owner = processes.identity_from(claim.get("claimer"))
-            child = str(claim.get("run_id"))
-            if has_started(child) or processes.probe(owner) != processes.DEAD:
-                where = f"pid {owner.pid} on {owner.host}" if owner else "by an unknown process"
-                raise Refused(
-                    f"'{run.run_dir.name}' is continued already by '{child}' ({where}): "
-                    f"resume that one, or name a step with --step to branch"
-                )
-            path.unlink()
+        path.unlink(missing_ok=True)  # a dead claim, or one that cannot be read
         _write_claim(path, {"run_id": child_run_id, "claimer": claimer.as_fields(), "at": utc_now()})
+
+
+def still_continues(parent: RunPaths, child_run_id: str) -> bool:
+    """Return whether the head is still claimed by this child; ask under the parent's lock, before it starts.
+
+    A launcher that is killed between its claim and its trainer's start counts as dead, and its claim may be replaced:
+    the trainer of the replaced child must not start any more.
+    """
+    claim = continuation_of(parent)
+    return claim is not None and claim.get("run_id") == child_run_id
 
 
 def release_continuation(run: RunPaths, child_run_id: str) -> None:
     """Take back a claim of ours for a child that could not be made."""
     with contextlib.suppress(OSError, Refused), locked(run.lock):
-        claim = continuation_of(run)
-        if claim and claim.get("run_id") == child_run_id:
+        if still_continues(run, child_run_id):
             (run.claims / "continued.json").unlink()
 
 
 def pin_step(run: RunPaths, step: int, child_run_id: str) -> None:
     """Keep the checkpoint of `step` from being pruned by its own run; OSError if nothing can be written there."""
-    _write_claim(run.claims / f"pin_{step}_{child_run_id}.json", {"run_id": child_run_id, "at": utc_now()})
+    _write_claim(_pin(run, step, child_run_id), {"run_id": child_run_id, "at": utc_now()})
+
+
+def release_pin(run: RunPaths, step: int, child_run_id: str) -> None:
+    """Take back a pin of ours for a child that could not be made."""
+    with contextlib.suppress(OSError):
+        _pin(run, step, child_run_id).unlink()
+
+
+def _pin(run: RunPaths, step: int, child_run_id: str) -> Path:
+    return run.claims / f"pin_{step}_{child_run_id}.json"
 
 
 def _write_claim(path: Path, claim: dict[str, object]) -> None:
-    path.parent.mkdir(exist_ok=True)
-    write_new(path, to_json(claim))
+    with contextlib.suppress(FileExistsError):
+        path.parent.mkdir(0o775)
+    if not stat.S_ISDIR(os.lstat(path.parent).st_mode):
+        # In a folder that came from somebody else it may be a link that leads anywhere.
+        raise NotADirectoryError(20, "Not a directory", str(path.parent))
+    # Whole or not at all, and never over another: a claim of half a line would need a hand to clear it.
+    temp = temp_path(path)
+    try:
+        write_new(temp, to_json(claim))
+        os.link(temp, path)
+    finally:
+        temp.unlink(missing_ok=True)
     fsync_directory(path.parent)

@@ -6,7 +6,6 @@ Try it: `python lib/config_resolver.py --config config.yaml --logdir /tmp/look -
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Sequence
@@ -14,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import config_rules, files, paths, settings, yaml_reader, yaml_writer
+from . import config_rules, files, paths, schema_checks, settings, yaml_reader, yaml_writer
 from . import schema as schemas
 from .errors import InvalidFile, KitError, UsageError
-from .schema import Problem, Schema
+from .schema import Schema
+from .schema_checks import Problem
 from .yaml_reader import Document
 from .yaml_scalars import MAX_BYTES, show
 
@@ -84,8 +84,7 @@ def resolve(
     """
     schema = schema or schemas.load()
     data = schemas.normalise(document.data, schema.tree, schema.tree)
-    if found := schemas.problems(data, schema):
-        raise InvalidFile(_sentence(min(found, key=lambda one: _line(one, document)), document))
+    _check(data, document, schema)
     experiments = data.pop(schemas.EXPERIMENTS, {})
     resolved = _merge(schemas.defaults(schema), data, schema.tree)
     if experiment is not None:
@@ -96,14 +95,30 @@ def resolve(
     return _finish(resolved, overrides, schema, where)
 
 
-def override(resolved: dict[str, Any], overrides: Sequence[str], schema: Schema | None = None) -> dict[str, Any]:
+def override(
+    resolved: dict[str, Any],
+    overrides: Sequence[str],
+    schema: Schema | None = None,
+    source: str = "the resolved config",
+) -> dict[str, Any]:
     """Return a resolved config with `--set` applied to it; the given one stays as it is.
+
+    Args:
+        resolved: as it was written into a run folder, by this kit, an older one, or somebody else: it is checked again,
+            and keys of the kit's own that it lacks get their defaults.
+        overrides: `KEY=VALUE` as typed, later ones win.
+        schema: None for the kit's own with the lab's overlay.
+        source: what it was read from, for messages.
 
     Raises:
         InvalidFile, UsageError: as `resolve`.
     """
     schema = schema or schemas.load()
-    return _finish(copy.deepcopy(resolved), overrides, schema, "the resolved config")
+    data = schemas.normalise(resolved, schema.tree, schema.tree)
+    if found := schema_checks.problems(data, schema):
+        raise InvalidFile(f"{found[0][1]} ({show(source, 400)})")
+    data.pop(schemas.EXPERIMENTS, None)
+    return _finish(_merge(schemas.defaults(schema), data, schema.tree), overrides, schema, show(source, 400))
 
 
 def config_hash(resolved: dict[str, Any], schema: Schema | None = None) -> str:
@@ -161,12 +176,26 @@ def get(resolved: dict[str, Any], key: str, default: Any = None) -> Any:
     return default if value is None else value
 
 
+# A launch resolves one file several times (its base, its experiment): it is checked the first time, 3 ms.
+_last_checked: tuple[Document, Schema] | None = None
+
+
+def _check(data: dict[str, Any], document: Document, schema: Schema) -> None:
+    """Refuse a config with unknown keys or wrong values, by the first line that has one."""
+    global _last_checked
+    if _last_checked and _last_checked[0] is document and _last_checked[1] is schema:
+        return
+    if found := schema_checks.problems(data, schema):
+        raise InvalidFile(_sentence(min(found, key=lambda one: _line(one, document)), document))
+    _last_checked = (document, schema)
+
+
 def _finish(resolved: dict[str, Any], overrides: Sequence[str], schema: Schema, where: str) -> dict[str, Any]:
     parsed = [settings.parse(setting, schema) for setting in overrides]
     nested = schemas.normalise(settings.nest(parsed, schema), schema.tree, schema.tree)
     name = get(resolved, "experiment.name")
     if nested:
-        if found := schemas.problems(nested, schema):
+        if found := schema_checks.problems(nested, schema):
             path, what = found[0]
             raise InvalidFile(f"{what} (--set {show(_setting_of(path, parsed, overrides))})")
         resolved = _merge(resolved, nested, schema.tree)

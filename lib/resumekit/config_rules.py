@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from . import paths, settings
+from . import paths, schema_checks, settings
 from .errors import KitError
 from .schema import Schema
 from .yaml_scalars import show
@@ -22,11 +22,17 @@ def broken(config: Config, schema: Schema) -> Iterator[str]:
     for rule in (_command, _replay, _cadence, _warmup, _heads, _swap, _names, _patterns):
         if sentence := rule(config):
             yield sentence
-    for setting in config["abort"]["oom_set"]:
-        try:
-            settings.parse(setting, schema)
-        except KitError as error:
-            yield f"abort.oom_set holds what --set would refuse: {error}"
+    if sentence := _oom_set(config["abort"]["oom_set"], schema):
+        yield sentence
+
+
+def _oom_set(overrides: list[str], schema: Schema) -> str | None:
+    try:
+        nested = settings.nest([settings.parse(setting, schema) for setting in overrides], schema)
+    except KitError as error:
+        return f"abort.oom_set holds what --set would refuse: {error}"
+    found = schema_checks.problems(nested, schema) if nested else []
+    return f"abort.oom_set holds what --set would refuse: {found[0][1]}" if found else None
 
 
 def _command(config: Config) -> str | None:
@@ -42,25 +48,31 @@ def _replay(config: Config) -> str | None:
     reach = checkpoint["keep_last"] * checkpoint["every"]
     if reach >= recover["replay_steps"]:
         return None
-    return (f"checkpoint.keep_last x checkpoint.every is {checkpoint['keep_last']} x {checkpoint['every']} = {reach} steps,"
-            f" less than recover.replay_steps {recover['replay_steps']}: a recovery goes back that far and needs a checkpoint"
-            f" there; keep more, or replay less")  # fmt: skip
+    return (
+        f"checkpoint.keep_last x checkpoint.every is {checkpoint['keep_last']} x {checkpoint['every']} = {reach} steps,"
+        f" less than recover.replay_steps {recover['replay_steps']}: a recovery goes back that far and needs a"
+        f" checkpoint there; keep more, or replay less"
+    )
 
 
 def _cadence(config: Config) -> str | None:
     fast, full = (config["validation"].get(key) for key in ("fast_eval_every", "full_eval_every"))
     if fast is None or full is None or fast <= full:
         return None
-    return (f"validation.fast_eval_every is {fast} and validation.full_eval_every {full}: fast evaluations are the frequent"
-            f" ones, and full ones wait for their improvement; make the first at most the second")  # fmt: skip
+    return (
+        f"validation.fast_eval_every is {fast} and validation.full_eval_every {full}: fast evaluations are the frequent"
+        f" ones, and full ones wait for their improvement; make the first at most the second"
+    )
 
 
 def _warmup(config: Config) -> str | None:
     warmup, steps = config["schedule"].get("warmup_steps"), config["training"].get("max_steps")
     if warmup is None or steps is None or warmup < steps:
         return None
-    return (f"schedule.warmup_steps is {warmup} and training.max_steps {steps}: the learning rate would still be rising when"
-            f" the training ends; warm up for fewer steps than there are")  # fmt: skip
+    return (
+        f"schedule.warmup_steps is {warmup} and training.max_steps {steps}: the learning rate would still be rising"
+        f" when the training ends; warm up for fewer steps than there are"
+    )
 
 
 def _heads(config: Config) -> str | None:
@@ -73,19 +85,23 @@ def _heads(config: Config) -> str | None:
 
 
 def _swap(config: Config) -> str | None:
-    if config["optimizer"].get("swap_at") is None or config["optimizer"].get("swap_to"):
+    step = config["optimizer"].get("swap_at")
+    if step is None or config["optimizer"].get("swap_to"):
         return None
-    return f"optimizer.swap_at is {config['optimizer']['swap_at']}, and optimizer.swap_to does not say to what; name an optimizer"
+    return f"optimizer.swap_at is {step}, and optimizer.swap_to does not say to what; name an optimizer"
 
 
 def _names(config: Config) -> str | None:
     checkpoint, own = config["checkpoint"], config["paths"]
     if paths.step_of_name(checkpoint["best_pattern"], checkpoint["pattern"]) is not None:
-        return (f"checkpoint.best_pattern {show(checkpoint['best_pattern'])} would be read as a step of checkpoint.pattern"
-                f" {show(checkpoint['pattern'])}: take another name for the best")  # fmt: skip
+        return (
+            f"checkpoint.best_pattern {show(checkpoint['best_pattern'])} would be read as a step of checkpoint.pattern"
+            f" {show(checkpoint['pattern'])}: take another name for the best"
+        )
     places = [own["checkpoints"], own["logs"], own["status"]]
     if len(set(places)) < len(places):
-        return f"paths.checkpoints, paths.logs and paths.status are {', '.join(map(show, places))}: each needs a name of its own"
+        shown = ", ".join(map(show, places))
+        return f"paths.checkpoints, paths.logs and paths.status are {shown}: each needs a name of its own"
     return None
 
 

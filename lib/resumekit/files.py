@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import stat
 import time
 from pathlib import Path
@@ -25,7 +24,7 @@ class UnreadableFile(ValueError):
 
 def temp_path(target: Path) -> Path:
     """Return a unique temp name beside `target` that names its writer; nothing is created."""
-    return target.with_name(f".{target.name}{TEMP_MARK}{os.getpid()}-{_own_start_ticks()}-{secrets.token_hex(4)}")
+    return target.with_name(f".{target.name}{TEMP_MARK}{os.getpid()}-{_own_start_ticks()}-{os.urandom(4).hex()}")
 
 
 def write_atomic(path: Path, data: bytes, *, durable: bool = False, mode: int = 0o666) -> None:

@@ -66,6 +66,8 @@ def examine(
     descriptor = open_regular(path)
     try:
         known = _manifest_of(path, descriptor, run_id) if has_manifest else None
+        if known is not None and prove and digest(descriptor) != known.sha256:
+            raise UnreadableFile("digest differs from its manifest")
         inside = archive.summarize(descriptor)
         step, notes = _agreed_step(name_step, known, inside)
         missing = sorted({"model_state_dict", *needs} - set(inside.keys))
@@ -79,8 +81,6 @@ def examine(
             return Grade(PLAUSIBLE, step, ("no manifest: its archive is sound, no digest proves it", *notes))
         if not prove:
             notes = (*notes, "digest not read yet")
-        elif digest(descriptor) != known.sha256:
-            raise UnreadableFile("digest differs from its manifest")
         if known.best_score is not None:
             notes = (f"score {known.best_score:g} of its {known.best_weights or 'raw'} weights", *notes)
         return Grade(PROVEN if known.writer == SAVE_CHECKPOINT else WITNESSED, step, notes)

@@ -33,7 +33,8 @@ def append(path: Path, event: str, run_id: str | None, /, **fields: Any) -> None
     Raises:
         OSError: the event could not be written.
     """
-    record = {"event": event, "at": utc_now(), "mono_s": time.monotonic(), "run_id": run_id, **fields}
+    head = {"event": event, "at": utc_now(), "mono_s": time.monotonic(), "run_id": run_id}
+    record = {**head, **fields, **head}  # first in the line, and no field of that name takes their place
     line = b"\n" + json.dumps(_strict(record), allow_nan=False, separators=(",", ":")).encode() + b"\n"
     # O_NONBLOCK does nothing to a regular file and keeps a FIFO planted under this name from stopping us.
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

@@ -1,6 +1,7 @@
 """From a choice to a run folder: claimed, filled and ready for its trainer. Bash starts it.
 
-One Python process decides and writes, because a second one would cost every launch as much again.
+One Python process decides and writes, because a second one would cost every launch as much again. Killed at any point,
+it leaves at most a folder that is listed as `never_started` and a claim that counts for nothing.
 """
 
 from __future__ import annotations
@@ -9,18 +10,18 @@ import contextlib
 import os
 import secrets
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from . import claims, command, config, lineage, processes, run_record
-from .choice import CONTINUE, FRESH, Choice, Request, root_of
-from .errors import InvalidFile, KitError, Refused
-from .files import to_json, utc_now, write_atomic, write_new
-from .paths import KIT_ROOT, LIB, RunPaths, relative_to_run
-from .runs import RunTable
+from . import claims, code_state, command, config, interpreter, lineage, preflight, processes, run_record
+from .choice import CONTINUE, FRESH, Choice, refuse_continued
+from .errors import KitError, Refused
+from .files import to_json, write_atomic, write_new
+from .heads import holder_of
+from .paths import RunPaths
+from .request import Request
+from .runs import Run
 
 
 @dataclass(frozen=True)
@@ -51,45 +52,41 @@ class Launch:
                 str(self.paths.output_log), prove, *self.argv]  # fmt: skip
 
 
-def prepare(choice: Choice, request: Request, launcher_pid: int, kit_argv: Sequence[str]) -> Launch:
+def prepare(
+    choice: Choice, request: Request, snapshot: code_state.Snapshot, launcher_pid: int, kit_argv: Sequence[str]
+) -> Launch:
     """Make the run folder of a choice, with everything in it that is known before the trainer starts.
+
+    Args:
+        snapshot: the questions to git about `request.root`.
+        launcher_pid: the process that starts the trainer.
+        kit_argv: what the person typed, for run.json.
 
     Raises:
         Refused: another run continues this head already, or it cannot be claimed.
         InvalidFile: data or command of the config cannot be used.
         KitError: something cannot be written; what was made for this run is taken away again.
     """
-    root = root_of(choice.config, request.config_file)
-    snapshot = run_record.start_snapshot(root)
-    cwd = _folder(root, config.get(choice.config, "trainer.cwd"), "trainer.cwd")
-    dataset = _dataset(root, config.get(choice.config, "data.path"))
-    _refuse_unresumable(choice)
+    ready = preflight.check(choice, request)
+    if ready.root != snapshot.root:
+        snapshot = code_state.start_snapshot(ready.root)
     launcher = processes.identify(launcher_pid)
+    # Nobody else may write into a run, whatever the umask says: not its checkpoints, not its command.sh.
+    os.umask(os.umask(0o077) | 0o002)
     paths = _claim_folder(choice)
     try:
-        token = secrets.token_hex(16)
-        digest = config.config_hash(choice.config, request.config_file.schema)
-        checkpoint = _checkpoint_for_trainer(choice, paths)
-        python = _trainer_python(choice.config, root)
-        argv = command.build_argv(
-            choice.config, _placeholders(choice, paths, checkpoint, python), is_resume=choice.candidate is not None
-        )
-        search_path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(LIB)]))
-        command.check_program(argv, cwd, os.environ.get("PATH", os.defpath))
+        argv = preflight.trainer_argv(choice, paths, ready)
+        versions = interpreter.Versions(interpreter.of_trainer(argv, ready.cwd, ready.python), ready.search_path)
         _claim_parent(choice, paths, launcher)
-        code = run_record.finish_snapshot(snapshot)
-        record = _record(choice, request, paths, root, cwd, argv, code, digest, token, launcher)
-        record["versions"] = run_record.versions(python, search_path)
-        record["kit_argv"] = list(kit_argv)
-        _fill(choice, request, paths, run_record.describe(record), code, dataset, search_path)
+        digest = config.config_hash(choice.config, request.config_file.schema)
+        launch = Launch(paths.run_dir.name, paths, ready.cwd, secrets.token_hex(16), digest, _to_prove(choice), argv)
+        _fill(choice, request, launch, ready, code_state.finish_snapshot(snapshot), versions, launcher, kit_argv)
     except BaseException as error:
         _take_back(choice, paths)
         if isinstance(error, OSError):
             raise KitError(f"the run folder '{paths.run_dir}' cannot be written: {error.strerror}") from error
         raise
-    loads_with_kit = choice.config["trainer"]["loads_with_kit"]
-    prove = choice.candidate.path.absolute() if choice.candidate and loads_with_kit else None
-    return Launch(paths.run_dir.name, paths, cwd, token, digest, prove, argv)
+    return launch
 
 
 def _claim_folder(choice: Choice) -> RunPaths:
@@ -99,119 +96,62 @@ def _claim_folder(choice: Choice) -> RunPaths:
         run_id = lineage.make_run_id(exp_name)
     else:
         run_id = lineage.make_run_id(exp_name, choice.parent.run_id if choice.parent else None, choice.step)
-    names = choice.config["paths"]
+    runs_dir = choice.table.runs_dir
     try:
-        choice.runs_dir.mkdir(parents=True, exist_ok=True)
+        runs_dir.mkdir(parents=True, exist_ok=True)
         for number in range(1, 10000):
-            run_dir = choice.runs_dir / (run_id if number == 1 else f"{run_id}-{number}")
+            paths = preflight.run_paths(choice, run_id if number == 1 else f"{run_id}-{number}")
             with contextlib.suppress(FileExistsError):
-                run_dir.mkdir()
-                return RunPaths(run_dir, names["checkpoints"], names["logs"], names["status"])
+                paths.run_dir.mkdir()
+                return paths
     except OSError as error:
-        raise KitError(f"no run folder can be made in '{choice.runs_dir}': {error.strerror}") from error
-    raise KitError(f"no free name for '{run_id}' in '{choice.runs_dir}'")
+        raise KitError(f"no run folder can be made in '{runs_dir}': {error.strerror}") from error
+    raise KitError(f"no free name for '{run_id}' in '{runs_dir}'")
 
 
 def _claim_parent(choice: Choice, paths: RunPaths, launcher: processes.Identity | None) -> None:
-    """Claim the head that is continued, or pin the step that a branch stands on."""
-    parent = choice.parent
-    if parent is None or choice.step is None:
+    """Claim the head that is continued; pin the step that the new run stands on."""
+    parent, candidate = choice.parent, choice.candidate
+    if parent is None or candidate is None or choice.step is None:
         return
-    table = RunTable(choice.runs_dir)
-    run_id = paths.run_dir.name
     if choice.relation == CONTINUE:
-        if launcher is None:
-            raise Refused("the launcher that asks has ended")
-
-        def has_started(child: str) -> bool:
-            run = table.get(child)
-            return run is not None and run.has_started
-
-        try:
-            claims.claim_continuation(parent.paths, run_id, launcher, has_started)
-        except OSError as error:
-            raise Refused(
-                f"'{parent.run_id}' cannot be claimed ({error.strerror}): it may belong to somebody else; "
-                "name a step with --step to branch from it"
-            ) from error
-    holder = table.get(choice.candidate.run_id) or parent
+        _claim_head(choice, parent, paths.run_dir.name, launcher)
     with contextlib.suppress(OSError):  # a folder we may not write to is not pruned by a run of ours either
-        claims.pin_step(holder.paths, choice.step, run_id)
+        claims.pin_step(holder_of(candidate, parent, choice.table).paths, choice.step, paths.run_dir.name)
+    if not os.path.lexists(candidate.path):
+        raise Refused(f"'{candidate.path}' was pruned while this resume was being made: try again")
 
 
-def _checkpoint_for_trainer(choice: Choice, paths: RunPaths) -> Path | None:
-    """Return the checkpoint that the trainer is told of: the chosen file, or its copy under `checkpoint_in`."""
-    if choice.candidate is None:
+def _claim_head(choice: Choice, parent: Run, run_id: str, launcher: processes.Identity | None) -> None:
+    if launcher is None:
+        raise Refused("the launcher that asks has ended")
+    try:
+        claims.claim_continuation(parent.paths, run_id, launcher, choice.table.has_started)
+    except OSError as error:
+        refuse_continued(parent, choice.table)
+        raise Refused(
+            f"'{parent.run_id}' cannot be claimed ({error.strerror}): it may belong to somebody else; "
+            "name a step with --step to branch from it"
+        ) from error
+
+
+def _to_prove(choice: Choice) -> Path | None:
+    """Return the checkpoint that is proven beside the trainer's start: where the trainer's own load waits for it."""
+    if choice.candidate is None or not choice.config["trainer"]["loads_with_kit"]:
         return None
-    wanted = config.get(choice.config, "trainer.checkpoint_in")
-    source = choice.candidate.path.absolute()
-    if wanted is None:
-        return source
-    target = paths.run_dir / wanted
-    if not target.resolve().is_relative_to(paths.run_dir.resolve()):
-        raise InvalidFile(f"trainer.checkpoint_in '{wanted}' leads out of the run folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # A copy, not a link: the trainer may write into it, and the parent's file must stay as it is.
-    shutil.copyfile(source, target)
-    return target
-
-
-def _placeholders(choice: Choice, paths: RunPaths, checkpoint: Path | None, python: str) -> dict[str, str]:
-    return {
-        "run_id": paths.run_dir.name,
-        "run_dir": str(paths.run_dir),
-        "checkpoints_dir": str(paths.checkpoints),
-        "logs_dir": str(paths.logs),
-        "heartbeat_json": str(paths.heartbeat_json),
-        "config_yaml": str(paths.resolved_yaml),
-        "config_json": str(paths.resolved_json),
-        "checkpoint": str(checkpoint or ""),
-        "step": str(choice.step or 0),
-        "python": python,
-        "kit": str(KIT_ROOT),
-    }
-
-
-def _record(
-    choice: Choice, request: Request, paths: RunPaths, root: Path, cwd: Path, argv: list[str],
-    code: run_record.Code, digest: str, token: str, launcher: processes.Identity | None,
-) -> dict[str, Any]:  # fmt: skip
-    resolved, parent, candidate = choice.config, choice.parent, choice.candidate
-    notes = request.notes if request.notes is not None else config.get(resolved, "experiment.notes")
-    names = resolved["paths"]
-    return {
-        "run_id": paths.run_dir.name,
-        "experiment": choice.experiment,
-        "name": choice.name,
-        "notes": notes,
-        "parent_run_id": parent.run_id if parent else None,
-        "parent_step": choice.step,
-        "relation": choice.relation,
-        "checkpoint": relative_to_run(candidate.path.absolute(), paths.run_dir) if candidate else None,
-        "config_hash": digest,
-        "config_file": str(request.config_file.path.absolute()),
-        "config_sha256": request.config_file.sha256,
-        "argv": argv,
-        "cwd": str(cwd),
-        "root": str(root),
-        "paths": {key: names[key] for key in ("checkpoints", "logs", "status")},
-        "git": {"commit": code.commit, "diff_sha256": code.diff_sha256, "redacted": code.redacted},
-        "host": processes.host_name(),
-        "boot_id": processes.boot_id(),
-        "token": token,
-        "launcher": launcher.as_fields() if launcher else None,
-        "environment": run_record.environment(resolved["trainer"]["env"]),
-        "seed": config.get(resolved, "training.seed"),
-        "created_at": utc_now(),
-        "kit_version": (KIT_ROOT / "VERSION").read_text(encoding="utf-8").strip(),
-    }
+    return choice.candidate.path.absolute()
 
 
 def _fill(
-    choice: Choice, request: Request, paths: RunPaths, record: dict[str, Any], code: run_record.Code,
-    dataset: Path | None, search_path: str,
+    choice: Choice, request: Request, launch: Launch, ready: preflight.Ready, code: code_state.Code,
+    versions: interpreter.Versions, launcher: processes.Identity | None, kit_argv: Sequence[str],
 ) -> None:  # fmt: skip
     """Write everything into the new folder; run.json first, it says what the folder is."""
+    paths = launch.paths
+    record = run_record.record(
+        choice, request, paths, root=ready.root, cwd=ready.cwd, argv=launch.argv, kit_argv=kit_argv, code=code,
+        versions=versions.answer(), config_hash=launch.config_hash, token=launch.token, launcher=launcher,
+    )  # fmt: skip
     write_atomic(paths.run_json, to_json(record), durable=True)
     paths.checkpoints.mkdir(parents=True, exist_ok=True)
     paths.logs.mkdir(parents=True, exist_ok=True)
@@ -219,60 +159,30 @@ def _fill(
     write_new(paths.config_copy, request.config_file.content)
     environment = {
         "RESUMEKIT_RUN_DIR": str(paths.run_dir),
-        "RESUMEKIT_RUN_ID": record["run_id"],
-        "RESUMEKIT_CONFIG_HASH": record["config_hash"],
+        "RESUMEKIT_RUN_ID": launch.run_id,
+        "RESUMEKIT_CONFIG_HASH": launch.config_hash,
         "PYTHONUNBUFFERED": "1",
-        "PYTHONPATH": search_path,
+        "PYTHONPATH": ready.search_path,
     }
-    script = command.as_script(record["argv"], Path(record["cwd"]), environment, record["run_id"])
+    script = command.as_script(launch.argv, ready.cwd, environment, launch.run_id)
     write_new(paths.command_sh, script, mode=0o777)
     if code.patch:
         write_new(paths.code_patch, code.patch)
-    if dataset is not None:
-        paths.dataset.symlink_to(dataset)
+    if ready.dataset is not None:
+        paths.dataset.symlink_to(ready.dataset)
+    preflight.copy_checkpoint(choice, paths)
     write_new(paths.output_log, b"")
-    paths.live_marker.parent.mkdir(exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        paths.live_marker.parent.mkdir()
     write_atomic(paths.live_marker, b"")
 
 
 def _take_back(choice: Choice, paths: RunPaths) -> None:
     """Remove the folder that this process has just made, and its claims; nobody else has seen it."""
     shutil.rmtree(paths.run_dir, ignore_errors=True)
-    paths.live_marker.unlink(missing_ok=True)
-    if choice.parent is not None:
-        claims.release_continuation(choice.parent.paths, paths.run_dir.name)
-        holder = RunTable(choice.runs_dir).get(choice.candidate.run_id) or choice.parent
-        with contextlib.suppress(OSError):
-            (holder.paths.claims / f"pin_{choice.step}_{paths.run_dir.name}.json").unlink()
-
-
-def _refuse_unresumable(choice: Choice) -> None:
-    trainer = choice.config["trainer"]
-    if choice.candidate and not trainer["resume_args"] and not trainer.get("checkpoint_in"):
-        raise InvalidFile(
-            "this trainer is never told which checkpoint to load: set trainer.resume_args, "
-            "or trainer.checkpoint_in where it reads a fixed name"
-        )
-
-
-def _folder(root: Path, relative: str | None, key: str) -> Path:
-    folder = root / relative if relative else root
-    if not folder.is_dir():
-        raise InvalidFile(f"{key} '{folder}' is not a folder")
-    return folder
-
-
-def _dataset(root: Path, relative: str | None) -> Path | None:
-    if relative is None:
-        return None
-    target = (root / relative).absolute()
-    if not target.exists():
-        raise InvalidFile(f"the data are not there: data.path is '{target}'")
-    return target
-
-
-def _trainer_python(resolved: dict[str, Any], root: Path) -> str:
-    wanted = config.get(resolved, "trainer.python")
-    if wanted is None:
-        return sys.executable
-    return str(root / wanted) if "/" in wanted else shutil.which(wanted) or wanted
+    with contextlib.suppress(OSError):
+        paths.live_marker.unlink()
+    if choice.parent is not None and choice.candidate is not None and choice.step is not None:
+        run_id = paths.run_dir.name
+        claims.release_continuation(choice.parent.paths, run_id)
+        claims.release_pin(holder_of(choice.candidate, choice.parent, choice.table).paths, choice.step, run_id)

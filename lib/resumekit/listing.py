@@ -6,6 +6,8 @@ Try it: `bin/runs.sh`
 
 from __future__ import annotations
 
+import json
+import math
 from typing import Any
 
 from . import status
@@ -33,7 +35,12 @@ def choose(table: RunTable, wanted: str | None) -> list[Row]:
 def state_of(run: Run) -> dict[str, Any]:
     """Return a run's status; of a folder that the kit did not make only what its name says is known."""
     seen = status.current(run)
-    return seen if run.is_ours else seen | {"state": UNKNOWN}
+    return seen if run.is_ours or not run.has_started else seen | {"state": UNKNOWN}
+
+
+def as_json(rows: list[Row]) -> str:
+    """Return the status objects, one per run, as a JSON array."""
+    return json.dumps([seen for _, seen in rows], indent=2)
 
 
 def as_text(table: RunTable, rows: list[Row]) -> str:
@@ -81,7 +88,9 @@ def _in_tree_order(table: RunTable, runs: list[Run]) -> list[Run]:
         run = stack.pop()
         order.append(run)
         stack += sorted(children.pop(run.run_id, []), key=_age, reverse=True)
-    return order
+    # Two that say of each other that they are its parent hang on no root; they are runs all the same.
+    left = {run.run_id for run in runs} - {run.run_id for run in order}
+    return order + [run for run in runs if run.run_id in left]
 
 
 def _age(run: Run) -> tuple[str, str]:
@@ -93,21 +102,27 @@ def _depth(table: RunTable, run: Run, shown: set[str]) -> int:
 
 
 def _progress(seen: dict[str, Any]) -> str:
-    step, end = seen["global_step"], seen["max_steps"]
+    step, end = _number(seen["global_step"]), _number(seen["max_steps"])
     if step is None:
         return ""
     return f"step {step}/{end}" if end else f"step {step}"
+
+
+def _number(value: Any) -> int | float | None:
+    """Return a value that came from somebody's file if it is a number: only those are shown."""
+    return value if type(value) in (int, float) and math.isfinite(value) else None
 
 
 def _detail(run: Run, seen: dict[str, Any]) -> str:
     parts = []
     if run.parent_step is not None and run.record.get("relation") == "branch":
         parts.append("branch")
-    if seen["best_eval_acc"] is not None:
-        parts.append(f"best {seen['best_eval_acc']:.4f} at {seen['best_step']}")
-    if seen["state"] in status.LIVE and seen["eta_s"] is not None:
-        parts.append(f"{seen['steps_per_sec']:.2f} steps/s, {_duration(seen['eta_s'])} left")
-    if seen["exit_code"]:
+    score, best_step, speed = (_number(seen[key]) for key in ("best_eval_acc", "best_step", "steps_per_sec"))
+    if score is not None:
+        parts.append(f"best {score:.4f}" + (f" at {best_step}" if best_step is not None else ""))
+    if seen["state"] in status.LIVE and speed is not None and _number(seen["eta_s"]) is not None:
+        parts.append(f"{speed:.2f} steps/s, {_duration(seen['eta_s'])} left")
+    if _number(seen["exit_code"]):
         parts.append(f"exit {seen['exit_code']}")
     return ", ".join(parts)
 

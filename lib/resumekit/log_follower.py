@@ -1,23 +1,21 @@
-"""Follows a trainer's output: into train.log line by line, and onto the terminal as it is.
+"""Follows a trainer's output into train.log, line by line; the trainer writes to a plain file and never waits for it.
 
-The trainer writes to a plain file and never waits for either of them.
+Reads logs/output.log from where the last sidecar stood, writes logs/train.log, and finds steps in the lines with
+`trainer.log_patterns`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
-import threading
 import time
-from pathlib import Path
 from typing import Any
 
-from .files import utc_now
+from . import log_patterns
+from .files import UnreadableFile, open_regular
 from .runs import Run
 from .train_log import LineCleaner, stamp
 
-POLL_S = 0.05
 READ_BYTES = 256 * 1024
 # How long a progress bar may run on one line before the log says how far it has come.
 BAR_SNAPSHOT_S = 60.0
@@ -25,160 +23,129 @@ PREFIX_DIGITS = 12
 
 
 class LogFollower:
-    """Copies logs/output.log into logs/train.log, line by line, and keeps account of how far it has come."""
+    """Copies logs/output.log into logs/train.log and keeps account of how far it has come."""
 
     def __init__(self, run: Run, saved: dict[str, Any]) -> None:
         self._run = run
         self._prefix = str(run.record.get("config_hash"))[:PREFIX_DIGITS].encode() + b" "
-        self._patterns = _compiled(run.setting("trainer", "log_patterns", {}))
+        self._patterns = log_patterns.compiled(run.setting("trainer", "log_patterns"))
         self._cleaner = LineCleaner()
-        self._read_offset, self._written = _offsets(run, saved)
+        self.offset, self._written = _offsets(run, saved)
         self._output = -1
         self._bar_since = time.monotonic()
         self._unwritten = b""
         # What a successor goes on from: all before these offsets is in train.log, nothing after them.
-        self.account = {"output_offset": self._read_offset, "train_log_bytes": self._written}
+        self._is_closed = bool(self._written) and saved.get("is_closed") is True
+        self._keep_account()
         if not self._written:
             self._unwritten = stamp(head_lines(run), self._prefix)
 
-    def pump(self, deadline: float | None = None) -> list[dict[str, Any]]:
-        """Copy what has been written since; return the steps that `trainer.log_patterns` found in it.
+    @property
+    def is_blocked(self) -> bool:
+        """Whether there are lines that could not be written (disk full); they are tried again with every pump."""
+        return bool(self._unwritten)
 
-        Args:
-            deadline: monotonic time at which to stop though there is more.
+    @property
+    def left_bytes(self) -> int:
+        """How much of the output has not been read yet; none of what came behind the closing line."""
+        with contextlib.suppress(OSError):
+            return 0 if self._is_closed else max(0, os.stat(self._run.paths.output_log).st_size - self.offset)
+        return 0
+
+    def pump(self, limit_s: float) -> list[dict[str, Any]]:
+        """Copy what has been written since, for at most about `limit_s` seconds: a flood must not hold up the rest.
+
+        Returns:
+            The steps that the log patterns found in it.
         """
         steps: list[dict[str, Any]] = []
+        until = time.monotonic() + limit_s
         while self._write() and (chunk := self._read()):
             lines = self._cleaner.feed(chunk)
-            steps += found_steps(lines, self._patterns)
+            steps += log_patterns.found_steps(lines, self._patterns)
             self._unwritten += stamp(lines, self._prefix)
-            if deadline is not None and time.monotonic() > deadline:
+            if time.monotonic() > until:
                 break
         self._show_bar()
         self._write()
         return steps
 
-    def close(self, last_line: bytes) -> None:
-        """Write what is pending and the closing line."""
-        self._unwritten += stamp(self._cleaner.flush() + last_line, self._prefix)
-        self._write()
+    def close(self, last_line: bytes) -> bool:
+        """Write what is pending and the closing line, once; False if that could not be written yet."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._unwritten += stamp(self._cleaner.flush() + last_line, self._prefix)
+        return self._write()
 
     def _read(self) -> bytes:
-        with contextlib.suppress(OSError):
+        if self._is_closed:
+            return b""
+        with contextlib.suppress(OSError, UnreadableFile):
             if self._output < 0:
-                self._output = os.open(self._run.paths.output_log, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            chunk = os.pread(self._output, READ_BYTES, self._read_offset)
-            self._read_offset += len(chunk)
+                self._output = open_regular(self._run.paths.output_log)
+            chunk = os.pread(self._output, READ_BYTES, self.offset)
+            self.offset += len(chunk)
             return chunk
         return b""
 
     def _write(self) -> bool:
         """Append what is not yet in train.log; False while it cannot be written (disk full): nothing more is read."""
-        if not self._unwritten:
-            return True
-        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        try:
-            descriptor = os.open(self._run.paths.train_log, flags, 0o666)
+        if self._unwritten:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             try:
-                os.ftruncate(descriptor, self._written)
-                while self._unwritten:
-                    count = os.pwrite(descriptor, self._unwritten, self._written)
-                    self._written += count
-                    self._unwritten = self._unwritten[count:]
-            finally:
-                os.close(descriptor)
-        except OSError:
-            return False
-        self.account = {
-            "output_offset": self._read_offset - self._cleaner.pending_bytes,
-            "train_log_bytes": self._written,
-        }
+                descriptor = os.open(self._run.paths.train_log, flags, 0o666)
+                try:
+                    # A predecessor may have been killed between its last line and its account of it.
+                    os.ftruncate(descriptor, self._written)
+                    while self._unwritten:
+                        count = os.pwrite(descriptor, self._unwritten, self._written)
+                        self._written += count
+                        self._unwritten = self._unwritten[count:]
+                finally:
+                    os.close(descriptor)
+            except OSError:
+                return False
+        self._keep_account()
         return True
 
+    def _keep_account(self) -> None:
+        self.account = {
+            "output_offset": self.offset - self._cleaner.held_bytes,
+            "train_log_bytes": self._written,
+            "is_closed": self._is_closed,
+        }
+
     def _show_bar(self) -> None:
-        if not self._cleaner.pending_bytes:
+        if not self._cleaner.held_bytes:
             self._bar_since = time.monotonic()
         elif time.monotonic() - self._bar_since > BAR_SNAPSHOT_S:
             self._bar_since = time.monotonic()
             self._unwritten += stamp(self._cleaner.flush(), self._prefix)
 
 
-class Echo(threading.Thread):
-    """Shows the trainer's output on our stdout, colours and all.
-
-    A thread with a file position of its own: a terminal that blocks (Ctrl-S, a pager) stops nothing but this.
-    """
-
-    def __init__(self, path: Path, offset: int) -> None:
-        super().__init__(daemon=True)
-        self._path = path
-        self._is_over = threading.Event()
-        self.offset = offset
-
-    def finish(self, wait_s: float) -> None:
-        """Show what is left, for at most `wait_s` seconds."""
-        self._is_over.set()
-        self.join(wait_s)
-
-    def run(self) -> None:
-        with contextlib.suppress(OSError):  # the terminal is gone: nothing to show it on
-            descriptor = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            while True:
-                is_over = self._is_over.is_set()
-                while chunk := os.pread(descriptor, READ_BYTES, self.offset):
-                    self.offset += os.write(1, chunk)
-                if is_over:
-                    return
-                self._is_over.wait(POLL_S)
-
-
 def head_lines(run: Run) -> bytes:
-    """Return the lines that open train.log: the run, its parent, and what makes its curves comparable."""
+    """Return the lines that open train.log: the run, its parent, and what makes its curves comparable.
+
+    Source: protocol §3, §10.
+    """
     record = run.record
-    versions = record.get("versions") or {}
-    text = (
-        f"resumekit: run_id={run.run_id} parent_run_id={record.get('parent_run_id')} "
-        f"parent_step={record.get('parent_step')} config_hash={record.get('config_hash')}\n"
-        f"resumekit: seed={record.get('seed')} python={versions.get('python')} torch={versions.get('torch')} "
-        f"cuda={versions.get('cuda')} driver={versions.get('driver')}\n"
-        f"resumekit: batch_size={run.setting('training', 'batch_size')} "
-        f"grad_accum_steps={run.setting('training', 'grad_accum_steps')} "
-        f"fast_eval_every={run.setting('validation', 'fast_eval_every')} "
-        f"full_eval_every={run.setting('validation', 'full_eval_every')}\n"
-        f"resumekit: started at {utc_now()}: {' '.join(map(str, record.get('argv') or []))!r}\n"
-    )
-    return text.encode("utf-8", "backslashreplace")
+    versions = record.get("versions") if isinstance(record.get("versions"), dict) else {}
+    argv = record.get("argv") if isinstance(record.get("argv"), list) else []
+    lines: list[dict[str, Any]] = [
+        {name: record.get(name) for name in ("run_id", "parent_run_id", "parent_step", "config_hash")},
+        {"seed": record.get("seed"), **{name: versions.get(name) for name in ("python", "torch", "cuda", "driver")}},
+        {name: run.setting("training", name) for name in ("batch_size", "grad_accum_steps")}
+        | {name: run.setting("validation", name) for name in ("fast_eval_every", "full_eval_every")},
+    ]
+    # The run's own time, not ours: a successor that begins anew writes the same.
+    started = f"resumekit: started at {_shown(record.get('created_at'))}: {' '.join(map(repr, argv))}\n"
+    text = "".join("resumekit: " + " ".join(f"{k}={_shown(v)}" for k, v in line.items()) + "\n" for line in lines)
+    return (text + started).encode("utf-8", "backslashreplace")
 
 
-def found_steps(lines: bytes, patterns: dict[str, re.Pattern[str]]) -> list[dict[str, Any]]:
-    """Return the steps that the patterns find in clean lines: a `step` is needed, the rest comes from its line."""
-    if "step" not in patterns:
-        return []
-    result = []
-    for raw in lines.splitlines():
-        line = raw[:4096].decode("utf-8", "replace")
-        fields = {name: _value(pattern.search(line)) for name, pattern in patterns.items()}
-        if fields["step"] is not None:
-            numbers = {name: value for name, value in fields.items() if value is not None}
-            result.append(numbers | {"step": int(fields["step"])})
-    return result
-
-
-def _value(match: re.Match[str] | None) -> float | None:
-    if not match:
-        return None
-    with contextlib.suppress(ValueError, IndexError, OverflowError):
-        value = float(match[1].replace(",", ""))
-        return value if abs(value) < 1e300 else None
-    return None
-
-
-def _compiled(patterns: Any) -> dict[str, re.Pattern[str]]:
-    result = {}
-    for name, text in (patterns or {}).items():
-        with contextlib.suppress(re.error, TypeError):
-            result[name] = re.compile(text)
-    return result
+def _shown(value: Any) -> str:
+    """Return '-' for what is unknown; a newline in a value must not begin a line of its own."""
+    return "-" if value is None else str(value).replace("\n", "\\n")
 
 
 def _offsets(run: Run, saved: dict[str, Any]) -> tuple[int, int]:

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from .choice import CONTINUE, FRESH, Choice
+from .terminal import plain
 
 _SHOWN = 8
 
@@ -35,7 +36,7 @@ def as_text(choice: Choice) -> str:
         if len(others) > _SHOWN:
             lines.append(f"  and {len(others) - _SHOWN} more (--json lists all)")
     lines.append("nothing was changed (--dry-run)")
-    return "\n".join(lines)
+    return "\n".join(map(plain, lines))
 
 
 def as_json(choice: Choice) -> str:

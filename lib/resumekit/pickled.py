@@ -30,17 +30,18 @@ def read_pickle(data: bytes, storages: dict[str, int]) -> tuple[Any, tuple[str, 
     Args:
         data: the whole of data.pkl.
         storages: sizes in bytes of the archive's tensor records, by key.
-
     Returns:
         (the value at the top, names of the types in it that weights_only=True would refuse).
-
-    Raises UnreadableFile: it has what torch.save does not write.
+    Raises:
+        UnreadableFile: it has what torch.save does not write.
     """
     machine = _Machine(data, storages)
     try:
         value = machine.run()
+    except UnreadableFile:
+        raise
     except (LookupError, ValueError, TypeError, AttributeError, struct.error) as error:
-        raise error if isinstance(error, UnreadableFile) else UnreadableFile(_DAMAGED) from error
+        raise UnreadableFile(_DAMAGED) from error
     return value, tuple(sorted(machine.unsafe))
 
 
@@ -91,8 +92,7 @@ class _Machine:
 
     def line(self) -> str:
         end = self.data.index(b"\n", self.at, self.at + MAX_NAME_BYTES)
-        text = self.data[self.at : end].decode()
-        self.at = end + 1
+        text, self.at = self.data[self.at : end].decode(), end + 1
         return text
 
     def open_mark(self) -> None:

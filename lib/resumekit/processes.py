@@ -10,11 +10,8 @@ import contextlib
 import os
 import select
 import signal
-import socket
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 TOKEN_VARIABLE = "RESUMEKIT_RUN_TOKEN"
 
@@ -22,10 +19,12 @@ ALIVE = "alive"
 DEAD = "dead"
 UNKNOWN = "unknown"  # another host, or a process we may not look at: never taken for dead
 
+# The largest pid that a kernel can be told to give out; more than that would not fit pidfd_open.
+_MAX_PID = 1 << 22
 
-@dataclass(frozen=True)
-class Identity:
-    """One process, for good.
+
+class Identity(NamedTuple):
+    """One process, for good. (No dataclass: importing those costs every start of a run 10 ms.)
 
     Args:
         host: its host's name.
@@ -42,7 +41,7 @@ class Identity:
     token: str | None = None
 
     def as_fields(self) -> dict[str, Any]:
-        return asdict(self)
+        return self._asdict()
 
 
 def identity_from(fields: object) -> Identity | None:
@@ -52,7 +51,7 @@ def identity_from(fields: object) -> Identity | None:
     host, boot, pid, ticks, token = (fields.get(k) for k in ("host", "boot_id", "pid", "start_ticks", "token"))
     if not (isinstance(host, str) and isinstance(boot, str) and type(pid) is int and type(ticks) is int):
         return None
-    if pid <= 1 or not (token is None or isinstance(token, str)):
+    if not 1 < pid <= _MAX_PID or not (token is None or isinstance(token, str)):
         return None
     return Identity(host, boot, pid, ticks, token)
 
@@ -83,69 +82,103 @@ def send(identity: Identity, number: int) -> bool:
     """Send a signal to exactly this process; True if it was delivered.
 
     The pidfd is opened first and the identity is checked on it after: the pid cannot be given to another in between.
+    A kernel before 5.3 has no pidfds; there the signal follows the check by microseconds.
     """
+    descriptor = _open_pidfd(identity.pid)
     try:
-        descriptor = os.pidfd_open(identity.pid)
-    except OSError:
-        return False
-    try:
-        if probe(identity) != ALIVE:
+        if identity.pid == os.getpid() or probe(identity) != ALIVE:
             return False
-        signal.pidfd_send_signal(descriptor, number)
+        if descriptor is None:
+            os.kill(identity.pid, number)
+        else:
+            signal.pidfd_send_signal(descriptor, number)
         return True
     except OSError:
         return False
     finally:
-        os.close(descriptor)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def wait_for_end(identity: Identity, timeout_s: float) -> bool:
     """Wait until the process has ended, at most `timeout_s` seconds; True if it has."""
-    try:
-        descriptor = os.pidfd_open(identity.pid)
-    except OSError:
-        return True
-    try:
-        if probe(identity) == DEAD:
-            return True
-        return bool(select.select([descriptor], [], [], timeout_s)[0])
-    finally:
-        os.close(descriptor)
+    deadline = time.monotonic() + timeout_s
+    with Alarm(identity) as alarm:
+        while probe(identity) != DEAD:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                return False
+            alarm.wait(min(left_s, 1.0))
+    return True
 
 
-def kill_session(identity: Identity) -> int:
-    """KILL every process of the trainer's session that carries its token; return how many.
+class Alarm:
+    """Sleeps, and wakes up the moment that a process ends."""
+
+    def __init__(self, identity: Identity) -> None:
+        self._descriptor = _open_pidfd(identity.pid)
+        self._poll = select.poll()
+        if self._descriptor is not None and probe(identity) != DEAD:
+            self._poll.register(self._descriptor, select.POLLIN)
+
+    def wait(self, timeout_s: float) -> None:
+        """Sleep for `timeout_s` seconds, or until the process ends. Wakes up once: after that it sleeps through."""
+        if self._poll.poll(timeout_s * 1000):
+            self._poll.unregister(self._descriptor)
+
+    def __enter__(self) -> Alarm:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+
+
+def kill_session(leader: Identity, wait_s: float = 5.0) -> int:
+    """KILL every process of the session that the trainer opened; return how many are left `wait_s` seconds later.
 
     Children of a killed trainer (data workers) leave its process tree but not its session. Repeated until none is
-    left, for at most a second: a dying parent may still fork.
+    left: a dying parent may still fork.
     """
-    killed = 0
-    deadline = time.monotonic() + 1.0
-    while time.monotonic() < deadline:
-        members = [i for i in session_members(identity) if send(i, signal.SIGKILL)]
-        if not members:
-            return killed
-        killed += len(members)
-        time.sleep(0.02)
-    return killed
+    deadline = time.monotonic() + wait_s
+    while members := session_members(leader):
+        if time.monotonic() > deadline:
+            break  # in uninterruptible sleep, or somebody else's
+        for member in members:
+            send(member, signal.SIGKILL)
+        time.sleep(0.01)
+    return len(members)
 
 
-def session_members(leader: Identity) -> Iterator[Identity]:
-    """Yield the live processes of the session that `leader` opened (its session id is the leader's pid)."""
+def session_members(leader: Identity) -> list[Identity]:
+    """Return the live processes of the session that `leader` opened (its session id is the leader's pid).
+
+    One of them that carries the run token proves that the session is ours, and no pid is given out again while a
+    session of that number exists: then the others are ours too, with an environment of their own or not.
+    """
     if leader.host != host_name() or leader.boot_id != boot_id() or leader.token is None:
-        return
+        return []
+    members = []
     for entry in os.listdir("/proc"):
-        if not entry.isascii() or not entry.isdigit():
-            continue
-        pid = int(entry)
-        with contextlib.suppress(OSError):
-            found = _stat(pid)
-            if found and os.getsid(pid) == leader.pid and _has_token(pid, leader.token) == ALIVE:
-                yield Identity(leader.host, leader.boot_id, pid, found[1], leader.token)
+        if entry.isascii() and entry.isdigit():
+            with contextlib.suppress(OSError):
+                found = _stat(int(entry))
+                if found and found[0] not in "ZX" and os.getsid(int(entry)) == leader.pid:
+                    members.append(Identity(leader.host, leader.boot_id, int(entry), found[1]))
+    is_ours = any(_has_token(member.pid, leader.token) == ALIVE for member in members)
+    return members if is_ours else []
+
+
+def _open_pidfd(pid: int) -> int | None:
+    """Return a descriptor for a process; None if it has none, or the kernel knows no such thing."""
+    try:
+        return os.pidfd_open(pid)
+    except (OSError, AttributeError):
+        return None
 
 
 def host_name() -> str:
-    return socket.gethostname()
+    return os.uname().nodename
 
 
 def boot_id() -> str:
@@ -174,13 +207,19 @@ def _stat(pid: int) -> tuple[str, int] | None:
 
 
 def _has_token(pid: int, token: str) -> str:
+    """Say whether the process carries this run token; UNKNOWN if it carries none.
+
+    Another one is another run. None at all may be a trainer that has written its title over its environment
+    (setproctitle): no stranger that may be signalled, but not dead either.
+    """
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             environment = file.read().split(b"\0")
-    except FileNotFoundError:
-        return DEAD
-    except ProcessLookupError:
+    except (FileNotFoundError, ProcessLookupError):
         return DEAD
     except OSError:
         return UNKNOWN
-    return ALIVE if f"{TOKEN_VARIABLE}={token}".encode() in environment else DEAD
+    wanted = f"{TOKEN_VARIABLE}={token}".encode()
+    if wanted in environment:
+        return ALIVE
+    return DEAD if any(entry.startswith(TOKEN_VARIABLE.encode() + b"=") for entry in environment) else UNKNOWN

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+from . import proof
 from .claims import locked
+from .errors import KitError
 from .files import UnreadableFile, read_json, to_json, utc_now, write_atomic
 from .paths import RunPaths
+from .runs import RunTable, open_run, run_around
 
 MAX_BYTES = 1 << 20
 
@@ -32,3 +36,27 @@ def _entries(run: RunPaths) -> list[dict[str, object]]:
     except UnreadableFile:
         return []
     return [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
+
+
+def quarantine_damaged(run_dir: Path, checkpoint: Path) -> bool:
+    """Put the checkpoint that a run started from into quarantine, if its proof failed.
+
+    Args:
+        run_dir: the run that was to start from it, with the proof in its folder.
+        checkpoint: the file.
+
+    Returns:
+        Whether it is in quarantine now: then the same command takes the next candidate. Not if it did not fail, if it
+        lies in no run (a list there would be a stranger's file), or if its run cannot be written to.
+    """
+    verdict = proof.read(open_run(run_dir).paths.proof)
+    if verdict is None or verdict.verdict not in (proof.DIFFERS, proof.UNREADABLE):
+        return False
+    holder = run_around(RunTable(run_dir.parent), checkpoint)
+    if holder is None:
+        return False
+    try:
+        put_in_quarantine(holder.paths, checkpoint.name, verdict.reason or verdict.verdict)
+    except (OSError, KitError):
+        return False
+    return checkpoint.name in quarantined_names(holder.paths)

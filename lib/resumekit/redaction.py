@@ -7,6 +7,7 @@ secrets in environment variables, of which the kit stores names and a fixed list
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 MARK = b"[redacted]"
 
@@ -41,3 +42,30 @@ def redact(text: bytes) -> tuple[bytes, int]:
         text, count = pattern.subn(rb"\g<keep>" + MARK, text)
         total += count
     return text, total
+
+
+# `--api-key VALUE` and kin, for the words of a command line; not `--eos_token '</s>'`, `--max_tokens 100` or a path.
+_SECRET_OPTION = re.compile(
+    r"(?:.*[-_.])?(?:password|passwd|passphrase|secret|(?<!pad[-_])(?<!eos[-_])(?<!bos[-_])(?<!unk[-_])(?<!sep[-_])"
+    r"(?<!cls[-_])(?<!mask[-_])token|api[-_]?key|access[-_]?key|secret[-_]?key|credentials?)",
+    re.IGNORECASE,
+)
+_SECRET_VALUE = re.compile(r"(?![0-9.eE+-]+$)[A-Za-z0-9][^\s]{7,}")
+# The patterns that know a secret by its own shape, whatever stands around it.
+_SHAPES = _PATTERNS[:4]
+
+
+def secret_word(words: Sequence[str]) -> str | None:
+    """Return the option, or the beginning of the word, that looks as if it carried a secret; None if none does.
+
+    Args:
+        words: of a command line.
+    """
+    for word, following in zip(words, [*words[1:], ""], strict=False):
+        name, equals, value = word.lstrip("-").partition("=")
+        if any(pattern.search(word.encode("utf-8", "replace")) for pattern in _SHAPES):
+            return f"{name}=..." if equals else f"{word[:4]}..."
+        is_option = bool(equals) or word.startswith("-")
+        if is_option and _SECRET_OPTION.fullmatch(name) and _SECRET_VALUE.fullmatch(value if equals else following):
+            return word.partition("=")[0]
+    return None

@@ -10,9 +10,13 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from .processes import identity_from
+
 # Phases in which no step is expected; their time is left out of the speed.
 WAITING_PHASES = frozenset({"startup", "compile", "fast_eval", "full_eval", "checkpoint"})
 PHASES = frozenset({"warmup", "train"}) | WAITING_PHASES
+# A shorter time says nothing about the speed (a sidecar that comes late reads many steps at once).
+MIN_MEASURED_S = 0.2
 
 State = dict[str, Any]
 Event = dict[str, Any]
@@ -28,9 +32,9 @@ def fold(state: State, events: Iterable[Event]) -> State:
     result = dict(state)
     for event in events:
         result["events"] = result.get("events", 0) + 1
-        kind = event["event"]
-        if kind in _FOLDS:
-            _FOLDS[kind](result, event)
+        apply = _FOLDS.get(_text(event.get("event")) or "")
+        if apply:
+            apply(result, event)
     return result
 
 
@@ -38,11 +42,22 @@ def measured_speed(state: State) -> float | None:
     """Return optimizer steps per second since the resume point, evals and saves left out; None before two steps."""
     steps = state.get("step", 0) - state.get("first_step", 0)
     seconds = state.get("step_mono_s", 0.0) - state.get("first_step_mono_s", 0.0) - state.get("waited_s", 0.0)
-    return steps / seconds if steps > 0 and seconds > 0 else None
+    return steps / seconds if steps > 0 and seconds >= MIN_MEASURED_S else None
+
+
+def is_sound(state: object) -> bool:
+    """Whether a state that was read from a file has the types that `fold` gives it."""
+    if not isinstance(state, dict):
+        return False
+    if any(key not in _TYPES or _TYPES[key](value) is None for key, value in state.items()):
+        return False
+    measured = ("step", "step_mono_s", "first_step", "first_step_mono_s", "waited_s")
+    return len({key in state for key in measured}) == 1  # all of them or none: one without the others cannot be used
 
 
 def _launched(state: State, event: Event) -> None:
-    state["launched"] = {key: event.get(key) for key in ("trainer", "shim", "launcher", "at", "mono_s")}
+    who = {key: _process(event.get(key)) for key in ("trainer", "shim", "launcher")}
+    state["launched"] = {**who, "at": _text(event.get("at")), "mono_s": _seconds(event.get("mono_s"))}
     state.setdefault("phase", "startup")
 
 
@@ -52,21 +67,28 @@ def _resumed(state: State, event: Event) -> None:
 
 
 def _step(state: State, event: Event) -> None:
-    step, mono_s = _count(event.get("step")), _number(event.get("mono_s"))
+    step, mono_s = _count(event.get("step")), _seconds(event.get("mono_s"))
     if step is None or mono_s is None:
         return
-    if "first_step" not in state:
-        state.update(first_step=step, first_step_mono_s=mono_s, waited_s=0.0)
-    if state.get("phase") in WAITING_PHASES and "waiting_since_s" not in state:
-        state["phase"] = "train"  # a trainer that names no phases trains when it steps
-    state.update(step=step, step_mono_s=mono_s, last_progress_at=_text(event.get("at")))
+    _advance(state, step, mono_s, event)
+    if event.get("source") != "log":
+        state["tells_steps"] = True  # the trainer journals its steps: none need be read out of its log
     for key in ("loss", "lr", "steps_per_sec"):
         _take(state, event, key, _number)
     _take(state, event, "epoch", _count)
 
 
+def _advance(state: State, step: int, mono_s: float, event: Event) -> None:
+    if "first_step" not in state:
+        state.update(first_step=step, first_step_mono_s=mono_s, waited_s=0.0)
+    if state.get("phase") in WAITING_PHASES and "waiting_since_s" not in state:
+        state["phase"] = "train"  # a trainer that names no phases trains when it steps
+    state.update(step=step, step_mono_s=mono_s)
+    _take(state, event, "at", _text, "last_progress_at")
+
+
 def _phase(state: State, event: Event) -> None:
-    phase, mono_s = event.get("phase"), _number(event.get("mono_s"))
+    phase, mono_s = _text(event.get("phase")), _seconds(event.get("mono_s"))
     if phase not in PHASES or mono_s is None:
         return
     since = state.pop("waiting_since_s", None)
@@ -99,8 +121,10 @@ def _heartbeat(state: State, event: Event) -> None:
         _take(state, event, key, _count)
     for key in ("optimizer", "scheduler_phase"):
         _take(state, event, key, _text)
-    if "step" not in state:
-        _take(state, event, "global_step", _count, "step")
+    step, mono_s = _count(event.get("global_step")), _seconds(event.get("mono_s"))
+    if step is not None and mono_s is not None and step > state.get("step", -1):
+        _advance(state, step, mono_s, event)  # all that a trainer with the heartbeat alone tells of its steps
+        _take(state, event, "steps_per_sec", _number)
 
 
 def _swap(state: State, event: Event) -> None:
@@ -110,7 +134,8 @@ def _swap(state: State, event: Event) -> None:
 
 def _warning(state: State, event: Event) -> None:
     state["warnings"] = state.get("warnings", 0) + 1
-    state["last_warning"] = _text(event.get("message")) or _text(event.get("kind"))
+    _take(state, event, "kind", _text, "last_warning")
+    _take(state, event, "message", _text, "last_warning")
 
 
 def _stopped(state: State, event: Event) -> None:
@@ -144,8 +169,48 @@ def _count(value: Any) -> int | None:
 
 
 def _number(value: Any) -> float | None:
-    return value if type(value) in (int, float) and math.isfinite(value) else None
+    is_number = type(value) is float and math.isfinite(value) or type(value) is int and abs(value) < 1 << 53
+    return value if is_number else None
+
+
+def _seconds(value: Any) -> float | None:
+    """A time of the monotonic clock; bounded, so that no sum of them is infinite."""
+    return value if _number(value) is not None and 0 <= value < 1e12 else None
 
 
 def _text(value: Any) -> str | None:
     return value[:500] if isinstance(value, str) else None
+
+
+def _flag(value: Any) -> bool | None:
+    return value if value is True else None
+
+
+def _process(value: Any) -> dict[str, Any] | None:
+    found = identity_from(value)
+    return found.as_fields() if found else None
+
+
+def _fields(**typed: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return the check of an object whose every field has its type or is None."""
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, dict) or value.keys() != typed.keys():
+            return None
+        return value if all(value[k] is None or of(value[k]) is not None for k, of in typed.items()) else None
+
+    return check
+
+
+# Every key of a state, with the type that a fold gives it.
+_TYPES: dict[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("loss", "lr", "lr_scale", "steps_per_sec", "best_eval_acc", "waited_s"), _number),
+    **dict.fromkeys(("step_mono_s", "first_step_mono_s", "waiting_since_s"), _seconds),
+    **dict.fromkeys(("events", "step", "first_step", "resumed_step", "epoch", "last_fast_eval_step", "warnings",
+                     "last_full_eval_step", "best_step", "last_checkpoint_step", "swap_from_step"), _count),
+    **dict.fromkeys(("phase", "last_progress_at", "optimizer", "scheduler_phase", "last_warning"), _text),
+    "tells_steps": _flag,
+    "launched": _fields(trainer=_process, shim=_process, launcher=_process, at=_text, mono_s=_seconds),
+    "stopped": _fields(by=_text, at=_text),
+    "exited": _fields(code=_integer, signal=_integer, at=_text),
+}  # fmt: skip

@@ -19,6 +19,8 @@ from .lineage import parse_run_name
 from .paths import BEST_PATTERN, STEP_PATTERN, RunPaths
 
 MAX_CONFIG_BYTES = 4 << 20
+# A trainer may be given a long command line: it stands in run.json.
+MAX_RECORD_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,14 @@ class Run:
     @cached_property
     def experiment(self) -> str | None:
         name = parse_run_name(self.run_id)
-        return self.record.get("experiment") or (name.experiment if name else None)
+        return _text(self.record.get("experiment")) or (name.experiment if name else None)
 
     @cached_property
     def name(self) -> str | None:
+        if self.is_ours:
+            return _text(self.record.get("name"))
         parsed = parse_run_name(self.run_id)
-        return self.record.get("name") if self.is_ours else parsed and parsed.name
+        return parsed.name if parsed else None
 
     @property
     def parent_step(self) -> int | None:
@@ -60,15 +64,26 @@ class Run:
         return parsed.step if parsed else None
 
     @property
+    def settings(self) -> tuple[str, ...]:
+        """Every `--set` that its config is made with, its ancestors' first."""
+        settings = self.record.get("settings")
+        return tuple(filter(_text, settings)) if isinstance(settings, list) else ()
+
+    @cached_property
     def has_started(self) -> bool:
-        """Whether it ever had a trainer: its journal exists, or the kit did not make it."""
-        return not self.is_ours or os.path.lexists(self.paths.journal)
+        """Whether it ever had a trainer: it has a journal, or in a folder that the kit did not make, anything of one.
+
+        A folder of ours without even a run.json is what is left of a launch that was killed right after its mkdir.
+        """
+        own = self.paths
+        theirs = (own.checkpoints, own.logs, own.status)
+        return any(map(os.path.lexists, (own.journal,) if self.is_ours else theirs))
 
     @cached_property
     def created_at(self) -> str:
         """When it was made (UTC, ISO 8601); for a folder of somebody else the stamp in its name, else ''."""
         if self.is_ours:
-            return str(self.record.get("created_at") or "")
+            return _text(self.record.get("created_at")) or ""
         parsed = parse_run_name(self.run_id)
         if not parsed or not parsed.stamp:
             return ""
@@ -91,18 +106,20 @@ class Run:
 
     @property
     def step_pattern(self) -> str:
-        return self.setting("checkpoint", "pattern", STEP_PATTERN)
+        pattern = _text(self.setting("checkpoint", "pattern"))
+        return pattern if pattern and "{step}" in pattern and "/" not in pattern else STEP_PATTERN
 
     @property
     def best_pattern(self) -> str:
-        return self.setting("checkpoint", "best_pattern", BEST_PATTERN)
+        pattern = _text(self.setting("checkpoint", "best_pattern"))
+        return pattern if pattern and "/" not in pattern else BEST_PATTERN
 
 
 def open_run(run_dir: Path) -> Run:
     """Read one run folder's run.json; a missing or broken one makes it a run that is known by its name alone."""
     paths = RunPaths(run_dir)
     try:
-        record = read_json(paths.run_json)
+        record = read_json(paths.run_json, MAX_RECORD_BYTES)
     except UnreadableFile:
         return Run(paths, {})
     if not isinstance(record, dict) or record.get("run_id") != run_dir.name:
@@ -135,13 +152,19 @@ class RunTable:
 
     def get(self, run_id: str | None) -> Run | None:
         """Return the run of that id, or None."""
-        if not run_id or parse_run_name(run_id) is None:
+        if not run_id or len(run_id) > 255 or parse_run_name(run_id) is None:
             return None
         if run_id not in self._runs:
-            if not (self.runs_dir / run_id).is_dir():
+            if not os.path.isdir(self.runs_dir / run_id):
                 return None
             self._runs[run_id] = open_run(self.runs_dir / run_id)
         return self._runs[run_id]
+
+    def has_started(self, run_id: str) -> bool:
+        """Return whether there is a run of that id that ever had a trainer; looks again each time."""
+        self._runs.pop(run_id, None)
+        run = self.get(run_id)
+        return run is not None and run.has_started
 
     def all(self) -> list[Run]:
         """Return every run, sorted by folder name."""
@@ -155,7 +178,7 @@ class RunTable:
     def parent(self, run: Run) -> Run | None:
         """Return the run that `run` was resumed from, or None: it has none, or its folder is not here."""
         if run.is_ours:
-            return self.get(run.record.get("parent_run_id"))
+            return self.get(_text(run.record.get("parent_run_id")))
         parsed = parse_run_name(run.run_id)
         return self.get(parsed.base) if parsed and parsed.step is not None and parsed.base != run.run_id else None
 
@@ -188,6 +211,21 @@ class RunTable:
             seen.add(parent.run_id)
             run = parent
         return result
+
+
+def run_around(table: RunTable, checkpoint: Path) -> Run | None:
+    """Return the run that a checkpoint file lies in, if there is one: in this runs folder, or one of ours elsewhere."""
+    path, runs_dir = Path(os.path.realpath(checkpoint.parent)), Path(os.path.realpath(table.runs_dir))
+    for folder in (path, *path.parents):
+        if folder.parent == runs_dir:
+            return table.get(folder.name)
+        if (folder / "run.json").is_file():
+            return open_run(folder)
+    return None
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _is_inside(name: str) -> bool:

@@ -158,13 +158,16 @@ def _write_new(target: Path, content: dict[str, Any], nonfinite: tuple[str, ...]
 def _publish(file: DurableFile, known: Manifest) -> None:
     """Data first, then its manifest, which is ready on the disk before the data gets its name."""
     manifest_temp = manifest.write_temp(file.target, known)
+    beside = manifest_path(file.target)
     try:
         file.publish()
         try:
-            os.replace(manifest_temp, manifest_path(file.target))
+            os.replace(manifest_temp, beside)
             fsync_directory(file.target.parent)
         except BaseException:
             file.withdraw()
+            if not os.path.lexists(manifest_temp):
+                beside.unlink(missing_ok=True)
             raise
     except BaseException:
         manifest_temp.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """A lab's own keys, laid over the kit's schema: added, never changed.
 
-Reads nothing; `schema.load` hands it both. Try it: put a key into schemas/lab.schema.json and `bin/run.sh EXP --dry-run`.
+Reads nothing; `schema.load` hands it both.
+Try it: put a key into schemas/lab.schema.json, and `bin/run.sh EXP --dry-run`
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from . import schema_checks
 from .errors import InvalidFile
+from .schema import Schema
 from .yaml_scalars import show
 
 Node = dict[str, Any]
@@ -37,8 +40,18 @@ def merge(tree: Node, overlay: Node, source: str) -> None:
     _add(tree, overlay, (), source)
     for name in overlay.get("properties", {}):
         # A new section is open to experiments too, where they do not have a word of that name for themselves.
-        if name != "experiment" and entry.setdefault(name, {"$ref": f"#/properties/{name}"}) != {"$ref": f"#/properties/{name}"}:
-            raise _error(f"a section {show(name)} would be taken for an experiment's own {show(name)}; rename it", source)
+        if name != "experiment" and entry.setdefault(name, {"$ref": f"#/properties/{name}"}) != {
+            "$ref": f"#/properties/{name}"
+        }:
+            raise _error(
+                f"a section {show(name)} would be taken for an experiment's own {show(name)}; rename it", source
+            )
+
+
+def check_defaults(schema: Schema, defaults: dict[str, Any], source: str) -> None:
+    """Refuse an overlay that gives a key a default of another type than it allows."""
+    for _, what in schema_checks.key_and_type_problems(defaults, schema):
+        raise _error(f"a default is refused by its own key: {what}", source)
 
 
 def _add(ours: Node, theirs: Any, path: tuple[str, ...], source: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import schema as schemas
-from . import yaml_reader
+from . import yaml_reader, yaml_scalars
 from .errors import InvalidFile, UsageError
 from .schema import Schema
 from .yaml_scalars import Refusal, show
@@ -96,14 +96,18 @@ def _known(path: Path, schema: Schema, setting: str) -> None:
         if depth and "properties" not in node:
             parent = ".".join(path[:depth])
             if not any(piece.startswith("x-") for piece in path[:depth]):
-                raise InvalidFile(f"{show(parent)} is a value, not a section, so it has no {show(part)} (--set {show(setting)});"
-                                  f" set {show(parent)} as a whole")  # fmt: skip
+                raise InvalidFile(
+                    f"{show(parent)} is a value, not a section, so it has no {show(part)} (--set {show(setting)});"
+                    f" set {show(parent)} as a whole"
+                )
             return
         inner = schemas.child(part, node)
         if inner is None:
             known = [*schema.leaves, *schema.sections] if "." in setting.partition("=")[0] else _short_names(schema)
-            raise InvalidFile(f"there is no key {show('.'.join(path))} (--set {show(setting)})"
-                              f"{schemas.nearest('.'.join(path), known)}")  # fmt: skip
+            raise InvalidFile(
+                f"there is no key {show('.'.join(path))} (--set {show(setting)})"
+                f"{schemas.nearest('.'.join(path), known)}"
+            )
         node = inner
 
 
@@ -125,6 +129,4 @@ def _value(text: str, node: schemas.Node) -> Any:
             value = None
         if isinstance(value, str):
             return value
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise Refusal(f"{show(text)} is not UTF-8", 1, "type it in UTF-8")
-    return text
+    return yaml_scalars.quoted(text, 1)

@@ -8,6 +8,7 @@ but KILL. Run by path with `python -I -S`: it imports only the standard library 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -19,13 +20,16 @@ if __package__ in (None, ""):  # run by path: the package is found beside this f
     __package__ = "resumekit"
 
 from resumekit import journal, processes
-from resumekit.files import to_json, utc_now, write_atomic
+from resumekit.errors import FAILED
+from resumekit.files import fsync_directory, temp_path, to_json, utc_now, write_atomic
 from resumekit.paths import RunPaths
 
 # The launcher's background jobs ignore INT and QUIT, Python ignores PIPE and XFSZ: a trainer must not inherit that.
 _TRAINER_DEFAULTS = (
     signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ,
 )  # fmt: skip
+# More than exit.json ever has.
+_END_BYTES = 512
 _SHIM_IGNORES = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -42,15 +46,21 @@ def main(argv: list[str]) -> int:
     launcher_pid, command = int(argv[1]), argv[3:]
     for number in _SHIM_IGNORES:
         signal.signal(number, signal.SIG_IGN)
+    reserved = _reserve(run)
     started = time.monotonic()
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError as error:
+        _say(f"no process for the trainer: {error.strerror} (see 'ulimit -u' and the memory that is left)")
+        _write_end(run, reserved, {"code": FAILED, "signal": None, "pid": None, "at": utc_now(), "elapsed_s": 0.0})
+        return FAILED
     if pid == 0:
         _become_trainer(run, launcher_pid, command)
     _, status = os.waitpid(pid, 0)
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
     code = 128 + number if number else os.waitstatus_to_exitcode(status)
     end = {"code": code, "signal": number, "pid": pid, "at": utc_now(), "elapsed_s": time.monotonic() - started}
-    _write_end(run, end)
+    _write_end(run, reserved, end)
     return code
 
 
@@ -72,21 +82,51 @@ def _become_trainer(run: RunPaths, launcher_pid: int, command: list[str]) -> Non
             signal.signal(number, signal.SIG_DFL)
         os.execvp(command[0], command)
     except OSError as error:
-        print(f"resumekit: the trainer could not be started: {error} (command '{command[0]}')", file=sys.stderr)
-        sys.stderr.flush()
+        _say(f"the trainer could not be started: {error.strerror}: '{command[0]}'")
     finally:
         os._exit(127)
 
 
-def _write_end(run: RunPaths, end: dict[str, object]) -> None:
-    """Write exit.json; a full disk is waited for, since nobody else knows this."""
+def _reserve(run: RunPaths) -> tuple[Path, int] | None:
+    """Set space aside for exit.json, so that a disk that fills up meanwhile does not keep the end from being known.
+
+    Returns:
+        (temp name, open descriptor), or None if there is no space now.
+    """
+    temp = temp_path(run.exit_json)
+    try:
+        descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        os.write(descriptor, b" " * _END_BYTES)
+        return temp, descriptor
+    except OSError:
+        return None
+
+
+def _write_end(run: RunPaths, reserved: tuple[Path, int] | None, end: dict[str, object]) -> None:
+    """Write exit.json, into the space that was set aside; else a full disk is waited for: nobody else knows this."""
+    data = to_json(end)
+    with contextlib.suppress(OSError):
+        if reserved and len(data) <= _END_BYTES:
+            temp, descriptor = reserved
+            os.pwrite(descriptor, data, 0)
+            os.ftruncate(descriptor, len(data))
+            os.fsync(descriptor)
+            os.replace(temp, run.exit_json)
+            fsync_directory(run.exit_json.parent)
+            return
     for pause_s in (0.1, 0.3, 1.0, 3.0, 10.0, 0.0):
         try:
-            write_atomic(run.exit_json, to_json(end), durable=True)
+            write_atomic(run.exit_json, data, durable=True)
             return
         except OSError as error:
-            print(f"resumekit: exit.json could not be written: {error.strerror}", file=sys.stderr)
+            _say(f"exit.json could not be written: {error.strerror}")
             time.sleep(pause_s)
+
+
+def _say(sentence: str) -> None:
+    """Into the trainer's log; if that cannot be written either, there is nobody to tell."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"resumekit: {sentence}\n".encode("utf-8", "backslashreplace"))
 
 
 if __name__ == "__main__":

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import journal, processes
 from .files import UnreadableFile, read_json, to_json, utc_now, write_atomic
-from .run_state import State, fold, measured_speed
+from .run_state import State, fold, is_sound, measured_speed
 from .runs import Run
 
 ENDED = frozenset({"finished", "ended_early", "stopped", "preempted", "failed", "aborted", "lost", "needs_attention"})
 LIVE = frozenset({"starting", "running", "unsupervised"})
+# Thirty years: nobody waits for more, and the calendar may not reach there.
+MAX_ETA_S = 1e9
 
 
-@dataclass(frozen=True)
-class View:
+class View(NamedTuple):
     """What is known of a run beside its journal, at one moment.
 
     Args:
@@ -38,32 +38,42 @@ class View:
 
 
 def observe(run: Run, state: State, view: View) -> dict[str, Any]:
-    """Return the status of a run, by schemas/status.schema.json.
+    """Return the status of a run, by schemas/status.schema.json; protocol §3's fields come first.
 
     Args:
-        run: the run, for what was fixed at its start.
+        run: the run, for what was fixed at its start; its files may be anybody's, so no type in them is trusted.
         state: its folded journal.
         view: processes, end and clock.
     """
     launched = state.get("launched") or {}
     trainer = launched.get("trainer") or {}
-    max_steps = run.setting("training", "max_steps")
+    max_steps, parent_step = _count(run.setting("training", "max_steps")), _count(run.parent_step)
     step, speed = state.get("step"), measured_speed(state) or state.get("steps_per_sec")
-    status = {key: state.get(key) for key in _TAKEN}
-    return status | {
+    record = run.record
+    return {
         "run_id": run.run_id,
-        "experiment": run.experiment,
-        "state": state_of(state, view, max_steps),
-        "phase": state.get("phase"),
-        "parent_run_id": run.record.get("parent_run_id"),
-        "parent_step": run.parent_step,
-        "config_hash": run.record.get("config_hash"),
-        "global_step": step if step is not None else run.parent_step,
-        "max_steps": max_steps,
+        "global_step": step if step is not None else parent_step,
         "steps_per_sec": speed,
-        "lr_scale": state.get("lr_scale", 1.0),
-        "optimizer": state.get("optimizer") or run.setting("optimizer", "name"),
+        "lr": state.get("lr"),
+        "last_fast_eval_step": state.get("last_fast_eval_step"),
+        "last_full_eval_step": state.get("last_full_eval_step"),
+        "best_eval_acc": state.get("best_eval_acc"),
         **_etas(run, step, speed, max_steps, view.now),
+        "state": state_of(state, view, max_steps, shows_steps=_shows_steps(run)),
+        "phase": state.get("phase"),
+        "experiment": _text(run.experiment),
+        "parent_run_id": _text(record.get("parent_run_id")),
+        "parent_step": parent_step,
+        "config_hash": _text(record.get("config_hash")),
+        "epoch": state.get("epoch"),
+        "max_steps": max_steps,
+        "loss": state.get("loss"),
+        "lr_scale": state.get("lr_scale", 1.0),
+        "optimizer": state.get("optimizer") or _text(run.setting("optimizer", "name")),
+        "swap_from_step": state.get("swap_from_step"),
+        "scheduler_phase": state.get("scheduler_phase"),
+        "last_checkpoint_step": state.get("last_checkpoint_step"),
+        "best_step": state.get("best_step"),
         "host": trainer.get("host"),
         "boot_id": trainer.get("boot_id"),
         "pid": trainer.get("pid"),
@@ -71,34 +81,38 @@ def observe(run: Run, state: State, view: View) -> dict[str, Any]:
         "pid_start_ticks": trainer.get("start_ticks"),
         "started_at": launched.get("at"),
         "heartbeat_at": utc_now(view.now),
+        "last_progress_at": state.get("last_progress_at"),
         "exit_code": view.end.get("code") if view.end else None,
+        "last_warning": state.get("last_warning"),
         "checks": None,
         "recovery": None,
     }
 
 
-_TAKEN = (
-    "epoch", "loss", "lr", "swap_from_step", "scheduler_phase", "last_checkpoint_step", "best_step", "best_eval_acc",
-    "last_fast_eval_step", "last_full_eval_step", "last_progress_at",
-)  # fmt: skip
+def state_of(state: State, view: View, max_steps: int | None, *, shows_steps: bool = True) -> str:
+    """Name the state of a run; a trainer is never called dead on doubt.
 
-
-def state_of(state: State, view: View, max_steps: int | None) -> str:
-    """Name the state of a run; a trainer is never called dead on doubt."""
+    Args:
+        state: its folded journal.
+        view: processes, end and clock.
+        max_steps: where the run is whole; None if that is not known.
+        shows_steps: whether steps can be expected to be seen. Without, a trainer that is there counts as running.
+    """
+    if view.end is not None:
+        return _end_state(state, view.end, max_steps)
     if not state.get("launched"):
         return "starting" if view.launcher == processes.ALIVE else "never_started"
-    if view.end is None and view.trainer != processes.DEAD:
-        if view.launcher == processes.DEAD:
-            return "unsupervised"
-        return "running" if "step" in state else "starting"
-    if view.end is None:
+    if view.trainer == processes.DEAD:
         return "lost"
-    return _end_state(state, view.end, max_steps)
+    if view.launcher == processes.DEAD:
+        return "unsupervised"
+    has_begun = "step" in state or state.get("phase") not in ("startup", "compile")
+    return "running" if has_begun or not shows_steps else "starting"
 
 
 def _end_state(state: State, end: dict[str, Any], max_steps: int | None) -> str:
     code, step = end.get("code"), state.get("step")
-    is_whole = step is None or not isinstance(max_steps, int) or step >= max_steps
+    is_whole = step is None or max_steps is None or step >= max_steps
     if code == 0 and is_whole:
         return "finished"
     if state.get("stopped"):
@@ -109,23 +123,30 @@ def _end_state(state: State, end: dict[str, Any], max_steps: int | None) -> str:
     return "preempted" if code == 143 and end.get("signal") is None else "failed"
 
 
-def _etas(run: Run, step: int | None, speed: float | None, max_steps: Any, now: float) -> dict[str, Any]:
+def _shows_steps(run: Run) -> bool:
+    """Whether this trainer journals, or has a pattern by which its steps are read out of its log."""
+    patterns = run.setting("trainer", "log_patterns")
+    return run.setting("trainer", "loads_with_kit") is True or (isinstance(patterns, dict) and "step" in patterns)
+
+
+def _etas(run: Run, step: int | None, speed: float | None, max_steps: int | None, now: float) -> dict[str, Any]:
     """Return the seconds to the next evals and the end, at the speed measured since the resume point."""
 
-    def seconds_to(target: Any) -> float | None:
-        if step is None or not speed or not isinstance(target, int):
+    def seconds_to(target: int | None) -> float | None:
+        if step is None or target is None or not speed or speed <= 0:
             return None
-        return max(0.0, (target - step) / speed)
+        seconds = max(0, target - step) / speed
+        return seconds if seconds < MAX_ETA_S else None
 
-    def next_multiple(every: Any) -> int | None:
-        return (step // every + 1) * every if step is not None and isinstance(every, int) and every > 0 else None
+    def next_multiple(every: int | None) -> int | None:
+        return (step // every + 1) * every if step is not None and every else None
 
     end_s = seconds_to(max_steps)
     return {
         "eta_s": end_s,
-        "eta_at": utc_now(now + end_s) if end_s is not None and end_s < 10**9 else None,
-        "eta_fast_eval_s": seconds_to(next_multiple(run.setting("validation", "fast_eval_every"))),
-        "eta_full_eval_s": seconds_to(next_multiple(run.setting("validation", "full_eval_every"))),
+        "eta_at": utc_now(now + end_s) if end_s is not None else None,
+        "eta_fast_eval_s": seconds_to(next_multiple(_count(run.setting("validation", "fast_eval_every")))),
+        "eta_full_eval_s": seconds_to(next_multiple(_count(run.setting("validation", "full_eval_every")))),
     }
 
 
@@ -148,7 +169,8 @@ def read_end(run: Run) -> dict[str, Any] | None:
         end = read_json(run.paths.exit_json)
     except UnreadableFile:
         return None
-    return end if isinstance(end, dict) and type(end.get("code")) is int else None
+    is_end = isinstance(end, dict) and type(end.get("code")) is int and 0 <= end["code"] < 256
+    return end if is_end else None
 
 
 def read_state(run: Run) -> State:
@@ -167,7 +189,7 @@ def saved_state(run: Run) -> tuple[State, int]:
     if not isinstance(saved, dict) or saved.get("run_id") != run.run_id:
         return {}, 0
     state, offset = saved.get("state"), saved.get("journal_offset")
-    if not isinstance(state, dict) or type(offset) is not int or not 0 <= offset <= size:
+    if not is_sound(state) or type(offset) is not int or not 0 <= offset <= size:
         return {}, 0
     return state, offset
 
@@ -181,3 +203,11 @@ def current(run: Run) -> dict[str, Any]:
 def write(run: Run, status: dict[str, Any]) -> None:
     """Replace status.json; a reader sees the old one or the new one, never half of either."""
     write_atomic(run.paths.status, to_json(status))
+
+
+def _count(value: Any) -> int | None:
+    return value if type(value) is int and 0 <= value < 10**12 else None
+
+
+def _text(value: Any) -> str | None:
+    return value[:500] if isinstance(value, str) else None

@@ -8,10 +8,8 @@ import time
 from pathlib import Path
 
 from . import journal
-from .checkpoints import list_checkpoints
-from .grades import witness
 from .errors import KitError
-from .paths import manifest_path
+from .paths import manifest_path, step_of_name
 from .runs import Run
 
 # A file that has not changed for this long is at rest; a slow writer pauses for less.
@@ -53,16 +51,18 @@ class Witness:
         if mtime_ns == self._folder_mtime_ns and not self._seen:
             return []
         self._folder_mtime_ns = mtime_ns
-        with contextlib.suppress(OSError, KitError):
-            listed = list_checkpoints(self._run.paths.checkpoints, self._run.step_pattern)
-            return [
-                (step, path)
-                for step, path in listed
-                if path not in self._done and not os.path.lexists(manifest_path(path))
-            ]
-        return []
+        pattern, folder, found = self._run.step_pattern, self._run.paths.checkpoints, []
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+            for entry in entries:
+                step = step_of_name(entry.name, pattern)
+                path = folder / entry.name
+                if step is not None and path not in self._done and not os.path.lexists(manifest_path(path)):
+                    found.append((step, path))
+        return sorted(found)
 
     def _give(self, step: int, path: Path) -> None:
+        from .grades import witness  # costs 15 ms; most runs write manifests of their own
+
         self._done.add(path)
         self._seen.pop(path, None)
         record = self._run.record

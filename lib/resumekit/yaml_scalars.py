@@ -88,8 +88,11 @@ def plain(text: str, line: int = 1) -> bool | int | float | str | None:
     if _FLOAT.fullmatch(text):
         return _float(text, line)
     if text.lower() in _YAML_11_BOOLS:
-        raise Refusal(f"{show(text)} is true or false to some YAML readers and a text to others", line,
-                      "write true or false, or put it in quotes")  # fmt: skip
+        raise Refusal(
+            f"{show(text)} is true or false to some YAML readers and a text to others",
+            line,
+            "write true or false, or put it in quotes",
+        )
     if text in ("=", "<<"):
         raise Refusal(f"{show(text)} has a meaning of its own to some YAML readers", line, "put it in quotes")
     for pattern, why in _SURPRISES:
@@ -133,15 +136,19 @@ def decode(data: bytes | str) -> str:
             text = data.decode("utf-8")
         except UnicodeDecodeError as error:
             line = data.count(b"\n", 0, error.start) + 1
-            raise Refusal(f"byte {show(data[error.start : error.start + 1])} is not UTF-8", line,
-                          "save the file as UTF-8") from None  # fmt: skip
+            raise Refusal(
+                f"byte {show(data[error.start : error.start + 1])} is not UTF-8", line, "save the file as UTF-8"
+            ) from None
     else:
         text = data
     text = text.removeprefix("\ufeff")
     if bad := _FORBIDDEN.search(text):
         line = text.count("\n", 0, bad.start()) + 1
-        raise Refusal(f"the character {show(bad[0])} cannot stand in a config", line,
-                      'take it out, or write it as an escape in double quotes ("\\u2028")')  # fmt: skip
+        raise Refusal(
+            f"the character {show(bad[0])} cannot stand in a config",
+            line,
+            'take it out, or write it as an escape in double quotes ("\\u2028")',
+        )
     return text
 
 

@@ -3,7 +3,7 @@
 Accepted: sections by indentation, lists of single values (one per line with `- `, or `[a, b]`), `{a: b}` on one line,
 words, single and double quotes, comments. Everything else is refused with its line, and what is accepted means
 exactly what PyYAML makes of it (a fuzz test holds the two together).
-Try it: `python -c "import sys; sys.path.append('lib'); from resumekit import yaml_subset; print(yaml_subset.parse('a: [1, x]', {}))"`
+Try it: `cd lib && python -c "from resumekit import yaml_subset; print(yaml_subset.parse('a: [1, x]', {}))"`
 """
 
 from __future__ import annotations

@@ -1,0 +1,76 @@
+"""Questions to other programs that run beside our own work, with a limit on time and on what is kept of an answer."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import select
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+_CHUNK = 1 << 18
+
+
+@dataclass(frozen=True)
+class Question:
+    """A program under way: its pid and the pipe that it answers into."""
+
+    pid: int
+    pipe: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a program wrote to stdout.
+
+    Args:
+        kept: its beginning, as much as was asked for; b'' where it failed or took too long.
+        size: of the whole, in bytes.
+        sha256: of the whole; None where there is no answer.
+    """
+
+    kept: bytes = b""
+    size: int = 0
+    sha256: str | None = None
+
+
+def ask(argv: Sequence[str], environ: Mapping[str, str]) -> Question | None:
+    """Start a program with nothing on stdin and stderr thrown away; None where it cannot be started.
+
+    By posix_spawn, not by subprocess: a launch waits for this, and the import alone takes longer than the start.
+    """
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    actions = [(os.POSIX_SPAWN_DUP2, null, 0), (os.POSIX_SPAWN_DUP2, writer, 1), (os.POSIX_SPAWN_DUP2, null, 2)]
+    try:
+        pid = os.posix_spawnp(argv[0], list(argv), dict(environ), file_actions=actions)
+    except OSError:
+        os.close(reader)
+        return None
+    finally:
+        os.close(writer)
+        os.close(null)
+    return Question(pid, reader)
+
+
+def collect(question: Question | None, limit_bytes: int, timeout_s: float) -> Answer:
+    """Wait for an answer; a program that fails, is missing or takes longer than `timeout_s` seconds gives none."""
+    if question is None:
+        return Answer()
+    hasher, kept, size = hashlib.sha256(), bytearray(), 0
+    deadline, is_whole = time.monotonic() + timeout_s, False
+    while select.select([question.pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        chunk = os.read(question.pipe, _CHUNK)
+        if not chunk:
+            is_whole = True
+            break
+        hasher.update(chunk)
+        kept += chunk[: max(0, limit_bytes - size)]
+        size += len(chunk)
+    os.close(question.pipe)
+    if not is_whole:
+        os.kill(question.pid, signal.SIGKILL)
+    _, code = os.waitpid(question.pid, 0)
+    return Answer(bytes(kept), size, hasher.hexdigest()) if is_whole and code == 0 else Answer()

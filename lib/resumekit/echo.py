@@ -1,0 +1,62 @@
+"""Shows a trainer's output on our own stdout, as it is, colours and all.
+
+A thread with a file position of its own: a terminal that blocks (Ctrl-S, a pager) stops nothing but this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import threading
+import time
+from pathlib import Path
+
+POLL_S = 0.05
+READ_BYTES = 64 * 1024
+
+
+class Echo(threading.Thread):
+    """Copies a growing file to descriptor 1.
+
+    Args:
+        path: logs/output.log.
+        offset: where to begin, in bytes.
+    """
+
+    def __init__(self, path: Path, offset: int) -> None:
+        super().__init__(daemon=True)
+        self._path = path
+        self._is_over = threading.Event()
+        self.offset = offset
+
+    def finish(self, stall_s: float) -> None:
+        """Show what is left; give up when nothing has moved for `stall_s` seconds."""
+        self._is_over.set()
+        shown, since = self.offset, time.monotonic()
+        while self.is_alive() and time.monotonic() - since < stall_s:
+            self.join(POLL_S)
+            if self.offset != shown:
+                shown, since = self.offset, time.monotonic()
+
+    def run(self) -> None:
+        with contextlib.suppress(OSError):  # the terminal is gone: nothing to show it on
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            while True:
+                is_over = self._is_over.is_set()
+                while chunk := os.pread(descriptor, READ_BYTES, self.offset):
+                    self.offset += _write_some(chunk)
+                if is_over:
+                    return
+                self._is_over.wait(POLL_S)
+
+
+def _write_some(chunk: bytes) -> int:
+    """Write to stdout, which whoever shares the terminal may have made non-blocking; return how much it took."""
+    while True:
+        try:
+            return os.write(1, chunk)
+        except BlockingIOError:
+            ready = select.poll()
+            ready.register(1, select.POLLOUT)
+            ready.poll()

@@ -1,0 +1,187 @@
+"""What was asked for on the command line of run.sh, resume.sh or runs.sh, and the config file that it is about.
+
+bin/*.sh hand every option on as one word (`--name=VALUE`), so that reading them takes no parser library. Reads the
+config file; writes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from . import config
+from .config import ConfigFile
+from .errors import UsageError
+
+_VALUES = ("experiment", "config", "runs", "name", "notes", "step", "checkpoint", "resume", "from", "launcher-pid")
+_SWITCHES = ("fresh", "best", "reresolve", "dry-run", "json")
+_NAMES_A_CHECKPOINT = ("step", "best", "checkpoint", "resume")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for; see bin/run.sh and bin/resume.sh.
+
+    Args:
+        experiment: an experiment's id, or a run id.
+        config_file: config.yaml, or what --config named.
+        runs: the folder that --runs named, or None.
+        settings: what stood behind each --set.
+        extra_args: what stood behind `--`; None if there was no `--`.
+        step, best, checkpoint, from_run: where to start from.
+        reresolve: take the config as the file has it now.
+    """
+
+    experiment: str
+    config_file: ConfigFile
+    runs: Path | None = None
+    settings: Sequence[str] = ()
+    name: str | None = None
+    notes: str | None = None
+    extra_args: Sequence[str] | None = None
+    fresh: bool = False
+    step: int | None = None
+    best: bool = False
+    checkpoint: Path | None = None
+    from_run: str | None = None
+    reresolve: bool = False
+    is_dry_run: bool = False
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether a place to start from is named: that makes it a branch."""
+        return self.step is not None or self.best or self.checkpoint is not None or self.from_run is not None
+
+    @cached_property
+    def base(self) -> dict[str, Any]:
+        """The config without any experiment."""
+        return config.resolve(self.config_file.document, schema=self.config_file.schema)
+
+    @cached_property
+    def root(self) -> Path:
+        """The folder that relative paths of the base begin at."""
+        return root_of(self.base, self.config_file)
+
+    @cached_property
+    def runs_dir(self) -> Path:
+        return self.runs.absolute() if self.runs is not None else runs_folder(self.base, self.config_file)
+
+
+def root_of(resolved: dict[str, Any], config_file: ConfigFile) -> Path:
+    """Return the folder that relative paths of a config begin at: `paths.root`, relative to the config file."""
+    return (config_file.path.absolute().parent / resolved["paths"]["root"]).resolve()
+
+
+def runs_folder(base: dict[str, Any], config_file: ConfigFile) -> Path:
+    """Return the folder of all runs where --runs names none: `paths.runs` of the base."""
+    return root_of(base, config_file) / base["paths"]["runs"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """The words of a command line, taken apart: values and switches by name, settings, what stood behind `--`."""
+
+    values: dict[str, str]
+    switches: frozenset[str]
+    settings: tuple[str, ...]
+    extra_args: tuple[str, ...] | None
+
+    @property
+    def runs(self) -> Path | None:
+        return self._path("runs")
+
+    @property
+    def config(self) -> Path | None:
+        return self._path("config")
+
+    @property
+    def launcher_pid(self) -> int:
+        """The launcher's process id; 0 where nobody said it."""
+        return _number(self.values.get("launcher-pid", "0"), "--launcher-pid takes a process id")
+
+    def request(self) -> Request:
+        """Read the config file and return the whole request.
+
+        Raises:
+            UsageError: a value that an option does not take, or two that exclude each other.
+            InvalidFile: the config cannot be read.
+        """
+        self._check_exclusive()
+        step, values = self.values.get("step"), self.values
+        return Request(
+            experiment=values.get("experiment", ""),
+            config_file=config.load_config(self.config),
+            runs=self.runs,
+            settings=self.settings,
+            name=values.get("name"),
+            notes=values.get("notes"),
+            extra_args=self.extra_args,
+            fresh="fresh" in self.switches,
+            step=None if step is None else _number(step, "--step takes a number of optimizer steps"),
+            best="best" in self.switches,
+            checkpoint=_checkpoint(values.get("checkpoint", values.get("resume"))),
+            from_run=values.get("from"),
+            reresolve="reresolve" in self.switches,
+            is_dry_run="dry-run" in self.switches,
+        )
+
+    def _path(self, name: str) -> Path | None:
+        text = self.values.get(name)
+        if text == "":
+            raise UsageError(f"--{name} is given with an empty name")
+        return None if text is None else Path(text)
+
+    def _check_exclusive(self) -> None:
+        if "fresh" in self.switches and "resume" in self.values:
+            raise UsageError("--fresh and --resume exclude each other: one begins anew, the other from a checkpoint")
+        named = [name for name in _NAMES_A_CHECKPOINT if name in self.values or name in self.switches]
+        if len(named) > 1:
+            raise UsageError(f"--{named[0]} and --{named[1]} exclude each other: each names the checkpoint")
+        if "json" in self.switches and "dry-run" not in self.switches:
+            raise UsageError("--json goes with --dry-run")
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    """Take apart what bin/*.sh hand on: `--name=VALUE`, `--switch`, and behind `--` what belongs to the trainer.
+
+    Raises:
+        UsageError: an unknown option, one that is given twice, or a trainer argument that is not UTF-8.
+    """
+    at = arguments.index("--") if "--" in arguments else len(arguments)
+    values: dict[str, str] = {}
+    switches, settings = set(), []
+    for word in arguments[:at]:
+        name, equals, value = word.removeprefix("--").partition("=")
+        if equals and name == "set":
+            settings.append(value)
+        elif equals and name in _VALUES:
+            if name in values:
+                raise UsageError(f"--{name} is given twice: '{values[name]}' and '{value}'")
+            values[name] = value
+        elif word.startswith("--") and not equals and name in _SWITCHES:
+            switches.add(name)
+        else:
+            raise UsageError(f"unknown option '{word}'")
+    extra = tuple(arguments[at + 1 :]) if at < len(arguments) else None
+    for word in extra or ():
+        if any("\ud800" <= letter <= "\udfff" for letter in word):
+            raise UsageError(f"the trainer's argument {word!r} is not UTF-8, and could not be kept in the config")
+    return Options(values, frozenset(switches), tuple(settings), extra)
+
+
+def _number(text: str, sentence: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 12):
+        raise UsageError(f"{sentence}, not '{text}'")
+    return int(text)
+
+
+def _checkpoint(text: str | None) -> Path | None:
+    if text is None:
+        return None
+    if not text or not os.path.lexists(text):
+        raise UsageError(f"there is no checkpoint '{text}'")
+    return Path(text)

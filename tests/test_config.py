@@ -1,0 +1,513 @@
+"""A run's config: base <- experiment <- --set, rules across settings, a hash of what shapes the training."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "lib"))
+
+from resumekit import config, schema, yaml_reader, yaml_writer  # noqa: E402
+from resumekit.errors import INVALID, USAGE, InvalidFile, KitError, UsageError  # noqa: E402
+
+KIT = schema.load()
+SHIPPED = config.load_config()
+BASE = "trainer: {command: [python, train.py]}\n"
+
+
+def resolve(text: str, experiment: str | None = None, *overrides: str) -> dict[str, Any]:
+    return config.resolve(yaml_reader.load(text, "c.yaml"), experiment, overrides, schema=KIT)
+
+
+def shipped(experiment: str | None = None, *overrides: str) -> dict[str, Any]:
+    return config.resolve(SHIPPED.document, experiment, overrides, schema=KIT)
+
+
+# --- the shipped config
+
+
+def test_the_shipped_base_carries_the_protocols_numbers() -> None:
+    numbers = {
+        "validation.fast_eval_every": 2000,
+        "validation.full_eval_every": 10000,
+        "validation.gate_full_eval_on_fast_improvement": True,
+        "status.interval_s": 60.0,
+        "optimizer.swap_lr_factor": 0.8,
+        "optimizer.swap_weight_decay": 0.01,
+        "optimizer.weight_decay": 0.01,
+        "swa.start_step": 50000,
+        "resume.throughput_band": 0.15,
+        "abort.throughput_drop": 0.5,
+        "abort.throughput_minutes": 10.0,
+        "recover.lr_factor": 0.8,
+        "checkpoint.pattern": "hrm_arc_step_{step}.pt",
+        "checkpoint.best_pattern": "hrm_arc_best.pt",
+        "paths.checkpoints": "checkpoints",
+        "paths.logs": "logs",
+        "paths.status": "status.json",
+    }
+    base = shipped()
+    assert {key: config.get(base, key) for key in numbers} == numbers
+    assert 1000 <= base["optimizer"]["swap_lr_steps"] <= 2000
+    assert 1000 <= base["recover"]["replay_steps"] <= 2000
+    assert 0.01 <= base["validation"]["fast_fraction"] <= 0.02
+
+
+def test_the_shipped_experiments_are_the_protocols() -> None:
+    experiments = SHIPPED.document.data["experiments"]
+    assert experiments["EXP-03"]["name"] == "droppath_base"
+    assert list(experiments) == ["EXP-01", "EXP-03", "EXP-10"]
+    small = shipped("EXP-01")
+    assert config.get(small, "status.interval_s") == 5.0
+    assert config.get(small, "training.threads") == 1
+    paper = shipped("EXP-10")["model"]
+    assert [paper[key] for key in ("hidden_size", "layers", "heads", "h_cycles", "l_cycles", "halt_max_steps")] == [
+        512,
+        4,
+        8,
+        2,
+        2,
+        16,
+    ]
+
+
+@pytest.mark.parametrize("experiment", [None, *SHIPPED.document.data["experiments"]])
+def test_every_shipped_experiment_resolves_and_has_a_sequence_as_long_as_its_largest_grid(
+    experiment: str | None,
+) -> None:
+    resolved = shipped(experiment)
+    assert resolved["model"]["seq_len"] == resolved["data"]["max_grid"] ** 2
+
+
+def test_the_shipped_config_holds_every_key_of_the_schema_with_a_comment() -> None:
+    given_keys = {".".join(path) for path in SHIPPED.document.lines if path[0] != "experiments"}
+    assert set(KIT.leaves) - given_keys <= {
+        f"trainer.log_patterns.{name}" for name in ("step", "loss", "lr", "steps_per_sec")
+    }
+    rows = SHIPPED.content.decode().split("\n")
+    for path, line in SHIPPED.document.lines.items():
+        if path[0] != "experiments" and ".".join(path) in KIT.leaves and path != ("trainer", "command"):
+            assert re.search(r" # \S", rows[line - 1]), f"{'.'.join(path)}, line {line}"
+
+
+def test_the_shipped_base_and_the_schemas_defaults_are_the_same() -> None:
+    base = shipped()
+    for key, node in KIT.leaves.items():
+        if "default" in node and key != "trainer.loads_with_kit":
+            assert config.get(base, key) == node["default"], key
+
+
+# --- resolving
+
+
+def test_a_command_is_all_that_a_config_needs() -> None:
+    resolved = resolve(BASE)
+    assert resolved["checkpoint"]["every"] == 500
+    assert resolved["training"] == {}
+    assert set(resolved) == {name for name in KIT.sections if "." not in name}
+
+
+def test_base_experiment_and_set_override_each_other_in_that_order() -> None:
+    text = (
+        BASE
+        + "training: {seed: 1, batch_size: 2, max_steps: 9}\nexperiments: {A: {training: {seed: 3, batch_size: 4}}}\n"
+    )
+    assert resolve(text)["training"] == {"seed": 1, "batch_size": 2, "max_steps": 9}
+    assert resolve(text, "A")["training"] == {"seed": 3, "batch_size": 4, "max_steps": 9}
+    assert resolve(text, "A", "seed=5", "seed=6")["training"] == {"seed": 6, "batch_size": 4, "max_steps": 9}
+
+
+def test_an_experiment_gives_its_id_name_and_notes_to_the_resolved_config() -> None:
+    text = (
+        BASE
+        + "experiment: {notes: of the base, tags: [a]}\nexperiments:\n  EXP-1: {name: small, notes: of it}\n  EXP-2:\n"
+    )
+    assert resolve(text, "EXP-1")["experiment"] == {
+        "name": "EXP-1",
+        "run_name": "small",
+        "lineage": None,
+        "notes": "of it",
+        "tags": ["a"],
+    }
+    assert resolve(text, "EXP-2")["experiment"]["notes"] == "of the base"
+    assert "experiments" not in resolve(text, "EXP-1")
+
+
+def test_lists_are_replaced_and_sections_are_merged() -> None:
+    text = BASE + "optimizer: {betas: [0.9, 0.95], lr: 1}\nexperiments: {A: {optimizer: {betas: [0.8, 0.9]}}}\n"
+    assert resolve(text, "A")["optimizer"] == {"betas": [0.8, 0.9], "lr": 1.0}
+
+
+def test_numbers_become_what_the_schema_says() -> None:
+    resolved = resolve(BASE + "training: {max_steps: 1e5, seed: 3.0}\noptimizer: {lr: 1, betas: [0, 0.5]}\n")
+    assert json.dumps([resolved["training"], resolved["optimizer"]]) == (
+        '[{"max_steps": 100000, "seed": 3}, {"lr": 1.0, "betas": [0.0, 0.5]}]'
+    )
+
+
+def test_an_unknown_experiment_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UsageError, match=r"no experiment 'EXP-9' in 'c\.yaml'; known are A, B"):
+        resolve(BASE + "experiments: {A: {}, B: {}}\n", "EXP-9")
+    with pytest.raises(UsageError, match="known are none"):
+        resolve(BASE, "EXP-9")
+
+
+def test_keys_that_begin_with_x_are_taken_anywhere_and_hashed_where_the_section_is() -> None:
+    resolved = resolve(
+        BASE + "x-a: {b: [1]}\ntraining: {x-c: 1}\nexperiments: {A: {training: {x-c: {d: 2}}}}\n",
+        "A",
+        "x-a.e=5",
+        "status.x-f=g",
+    )
+    assert resolved["x-a"] == {"e": 5}
+    assert resolved["training"]["x-c"] == {"d": 2}
+    before = config.config_hash(resolve(BASE), KIT)
+    assert config.config_hash(resolve(BASE, None, "x-a=1"), KIT) != before
+    assert config.config_hash(resolve(BASE, None, "training.x-a=1"), KIT) != before
+    assert config.config_hash(resolve(BASE, None, "status.x-a=1"), KIT) == before
+
+
+# --- --set
+
+
+@pytest.mark.parametrize(
+    ("setting", "key", "value"),
+    [
+        ("training.batch_size=8", "training.batch_size", 8),
+        ("grad_accum_steps=5", "training.grad_accum_steps", 5),
+        ("eval_frequency=2000", "validation.fast_eval_every", 2000),
+        ("learning_rate=3e-4", "optimizer.lr", 0.0003),
+        ("weight_decay=1e-2", "optimizer.weight_decay", 0.01),
+        ("optimizer=reset", "resume.optimizer", "reset"),
+        ("trainer.command=[python, train.py]", "trainer.command", ["python", "train.py"]),
+        ("trainer.log_patterns={step: 's (.)'}", "trainer.log_patterns", {"step": "s (.)"}),
+        ("trainer.log_patterns.loss=l (.)", "trainer.log_patterns", {"loss": "l (.)"}),
+        ("trainer.cwd=null", "trainer.cwd", None),
+        ("trainer.cwd=", "trainer.cwd", None),
+        ("trainer.cwd='null'", "trainer.cwd", "null"),
+        ("data.version=012", "data.version", "012"),
+        ("data.version=yes", "data.version", "yes"),
+        ("notes=", "experiment.notes", ""),
+        ("notes='a: b'", "experiment.notes", "a: b"),
+        ("notes='tis", "experiment.notes", "'tis"),
+        ("notes=a=b", "experiment.notes", "a=b"),
+    ],
+)
+def test_a_setting_means_the_one_key_of_that_name_and_its_value_is_yaml(setting: str, key: str, value: Any) -> None:
+    assert config.get(resolve(BASE, None, setting), key) == value
+
+
+def test_the_protocols_name_of_the_planned_swap_is_known() -> None:
+    assert shipped(None, "optimizer_swap_at=40000")["optimizer"]["swap_at"] == 40000
+
+
+def test_nothing_behind_the_equals_sign_is_null_or_the_empty_text() -> None:
+    assert resolve(BASE, None, "data.path=")["data"]["path"] is None
+    assert resolve(BASE, None, "model.name=x", "experiment.notes=")["experiment"]["notes"] == ""
+
+
+TEXTS = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), max_size=60)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@given(TEXTS)
+def test_any_text_given_as_setting_comes_back_exactly_through_both_files(text: str) -> None:
+    if text[:1] in "'\"":
+        text = " " + text  # in quotes it is YAML
+    resolved = resolve(BASE, None, f"notes={text}")
+    assert resolved["experiment"]["notes"] == text
+    written = yaml_writer.dump(resolved)
+    for found in (
+        yaml_reader.load(written, "c").data,
+        yaml_reader.load(written, "c", reader="subset").data,
+        yaml.safe_load(written),
+    ):
+        assert found == resolved
+    assert json.loads(json.dumps(resolved)) == resolved
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "a\nb",
+        "a: b",
+        "a # b",
+        "'",
+        '"',
+        "\"a\" 'b'",
+        "$(touch x)",
+        "{a: b}",
+        "[1",
+        "*a",
+        "&a",
+        "!!x",
+        "- a",
+        "%",
+        "a\tb",
+    ],
+)
+def test_a_text_with_newline_colon_hash_or_quote_is_taken_as_typed(value: str) -> None:
+    assert resolve(BASE, None, f"experiment.notes={value}")["experiment"]["notes"] == value
+
+
+@pytest.mark.parametrize(
+    ("setting", "error", "says"),
+    [
+        ("training.seed", UsageError, "has no '='"),
+        ("=1", UsageError, "empty part in its key"),
+        ("a..b=1", UsageError, "empty part in its key"),
+        (".seed=1", UsageError, "empty part in its key"),
+        ("training.=1", UsageError, "empty part in its key"),
+        (" seed=1", UsageError, "empty part in its key"),
+        (
+            "name=x",
+            UsageError,
+            "may mean experiment.name or data.name or model.name or optimizer.name or schedule.name",
+        ),
+        ("lr=1", UsageError, "may mean trainer.log_patterns.lr or optimizer.lr or swa.lr"),
+        ("enabled=true", UsageError, "may mean ema.enabled or swa.enabled or recover.enabled"),
+        ("experiments.A.training.seed=1", UsageError, "an entry of experiments"),
+        ("seed=many", InvalidFile, "'training.seed' is 'many', a text, and must be a whole number (--set 'seed=many')"),
+        ("training.seed=1.5", InvalidFile, "must be a whole number"),
+        ("training.seed=1_000", InvalidFile, "'1_000'"),
+        ("training.seed=[1", InvalidFile, "not YAML"),
+        ("training.seed=", InvalidFile, "is 'null', null, and must be a whole number"),
+        ("seeed=1", InvalidFile, "there is no key 'seeed' (--set 'seeed=1'); the nearest known is 'seed'"),
+        ("training.seeed=1", InvalidFile, "the nearest known is 'training.seed'"),
+        ("trainin.seed=1", InvalidFile, "the nearest known is 'training.seed'"),
+        ("training.seed.x=1", InvalidFile, "'training.seed' is a value, not a section"),
+        ("optimizer.betas.0=0.8", InvalidFile, "'optimizer.betas' is a value, not a section"),
+        ("optimizer.betas[0]=0.8", InvalidFile, "there is no key 'optimizer.betas[0]'"),
+        ("training=3", InvalidFile, "must be a section"),
+        ("batch_size=-1", InvalidFile, "must be at least 1 (--set 'batch_size=-1')"),
+        ("data.version=\udcff", InvalidFile, "a character that is none"),
+        ("data.version=\0", InvalidFile, "a character that is none"),
+    ],
+)
+def test_a_wrong_setting_is_refused_and_quoted(setting: str, error: type[KitError], says: str) -> None:
+    with pytest.raises(error) as caught:
+        resolve(BASE, None, setting)
+    assert says in str(caught.value)
+    assert "--set" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == (USAGE if error is UsageError else INVALID)
+
+
+def test_the_experiments_own_id_cannot_be_set() -> None:
+    with pytest.raises(UsageError, match=r"experiment\.name is 'A' and cannot be set"):
+        resolve(BASE + "experiments: {A: {}}\n", "A", "experiment.name=B")
+
+
+def test_a_resolved_config_takes_settings_and_stays_as_it_was() -> None:
+    old = shipped("EXP-01")
+    copy = json.loads(json.dumps(old))
+    new = config.override(old, ["batch_size=8", "trainer.log_patterns.step=(.)"], KIT)
+    assert new["training"]["batch_size"] == 8
+    assert old == copy
+    assert config.override(old, [], KIT) == old
+    with pytest.raises(InvalidFile, match=r"--set 'batch_size=x'"):
+        config.override(old, ["batch_size=x"], KIT)
+
+
+def test_a_resolved_config_from_somewhere_else_is_checked_before_it_is_used() -> None:
+    foreign = {"trainer": {"command": ["x"]}, "checkpoint": {"every": 200}}
+    completed = config.override(foreign, ["seed=1"], KIT)
+    assert (completed["checkpoint"]["every"], completed["checkpoint"]["keep_last"]) == (200, 5)
+    assert completed["training"] == {"seed": 1}
+    for broken, says in [
+        ({"checkpoint": {"every": "$(touch x)"}}, "'checkpoint.every' is '$(touch x)', a text"),
+        ({"checkpoint": []}, "must be a section"),
+        ({"unknown": 1}, "no key 'unknown'"),
+        ([], "the config is '[]'"),
+        ({}, "trainer.command is missing"),
+    ]:
+        with pytest.raises(InvalidFile) as caught:
+            config.override(broken, [], KIT, "runs/r/resolved_config.json")
+        assert says in str(caught.value)
+        assert "('runs/r/resolved_config.json')" in str(caught.value)
+
+
+# --- rules across settings
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (
+            ["checkpoint.every=100", "checkpoint.keep_last=2"],
+            "2 x 100 = 200 steps, less than recover.replay_steps 1000",
+        ),
+        (
+            ["fast_eval_every=20", "full_eval_every=10"],
+            "validation.fast_eval_every is 20 and validation.full_eval_every 10",
+        ),
+        (["warmup_steps=10", "max_steps=10"], "schedule.warmup_steps is 10 and training.max_steps 10"),
+        (["hidden_size=10", "heads=3"], "model.hidden_size 10 cannot be divided among model.heads 3"),
+        (["swap_at=5"], "optimizer.swap_to does not say to what"),
+        (["checkpoint.best_pattern=hrm_arc_step_7.pt"], "would be read as a step"),
+        (["paths.logs=checkpoints"], "each needs a name of its own"),
+        (["trainer.log_patterns.loss=loss ("], "no regular expression"),
+        (["trainer.log_patterns.loss=loss"], "has no group"),
+        (
+            ["oom_set=[batch_size=0]"],
+            "abort.oom_set holds what --set would refuse: 'training.batch_size' is '0' and must be at least 1",
+        ),
+        (["oom_set=[batch_size]"], "abort.oom_set holds what --set would refuse: 'batch_size' (--set) has no '='"),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused_with_the_rule(overrides: list[str], says: str) -> None:
+    with pytest.raises(InvalidFile) as caught:
+        resolve(BASE, None, *overrides)
+    assert says in str(caught.value)
+    assert str(caught.value).endswith("('c.yaml')")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["checkpoint.every=100", "checkpoint.keep_last=2", "recover.enabled=false"],
+        ["checkpoint.every=100", "checkpoint.keep_last=null"],
+        ["checkpoint.every=100", "checkpoint.keep_last=10"],
+        ["fast_eval_every=10", "full_eval_every=10"],
+        ["swap_at=5", "swap_to=lion"],
+    ],
+)
+def test_settings_at_the_edge_of_a_rule_pass(overrides: list[str]) -> None:
+    resolve(BASE, None, *overrides)
+
+
+def test_a_config_without_a_command_is_refused() -> None:
+    with pytest.raises(InvalidFile, match=r"trainer\.command is missing"):
+        resolve("training: {seed: 1}\n")
+
+
+# --- the hash
+
+
+def hash_of(text: str, *overrides: str) -> str:
+    return config.config_hash(resolve(BASE + text, None, *overrides), KIT)
+
+
+def test_the_hash_is_stable_under_order_comments_and_spelling() -> None:
+    reference = hash_of("training: {seed: 1, max_steps: 100000}\noptimizer: {lr: 1e-4, betas: [0.9, 1e-1]}\n")
+    assert reference == hash_of(
+        "# a comment\noptimizer:\n  betas:\n    - .9\n    - 0.10\n  lr: 0.0001 # small\n"
+        "training:\n  max_steps: 1e5\n  seed: 1.0\n"
+    )
+    assert reference == hash_of(
+        "optimizer: {betas: [0.9, 0.1]}\n", "training.seed=1", "max_steps=100000", "optimizer.lr=0.1e-3"
+    )
+    assert re.fullmatch("[0-9a-f]{64}", reference)
+
+
+def test_the_hash_survives_writing_and_reading() -> None:
+    resolved = shipped("EXP-01")
+    for text in (yaml_writer.dump(resolved), json.dumps(resolved)):
+        assert config.config_hash(yaml_reader.load(text, "c").data, KIT) == config.config_hash(resolved, KIT)
+
+
+def other(value: Any, node: dict[str, Any]) -> Any:
+    types = [node["type"]] if isinstance(node["type"], str) else node["type"]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, (int, float)):
+        return value + 1
+    if isinstance(value, str) or "string" in types:
+        return f"{value}x"
+    if "array" in types:
+        return [*(value or []), "x"]
+    return 7
+
+
+@pytest.mark.parametrize("key", KIT.leaves)
+def test_the_hash_changes_with_what_shapes_the_training_and_with_nothing_else(key: str) -> None:
+    """Written out from the design, not read from the schema: what is in, section by section."""
+    hashed_sections = {"model", "data", "training", "optimizer", "schedule", "ema", "swa", "validation"}
+    out = {"data.path", "training.device", "training.log_every"}
+    inside = (key.partition(".")[0] in hashed_sections and key not in out) or key == "trainer.extra_args"
+    base = shipped()
+    changed = json.loads(json.dumps(base))
+    *parents, name = key.split(".")
+    section = changed
+    for parent in parents:
+        section = section.setdefault(parent, {})
+    section[name] = other(section.get(name), KIT.leaves[key])
+    assert (config.config_hash(changed, KIT) != config.config_hash(base, KIT)) is inside
+
+
+def test_different_configs_have_different_hashes() -> None:
+    """1,000 different small configs: 1,000 hashes, whatever the neighbouring keys hold."""
+    rng = random.Random(3)
+    seen: dict[str, str] = {}
+    for _ in range(1_000):
+        training = {
+            key: rng.randint(1, 12) for key in rng.sample(["batch_size", "grad_accum_steps", "seed", "threads"], 2)
+        }
+        names = {
+            "data": {"name": rng.choice(["a", "1", "a,b", 'a"'])},
+            "optimizer": {"lr": rng.choice([1.0, 0.1, 11.0])},
+        }
+        resolved = {"training": training, **names}
+        text = json.dumps(resolved, sort_keys=True)
+        digest = config.config_hash(resolved, KIT)
+        assert seen.setdefault(digest, text) == text
+    assert len(seen) == len(set(seen.values())) > 500
+
+
+# --- files
+
+
+def test_a_config_file_is_read_with_its_digest_and_refused_when_it_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(BASE)
+    file = config.load_config(path)
+    assert (file.path, file.content, file.document.data) == (
+        path,
+        BASE.encode(),
+        {"trainer": {"command": ["python", "train.py"]}},
+    )
+    assert file.sha256 == hashlib.sha256(BASE.encode()).hexdigest()
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "large").write_bytes(b"#" * 300_000)
+    for name, says in (
+        ("none", "no such file"),
+        ("fifo", "not a regular file"),
+        (".", "not a regular file"),
+        ("large", "larger than"),
+    ):
+        with pytest.raises(InvalidFile, match=says):
+            config.load_config(tmp_path / name)
+
+
+def test_the_resolved_config_is_written_as_yaml_json_and_a_copy_of_the_original(tmp_path: Path) -> None:
+    resolved = shipped("EXP-01")
+    config.write_resolved(tmp_path, resolved, SHIPPED)
+    assert yaml.safe_load((tmp_path / "resolved_config.yaml").read_text()) == resolved
+    assert json.loads((tmp_path / "resolved_config.json").read_text()) == resolved
+    assert (tmp_path / "config.yaml").read_bytes() == SHIPPED.content
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "config.yaml",
+        "resolved_config.json",
+        "resolved_config.yaml",
+    ]
+
+
+def test_a_resolved_config_that_cannot_be_written_is_an_error_of_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "resolved_config.yaml").mkdir()
+    with pytest.raises(KitError) as caught:
+        config.write_resolved(tmp_path, shipped())
+    assert "resolved_config.yaml' cannot be written" in str(caught.value)
+    with pytest.raises(KitError, match="cannot be written"):
+        config.write_resolved(tmp_path / "none", shipped())

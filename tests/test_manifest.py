@@ -1,0 +1,104 @@
+"""The manifest: what it accepts, and that its schema and the code that reads it say the same."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from resumekit import manifest
+from resumekit.files import UnreadableFile
+from resumekit.manifest import Manifest
+
+ROOT = Path(__file__).resolve().parent.parent
+SCHEMA = json.loads((ROOT / "schemas" / "manifest.schema.json").read_text())
+EXAMPLES = sorted((ROOT / "schemas" / "examples" / "manifest").glob("*.json"))
+VALID = json.loads((ROOT / "schemas" / "examples" / "manifest" / "valid-saved.json").read_text())
+
+
+def read_value(value: Any) -> Manifest:
+    name = value.get("file") if isinstance(value, dict) and isinstance(value.get("file"), str) else "x.pt"
+    return manifest.parse(value, Path(name).name)
+
+
+def code_accepts(value: Any) -> bool:
+    try:
+        read_value(value)
+    except UnreadableFile:
+        return False
+    return True
+
+
+def schema_accepts(value: Any) -> bool:
+    return jsonschema.Draft202012Validator(SCHEMA).is_valid(value)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_the_examples_are_what_their_names_say_to_schema_and_code(path: Path) -> None:
+    value = json.loads(path.read_text())
+    assert schema_accepts(value) == code_accepts(value) == path.stem.startswith("valid")
+
+
+def test_the_schema_has_the_fields_of_the_code_each_described_with_a_valid_example() -> None:
+    assert set(SCHEMA["properties"]) == {item.name for item in fields(Manifest)} == set(SCHEMA["required"])
+    for name, rule in SCHEMA["properties"].items():
+        assert rule["description"].endswith("."), name
+        for example in rule["examples"]:
+            assert code_accepts({**VALID, name: example}) and schema_accepts({**VALID, name: example}), name
+
+
+ODD_VALUES = [
+    None, True, False, 0, 1, -1, 1.5, 10**12, 10**15, 10**40, float("inf"), "", "x", "400", "..", "a/b", "f" * 64,
+    "F" * 64, "f" * 63, "f" * 64 + "\n", "x" * 5000, [], ["raw"], ["raw", 1], ["best"], {}, {"step": 1, "accuracy": 1},
+    {"step": "1", "accuracy": 1}, {"step": 1}, {"a": 1.5}, {"a": "x"}, [[]], "٣", 'a[$(touch canary)]',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [item.name for item in fields(Manifest)])
+def test_schema_and_code_agree_on_every_odd_value_of_every_field(name: str) -> None:
+    for odd in ODD_VALUES:
+        # JSON Schema takes 1.0 for an integer and has no infinity; a JSON file can hold neither problem for us.
+        if isinstance(odd, float) and odd == float("inf"):
+            continue
+        value = {**VALID, name: odd}
+        if name == "file" and isinstance(odd, str):
+            continue  # the code also compares it with the file's own name; the next test does that
+        assert code_accepts(value) == schema_accepts(value), (name, odd)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"version": 2}, "written by a newer version of the kit"),
+        ({"file": "../hrm_arc_step_400.pt"}, "the field 'file' is not what it must be"),
+        ({"file": "hrm_arc_step_500.pt"}, "it names another file, 'hrm_arc_step_500.pt'"),
+        ({"step": True}, "the field 'step' is not what it must be"),
+        ({"size": 1e30}, "the field 'size' is not what it must be"),
+        ({"digest": "x"}, "the field 'digest' is unknown"),
+    ],
+)
+def test_a_bad_manifest_is_refused_with_the_field(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UnreadableFile, match=reason):
+        manifest.parse({**VALID, **changes}, "hrm_arc_step_400.pt")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"null", b"[" * 100_000, b'{"a": NaN}', b"\xff\xfe", b'{"step": ' + b"9" * 5000 + b"}", b" " * 70_000],
+    ids=["empty", "cut", "list", "null", "deep", "nan", "binary", "huge number", "too large"],
+)  # fmt: skip
+def test_a_manifest_that_is_no_manifest_is_unreadable(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.pt.json").write_bytes(content)
+    with pytest.raises(UnreadableFile):
+        manifest.read(tmp_path / "x.pt")
+
+
+def test_what_is_written_is_read_back_equal(tmp_path: Path) -> None:
+    known = Manifest("save_checkpoint", "x.pt", 10, "a" * 64, 3, weights=("raw", "ema"), finite=True, step_completed=True)
+    manifest.write(tmp_path / "x.pt", known)
+    assert manifest.read(tmp_path / "x.pt") == known
+    assert schema_accepts(json.loads(json.dumps(asdict(known))))
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pt.json"]
