@@ -95,11 +95,6 @@ def verdict(ratio: Spread, goal: float, direction: str) -> str:
     return ("met" if met else "missed") + ("" if all_met or none_met else "?")
 
 
-def is_level(null: Spread) -> bool:
-    """Say whether the null comparison, a thing against itself, is compatible with 1."""
-    return null.low <= 1.0 <= null.high
-
-
 def growth(sizes: Sequence[float], times: Sequence[float]) -> float:
     """Return the slope of times over sizes, both as logarithms: 0 costs nothing more, 1 grows in proportion.
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measure the kit beside its peers and its limits, and print ratios: rows 1 to 6 of the table in docs/benchmarks.md.
 
-    python benchmarks/bench.py [ROW...] [--quick] [--scratch DIR] [--markdown FILE]
+    python benchmarks/bench.py [ROW...] [--quick] [--rounds N] [--scratch DIR] [--markdown FILE]
 
 Each line is measured side by side in one run, in alternating order, with a null comparison (a thing against itself)
 and the spread. Writes benchmarks/results/<time>.json; everything else lies in a scratch folder that is removed.
@@ -15,19 +15,18 @@ import importlib
 import os
 import platform
 import shutil
+import signal
 import sys
 import time
 from datetime import datetime, timezone
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
-
 import peers
 import table
 from processes import BenchmarkError
-from settings import Findings, Settings
+from settings import FULL_ROUNDS, QUICK_ROUNDS, Findings, Settings
 
+HERE = Path(__file__).resolve().parent
 # row -> (module, function); imported when the row is run, some need torch
 ROWS = {
     "1": ("row_start", "run_nothing"),
@@ -42,6 +41,9 @@ ROWS = {
 def main(argv: list[str] | None = None) -> int:
     """Measure the rows that were asked for; returns the exit code."""
     args = _parsed(argv)
+    # TERM would leave gigabytes behind; INT is ignored where a shell started us in the background.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda signum, frame: sys.exit(128 + signum))
     scratch = Path(args.scratch) / f"resumekit-bench-{os.getpid()}"
     scratch.mkdir(parents=True)
     machine = _machine()
@@ -50,7 +52,8 @@ def main(argv: list[str] | None = None) -> int:
     total = Findings()
     failed = False
     try:
-        settings = Settings(scratch, args.quick, peers.ensure())
+        rounds = args.rounds or (QUICK_ROUNDS if args.quick else FULL_ROUNDS)
+        settings = Settings(scratch, args.quick, peers.ensure(), rounds)
         for row in args.rows or ROWS:
             failed |= not _run_row(row, settings, total)
     finally:
@@ -100,9 +103,12 @@ def _parsed(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"{', '.join(ROWS)}; default: all")
     parser.add_argument("--quick", action="store_true", help="few rounds, small files: shows that it works")
+    parser.add_argument("--rounds", type=int, metavar="N", help=f"pairs of each comparison (default {FULL_ROUNDS})")
     parser.add_argument("--scratch", default=str(HERE / ".scratch"), help="folder on the disk to measure")
     parser.add_argument("--markdown", metavar="FILE", help="write the table there too")
     args = parser.parse_args(argv)
+    if args.rounds is not None and args.rounds < 1:
+        parser.error(f"--rounds takes a whole number of at least 1, not '{args.rounds}'")
     for row in args.rows:
         if row not in ROWS:
             parser.error(f"there is no row '{row}': {', '.join(ROWS)}")

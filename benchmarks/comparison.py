@@ -27,7 +27,7 @@ class Comparison:
         peers: by name, each over theirs.
         cpu: median CPU seconds of ours and theirs, where they were measured.
         unit: of `ours` and `theirs`: 's' or 'per second'.
-        null_is: the null comparison's true value; 0 for shares.
+        null_is, null_within: the null comparison's true value (0 for shares), and how far from it it may be.
         notes: what else was seen.
     """
 
@@ -44,6 +44,7 @@ class Comparison:
     cpu: tuple[float, float] | None = None
     unit: str = "s"
     null_is: float = 1.0
+    null_within: float = 0.0
     notes: tuple[str, ...] = ()
 
     @property
@@ -53,7 +54,7 @@ class Comparison:
     @property
     def is_level(self) -> bool:
         """Whether the null comparison came out as it must."""
-        return self.null.low <= self.null_is <= self.null.high
+        return self.null.low - self.null_within <= self.null_is <= self.null.high + self.null_within
 
 
 def compare(

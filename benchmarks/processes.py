@@ -61,9 +61,7 @@ def timed(command: Sequence[str], *, cwd: Path, env: Mapping[str, str], codes: S
     return Sample(ended - started, cpu_s)
 
 
-def timed_on_terminal(
-    command: Sequence[str], *, cwd: Path, env: Mapping[str, str]
-) -> tuple[Sample, Seen, float]:
+def timed_on_terminal(command: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> tuple[Sample, Seen, float]:
     """Run a command on a terminal of its own whose screen is read as fast as it can.
 
     Returns:

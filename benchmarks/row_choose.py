@@ -93,9 +93,7 @@ def _inspect(settings: Settings, found: Findings) -> None:
     title = f"looking into a checkpoint of {BIG_MB} MB against reading its head and tail ({head + tail:,} bytes)"
     found.comparisons += [
         compare("3b", title, samples, GOAL_ENDS, limit=BARE, peers=(TORCH_ONE,)),
-        compare(
-            "3c", f"the same against one of {SMALL_MB} MB", samples, GOAL_SIZE, theirs="small", null="small again"
-        ),
+        compare("3c", f"the same against one of {SMALL_MB} MB", samples, GOAL_SIZE, theirs="small", null="small again"),
     ]
     big.unlink()
     small.unlink()

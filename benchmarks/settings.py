@@ -19,15 +19,13 @@ class Settings:
         scratch: an empty folder on the disk that is measured; the caller removes it.
         is_quick: few rounds and small sizes: shows that it works, decides nothing.
         has_peers: the peers' venv is there.
+        rounds: how many pairs; 21 where a few milliseconds decide.
     """
 
     scratch: Path
     is_quick: bool
     has_peers: bool
-
-    @property
-    def rounds(self) -> int:
-        return QUICK_ROUNDS if self.is_quick else FULL_ROUNDS
+    rounds: int = FULL_ROUNDS
 
 
 @dataclass

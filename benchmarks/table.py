@@ -11,7 +11,7 @@ from arithmetic import Spread
 from comparison import Comparison
 from harness import Samples
 
-_HEAD = ("row", "what", "ours", "theirs", "ratio", "goal", "", "null", "limit", "peers", "pairs")
+_HEAD = ("row", "what", "ours", "theirs", "ratio", "goal", "", "null", "CPU", "limit", "peers", "pairs")
 
 
 def as_text(found: Comparison) -> str:
@@ -24,7 +24,7 @@ def as_text(found: Comparison) -> str:
         f"    ours   {_amount(found.ours, found.unit)}   theirs {_amount(found.theirs, found.unit)}",
     ]
     if found.cpu:
-        lines.append(f"    CPU    ours {_number(found.cpu[0])}   theirs {_number(found.cpu[1])}")
+        lines.append(f"    CPU    ours {_number(found.cpu[0])}   theirs {_number(found.cpu[1])}   {_cpu(found)}x")
     if found.limit:
         lines.append(f"    limit  {_plain(found.limit[1].median)}x   {found.limit[0]}")
     lines += [f"    peer   {_plain(one.median)}x   {name} ({one.count} pairs)" for name, one in found.peers]
@@ -44,7 +44,8 @@ def _cells(found: Comparison) -> tuple[str, ...]:
     return (
         found.row, found.title, _amount(found.ours, found.unit), _amount(found.theirs, found.unit),
         _ratio(found.ratio), f"{found.direction} {found.goal:g}", found.verdict,
-        _ratio(found.null) + ("" if found.is_level else " not level"), limit, peers, str(found.ratio.count),
+        _ratio(found.null) + ("" if found.is_level else " not level"), _cpu(found), limit, peers,
+        str(found.ratio.count),
     )  # fmt: skip
 
 
@@ -60,6 +61,11 @@ def write_json(path: Path, machine: dict[str, object], found: Sequence[Compariso
     comparisons = [asdict(one) | {"verdict": one.verdict, "is_level": one.is_level} for one in found]
     document = {"machine": machine, "comparisons": comparisons, "samples_wall_cpu_s": samples}
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def _cpu(found: Comparison) -> str:
+    """Return ours over theirs in CPU seconds, which a busy machine disturbs least."""
+    return _plain(found.cpu[0] / found.cpu[1]) if found.cpu and found.cpu[1] else "–"
 
 
 def _ratio(ratio: Spread) -> str:

@@ -9,12 +9,12 @@ KIT_LIB="${KIT_LIB%/}"
 KIT_ROOT="${KIT_LIB%/*}"
 
 # Exit codes with a name of their own; the trainer's code passes through untouched.
-readonly KIT_USAGE=2 KIT_TOOL_MISSING=127
+readonly KIT_FAILED=1 KIT_USAGE=2 KIT_TOOL_MISSING=127
 # How long the last lines of the log are waited for when the trainer has ended.
 readonly KIT_LAST_LINES_S=15
 
 kit_say() { # <text>
-  printf '%s: %s\n' "$KIT_PROG" "$1" >&2
+  printf '%s: %s\n' "$KIT_PROG" "$1" >&2 || true # a reader that has gone away ends nothing
 }
 
 die() { # <exit-code> <text>
@@ -50,6 +50,7 @@ kit_setup() { # <path of the command> <argument>...: tracing, and the Python tha
   KIT_PROG="${1##*/}"
   shift
   KIT_ARGUMENTS=("$@")
+  umask o-w # what a run writes is not everybody's to change, under `umask 000` neither
   if [[ ${RESUMEKIT_DEBUG:-} == 1 ]]; then
     PS4='+ ${BASH_SOURCE##*/}:${LINENO}:${FUNCNAME[0]:-main}: '
     set -x
@@ -137,12 +138,21 @@ kit_ask() { # <verb> <argument>...: let Python decide; its NUL-separated answer 
 
 kit_detach() { # supervise in a session of its own; return when the trainer runs, print the run id
   local supervisor
-  # setsid(1) may be missing on a small machine; Python is there.
-  "$KIT_PYTHON" -I -S -c 'import os, sys; os.setsid(); os.execvp(sys.argv[1], sys.argv[1:])' \
+  # setsid(1) may be missing on a small machine; Python is there. INT is ignored in a background job, and what is
+  # ignored when a Bash starts can't be trapped; a descriptor of the caller's (make, bats) would keep it waiting.
+  "$KIT_PYTHON" -I -S -c 'import os, signal, sys
+os.setsid()
+os.closerange(3, 1024)
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execvp(sys.argv[1], sys.argv[1:])' \
     bash "$KIT_LIB/launcher.sh" "$KIT_PYTHON" "$KIT_COMMAND" "${#KIT_ARGUMENTS[@]}" "${KIT_ARGUMENTS[@]}" \
     "${KIT_ANSWER[@]}" </dev/null >/dev/null 2>&1 &
   supervisor=$!
-  until [[ -s ${KIT_ANSWER[1]}/journal.jsonl ]] || ! kit_job_runs "$supervisor"; do sleep 0.05; done
+  until [[ -s ${KIT_ANSWER[1]}/journal.jsonl ]]; do
+    kit_job_runs "$supervisor" || [[ -s ${KIT_ANSWER[1]}/journal.jsonl ]] ||
+      die "$KIT_FAILED" "the run '${KIT_ANSWER[0]}' could not be started, see '${KIT_ANSWER[5]}'"
+    sleep 0.05
+  done
   printf '%s\n' "${KIT_ANSWER[0]}"
 }
 
@@ -153,6 +163,11 @@ kit_supervise() { # <run-id> <run-dir> <cwd> <token> <config-hash> <output-log> 
   trap 'kit_on_signal INT' INT
   trap 'kit_on_signal TERM' TERM
   trap 'kit_on_hangup' HUP
+  trap '' PIPE # `run.sh | head`: a reader that has gone away ends nothing here
+
+  # The end of a child makes Bash look at the window's size, but in the main shell only.
+  shopt -s checkwinsize
+  (:)
 
   kit_prove_checkpoint
   kit_run_trainer "$@" &
@@ -163,10 +178,10 @@ kit_supervise() { # <run-id> <run-dir> <cwd> <token> <config-hash> <output-log> 
   if [[ ! -e $KIT_RUN_DIR/exit.json ]]; then
     kit_say "the process that watches the trainer was killed; following the run until the trainer ends"
     kit_wait_for "$keeper" || true
-    return 1
+    return "$KIT_FAILED"
   fi
   kit_wait_for_last_lines "$keeper"
-  if ((code != 0)) && [[ -n $KIT_CHECKPOINT ]] && kit_checkpoint_is_damaged; then
+  if ((code != 0 && KIT_SIGNALS == 0)) && [[ -n $KIT_CHECKPOINT ]] && kit_checkpoint_is_damaged; then
     kit_say "the checkpoint's bytes differ from its manifest: quarantined, taking the next one"
     exec "$KIT_COMMAND" "${KIT_ARGUMENTS[@]}"
   fi
@@ -180,25 +195,28 @@ kit_run_trainer() { # <argv>...: become the shim that starts the trainer in a se
   export PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}$KIT_LIB"
   # In the C locale a trainer that prints 'ä' would die of UnicodeEncodeError.
   export PYTHONUTF8="${PYTHONUTF8:-1}"
-  if [[ -t 1 && -z ${NO_COLOR:-} ]]; then
+  if [[ -t 1 && -z ${NO_COLOR:-} && ${TERM:-dumb} != dumb ]]; then
     # The trainer writes to a file; these tell it that its colours will be seen all the same.
     export FORCE_COLOR="${FORCE_COLOR:-1}" CLICOLOR_FORCE=1 PY_COLORS=1
-    shopt -s checkwinsize
-    (:) # a child's end makes Bash look at the window's size
     export COLUMNS LINES
   fi
   cd -- "$KIT_CWD"
+  trap '' INT TERM HUP # until the shim ignores them itself; it gives the trainer their defaults back
   exec "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit/shim.py" "$KIT_RUN_DIR" "$$" -- "$@" \
     </dev/null >>"$KIT_OUTPUT_LOG" 2>&1
 }
 
 kit_keep_sidecar() { # start the sidecar again until it has written down the end (then it returns 0)
   trap '' INT TERM HUP
-  local pause_s=1 echo=()
+  local pause_s=1 started echo=()
   ((KIT_DETACHED)) || echo=(--echo)
-  until "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit_cli.py" sidecar "$KIT_RUN_DIR" "${echo[@]}"; do
+  while [[ -d $KIT_RUN_DIR ]]; do
+    started=$SECONDS
+    "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit_cli.py" sidecar "$KIT_RUN_DIR" "${echo[@]}" && return 0
+    # One that lived for a minute was killed; one that did not has something to wait for.
+    if ((SECONDS - started >= 60)); then pause_s=1; fi
     sleep "$pause_s"
-    ((pause_s >= 32)) || pause_s=$((pause_s * 2))
+    if ((pause_s < 32)); then pause_s=$((pause_s * 2)); fi
   done
 }
 
@@ -212,12 +230,18 @@ kit_checkpoint_is_damaged() {
 }
 
 kit_wait_for() { # <job's pid>: wait until it has ended, whatever signals come; return its exit code
-  local code=0
-  # A trapped signal ends `wait` early, with a code that is not the child's: wait again.
+  local code again
+  # A trapped signal ends `wait` early, with a code above 128 that is not the child's: wait again. A child that was
+  # killed has such a code too; then there is nothing left to wait for, and `wait` says 127 ("not a child").
   while :; do
     code=0
     wait "$1" || code=$?
-    kit_job_runs "$1" || return "$code"
+    ((code > 128)) || return "$code"
+    kit_job_runs "$1" && continue
+    again=0
+    wait "$1" 2>/dev/null || again=$?
+    if ((again != 127)); then code=$again; fi
+    return "$code"
   done
 }
 
@@ -230,7 +254,9 @@ kit_job_runs() { # <job's pid>
 kit_wait_for_last_lines() { # <keeper's pid>: bounded, a grandchild of the trainer may hold the log open
   local timer
   (
-    sleep "$KIT_LAST_LINES_S"
+    trap 'kill "$!"; exit' TERM
+    sleep "$KIT_LAST_LINES_S" &
+    wait "$!"
     kill -KILL "$1"
   ) </dev/null >/dev/null 2>&1 &
   timer=$!
@@ -241,15 +267,14 @@ kit_wait_for_last_lines() { # <keeper's pid>: bounded, a grandchild of the train
 
 kit_on_signal() { # <INT|TERM>: pass the first one on, let the second one mean now
   KIT_SIGNALS=$((KIT_SIGNALS + 1))
-  local now=()
-  if ((KIT_SIGNALS == 1)); then
-    kit_say "$1: the trainer saves and ends; once more to end it now"
-  else
-    kit_say "$1 again: ending the trainer now"
-    now=(--now)
+  local now=() words="$1: the trainer saves and ends; once more to end it now"
+  if ((KIT_SIGNALS > 1)); then
+    now=(--now) words="$1 again: ending the trainer now"
   fi
   # In the background, where it does not get the terminal's next INT itself.
   "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit_cli.py" stop "$KIT_RUN_DIR" "$1" "${now[@]}" </dev/null >/dev/null &
+  # After it, and not waited for: a terminal that is held (Ctrl-S) or gone must not keep anybody from stopping.
+  kit_say "$words" &
 }
 
 kit_on_hangup() { # the terminal is gone; the run is not

@@ -108,7 +108,9 @@ def edited(known: Manifest, **changes: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def os_calls(act: Callable[[int, str, tuple[Any, ...]], None], names: tuple[str, ...] = WRITING_CALLS) -> Iterator[None]:
+def os_calls(
+    act: Callable[[int, str, tuple[Any, ...]], None], names: tuple[str, ...] = WRITING_CALLS
+) -> Iterator[None]:
     """Call `act(k, name, arguments)` before the k-th call (from 1) of os functions in `names`; it may raise or exit.
 
     Opening for reading does not count.

@@ -159,7 +159,7 @@ def events(run: Path, kind: str | None = None) -> list[dict[str, Any]]:
 @pytest.fixture
 def weird_tmp_path(tmp_path: Path) -> Path:
     """A folder whose name has spaces, quotes, a dollar and a newline in it."""
-    folder = tmp_path / "it's a \"weird\"\n$(touch pwned) folder"
+    folder = tmp_path / 'it\'s a "weird"\n$(touch pwned) folder'
     folder.mkdir()
     return folder
 
@@ -170,3 +170,28 @@ def kit(weird_tmp_path: Path) -> Iterator[Kit]:
     kit = Kit(weird_tmp_path)
     yield kit
     kit.clean_up()
+
+
+@pytest.fixture
+def valid_records(kit: Kit) -> Iterator[None]:
+    """When the test is over, every journal line and status.json in its runs folder is as the schemas say."""
+    yield
+    for run in kit.run_dirs():
+        for event in events(run)[:2000]:
+            assert_valid("event", event)
+        if (run / "status.json").exists():
+            assert_valid("status", kit.status(run))
+
+
+def assert_valid(schema: str, value: Any) -> None:
+    """Fail if `value` is not what schemas/<schema>.schema.json says."""
+    import jsonschema  # costs 75 ms, and most tests do without
+
+    if schema not in _validators:
+        document = json.loads((ROOT / "schemas" / f"{schema}.schema.json").read_text(encoding="utf-8"))
+        _validators[schema] = jsonschema.Draft202012Validator(document)
+    faults = [f"{fault.json_path}: {fault.message}" for fault in _validators[schema].iter_errors(value)]
+    assert not faults, f"{faults} in {json.dumps(value)[:2000]}"
+
+
+_validators: dict[str, Any] = {}

@@ -149,7 +149,7 @@ def patch_save(cut: Cut) -> None:
     cut.before(durable_file.DurableFile, "finish", "save.fsync")
     cut.before(durable_file.DurableFile, "publish", "save.rename")
     cut.before(durable_file, "fsync_directory", "save.renamed")
-    cut.before(saving, "manifest_path", "save.manifest")
+    cut.after(durable_file.DurableFile, "publish", "save.manifest")
     cut.before(saving, "_link_best", "save.best")
     cut.after(saving, "_link_or_copy", "save.best.linked")
     cut.before(saving.manifest, "write", "save.best.manifest")
@@ -237,27 +237,20 @@ def patch_state(item: str | None, lr_scale: str | None) -> None:
     arc_training.Training.load = load_without
 
 
+def prepare() -> None:
+    """Import all that a trainer needs, once for every one that is forked (tests/fork_server.py)."""
+    import arc_training  # noqa: F401
+    import torch._dynamo  # noqa: F401  torch's optimizers pull it in when the first of them is made
+
+
 def main(argv: list[str] | None = None) -> int:
     """Train as the trainer does, with what the environment says on top."""
     import train_arc_full_nova as trainer
 
     install()
-    return _plain_main(trainer)(argv)
-
-
-def _plain_main(trainer: Any) -> Callable[..., int]:
-    return getattr(trainer, "plain_main", trainer.main)
-
-
-def serve() -> None:
-    """Be a server that forks trainers (tests/example_runs.py), each of them with its own cut or omission."""
-    import example_runs
-    import train_arc_full_nova as trainer
-
-    trainer.plain_main, trainer.main = trainer.main, main
-    example_runs.serve()
+    return trainer.main(argv)
 
 
 if __name__ == "__main__":
     sys.path.insert(0, str(EXAMPLE))
-    raise SystemExit(serve() if sys.argv[1:] == ["--serve"] else main())
+    raise SystemExit(main())

@@ -46,7 +46,14 @@ def test_a_summary_tells_step_epoch_keys_shapes_dtypes_and_optimizer_groups(tmp_
     path = tmp_path / "x.pt"
     state = {name: one.state_dict() for name, one in optimizers.items()}
     torch.save(
-        {"model_state_dict": model.state_dict(), "optimizer_state_dict": state, "global_step": 7, "epoch": 2, "lr": 0.1}, path
+        {
+            "model_state_dict": model.state_dict(),
+            "optimizer_state_dict": state,
+            "global_step": 7,
+            "epoch": 2,
+            "lr": 0.1,
+        },
+        path,
     )
     found = archive.summarize(path)
     assert (found.step, found.epoch, found.total_bytes) == (7, 2, path.stat().st_size)
@@ -172,7 +179,9 @@ def test_c5_other_files_are_refused_with_what_they_are(tmp_path: Path) -> None:
     refused(tmp_path / "x.pt", stored_zip({"hello.txt": b"hello"}), "records are missing")
 
 
-def test_c6_a_finalised_archive_with_missing_records_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_c6_a_finalised_archive_with_missing_records_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ctrl-C in torch.save: it finalises the archive on its way out, and every zip test passes."""
     path = tmp_path / "x.pt"
     written = []
@@ -212,7 +221,9 @@ def test_c13_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path: 
     canary = tmp_path / "canary"
     bomb = Payload(canary)
     for value in ({"a": bomb}, bomb, {"optimizer_state_dict": {"state": {0: [bomb]}}}):
-        refused(tmp_path / "x.pt", pickle_zip(pickled(value)), r"it holds '(posix|os)\.system', which is not plain data")
+        refused(
+            tmp_path / "x.pt", pickle_zip(pickled(value)), r"it holds '(posix|os)\.system', which is not plain data"
+        )
     torch.save({"a": bomb}, tmp_path / "y.pt")
     refused(tmp_path / "x.pt", (tmp_path / "y.pt").read_bytes(), "which is not plain data")
     assert not canary.exists()
@@ -254,11 +265,21 @@ def test_c15_records_that_claim_more_than_the_file_or_overlap_are_refused(tmp_pa
 
 def test_c16_an_expanded_tensor_is_refused(tmp_path: Path) -> None:
     """839 bytes of this made torch allocate 5 GiB."""
-    for shape, stride in [((10**12,), (0,)), ((10**6, 10**6), (0, 0)), ((2,), (1,)), ((1,) * 65, (1,) * 65), ((-1,), (1,))]:
+    for shape, stride in [
+        ((10**12,), (0,)),
+        ((10**6, 10**6), (0, 0)),
+        ((2,), (1,)),
+        ((1,) * 65, (1,) * 65),
+        ((-1,), (1,)),
+    ]:
         data = _tensor_pickle("0", 1, shape, stride)
         refused(tmp_path / "x.pt", pickle_zip(data, s0=b"1234"), "a tensor claims|impossible shape")
-    refused(tmp_path / "x.pt", pickle_zip(_tensor_pickle("0", 10**12, (1,), (1,)), s0=b"1234"), "has 4 bytes, not 4,000")
-    refused(tmp_path / "x.pt", pickle_zip(_tensor_pickle("0", 10**40, (1,), (1,)), s0=b"1234"), "unknown kind of storage")
+    refused(
+        tmp_path / "x.pt", pickle_zip(_tensor_pickle("0", 10**12, (1,), (1,)), s0=b"1234"), "has 4 bytes, not 4,000"
+    )
+    refused(
+        tmp_path / "x.pt", pickle_zip(_tensor_pickle("0", 10**40, (1,), (1,)), s0=b"1234"), "unknown kind of storage"
+    )
     (tmp_path / "y.pt").write_bytes(b"")
     torch.save({"w": torch.ones(1).expand(10**12)}, tmp_path / "y.pt")
     refused(tmp_path / "x.pt", (tmp_path / "y.pt").read_bytes(), "a tensor claims 1,000,000,000,000 elements")
@@ -296,8 +317,9 @@ def test_c17_a_pickle_made_to_exhaust_is_refused_or_read_in_bounded_time_and_mem
     path = tmp_path / "x.pt"
     path.write_bytes(pickle_zip(b"\x80\x02" + data))
     program = (
-        "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30)); sys.path.append(sys.argv[1])\n"
-        "from pathlib import Path; from resumekit.archive import summarize; from resumekit.files import UnreadableFile\n"
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"
+        "sys.path.append(sys.argv[1]); from pathlib import Path\n"
+        "from resumekit.archive import summarize; from resumekit.files import UnreadableFile\n"
         "try: summarize(Path(sys.argv[2])); print('nothing')\n"
         "except UnreadableFile as error: print(error)"
     )
@@ -315,7 +337,9 @@ def test_a_directory_that_claims_too_many_records_is_refused(tmp_path: Path) -> 
 def test_damaged_archives_of_every_kind_never_raise_anything_but_unreadable(tmp_path: Path) -> None:
     """800 files of random damage in directory and pickle."""
     model, optimizer = small_model()
-    torch.save({"model_state_dict": model.state_dict(), "optimizer_state_dict": optimizer.state_dict()}, tmp_path / "a.pt")
+    torch.save(
+        {"model_state_dict": model.state_dict(), "optimizer_state_dict": optimizer.state_dict()}, tmp_path / "a.pt"
+    )
     good = (tmp_path / "a.pt").read_bytes()
     directory, pickle_end = good.index(b"PK\x01\x02"), good.index(b"data.pkl") + 3000
     dice = random.Random(3)

@@ -47,9 +47,10 @@ def rewrite(path: Path, **changes: Any) -> None:
 
 def test_lists_newest_first_in_numeric_order_and_by_the_whole_name_only(tmp_path: Path) -> None:
     names = ["hrm_arc_step_9000.pt", "hrm_arc_step_10000.pt", "hrm_arc_step_00070.pt"]
-    odd = ["hrm_arc_step_-1.pt", "hrm_arc_step_1e5.pt", "hrm_arc_step_٣.pt", "hrm_arc_step_5.pt\n", "hrm_arc_step_6.pt.tmp",
-           "hrm_arc_step_12345678901234567890.pt", "hrm_arc_step_.pt", ".hrm_arc_step_8.pt.tmp-1-2-abcdef01",
-           "xhrm_arc_step_5.pt", "hrm_arc_step_$(touch canary).pt", "hrm_arc_step_5.PT"]  # fmt: skip
+    odd = ["hrm_arc_step_-1.pt", "hrm_arc_step_1e5.pt", "hrm_arc_step_٣.pt", "hrm_arc_step_5.pt\n",
+           "hrm_arc_step_6.pt.tmp", "hrm_arc_step_12345678901234567890.pt", "hrm_arc_step_.pt",
+           ".hrm_arc_step_8.pt.tmp-1-2-abcdef01", "xhrm_arc_step_5.pt", "hrm_arc_step_$(touch canary).pt",
+           "hrm_arc_step_5.PT"]  # fmt: skip
     for name in names + odd:
         (tmp_path / name).touch()
     listed = [(10000, "hrm_arc_step_10000.pt"), (9000, "hrm_arc_step_9000.pt"), (70, "hrm_arc_step_00070.pt")]
@@ -83,7 +84,9 @@ def test_c20_all_bad_or_none_at_all_are_two_sentences_and_nothing_is_removed(tmp
     for path in save_steps(tmp_path, 10, 20):
         path.write_bytes(b"")
     before = sorted(os.listdir(tmp_path))
-    with pytest.raises(NoStableCheckpoint, match="no stable checkpoint in 'x': 2 found, none usable; the newest") as bad:
+    with pytest.raises(
+        NoStableCheckpoint, match="no stable checkpoint in 'x': 2 found, none usable; the newest"
+    ) as bad:
         require(select([CheckpointFolder(tmp_path)]), "in 'x'")
     assert none.value.exit_code == bad.value.exit_code == 3
     assert sorted(os.listdir(tmp_path)) == before
@@ -258,7 +261,10 @@ def test_what_the_resume_needs_must_be_inside(tmp_path: Path) -> None:
     torch.save({"model_state_dict": model.state_dict()}, tmp_path / "hrm_arc_step_40.pt")
     torch.save({"weights": model.state_dict()}, tmp_path / "hrm_arc_step_50.pt")
     found = select([CheckpointFolder(tmp_path)], needs=frozenset({"optimizer_state_dict"}))
-    assert [reason for _, _, reason in rows(found)] == ["it has no 'model_state_dict'", "it has no 'optimizer_state_dict'"]
+    assert [reason for _, _, reason in rows(found)] == [
+        "it has no 'model_state_dict'",
+        "it has no 'optimizer_state_dict'",
+    ]
 
 
 def test_c10_a_checkpoint_of_another_run_is_passed_over_unless_it_is_named(tmp_path: Path) -> None:
@@ -338,7 +344,9 @@ def test_mutants_are_never_taken_as_proven_and_the_older_one_is_for_the_right_re
     assert seen == set(KINDS)
 
 
-def test_choosing_among_a_thousand_with_ten_broken_ones_reads_eleven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_choosing_among_a_thousand_with_ten_broken_ones_reads_eleven(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (first,) = save_steps(tmp_path, 0)
     beside = json.loads(first.with_name(f"{first.name}.json").read_text())
     for step in range(1, 1001):

@@ -8,30 +8,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import compare_runs
 import cut_trainer
-import example_runs
 import pytest
-from conftest import ROOT, Kit, events
+import torch
+from conftest import Kit, events
+from fork_server import ForkServer
 
 EVERY = 3  # optimizer steps between two checkpoints; a new best (steps 4, 8, 12) saves too
 CONFIG: dict[str, dict[str, Any]] = {
     "data": {"max_grid": 5},
     "model": {
         "seq_len": 25, "hidden_size": 16, "layers": 1, "heads": 2, "puzzle_emb_dim": 16, "dropout": 0.1,
-        "halt_max_steps": 3, "halt_exploration": 0.5,
+        "halt_max_steps": 2, "halt_exploration": 0.5,
     },
     "training": {
-        "max_steps": 12, "batch_size": 4, "grad_accum_steps": 2, "amp": "off", "device": "cpu", "threads": 1,
+        "seed": 1, "max_steps": 12, "batch_size": 4, "grad_accum_steps": 2, "amp": "off", "device": "cpu", "threads": 1,
         "log_every": 1,
     },
     "optimizer": {"lr": 1e-3},
@@ -56,15 +53,13 @@ TRAINER = {
     "log_patterns": {},
 }  # fmt: skip
 
-# <signal>:<stage>:<k>: the k-th passage, of this process, through a stage. Two in a row: the resumed run is cut again.
+# <signal>:<stage>:<k>: the k-th passage, of this process, through a stage. Several: each resumed run is cut again.
 SAMPLE = (
-    "KILL:optimizer:5",  # AdamW has moved its weights, the puzzles' optimizer has not
-    "KILL:save.write:2",
-    "KILL:save.manifest:3",  # the data has its final name, the manifest has not
-    "INT:save.rename:2",
-    "TERM:eval:4",
-    "INT:backward:13",
-    "TERM:micro:11 KILL:load.rng:1",  # stopped, resumed, killed with all but the random numbers loaded
+    # the second save is of step 4; a stop in the full evaluation of that step; a stop while it is saved again
+    "KILL:save.write:2 TERM:eval:4 INT:save.rename:1 KILL:optimizer:5",
+    # a stop in the middle of backward(); the data has its final name, the manifest has not; all but the random numbers
+    # are loaded; a stop between the forward and the backward pass
+    "INT:backward:7 KILL:save.manifest:2 KILL:load.rng:1 TERM:micro:11",
 )
 CAMPAIGN = (
     # an optimizer step, in its order; `forward`, `micro` and `backward` pass twice in each
@@ -73,7 +68,8 @@ CAMPAIGN = (
     "KILL:micro:7", "KILL:micro:16", "KILL:micro:24", "TERM:micro:2", "INT:micro:23", "KILL:backward:10",
     "KILL:backward:19", "TERM:backward:20", "KILL:clip:5", "INT:clip:9", "KILL:optimizer:1", "KILL:optimizer:11",
     "TERM:optimizer:6", "INT:optimizer:8", "KILL:schedule:7", "TERM:schedule:3", "KILL:ema:6", "KILL:ema:12",
-    "INT:ema:4", "KILL:counted:8", "TERM:counted:9", "KILL:journal.step:7", "KILL:journal.step:12", "TERM:journal.step:5",
+    "INT:ema:4", "KILL:counted:8", "TERM:counted:9", "KILL:journal.step:7", "KILL:journal.step:12",
+    "TERM:journal.step:5",
     # an evaluation: fast after every second step, full after every fourth, raw and EMA weights each
     "KILL:eval:1", "KILL:eval:5", "KILL:eval:8", "KILL:eval:20", "TERM:eval:1", "TERM:eval:9", "INT:eval:2",
     "INT:eval:19", "KILL:journal.eval:4", "TERM:journal.eval:4", "KILL:journal.best:2", "INT:journal.best:1",
@@ -87,11 +83,16 @@ CAMPAIGN = (
     "KILL:save.pruned:1", "TERM:save.pruned:1", "KILL:end:1", "TERM:end:1",
     # the resumed run is cut again, while it loads or later
     "KILL:between:8 KILL:start:1", "KILL:between:8 KILL:load:1", "TERM:between:8 KILL:loaded:1",
-    "TERM:between:8 TERM:load:1", "INT:eval:5 KILL:eval:1", "TERM:eval:5 INT:eval:1", "KILL:optimizer:5 KILL:optimizer:2",
+    "TERM:between:8 TERM:load:1", "INT:eval:5 KILL:eval:1", "TERM:eval:5 INT:eval:1",
+    "KILL:optimizer:5 KILL:optimizer:2",
     "KILL:save.manifest:3 KILL:save.manifest:1", "INT:save.pruned:1 KILL:save.best:1", "KILL:ema:4 INT:micro:3",
 )  # fmt: skip
-# In these the checkpoint that is being saved is whole already, though its event is not in the journal yet.
+# Here the checkpoint that is being saved is whole, though its event is not in the journal yet ...
 WHOLE_AT = ("save.best", "save.best.linked", "save.best.manifest", "save.synced")
+# ... and here its data is, under its final name and without a manifest: the kit may find it sound and take it.
+PERHAPS_WHOLE_AT = ("save.renamed", "save.manifest")
+# Every step, evaluation and save is done when these come: there is nothing left to stop.
+TOO_LATE = ("TERM:end:1", "TERM:save.fsync:6")
 
 
 @pytest.fixture(scope="module")
@@ -139,64 +140,126 @@ def test_under_bf16_autocast_too(cut: str, kit: Kit, uninterrupted_bf16: Path, u
 
 
 def cut_and_resume(kit: Kit, cuts: list[str], whole: Path) -> None:
-    """Run, cut as often as `cuts` says, and resume to the end; every promise about it is asserted on the way."""
-    for cut in cuts:
+    """Run, cut as often as `cuts` says, and resume to the end; what is promised about it is asserted on the way."""
+    begins = {0}
+    for cut in (*cuts, ""):
         runs_before = kit.run_dirs()
-        result = kit(start_command(runs_before), "T-1", code=None, env={"CUT": cut})
+        # Before the first checkpoint there is nothing to resume: `run` starts anew then, and else it continues.
+        result = kit("run" if 0 in begins else "resume", "T-1", code=None, env={"CUT": cut})
         (run,) = set(kit.run_dirs()) - set(runs_before)
-        name, stage, _ = cut.split(":")
-        assert result.returncode == expected_code(name, stage), f"{result.stdout}{result.stderr}"
-        assert_where_it_stands(run, name, stage, whole)
-    command = start_command(kit.run_dirs())
-    parent = kit.run_dirs()[-1]
-    result = kit(command, "T-1")
-    run = kit.run_dirs()[-1]
+        assert result.returncode == expected_code(cut), f"{result.stdout}{result.stderr}"
+        begun_at = json.loads((run / "run.json").read_bytes())["parent_step"] or 0
+        steps = [e["step"] for e in events(run, "step")]
+        assert begun_at in begins
+        assert steps == list(range(begun_at + 1, begun_at + 1 + len(steps)))
+        begins = resumable_steps(run, cut, begun_at, (steps or [begun_at])[-1]) if cut else {12}
     assert kit.status(run)["state"] == "finished"
-    if command == "resume":
-        record = json.loads((run / "run.json").read_bytes())
-        assert record["parent_run_id"] == parent.name
-        assert record["parent_step"] == resumable_step(parent)
-        assert f"[resume] step={record['parent_step']} " in result.stdout
     assert compare_runs.compare(run, whole)[0] == []
 
 
-def start_command(runs: list[Path]) -> str:
-    """Before the first checkpoint there is nothing to resume: the same command starts anew."""
-    return "resume" if runs and resumable_step(runs[-1]) is not None else "run"
-
-
-def expected_code(name: str, stage: str) -> int:
-    if stage == "end" and name == "TERM":  # every step is done and saved: there is nothing left to stop
+def expected_code(cut: str) -> int:
+    if not cut or cut in TOO_LATE:
         return 0
-    return 128 + signal.Signals[f"SIG{name.rstrip('2')}"]
+    return 128 + signal.Signals[f"SIG{cut.partition(':')[0].rstrip('2')}"]
 
 
-def assert_where_it_stands(run: Path, name: str, stage: str, whole: Path) -> None:
-    """A stop loses no step, a kill at most one interval; what is on disk is exactly what the stage implies."""
-    journalled = [e["step"] for e in events(run, "step")]
-    first = json.loads((run / "run.json").read_bytes())["parent_step"] or 0
-    last, saved = (journalled or [first])[-1], max([first, *saved_steps(run)])
+def resumable_steps(run: Path, cut: str, begun_at: int, last: int) -> set[int]:
+    """Return the steps that the next start may begin at; a stop loses none of them, a kill at most one interval."""
+    name, stage, _ = cut.split(":")
+    saved, found = max([begun_at, *saved_steps(run)]), proven_steps(run)
+    proven = max([begun_at, *found])
     if name in ("TERM", "INT"):
-        assert (resumable_step(run) or 0) == last, "0 steps lost"
-        return
-    if stage in WHOLE_AT:
-        saved = min(step for step in saved_steps(whole) if step > saved)
-    assert (resumable_step(run) or 0) == saved
-    assert last - saved <= EVERY
+        assert proven == last
+    elif stage in WHOLE_AT:
+        assert found and proven >= saved
+    elif stage in PERHAPS_WHOLE_AT:
+        newest = max(step_of(path) for path in run.glob("checkpoints/hrm_arc_step_*.pt"))
+        assert newest > saved and proven in (saved, newest)
+        return {saved, newest}
+    else:
+        assert proven == saved
+    assert last - proven <= EVERY
+    return {proven}
 
 
 def saved_steps(run: Path) -> list[int]:
-    return [e["step"] for e in events(run, "checkpoint")]
+    """Return the steps that the trainer said it had saved (the sidecar tells of what it found sound)."""
+    return [e["step"] for e in events(run, "checkpoint") if e.get("writer") != "sidecar"]
 
 
-def resumable_step(run: Path) -> int | None:
-    """Return the step of the newest checkpoint, the history's included, whose digest is its manifest's."""
-    for manifest in sorted(run.glob("checkpoints/hrm_arc_step_*.pt.json"), key=step_of, reverse=True):
-        data = manifest.with_suffix("")
-        if data.exists() and hashlib.sha256(data.read_bytes()).hexdigest() == json.loads(manifest.read_bytes())["sha256"]:
-            return step_of(manifest)
-    return json.loads((run / "run.json").read_bytes())["parent_step"]
+def proven_steps(run: Path) -> list[int]:
+    """Return the steps of a run's own checkpoints whose digest is the one in their manifest."""
+    pairs = [(path, path.with_suffix(".pt.json")) for path in run.glob("checkpoints/hrm_arc_step_*.pt")]
+    return [step_of(data) for data, manifest in pairs if manifest.exists() and is_proven(data, manifest)]
+
+
+def is_proven(data: Path, manifest: Path) -> bool:
+    return hashlib.sha256(data.read_bytes()).hexdigest() == json.loads(manifest.read_bytes())["sha256"]
 
 
 def step_of(path: Path) -> int:
-    return int(re.fullmatch(r"hrm_arc_step_([0-9]+)\.pt(\.json)?", path.name)[1])
+    return int(path.stem.rpartition("_")[2])
+
+
+# Each item of the state, left out at a load by a trainer that is otherwise the same.
+
+LAST_STEP = 11
+# The largest loss counts as the best one: after the first evaluations none is, so what is remembered of them decides.
+STATE_CONFIG = CONFIG | {
+    "training": CONFIG["training"] | {"max_steps": LAST_STEP},
+    "validation": CONFIG["validation"] | {"best_mode": "max"},
+    "checkpoint": {"every": EVERY, "keep_last": None},
+}
+IN_AN_EVALUATION, IN_A_STEP = "TERM:eval:13", "TERM:micro:18"  # saves step 8, both evaluations pending; saves step 9
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ForkServer]:
+    server = ForkServer("cut_trainer")
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def stopped(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """By cut: the checkpoint that the stop left; and under '' the uninterrupted run's folder."""
+    runs = tmp_path_factory.mktemp("state")
+    found = {"": train(server, runs / "whole", FRESH_LR_SCALE="0.5")}
+    for name, cut, step in (("at-8", IN_AN_EVALUATION, 8), ("at-9", IN_A_STEP, 9)):
+        train(server, runs / name, code=143, CUT=cut, FRESH_LR_SCALE="0.5")
+        found[cut] = runs / name / "checkpoints" / f"hrm_arc_step_{step}.pt"
+    return found
+
+
+def train(server: ForkServer, run: Path, resume: Path | None = None, code: int = 0, **environment: str) -> Path:
+    """Train in a process of its own, without the launcher; returns the run folder."""
+    run.mkdir()
+    config = run / "resolved_config.json"
+    config.write_text(json.dumps(STATE_CONFIG))
+    parent = {"parent_run_id": resume.parent.parent.name, "parent_step": step_of(resume)} if resume else {}
+    (run / "run.json").write_text(json.dumps(parent))
+    ended = server.run(run, "--config", str(config), *(["--resume", str(resume)] if resume else []), **environment)
+    assert ended == code, (run / "output.log").read_text()
+    return run
+
+
+@pytest.mark.parametrize("cut", [IN_AN_EVALUATION, IN_A_STEP])
+def test_with_every_item_of_its_state_a_run_goes_on_alike(
+    cut: str, server: ForkServer, stopped: dict[str, Path]
+) -> None:
+    run = train(server, stopped[""].parent / f"all-{cut}", stopped[cut])
+    assert compare_runs.compare(run, stopped[""])[0] == []
+
+
+@pytest.mark.parametrize("item", cut_trainer.FORGET)
+def test_without_one_item_of_its_state_it_goes_on_differently(
+    item: str, server: ForkServer, stopped: dict[str, Path]
+) -> None:
+    cut = IN_AN_EVALUATION if item == "evaluations pending" else IN_A_STEP
+    run = train(server, stopped[""].parent / f"without {item}", stopped[cut], LEAVE_OUT=item)
+    assert compare_runs.compare(run, stopped[""])[0] != []
+
+
+def test_the_puzzles_optimizer_has_no_state_beside_its_place_in_the_schedule(stopped: dict[str, Path]) -> None:
+    checkpoint = torch.load(stopped[IN_A_STEP], weights_only=True)
+    assert checkpoint["optimizer_state_dict"]["sign_sgd"]["state"] == {}

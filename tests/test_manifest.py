@@ -87,7 +87,8 @@ def test_a_bad_manifest_is_refused_with_the_field(changes: dict[str, Any], reaso
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b"null", b"[" * 100_000, b'{"a": NaN}', b"\xff\xfe", b'{"step": ' + b"9" * 5000 + b"}", b" " * 70_000],
+    [b"", b"{", b"[]", b"null", b"[" * 100_000, b'{"a": NaN}', b"\xff\xfe", b'{"step": ' + b"9" * 5000 + b"}",
+     b" " * 70_000],
     ids=["empty", "cut", "list", "null", "deep", "nan", "binary", "huge number", "too large"],
 )  # fmt: skip
 def test_a_manifest_that_is_no_manifest_is_unreadable(tmp_path: Path, content: bytes) -> None:
@@ -97,7 +98,9 @@ def test_a_manifest_that_is_no_manifest_is_unreadable(tmp_path: Path, content: b
 
 
 def test_what_is_written_is_read_back_equal(tmp_path: Path) -> None:
-    known = Manifest("save_checkpoint", "x.pt", 10, "a" * 64, 3, weights=("raw", "ema"), finite=True, step_completed=True)
+    known = Manifest(
+        "save_checkpoint", "x.pt", 10, "a" * 64, 3, weights=("raw", "ema"), finite=True, step_completed=True
+    )
     manifest.write(tmp_path / "x.pt", known)
     assert manifest.read(tmp_path / "x.pt") == known
     assert schema_accepts(json.loads(json.dumps(asdict(known))))

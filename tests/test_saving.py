@@ -57,7 +57,9 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "T-1_x_resume@5_20260101-0000"
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "claims").mkdir()
-    (folder / "run.json").write_text(json.dumps({"parent_run_id": "T-1_x", "parent_step": 5, "host": os.uname().nodename}))
+    (folder / "run.json").write_text(
+        json.dumps({"parent_run_id": "T-1_x", "parent_step": 5, "host": os.uname().nodename})
+    )
     monkeypatch.setenv("RESUMEKIT_RUN_DIR", str(folder))
     monkeypatch.setenv("RESUMEKIT_RUN_ID", folder.name)
     monkeypatch.setenv("RESUMEKIT_CONFIG_HASH", "ab" * 32)
@@ -135,7 +137,9 @@ def test_the_manifest_says_size_digest_step_lineage_and_what_is_inside(run_dir: 
         ({Path("x"): 3}, "'a key of args.deep' is a 'pathlib.PosixPath'"),
     ],
 )
-def test_what_could_not_be_loaded_again_is_refused_at_the_save_by_its_name(tmp_path: Path, value: Any, named: str) -> None:
+def test_what_could_not_be_loaded_again_is_refused_at_the_save_by_its_name(
+    tmp_path: Path, value: Any, named: str
+) -> None:
     with pytest.raises(KitError, match=named):
         save(tmp_path, 1, extra={"args": {"deep": value}})
     assert list(tmp_path.iterdir()) == []
@@ -143,7 +147,7 @@ def test_what_could_not_be_loaded_again_is_refused_at_the_save_by_its_name(tmp_p
 
 def test_numpy_values_are_refused_at_the_save(tmp_path: Path) -> None:
     numpy = pytest.importorskip("numpy")
-    with pytest.raises(KitError, match="'best' is a 'numpy.float64'"):
+    with pytest.raises(KitError, match=r"'best' is a 'numpy\.float64'"):
         save(tmp_path, 1, extra={"best": numpy.float64(1)})
 
 
@@ -184,7 +188,9 @@ def test_d3_values_that_are_not_finite_are_found_named_and_kept_as_evidence(
     loss = torch.tensor(value) if where == "loss" else 1.0
     names = {"weights": "model_state_dict.0.weight", "ema": "ema_state_dict.module.0.weight", "loss": "loss",
              "optimizer": "optimizer_state_dict.state.3.exp_avg"}  # fmt: skip
-    path = save(run_dir / "checkpoints", 3, model=model, optimizer=optimizer, ema=average, loss=loss, best={"score": 1.0})
+    path = save(
+        run_dir / "checkpoints", 3, model=model, optimizer=optimizer, ema=average, loss=loss, best={"score": 1.0}
+    )
     assert path is not None
     known = manifest.read(path)
     assert (known.finite, known.nonfinite) == (False, (names[where],))
@@ -285,13 +291,15 @@ def test_a_save_that_fails_is_said_leaves_nothing_and_training_goes_on(
     assert re.search(said, lines[0]) and "step 3 was not saved to" in lines[0]
     (warning,) = events(run_dir, "warning")
     assert warning["kind"] == "save_failed"
-    assert [one.grade for one in select([CheckpointFolder(folder)]).candidates][0] == "proven"
+    assert select([CheckpointFolder(folder)]).candidates[0].grade == "proven"
     assert save(folder, 4) is not None  # the next one is made anew, and good
     chosen = select([CheckpointFolder(folder)]).chosen
     assert chosen is not None and (chosen.step, chosen.grade) == (4, "proven")
 
 
-def test_b6_two_input_output_errors_in_a_row_stop_the_training_and_a_good_save_between_counts_anew(tmp_path: Path) -> None:
+def test_b6_two_input_output_errors_in_a_row_stop_the_training_and_a_good_save_between_counts_anew(
+    tmp_path: Path,
+) -> None:
     save(tmp_path, 1)
     for step in (2, 4):
         with os_calls(failing(IO_ERROR, "write")):
@@ -391,8 +399,8 @@ def test_b18_sweeping_removes_only_our_own_temp_files_of_dead_writers(tmp_path: 
     folder.mkdir()
     own_start = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
     dead = [".hrm_arc_step_5.pt.tmp-999999999-1-0123abcd", f".hrm_arc_step_5.pt.tmp-{os.getpid()}-1-0123abcd"]
-    kept = [f".hrm_arc_step_5.pt.tmp-{os.getpid()}-{own_start}-0123abcd", ".x.tmp", "hrm_arc_step_5.pt.tmp-9-9-0123abcd",
-            "hrm_arc_step_5.pt", ".x.tmp-999999999-1-0123abcg"]  # fmt: skip
+    kept = [f".hrm_arc_step_5.pt.tmp-{os.getpid()}-{own_start}-0123abcd", ".x.tmp",
+            "hrm_arc_step_5.pt.tmp-9-9-0123abcd", "hrm_arc_step_5.pt", ".x.tmp-999999999-1-0123abcg"]  # fmt: skip
     for name in dead + kept:
         (folder / name).touch()
     (folder / ".y.tmp-999999999-1-0123abcd").mkdir()
@@ -402,7 +410,9 @@ def test_b18_sweeping_removes_only_our_own_temp_files_of_dead_writers(tmp_path: 
     assert pruning.sweep(folder) == []
 
 
-def test_b19_a_planted_link_under_the_temp_name_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_b19_a_planted_link_under_the_temp_name_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from resumekit import durable_file
 
     victim, planted = tmp_path / "victim", tmp_path / ".planted"
@@ -545,6 +555,9 @@ def test_a_best_that_can_not_be_linked_does_not_unsay_the_save(run_dir: Path) ->
 
 
 def test_the_module_is_imported_without_torch() -> None:
-    program = "import sys; sys.modules['torch'] = None; sys.path.append(sys.argv[1]); import resumekit.saving, resumekit.loading"
+    program = (
+        "import sys; sys.modules['torch'] = None; sys.path.append(sys.argv[1]); "
+        "import resumekit.saving, resumekit.loading"
+    )
     lib = Path(saving.__file__).parent.parent
     assert in_child(lambda: os.execv(sys.executable, [sys.executable, "-I", "-c", program, str(lib)])) == 0

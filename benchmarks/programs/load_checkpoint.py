@@ -1,13 +1,15 @@
 """A trainer that only starts: model and optimizer are made, then loaded; the moment at which they are goes to a file.
 
-    python load_checkpoint.py --ready FILE --width N --save FOLDER             saves step 1 with the kit's helper
-    python load_checkpoint.py --ready FILE --width N --resume CHECKPOINT       loads it with the kit's helper, proven
-    python load_checkpoint.py --ready FILE --width N --resume CHECKPOINT --bare    loads it with torch.load, unproven
+python load_checkpoint.py --ready FILE --width N --save FOLDER        saves step 1 with the kit's helper, is killed
+python load_checkpoint.py --ready FILE --width N --resume CKPT        loads it with the kit's helper, proven
+python load_checkpoint.py --ready FILE --width N --resume CKPT --bare     loads it with torch.load, unproven
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -34,6 +36,8 @@ def main() -> None:
             resume_helper.load_resume_bundle(stack, optimizer, ckpt_path=args.resume)
         elif resume_helper.save_checkpoint(args.save, 1, model=stack, optimizer=optimizer) is None:
             raise SystemExit("the checkpoint to load could not be saved")
+        else:
+            os.kill(os.getpid(), signal.SIGKILL)  # a run that ended well would not be continued
     Path(args.ready).write_text(repr(time.monotonic()), encoding="utf-8")
 
 

@@ -1,7 +1,7 @@
 """Make checkpoints to choose among: whole ones with manifests, and ten newer ones that are broken in ten ways.
 
-    python make_checkpoints.py FOLDER COUNT      COUNT good ones, then ten broken
-    python make_checkpoints.py FILE --mb 1000    one of about that size, without a manifest
+python make_checkpoints.py FOLDER COUNT      COUNT good ones, then ten broken
+python make_checkpoints.py FILE --mb 1000    one of about that size, without a manifest
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Read a checkpoint's head and tail and do nothing with them.
 
-    python -I -S read_ends.py FILE HEAD_BYTES TAIL_BYTES
+python -I -S read_ends.py FILE HEAD_BYTES TAIL_BYTES
 """
 
 import os

@@ -19,9 +19,7 @@ def width_for(megabytes: float, layers: int = LAYERS) -> int:
 
 def make_stack(width: int, layers: int = LAYERS) -> torch.nn.Module:
     """Return the stack; its weights are small constants, so that making it takes no time of note."""
-    stack = torch.nn.Sequential(
-        *(torch.nn.utils.skip_init(torch.nn.Linear, width, width) for _ in range(layers))
-    )
+    stack = torch.nn.Sequential(*(torch.nn.utils.skip_init(torch.nn.Linear, width, width) for _ in range(layers)))
     with torch.no_grad():
         for parameter in stack.parameters():
             parameter.fill_(0.01)

@@ -1,7 +1,7 @@
 """What one does without the kit: torch.load, on one file, or on each of a folder's checkpoints.
 
-    python torch_load.py FILE
-    python torch_load.py FOLDER SECONDS_FILE    the seconds for all its files go into SECONDS_FILE
+python torch_load.py FILE
+python torch_load.py FOLDER SECONDS_FILE    the seconds for all its files go into SECONDS_FILE
 """
 
 from __future__ import annotations

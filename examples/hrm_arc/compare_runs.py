@@ -17,32 +17,41 @@ import torch
 
 # What belongs to one process and not to the training.
 NOT_COMPARED = frozenset({"versions"})
+NOT_COMPARED_EVENT = frozenset({"at", "mono_s", "run_id", "steps_per_sec"})
 
 
 def journalled(run_dir: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
-    """Return what a run's journal says of each step and evaluation, its parents' part included.
+    """Return what a run's journal says of each step, evaluation and new best, its parents' part included.
 
     Returns:
-        ('step', step) -> {'loss', 'lr'} and ('eval', step, kind, weights) -> {'accuracy'}.
+        (event, step, kind, weights) -> every field but the clock's; kind and weights are None where there are none.
     """
-    record = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
-    parent, limit = record.get("parent_run_id"), record.get("parent_step")
+    parent, limit = parent_of(run_dir)
     found = {}
-    if parent and (run_dir.parent / parent).is_dir():
-        inherited = journalled(run_dir.parent / parent)
+    if parent:
+        inherited = journalled(parent)
         found = {key: value for key, value in inherited.items() if key[1] <= limit}
     for line in (run_dir / "journal.jsonl").read_bytes().splitlines():
         event = json.loads(line) if line.startswith(b"{") else {}
-        if event.get("event") == "step":
-            found["step", event["step"]] = {"loss": event["loss"], "lr": event["lr"]}
-        elif event.get("event") == "eval":
-            found["eval", event["step"], event["kind"], event["weights"]] = {"accuracy": event["accuracy"]}
+        if event.get("event") in ("step", "eval", "best"):
+            fields = {name: value for name, value in event.items() if name not in NOT_COMPARED_EVENT}
+            found[event["event"], event["step"], event.get("kind"), event.get("weights")] = fields
     return found
 
 
+def parent_of(run_dir: Path) -> tuple[Path | None, int | None]:
+    """Return the folder of the run that this one was resumed from, and the step; (None, None) where there is none."""
+    record = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+    parent, step = record.get("parent_run_id"), record.get("parent_step")
+    return (run_dir.parent / parent, step) if parent and (run_dir.parent / parent).is_dir() else (None, None)
+
+
 def last_checkpoint(run_dir: Path) -> Path:
-    """Return the step checkpoint with the highest step in a run's own folder."""
+    """Return the step checkpoint with the highest step; a run that had nothing left to do has its parent's."""
     found = list((run_dir / "checkpoints").glob("hrm_arc_step_*.pt"))
+    parent, step = parent_of(run_dir)
+    if parent and not found:
+        return parent / "checkpoints" / f"hrm_arc_step_{step}.pt"
     if not found:
         raise SystemExit(f"compare_runs.py: no checkpoint in '{run_dir / 'checkpoints'}'")
     return max(found, key=lambda path: int(path.stem.rpartition("_")[2]))
@@ -67,7 +76,11 @@ def differences(one: Any, other: Any, where: str = "") -> list[str]:
 def compare(one: Path, other: Path) -> tuple[list[str], int, int]:
     """Return (what differs, journalled values compared, tensors and values compared) of two run folders."""
     events, others = journalled(one), journalled(other)
-    found = [" ".join(map(str, key)) for key in events.keys() | others.keys() if events.get(key) != others.get(key)]
+    found = [
+        " ".join(str(part) for part in key if part is not None)
+        for key in events.keys() | others.keys()
+        if events.get(key) != others.get(key)
+    ]
     states = [torch.load(last_checkpoint(d), map_location="cpu", weights_only=True) for d in (one, other)]
     return sorted(found) + differences(*states), len(events), _size(states[0])
 

@@ -11,14 +11,14 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .files import UnreadableFile, open_regular
 from .pickled import read_pickle
 from .torch_names import Tensor
 
+# The values here are named tuples: importing dataclasses would cost as much as reading a checkpoint does.
 MAX_RECORDS = 300_000
 MAX_PICKLE_BYTES = 32 << 20
 # Reading with buffers of 16 MiB halves the speed (they leave the processor's cache).
@@ -32,8 +32,7 @@ _LOCAL = struct.Struct("<4s5H3L2H")
 _FULL32 = 0xFFFFFFFF
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """One stored record: where its local header lies, its size and its checksum."""
 
     name: str
@@ -42,8 +41,7 @@ class Record:
     crc: int
 
 
-@dataclass(frozen=True)
-class Summary:
+class Summary(NamedTuple):
     """What a checkpoint holds.
 
     Args:
@@ -63,7 +61,7 @@ class Summary:
     optimizers: dict[str, tuple[int, int]]
     counters: dict[str, Any]
     total_bytes: int
-    unsafe: tuple[str, ...] = field(default=())
+    unsafe: tuple[str, ...]
 
 
 def summarize(source: Path | int) -> Summary:

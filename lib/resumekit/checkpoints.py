@@ -94,7 +94,7 @@ def list_checkpoints(folder: Path, pattern: str = STEP_PATTERN) -> list[tuple[in
     Returns:
         (step, path), newest first, in numeric order.
     """
-    return [(step, folder / name) for step, name in _steps(_names(folder), pattern)]
+    return [(step, folder / name) for step, name in _sorted_out(_names(folder), pattern)[0]]
 
 
 def select(
@@ -242,12 +242,14 @@ def _entries(folders: Sequence[CheckpointFolder]) -> tuple[list[_Entry], list[Ca
     odd: list[Candidate] = []
     for home in folders:
         names = _names(home.folder)
-        for step, name in _steps(names, home.pattern):
+        steps, odd_names = _sorted_out(names, home.pattern)
+        for step, name in steps:
             if home.max_step is None or step <= home.max_step:
                 entries.append(_Entry(step, home.folder / name, home, name + MANIFEST_SUFFIX in names))
         odd += [
             Candidate(None, home.folder / name, home.run_id, PASSED, None, f"its name is not '{home.pattern}'")
-            for name in _odd_names(names, home)
+            for name in odd_names
+            if name != home.best_pattern
         ]
     entries.sort(key=lambda entry: -(entry.step or 0))  # stable: newer runs stay first
     return entries, odd
@@ -260,17 +262,18 @@ def _best_entries(folders: Sequence[CheckpointFolder]) -> Iterator[_Entry]:
             yield _Entry(None, path, home, _is_there(path, MANIFEST_SUFFIX))
 
 
-def _steps(names: set[str], pattern: str) -> list[tuple[int, str]]:
-    found = [(step, name) for name in names if (step := step_of_name(name, pattern)) is not None]
-    return sorted(found, reverse=True)
+def _sorted_out(names: set[str], pattern: str) -> tuple[list[tuple[int, str]], list[str]]:
+    """Return (step, name) newest first, and the names that look like step checkpoints and are none.
 
-
-def _odd_names(names: set[str], home: CheckpointFolder) -> list[str]:
-    """Names that look like step checkpoints and are none: step_-1, step_1e5, Arabic digits, a newline at the end."""
-    before, _, after = home.pattern.partition("{step}")
-    alike = (name for name in names if name.startswith(before) and name.rstrip().endswith(after))
-    odd = (name for name in alike if step_of_name(name, home.pattern) is None and name != home.best_pattern)
-    return sorted(odd)[:MAX_ODD_NAMES]
+    Those are step_-1, step_1e5, Arabic digits, a newline at the end and their like; the first few of them.
+    """
+    before, _, after = pattern.partition("{step}")
+    steps, odd = [], []
+    for name in names:
+        if name.startswith(before) and name.rstrip().endswith(after):
+            step = step_of_name(name, pattern)
+            odd.append(name) if step is None else steps.append((step, name))
+    return sorted(steps, reverse=True), sorted(odd)[:MAX_ODD_NAMES]
 
 
 def _names(folder: Path) -> set[str]:

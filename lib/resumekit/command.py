@@ -50,7 +50,10 @@ def build_argv(config: Mapping[str, Any], values: Mapping[str, str], *, is_resum
     if is_resume:
         parts += [(part, "trainer.resume_args") for part in trainer["resume_args"]]
     argv = [fill(part, values, config, source) for part, source in parts]
-    return argv + list(trainer["extra_args"])
+    argv += trainer["extra_args"]
+    if odd := next((part for part in argv if "\0" in part), None):
+        raise InvalidFile(f"the trainer's argument {odd!r} holds a NUL character, which no command line can carry")
+    return argv
 
 
 def check_program(argv: Sequence[str], cwd: Path, search_path: str) -> None:
@@ -64,14 +67,18 @@ def check_program(argv: Sequence[str], cwd: Path, search_path: str) -> None:
 
 
 def as_script(argv: Sequence[str], cwd: Path, environment: Mapping[str, str], run_id: str) -> bytes:
-    """Return command.sh: what to paste to run the trainer again by hand, without the kit around it."""
+    """Return command.sh: what to paste to run the trainer again by hand, without the kit around it.
+
+    All of it stands in one pair of brackets: pasted into a terminal it ends the trainer's shell, not the person's.
+    """
     lines = [
         "#!/usr/bin/env bash",
         f"# The trainer of run {run_id}, as it was started: without launcher, sidecar and log.",
-        "set -euo pipefail",
-        f"cd -- {shlex.quote(str(cwd))}",
-        *(f"export {name}={shlex.quote(value)}" for name, value in environment.items()),
-        "exec " + " ".join(shlex.quote(part) for part in argv),
+        "(",
+        f"  cd -- {shlex.quote(str(cwd))} || exit",
+        *(f"  export {name}={shlex.quote(value)}" for name, value in environment.items()),
+        "  exec " + " ".join(shlex.quote(part) for part in argv),
+        ")",
     ]
     return ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
 

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from .files import fsync_directory, temp_path
@@ -41,11 +42,9 @@ class DurableFile:
         self._grown = threading.Condition()
         self._done = False
         self._read_error: OSError | None = None
-        self._follower: threading.Thread | None = None
-        with contextlib.suppress(RuntimeError):  # no more threads: `finish` hashes then
-            follower = threading.Thread(target=self._follow, name="resumekit-digest", daemon=True)
-            follower.start()
-            self._follower = follower
+        self._sync_error: BaseException | None = None
+        self._syncer: threading.Thread | None = None
+        self._follower = _started(self._follow)
 
     def write(self, data: bytes) -> int:
         """Write every byte; a first error is kept, because torch.save replaces it by one without an errno."""
@@ -67,13 +66,22 @@ class DurableFile:
     def flush(self) -> None:
         """Nothing is held back here; torch.save asks for this method."""
 
-    def finish(self) -> str:
-        """Make the content durable and return its SHA-256. A failed fsync is final: the file has to be dropped."""
+    def seal(self) -> None:
+        """Say that nothing more will be written: it is made durable from here on, in a thread."""
         self._stop(abandon=False)
-        os.fsync(self._descriptor)
+        self._syncer = _started(self._sync)
+
+    def finish(self) -> str:
+        """Wait until the content is durable and hashed, and return its SHA-256.
+
+        Raises:
+            OSError: it is not durable. A failed fsync is final: the file has to be dropped, not synced again.
+        """
+        self._syncer.join() if self._syncer else self._sync()
         self._follower.join() if self._follower else self._follow()
-        if self._read_error is not None:
-            raise self._read_error
+        for error in (self._sync_error, self._read_error):
+            if error is not None:
+                raise error
         return self._hasher.hexdigest()
 
     def publish(self) -> None:
@@ -110,8 +118,8 @@ class DurableFile:
         if self._descriptor < 0:
             return
         self._stop(abandon=True)
-        if self._follower:
-            self._follower.join()
+        for thread in filter(None, (self._syncer, self._follower)):
+            thread.join()
         os.close(self._descriptor)
         self._descriptor = -1
         with contextlib.suppress(OSError):
@@ -123,6 +131,12 @@ class DurableFile:
             if abandon:
                 self.size = 0
             self._grown.notify()
+
+    def _sync(self) -> None:
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            self._sync_error = error
 
     def _follow(self) -> None:
         buffer = memoryview(bytearray(_BUFFER_BYTES))
@@ -143,3 +157,13 @@ class DurableFile:
                     position += count
         except OSError as error:
             self._read_error = error
+
+
+def _started(work: Callable[[], None]) -> threading.Thread | None:
+    """Start `work` in a thread; None where there can be no more threads: the caller then does it itself."""
+    thread = threading.Thread(target=work, name="resumekit-save", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:
+        return None
+    return thread

@@ -53,21 +53,21 @@ class Launch:
 
 
 def prepare(
-    choice: Choice, request: Request, snapshot: code_state.Snapshot, launcher_pid: int, kit_argv: Sequence[str]
-) -> Launch:
+    choice: Choice, request: Request, ready: preflight.Ready, snapshot: code_state.Snapshot, launcher_pid: int,
+    kit_argv: Sequence[str],
+) -> Launch:  # fmt: skip
     """Make the run folder of a choice, with everything in it that is known before the trainer starts.
 
     Args:
+        ready: what preflight found.
         snapshot: the questions to git about `request.root`.
         launcher_pid: the process that starts the trainer.
         kit_argv: what the person typed, for run.json.
 
     Raises:
         Refused: another run continues this head already, or it cannot be claimed.
-        InvalidFile: data or command of the config cannot be used.
         KitError: something cannot be written; what was made for this run is taken away again.
     """
-    ready = preflight.check(choice, request)
     if ready.root != snapshot.root:
         snapshot = code_state.start_snapshot(ready.root)
     launcher = processes.identify(launcher_pid)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .errors import UsageError
 
@@ -22,8 +22,7 @@ _RUN_ID = re.compile(
 MAX_NAME = 80
 
 
-@dataclass(frozen=True)
-class RunName:
+class RunName(NamedTuple):
     """What a run folder's name says.
 
     Args:

@@ -158,6 +158,9 @@ def session_members(leader: Identity) -> list[Identity]:
     """
     if leader.host != host_name() or leader.boot_id != boot_id() or leader.token is None:
         return []
+    holder = _stat(leader.pid)
+    if holder and holder[1] != leader.start_ticks:
+        return []  # the pid is another's by now, and with it the session
     members = []
     for entry in os.listdir("/proc"):
         if entry.isascii() and entry.isdigit():

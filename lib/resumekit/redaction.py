@@ -11,27 +11,28 @@ from collections.abc import Sequence
 
 MARK = b"[redacted]"
 
-_SECRET_NAME = rb"[\w-]*(?:passw(?:or)?d|passphrase|secret|token|api[_-]?key|access[_-]?key|credential)s?[\w-]*"
+# Every repetition has an end, so that a line of a megabyte takes no longer than a thousand short ones.
+_SECRET_NAME = rb"(?:passw(?:or)?d|passphrase|secret|token|api[_-]?key|access[_-]?key|credential)s?[\w-]{0,40}"
 
 _PATTERNS = (
     # https://user:token@host
-    re.compile(rb"(?P<keep>[a-z][a-z0-9+.-]*://)[^\s/@:]+(?::[^\s/@]*)?(?=@)", re.IGNORECASE),
+    re.compile(rb"(?P<keep>[a-z0-9]://)[^\s/@:]{1,1024}(?::[^\s/@]{0,1024})?(?=@)", re.IGNORECASE),
     # private keys, from header to footer or as far as the text goes
-    re.compile(rb"(?P<keep>-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(?:(?=-----END)|\Z)", re.DOTALL),
+    re.compile(rb"(?P<keep>-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----).*?(?:(?=-----END)|\Z)", re.DOTALL),
     # tokens that can be told by their prefix (GitHub, GitLab, Hugging Face, OpenAI and kin, AWS, Slack, Google, npm)
     re.compile(
-        rb"(?P<keep>)\b(?:gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}|hf_[A-Za-z0-9]{16,}"
-        rb"|sk-[\w-]{16,}|A[KS]IA[A-Z0-9]{16}|xox[a-z]-[\w-]{10,}|AIza[\w-]{30,}|npm_[A-Za-z0-9]{30,}"
-        rb"|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{10,})"
+        rb"(?P<keep>)\b(?:gh[pousr]_[A-Za-z0-9]{16,1024}|github_pat_\w{16,1024}|glpat-[\w-]{16,1024}"
+        rb"|hf_[A-Za-z0-9]{16,1024}|sk-[\w-]{16,1024}|A[KS]IA[A-Z0-9]{16}|xox[a-z]-[\w-]{10,1024}|AIza[\w-]{30,1024}"
+        rb"|npm_[A-Za-z0-9]{30,1024}|eyJ[\w-]{10,1024}\.[\w-]{10,4096}\.[\w-]{10,1024})"
     ),
     # Authorization: Bearer ...
-    re.compile(rb"(?P<keep>\b(?:bearer|basic)\s+)[\w.~+/=-]{16,}", re.IGNORECASE),
+    re.compile(rb"(?P<keep>\b(?:bearer|basic)\s)[\w.~+/=-]{16,4096}", re.IGNORECASE),
     # "password": "...", api_key = '...': a quoted value only, since `token = tokenizer.encode(text)` is no secret
-    re.compile(rb"(?P<keep>" + _SECRET_NAME + rb"[\"']?\s*[:=]\s*[\"'])[^\s\"']{8,}(?=[\"'])", re.IGNORECASE),
+    re.compile(rb"(?P<keep>" + _SECRET_NAME + rb"[\"']?\s{0,8}[:=]\s{0,8}[\"'])[^\s\"']{8,4096}", re.IGNORECASE),
     # WANDB_API_KEY=..., as in a shell or an .env file
-    re.compile(rb"(?P<keep>\b[A-Z0-9_]*(?:PASSW(?:OR)?D|SECRET|TOKEN|API_?KEY|ACCESS_?KEY)[A-Z0-9_]*=)[^\s\"'$(]{8,}"),
+    re.compile(rb"(?P<keep>(?:PASSW(?:OR)?D|SECRET|TOKEN|API_?KEY|ACCESS_?KEY)[A-Z0-9_]{0,40}=)[^\s\"'$(]{8,4096}"),
     # --token ..., --api-key=...
-    re.compile(rb"(?P<keep>--" + _SECRET_NAME + rb"[= ])[^\s\"'-][^\s\"']{7,}", re.IGNORECASE),
+    re.compile(rb"(?P<keep>--[\w-]{0,40}?" + _SECRET_NAME + rb"[= ])[^\s\"'-][^\s\"']{7,4096}", re.IGNORECASE),
 )
 
 

@@ -7,6 +7,7 @@ a million events costs nothing per beat. Values come from files: each is taken o
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,6 +18,8 @@ WAITING_PHASES = frozenset({"startup", "compile", "fast_eval", "full_eval", "che
 PHASES = frozenset({"warmup", "train"}) | WAITING_PHASES
 # A shorter time says nothing about the speed (a sidecar that comes late reads many steps at once).
 MIN_MEASURED_S = 0.2
+
+_AT = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}[.][0-9]{6}Z")
 
 State = dict[str, Any]
 Event = dict[str, Any]
@@ -57,7 +60,7 @@ def is_sound(state: object) -> bool:
 
 def _launched(state: State, event: Event) -> None:
     who = {key: _process(event.get(key)) for key in ("trainer", "shim", "launcher")}
-    state["launched"] = {**who, "at": _text(event.get("at")), "mono_s": _seconds(event.get("mono_s"))}
+    state["launched"] = {**who, "at": _at(event.get("at")), "mono_s": _seconds(event.get("mono_s"))}
     state.setdefault("phase", "startup")
 
 
@@ -84,7 +87,7 @@ def _advance(state: State, step: int, mono_s: float, event: Event) -> None:
     if state.get("phase") in WAITING_PHASES and "waiting_since_s" not in state:
         state["phase"] = "train"  # a trainer that names no phases trains when it steps
     state.update(step=step, step_mono_s=mono_s)
-    _take(state, event, "at", _text, "last_progress_at")
+    _take(state, event, "at", _at, "last_progress_at")
 
 
 def _phase(state: State, event: Event) -> None:
@@ -127,11 +130,6 @@ def _heartbeat(state: State, event: Event) -> None:
         _take(state, event, "steps_per_sec", _number)
 
 
-def _swap(state: State, event: Event) -> None:
-    _take(state, event, "step", _count, "swap_from_step")
-    _take(state, event, "optimizer", _text)
-
-
 def _warning(state: State, event: Event) -> None:
     state["warnings"] = state.get("warnings", 0) + 1
     _take(state, event, "kind", _text, "last_warning")
@@ -139,17 +137,17 @@ def _warning(state: State, event: Event) -> None:
 
 
 def _stopped(state: State, event: Event) -> None:
-    state["stopped"] = {"by": _text(event.get("by")), "at": _text(event.get("at"))}
+    state["stopped"] = {"by": _text(event.get("by")), "at": _at(event.get("at"))}
 
 
 def _exited(state: State, event: Event) -> None:
     state["exited"] = {"code": _integer(event.get("code")), "signal": _integer(event.get("signal")),
-                       "at": _text(event.get("at"))}  # fmt: skip
+                       "at": _at(event.get("at"))}  # fmt: skip
 
 
 _FOLDS: dict[str, Callable[[State, Event], None]] = {
     "launched": _launched, "resumed": _resumed, "step": _step, "phase": _phase, "eval": _eval, "best": _best,
-    "checkpoint": _checkpoint, "heartbeat": _heartbeat, "swap": _swap, "warning": _warning, "stopped": _stopped,
+    "checkpoint": _checkpoint, "heartbeat": _heartbeat, "warning": _warning, "stopped": _stopped,
     "exited": _exited,
 }  # fmt: skip
 
@@ -169,7 +167,7 @@ def _count(value: Any) -> int | None:
 
 
 def _number(value: Any) -> float | None:
-    is_number = type(value) is float and math.isfinite(value) or type(value) is int and abs(value) < 1 << 53
+    is_number = (type(value) is float and math.isfinite(value)) or (type(value) is int and abs(value) < 1 << 53)
     return value if is_number else None
 
 
@@ -180,6 +178,10 @@ def _seconds(value: Any) -> float | None:
 
 def _text(value: Any) -> str | None:
     return value[:500] if isinstance(value, str) else None
+
+
+def _at(value: Any) -> str | None:
+    return value if isinstance(value, str) and _AT.fullmatch(value) else None
 
 
 def _flag(value: Any) -> bool | None:
@@ -208,9 +210,11 @@ _TYPES: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("step_mono_s", "first_step_mono_s", "waiting_since_s"), _seconds),
     **dict.fromkeys(("events", "step", "first_step", "resumed_step", "epoch", "last_fast_eval_step", "warnings",
                      "last_full_eval_step", "best_step", "last_checkpoint_step", "swap_from_step"), _count),
-    **dict.fromkeys(("phase", "last_progress_at", "optimizer", "scheduler_phase", "last_warning"), _text),
+    "phase": lambda value: value if _text(value) in PHASES else None,
+    **dict.fromkeys(("optimizer", "scheduler_phase", "last_warning"), _text),
+    "last_progress_at": _at,
     "tells_steps": _flag,
-    "launched": _fields(trainer=_process, shim=_process, launcher=_process, at=_text, mono_s=_seconds),
-    "stopped": _fields(by=_text, at=_text),
-    "exited": _fields(code=_integer, signal=_integer, at=_text),
+    "launched": _fields(trainer=_process, shim=_process, launcher=_process, at=_at, mono_s=_seconds),
+    "stopped": _fields(by=_text, at=_at),
+    "exited": _fields(code=_integer, signal=_integer, at=_at),
 }  # fmt: skip

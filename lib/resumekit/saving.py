@@ -85,11 +85,10 @@ def save_checkpoint(
     kinds = {"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "ema": ema, "swa": swa}
     counters = {"epoch": epoch, "best_val_loss": best_val_loss, "lr_scale": lr_scale}
     content = checkpoint_content.collect(step, model=model, data_state=data_state, extra=extra, **kinds, **counters)
-    nonfinite = checkpoint_content.nonfinite(content, loss)
     try:
         with deferred_signals():
-            known = _write(target, content, nonfinite, last_fast_eval)
-            best_error = _link_best(target, folder / best_pattern, known, best) if best and not nonfinite else None
+            known = _write(target, content, loss, last_fast_eval)
+            best_error = _link_best(target, folder / best_pattern, known, best) if best and known.finite else None
     except OSError as error:
         _failed(target, step, error, content, log_fn)
         return None
@@ -113,7 +112,7 @@ def _refuse_arguments(step: int, best: Any, last_fast_eval: Any) -> None:
         raise KitError(f"save_checkpoint: last_fast_eval={last_fast_eval!r} must be {{'step': int, 'accuracy': float}}")
 
 
-def _write(target: Path, content: dict[str, Any], nonfinite: tuple[str, ...], last_fast_eval: Any) -> Manifest:
+def _write(target: Path, content: dict[str, Any], loss: Any, last_fast_eval: Any) -> Manifest:
     """Write data and manifest; what this process saved already under this name stays, and gets the newer manifest."""
     target.parent.mkdir(parents=True, exist_ok=True)
     _sweep_once(target.parent)
@@ -123,17 +122,19 @@ def _write(target: Path, content: dict[str, Any], nonfinite: tuple[str, ...], la
         if known != saved:
             manifest.write(target, known)
     else:
-        known = _write_new(target, content, nonfinite, last_fast_eval)
+        known = _write_new(target, content, loss, last_fast_eval)
     _saved[str(target.absolute())] = known
     return known
 
 
-def _write_new(target: Path, content: dict[str, Any], nonfinite: tuple[str, ...], last_fast_eval: Any) -> Manifest:
+def _write_new(target: Path, content: dict[str, Any], loss: Any, last_fast_eval: Any) -> Manifest:
     if os.path.lexists(target):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
     file = DurableFile(target)
     try:
         _torch_save(content, file)
+        file.seal()
+        nonfinite = checkpoint_content.nonfinite(content, loss)  # while the disk and the digest are at work
         known = Manifest(
             manifest.SAVE_CHECKPOINT,
             target.name,

@@ -81,8 +81,9 @@ def _become_trainer(run: RunPaths, launcher_pid: int, command: list[str]) -> Non
         for number in _TRAINER_DEFAULTS:
             signal.signal(number, signal.SIG_DFL)
         os.execvp(command[0], command)
-    except OSError as error:
-        _say(f"the trainer could not be started: {error.strerror}: '{command[0]}'")
+    except (OSError, ValueError) as error:  # ValueError: an empty name
+        reason = getattr(error, "strerror", None) or "no such name"
+        _say(f"the trainer could not be started: {reason}: '{command[0]}'")
     finally:
         os._exit(127)
 

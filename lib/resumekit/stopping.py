@@ -58,7 +58,9 @@ def _is_unknown(run: Run, trainer: processes.Identity) -> bool:
     """Whether somebody lives under the trainer's pid who cannot be told from a stranger: nobody we may signal."""
     if processes.probe(trainer) != processes.UNKNOWN:
         return False
-    _warn(run, "not_signalled", f"pid {trainer.pid} on {trainer.host} cannot be seen to be this run's trainer from here")
+    _warn(
+        run, "not_signalled", f"pid {trainer.pid} on {trainer.host} cannot be seen to be this run's trainer from here"
+    )
     return True
 
 

@@ -6,8 +6,7 @@ Nothing is looked up or called; torch is not imported. Reads and writes nothing.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .files import UnreadableFile
 
@@ -43,8 +42,7 @@ UNSAFE_DATA = frozenset({
 _KNOWN = DICTS | PARAMETERS | TENSORS | _PLAIN | UNSAFE_DATA | {SIZE, SUBCLASS}
 
 
-@dataclass(frozen=True)
-class Name:
+class Name(NamedTuple):
     """A class or function in the pickle, as 'module name'."""
 
     text: str
@@ -57,8 +55,7 @@ class Opaque:
 OPAQUE = Opaque()
 
 
-@dataclass(frozen=True)
-class Storage:
+class Storage(NamedTuple):
     """A tensor record that the archive really holds."""
 
     dtype: str
@@ -66,8 +63,7 @@ class Storage:
     size_bytes: int
 
 
-@dataclass(frozen=True)
-class Tensor:
+class Tensor(NamedTuple):
     """A tensor's shape and dtype; its values were not read."""
 
     shape: tuple[int, ...]

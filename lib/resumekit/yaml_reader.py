@@ -39,7 +39,8 @@ def load(text: bytes | str, source: str, *, reader: str = "auto") -> Document:
     Args:
         text: its content; bytes must be UTF-8 (a byte order mark and CRLF are fine).
         source: the file's name, for messages.
-        reader: 'pyyaml', 'subset', or 'auto' (PyYAML where it is installed).
+        reader: 'pyyaml', 'subset', or 'auto': the subset reader, and PyYAML for what that refuses. The two never
+            differ on what both accept, and importing PyYAML costs every launch 15 ms.
 
     Raises:
         InvalidFile: it is not a config; the sentence has the value, the file, the line and what to do.
@@ -70,25 +71,34 @@ def sentence(refusal: Refusal, source: str) -> str:
 
 
 def _read(text: str, lines: Lines, reader: str) -> Any:
-    yaml = None if reader == "subset" else _pyyaml(required=reader == "pyyaml")
-    if yaml is None:
-        from . import yaml_subset  # only where PyYAML is missing
+    if reader == "pyyaml":
+        return _read_pyyaml(text, lines)
+    from . import yaml_subset  # only when a config is read
 
+    try:
         return yaml_subset.parse(text, lines)
+    except Refusal:
+        if reader == "subset" or not _has_pyyaml():
+            raise
+        lines.clear()
+    return _read_pyyaml(text, lines)
+
+
+def _read_pyyaml(text: str, lines: Lines) -> Any:
+    import yaml  # 15 ms: only for a config that the subset reader does not take
+
     try:
         return _Builder(_parser(yaml)(text), yaml, lines).document()
     except yaml.YAMLError as error:
         raise _from_pyyaml(error, text) from None
 
 
-def _pyyaml(required: bool) -> Any:
+def _has_pyyaml() -> bool:
     try:
-        import yaml  # 15 ms: only when a config is read
+        import yaml  # noqa: F401
     except ImportError:
-        if required:
-            raise
-        return None
-    return yaml
+        return False
+    return True
 
 
 def _parser(yaml: Any) -> Any:

@@ -1,0 +1,72 @@
+# resumekit's commands as make targets. A lab's Makefile says
+#
+#   RESUMEKIT_PREFIX := kit-          (only where it has a `run` or `runs` of its own: then kit-run, kit-resume, kit-runs)
+#   include resumekit/resumekit.mk
+#
+#   make run    EXP=EXP-01 [NAME=...] [SET="a.b=1 c=2"] [NOTES=...] [FRESH=1]
+#   make resume EXP=EXP-01 [STEP=40000 | BEST=1] [FROM=RUN_ID] [NAME=...] [SET=...] [NOTES=...]
+#   make runs   [EXP=EXP-01]
+#
+# and for each CONFIG=FILE, RUNS=DIR; for the first two DRY_RUN=1, DETACH=1, ARGS="arguments of the trainer". SET and ARGS
+# are split at spaces; a value with spaces in it is for bin/run.sh itself. Only what stands on make's command line counts,
+# as it was typed: nothing in it is expanded by make or run by a shell. make exits 2 whatever the command's own code was.
+
+ifndef RESUMEKIT_DIR
+RESUMEKIT_DIR := $(patsubst %/,%,$(dir $(lastword $(MAKEFILE_LIST))))
+endif
+
+RESUMEKIT_WORDS := EXP NAME SET NOTES STEP FROM CONFIG RUNS ARGS FRESH BEST DRY_RUN DETACH
+RESUMEKIT_TARGETS := $(addprefix $(RESUMEKIT_PREFIX),run resume runs)
+
+# As typed: $(value) does not expand, and := keeps what it gave. The word itself is set to the same, because make would
+# expand it on its way into the environment: a $(shell ...) in it must not run. A word that stands elsewhere than on the
+# command line is the lab's own business and left alone.
+define resumekit_take
+ifneq ($$(filter command,$$(origin $(1))),)
+override $(1) := $$(value $(1))
+$(RESUMEKIT_TARGETS): export RESUMEKIT_MAKE_$(1) := $$(value $(1))
+else
+$(RESUMEKIT_TARGETS): export RESUMEKIT_MAKE_$(1) :=
+endif
+endef
+$(foreach word,$(RESUMEKIT_WORDS),$(eval $(call resumekit_take,$(word))))
+
+$(RESUMEKIT_TARGETS): export RESUMEKIT_MAKE_DIR := $(RESUMEKIT_DIR)
+$(RESUMEKIT_TARGETS): SHELL := /bin/sh
+$(RESUMEKIT_TARGETS): .SHELLFLAGS := -c
+
+# The words become arguments here, each one quoted; then the trainer gets an environment without traces of make.
+define resumekit_call
+set -f; set --; \
+case $$RESUMEKIT_MAKE_EXP in \
+  -*) printf '%s\n' "make: EXP is '$$RESUMEKIT_MAKE_EXP': an experiment's name does not begin with '-'" >&2; exit 2 ;; \
+  ?*) set -- "$$RESUMEKIT_MAKE_EXP" ;; \
+esac; \
+[ -z "$$RESUMEKIT_MAKE_CONFIG" ] || set -- "$$@" "--config=$$RESUMEKIT_MAKE_CONFIG"; \
+[ -z "$$RESUMEKIT_MAKE_RUNS" ] || set -- "$$@" "--runs=$$RESUMEKIT_MAKE_RUNS"; \
+[ -z "$$RESUMEKIT_MAKE_NAME" ] || set -- "$$@" "--name=$$RESUMEKIT_MAKE_NAME"; \
+[ -z "$$RESUMEKIT_MAKE_NOTES" ] || set -- "$$@" "--notes=$$RESUMEKIT_MAKE_NOTES"; \
+[ -z "$$RESUMEKIT_MAKE_STEP" ] || set -- "$$@" "--step=$$RESUMEKIT_MAKE_STEP"; \
+[ -z "$$RESUMEKIT_MAKE_FROM" ] || set -- "$$@" "--from=$$RESUMEKIT_MAKE_FROM"; \
+[ -z "$$RESUMEKIT_MAKE_FRESH" ] || set -- "$$@" --fresh; \
+[ -z "$$RESUMEKIT_MAKE_BEST" ] || set -- "$$@" --best; \
+[ -z "$$RESUMEKIT_MAKE_DRY_RUN" ] || set -- "$$@" --dry-run; \
+[ -z "$$RESUMEKIT_MAKE_DETACH" ] || set -- "$$@" --detach; \
+for word in $$RESUMEKIT_MAKE_SET; do set -- "$$@" "--set=$$word"; done; \
+[ -z "$$RESUMEKIT_MAKE_ARGS" ] || set -- "$$@" -- $$RESUMEKIT_MAKE_ARGS; \
+command=$$RESUMEKIT_MAKE_DIR/bin/$(1).sh; \
+unset MAKEFLAGS MAKEOVERRIDES MFLAGS MAKELEVEL RESUMEKIT_MAKE_DIR $(RESUMEKIT_WORDS:%=RESUMEKIT_MAKE_%); \
+exec "$$command" "$$@"
+endef
+
+.PHONY: $(RESUMEKIT_TARGETS)
+
+##@ Training
+$(RESUMEKIT_PREFIX)run: ## start an experiment, or continue it where it stands: EXP=EXP-01 [SET="a.b=1 c=2"]
+	@$(call resumekit_call,run)
+
+$(RESUMEKIT_PREFIX)resume: ## continue from a checkpoint in a new folder: EXP=EXP-01 [STEP=40000]
+	@$(call resumekit_call,resume)
+
+$(RESUMEKIT_PREFIX)runs: ## list runs, their state and lineage: [EXP=EXP-01]
+	@$(call resumekit_call,runs)

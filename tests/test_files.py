@@ -1,0 +1,163 @@
+"""Single files, whole or not at all: resumekit.files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from resumekit import files
+from resumekit.files import UnreadableFile
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "status.json"
+    files.write_atomic(path, b"old")
+    files.write_atomic(path, b"new", durable=True)
+    assert path.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["status.json"]
+
+
+def test_a_link_under_that_name_is_replaced_not_followed(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / "status.json").symlink_to(victim)
+    files.write_atomic(tmp_path / "status.json", b"new")
+    assert (victim.read_text(), (tmp_path / "status.json").read_bytes()) == ("precious", b"new")
+
+
+def test_a_planted_temp_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    planted = tmp_path / ".status.json.tmp-planted"
+    planted.symlink_to(victim)
+    monkeypatch.setattr(files, "temp_path", lambda target: planted)
+    with pytest.raises(OSError):
+        files.write_atomic(tmp_path / "status.json", b"new")
+    assert victim.read_text() == "precious"
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_temp(tmp_path: Path) -> None:
+    path = tmp_path / "status.json"
+    files.write_atomic(path, b"old")
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, old[1]))  # Python ignores SIGXFSZ: the write fails
+    try:
+        with pytest.raises(OSError):
+            files.write_atomic(path, b"x" * 5000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert (path.read_bytes(), os.listdir(tmp_path)) == (b"old", ["status.json"])
+
+
+def test_a_file_is_made_only_once(tmp_path: Path) -> None:
+    files.write_new(tmp_path / "claim", b"mine")
+    with pytest.raises(FileExistsError):
+        files.write_new(tmp_path / "claim", b"yours")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileExistsError):
+        files.write_new(tmp_path / "dangling", b"mine")
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("kind", ["fifo", "directory", "device", "missing", "nul"])
+def test_what_is_no_regular_file_is_unreadable_and_not_waited_for(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / ("na\0me" if kind == "nul" else "file")
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    with pytest.raises(UnreadableFile):
+        files.read_bounded(path)
+
+
+def test_a_large_file_is_not_read_to_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "sparse"
+    with open(path, "wb") as file:
+        file.truncate(10 << 30)
+    with pytest.raises(UnreadableFile, match="larger than 65536 bytes"):
+        files.read_json(path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "NaN", '{"a": Infinity}', "[" * 60_000, "\xff", '{"a": 1e999999'])
+def test_what_is_not_strict_json_is_unreadable(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(UnreadableFile):
+        files.read_json(tmp_path / "x.json")
+
+
+def test_json_is_strict_and_any_text_goes_through_it(tmp_path: Path) -> None:
+    with pytest.raises(ValueError):
+        files.to_json({"a": float("nan")})
+    files.write_atomic(tmp_path / "x.json", files.to_json({"name": "ä\udc80\n\0"}))
+    assert files.read_json(tmp_path / "x.json") == {"name": "ä\udc80\n\0"}
+
+
+@pytest.mark.parametrize(
+    ("clock", "shown"),
+    [
+        (0.0, "1970-01-01T00:00:00.000000Z"),
+        (1795368951.123456, "2026-11-22T17:35:51.123456Z"),
+        (1795368951.75, "2026-11-22T17:35:51.750000Z"),
+    ],
+)
+def test_time_stamps_are_utc_with_microseconds(clock: float, shown: str) -> None:
+    assert abs(int(files.utc_now(clock)[20:26]) - int(shown[20:26])) <= 1
+    assert files.utc_now(clock)[:19] == shown[:19]
+
+
+def torn_reads(path: Path, count: int) -> int:
+    """Replace a file as fast as it goes, read it `count` times beside that; return how often it was not whole."""
+    contents = [files.to_json({"step": i, "text": "x" * (100 * i)}) for i in range(30)]
+    files.write_atomic(path, contents[0])
+    is_over = threading.Event()
+
+    def write() -> None:
+        while not is_over.is_set():
+            for content in contents:
+                files.write_atomic(path, content)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    torn = 0
+    try:
+        for _ in range(count):
+            try:
+                value = files.read_json(path)
+                torn += value["text"] != "x" * (100 * value["step"])
+            except UnreadableFile:
+                torn += 1
+    finally:
+        is_over.set()
+        writer.join()
+    return torn
+
+
+def test_no_read_of_ten_thousand_is_torn(tmp_path: Path) -> None:
+    assert torn_reads(tmp_path / "status.json", 10_000) == 0
+
+
+@pytest.mark.campaign
+def test_no_read_of_a_hundred_thousand_is_torn(tmp_path: Path) -> None:
+    assert torn_reads(tmp_path / "status.json", 100_000) == 0
+
+
+def test_the_alarm_rings_for_a_file_that_is_written_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same count finds torn reads where a writer rewrites its file."""
+
+    def in_place(path: Path, data: bytes) -> None:
+        with open(path, "wb") as file:
+            for at in range(0, len(data), 100):
+                file.write(data[at : at + 100])
+                file.flush()
+            time.sleep(0)
+
+    monkeypatch.setattr(files, "write_atomic", in_place)
+    with contextlib.suppress(KeyError):
+        assert torn_reads(tmp_path / "status.json", 2_000) > 0

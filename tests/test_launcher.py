@@ -1,0 +1,403 @@
+"""How a trainer is started, watched and ended by the commands: lib/launcher.sh, in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import pytest
+from conftest import LIB, Kit, events, marked_pids, wait_until
+from resumekit import processes
+
+pytestmark = pytest.mark.usefixtures("valid_records")
+
+
+@pytest.mark.parametrize(
+    ("toy_args", "code", "state"),
+    [
+        ((), 0, "finished"),
+        (("--exit", "3"), 3, "failed"),
+        (("--exit", "256"), 0, "finished"),
+        (("--at", "2", "exit=256"), 0, "ended_early"),
+        (("--at", "2", "exit=0"), 0, "ended_early"),
+        (("--at", "2", "exit=143"), 143, "preempted"),
+        (("--at", "2", "kill"), 137, "failed"),
+        (("--at", "2", "segv"), 139, "failed"),
+        (("--at", "2", "raise"), 1, "failed"),
+    ],
+)
+def test_the_trainer_s_exit_code_is_the_launcher_s(kit: Kit, toy_args: tuple, code: int, state: str) -> None:
+    kit.config(*toy_args)
+    kit("run", "T-1", code=code)
+    (run,) = kit.run_dirs()
+    assert (kit.status(run)["state"], kit.status(run)["exit_code"]) == (state, code)
+    assert json.loads((run / "exit.json").read_text())["code"] == code
+    assert not (kit.runs / ".live" / run.name).exists()
+    last = (run / "logs" / "train.log").read_text().splitlines()[-1]
+    by_signal = f"; signal {code - 128}" if code in (137, 139) else ""
+    assert f"resumekit: ended (code {code}{by_signal}), elapsed " in last
+
+
+def test_a_program_that_goes_away_before_its_start_is_127(kit: Kit) -> None:
+    program = kit.folder / "trainer"
+    program.write_text("#!/no/such/interpreter\n")
+    program.chmod(0o755)
+    kit.config(trainer={"command": [str(program)]})
+    kit("run", "T-1", code=127)
+    (run,) = kit.run_dirs()
+    assert kit.status(run)["state"] == "failed"
+    assert "could not be started: No such file or directory" in (run / "logs" / "train.log").read_text()
+
+
+def test_the_trainer_has_no_input_and_what_it_needs_in_its_environment(kit: Kit, tmp_path: Path) -> None:
+    script = tmp_path / "trainer.py"
+    script.write_text("import json, os, sys; print(json.dumps([sys.stdin.read(), dict(os.environ), 'ä', os.getcwd()]))")
+    kit.config(trainer={"command": ["{python}", str(script)]})
+    env = {"LC_ALL": "C", "PYTHONPATH": "/somewhere", "PYTHONUTF8": ""}
+    done = kit("run", "T-1", env=env, stdin=subprocess.PIPE)
+    text, seen, umlaut, cwd = json.loads(done.stdout)
+    (run,) = kit.run_dirs()
+    record = json.loads((run / "run.json").read_text())
+    assert (text, umlaut, cwd) == ("", "ä", record["cwd"])
+    assert seen["PYTHONPATH"] == f"/somewhere:{LIB}"
+    assert seen["PYTHONUNBUFFERED"] == seen["PYTHONUTF8"] == "1"
+    assert seen["RESUMEKIT_RUN_DIR"] == str(run) and seen["RESUMEKIT_RUN_ID"] == run.name
+    assert seen["RESUMEKIT_CONFIG_HASH"] == record["config_hash"] and seen["RESUMEKIT_RUN_TOKEN"] == record["token"]
+    assert "FORCE_COLOR" not in seen  # no terminal
+
+
+def test_a_search_path_gets_no_empty_entry(kit: Kit) -> None:
+    """An empty entry is the current folder."""
+    kit.config(trainer={"command": ["{python}", "-c", "import os; print(os.environ['PYTHONPATH'])"]})
+    env = {k: v for k, v in kit.env.items() if k != "PYTHONPATH"}
+    done = subprocess.run(kit.argv("run", "T-1"), env=env, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == f"{LIB}\n"
+
+
+def test_non_ascii_output_in_the_c_locale_kills_nobody(kit: Kit) -> None:
+    kit.config(trainer={"command": ["{python}", "-c", "print('\\u2713 \\u00e4')"]})
+    env = {"LC_ALL": "C", "PYTHONUTF8": "", "PYTHONIOENCODING": "", "PYTHONCOERCECLOCALE": "0"}
+    assert kit("run", "T-1", env=env).stdout == "✓ ä\n"
+
+
+def test_under_an_open_umask_nothing_is_everybody_s_to_change(kit: Kit) -> None:
+    kit("run", "T-1", umask=0)
+    (run,) = kit.run_dirs()
+    made = [run, *run.rglob("*"), *kit.runs.rglob("*")]
+    assert [path for path in made if not path.is_symlink() and path.stat().st_mode & 0o002] == []
+
+
+class Terminal:
+    """A pseudo terminal with a command in its foreground."""
+
+    def __init__(self, kit: Kit, *args: str, env: dict[str, str] | None = None) -> None:
+        self.pid, self.master = pty.fork()
+        if self.pid == 0:
+            with contextlib.suppress(OSError):
+                fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 31, 117, 0, 0))
+                os.execve(kit.argv(*args)[0], kit.argv(*args), {**kit.env, "TERM": "xterm-256color", **(env or {})})
+            os._exit(127)
+        self.shown = b""
+
+    def read_on(self, timeout_s: float = 0.05) -> None:
+        if select.select([self.master], [], [], timeout_s)[0]:
+            with contextlib.suppress(OSError):  # EIO: everybody has closed it
+                self.shown += os.read(self.master, 65536)
+
+    def wait(self) -> int:
+        """Read until the command has ended; return its exit code."""
+
+        def ended() -> tuple[int, int] | None:
+            self.read_on()
+            found = os.waitpid(self.pid, os.WNOHANG)
+            return found if found[0] else None
+
+        _, status = wait_until(ended, "the command in the terminal ended")
+        self.read_on()
+        return os.waitstatus_to_exitcode(status)
+
+    def wait_for(self, text: bytes) -> None:
+        wait_until(lambda: self.read_on() or text in self.shown, f"{text!r} on the terminal")
+
+    def press(self, key: bytes) -> None:
+        os.write(self.master, key)
+
+
+RICH = """
+from rich.console import Console
+console = Console()
+console.print("[bold red]red[/] step 1")
+console.print("width", console.width)
+"""
+
+
+def test_colour_reaches_the_terminal_and_not_the_log(kit: Kit) -> None:
+    script = kit.folder / "rich_trainer.py"
+    script.write_text(RICH)
+    kit.config(trainer={"command": ["{python}", str(script)]})
+    terminal = Terminal(kit, "run", "T-1")
+    assert terminal.wait() == 0
+    assert b"\x1b[1;31mred\x1b[0m" in terminal.shown and b"117" in terminal.shown
+    log = next(kit.runs.glob("*/logs/train.log")).read_bytes()
+    assert b" red step 1\n" in log and b"\x1b" not in log
+
+
+@pytest.mark.parametrize("env", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_no_colour_where_none_is_wanted(kit: Kit, env: dict[str, str]) -> None:
+    script = kit.folder / "rich_trainer.py"
+    script.write_text(RICH)
+    kit.config(trainer={"command": ["{python}", str(script)]})
+    terminal = Terminal(kit, "run", "T-1", env=env)
+    assert terminal.wait() == 0
+    assert b"red step 1" in terminal.shown and b"\x1b[1;31m" not in terminal.shown
+
+
+LONG = {"training": {"max_steps": 10**6}, "abort": {"grace_s": 60}}
+
+
+def test_ctrl_c_once_saves_and_ends(kit: Kit) -> None:
+    kit.config("--delay", "0.02", **LONG)
+    terminal = Terminal(kit, "run", "T-1")
+    terminal.wait_for(b"step 3 ")
+    terminal.press(b"\x03")
+    assert terminal.wait() == 130
+    assert b"INT: the trainer saves and ends; once more to end it now" in terminal.shown
+    assert b"saved step " in terminal.shown
+    (run,) = kit.run_dirs()
+    assert kit.status(run)["state"] == "stopped"
+    assert len(list((run / "checkpoints").glob("*.pt"))) == 1
+    assert "saved step" in (run / "logs" / "train.log").read_text()
+
+
+def test_ctrl_c_twice_ends_now(kit: Kit) -> None:
+    kit.config("--delay", "0.02", "--ignore", "INT", "--save-every", "3", **LONG)
+    terminal = Terminal(kit, "run", "T-1")
+    terminal.wait_for(b"saved step 3")
+    terminal.press(b"\x03")
+    terminal.wait_for(b"once more to end it now")
+    terminal.press(b"\x03")
+    assert terminal.wait() == 137
+    (run,) = kit.run_dirs()
+    assert kit.status(run)["state"] == "stopped"
+    assert [e["now"] for e in events(run, "stopped")][-1] is True  # the first may have come too late to be needed
+    assert (run / "checkpoints" / "hrm_arc_step_3.pt").exists()
+
+
+def test_term_once_and_twice_to_the_launcher(kit: Kit) -> None:
+    kit.config("--delay", "0.02", **LONG)
+    process = kit.popen("run", "T-1")
+    run = kit.started()
+    wait_until(lambda: b"step 2 " in (run / "logs" / "output.log").read_bytes(), "the second step")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert (process.returncode, kit.status(run)["state"]) == (143, "stopped")
+
+    kit.config("--delay", "0.02", "--ignore", "TERM", **LONG)
+    process = kit.popen("run", "T-1", "--fresh")
+    run = kit.started(2)
+    wait_until(lambda: b"step 2 " in (run / "logs" / "output.log").read_bytes(), "the second step")
+    process.send_signal(signal.SIGTERM)
+    wait_until(lambda: events(run, "stopped"), "the first one has come through")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert (process.returncode, kit.status(run)["state"]) == (137, "stopped")
+
+
+def test_term_to_everybody_at_once_is_term_once(kit: Kit) -> None:
+    """As a scheduler does it: the whole process group hears it, the trainer has one of its own."""
+    kit.config("--delay", "0.02", **LONG)
+    process = kit.popen("run", "T-1", start_new_session=True)
+    run = kit.started()
+    wait_until(lambda: b"step 2 " in (run / "logs" / "output.log").read_bytes(), "the second step")
+    os.killpg(process.pid, signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert (process.returncode, kit.status(run)["state"]) == (143, "stopped")
+    assert b"saved step" in out
+
+
+def test_a_signal_while_the_trainer_is_just_starting_is_not_lost(kit: Kit) -> None:
+    kit.config("--delay", "0.02", **LONG)
+    process = kit.popen("run", "T-1")
+    wait_until(lambda: list(kit.runs.glob("*/logs/output.log")), "the run folder")
+    wait_until(lambda: catches(process.pid, signal.SIGTERM), "the launcher's traps")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+
+
+def catches(pid: int, number: int) -> bool:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (mask,) = [line.split()[1] for line in lines if line.startswith("SigCgt:")]
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
+def test_closing_the_terminal_stops_nothing(kit: Kit) -> None:
+    go = kit.folder / "go"
+    kit.config("--delay", "0.01", "--at", "4", f"wait={go}", training={"max_steps": 9})
+    terminal = Terminal(kit, "run", "T-1")
+    terminal.wait_for(b"step 3 ")
+    os.close(terminal.master)
+    (run,) = kit.run_dirs()
+    time.sleep(0.2)  # for the HUP to come through; if it did harm later, the end below would show it
+    assert os.waitpid(terminal.pid, os.WNOHANG) == (0, 0)
+    go.touch()
+    wait_until((run / "exit.json").exists, "the trainer's end")
+    _, status = wait_until(lambda: (w := os.waitpid(terminal.pid, os.WNOHANG))[0] and w, "the launcher's end")
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert kit.status(run)["state"] == "finished"
+    assert " step 9 " in (run / "logs" / "train.log").read_text()
+
+
+def test_a_terminal_that_nobody_reads_stops_nothing(kit: Kit) -> None:
+    """Ctrl-S: train.log and status go on, and a TERM still reaches the trainer."""
+    kit.config("--delay", "0.005", "--at", "2", "lines=5000", **LONG)
+    terminal = Terminal(kit, "run", "T-1")
+    run = kit.started()
+    log = run / "logs" / "train.log"
+    wait_until(lambda: log.exists() and " step 50 " in log.read_text(), "the log goes on")
+    wait_until(lambda: kit.status(run)["state"] == "running", "the status goes on")
+    os.kill(terminal.pid, signal.SIGTERM)
+    wait_until(lambda: kit.status(run)["state"] == "stopped", "it was stopped")
+    assert json.loads((run / "exit.json").read_text())["code"] == 143
+    assert terminal.wait() == 143
+
+
+def test_a_reader_that_leaves_ends_nothing(kit: Kit) -> None:
+    """`run.sh EXP | head -1`"""
+    kit.config("--delay", "0.01", training={"max_steps": 30})
+    process = kit.popen("run", "T-1")
+    process.stdout.readline()
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(timeout=60) == 0
+    (run,) = kit.run_dirs()
+    assert (kit.status(run)["state"], kit.status(run)["global_step"]) == ("finished", 30)
+
+
+def test_nobody_to_talk_to_does_not_end_the_launcher(kit: Kit) -> None:
+    """It has something to say (its shim was killed), and the pipe is closed: it follows the run all the same."""
+    go = kit.folder / "go"
+    kit.config("--at", "2", f"wait={go}")
+    process = kit.popen("run", "T-1")
+    run = kit.started()
+    wait_until(lambda: (run / "status.json").exists() and kit.status(run)["state"] == "running", "running")
+    process.stdout.close()
+    process.stderr.close()
+    (launched,) = events(run, "launched")
+    os.kill(launched["shim"]["pid"], signal.SIGKILL)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=0.5)
+    go.touch()
+    assert process.wait(timeout=60) == 1
+    assert kit.status(run)["state"] == "lost"
+
+
+def test_a_grandchild_that_holds_the_log_does_not_hold_the_launcher(kit: Kit) -> None:
+    kit.config("--at", "2", "child")
+    process = kit.popen("run", "T-1")
+    process.wait(timeout=60)
+    (run,) = kit.run_dirs()
+    assert (process.returncode, kit.status(run)["state"]) == (0, "finished")
+
+
+def test_a_sidecar_that_hangs_does_not_hold_the_launcher_for_ever(kit: Kit) -> None:
+    go = kit.folder / "go"
+    kit.config("--at", "2", f"wait={go}")
+    process = kit.popen("run", "T-1", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    run = kit.started()
+
+    def sidecar() -> int | None:
+        for pid in marked_pids(f"RESUMEKIT_TEST_MARK={kit.mark}"):
+            if b"sidecar\0" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return pid
+        return None
+
+    os.kill(wait_until(sidecar, "the sidecar"), signal.SIGSTOP)
+    go.touch()
+    began = time.monotonic()
+    assert process.wait(timeout=60) == 0
+    assert time.monotonic() - began < 50
+    assert json.loads((run / "exit.json").read_text())["code"] == 0
+
+
+def test_detached_it_has_left_the_terminal(kit: Kit) -> None:
+    go = kit.folder / "go"
+    kit.config("--at", "3", f"wait={go}")
+    done = kit("run", "T-1", "--detach", start_new_session=True)
+    (run,) = kit.run_dirs()
+    assert done.stdout == f"{run.name}\n"
+    trainer = processes.identity_from(events(run, "launched")[0]["trainer"])
+    launcher = processes.identity_from(events(run, "launched")[0]["launcher"])
+    assert processes.probe(trainer) == processes.probe(launcher) == processes.ALIVE
+    for known in (trainer, launcher):
+        stat = Path(f"/proc/{known.pid}/stat").read_text().rpartition(")")[2].split()
+        assert (int(stat[3]), stat[4]) == (known.pid, "0")  # a session of its own, no terminal
+    links = [os.readlink(f"/proc/{launcher.pid}/fd/{n}") for n in (0, 1, 2)]
+    assert links == ["/dev/null"] * 3
+    go.touch()
+    wait_until(lambda: (run / "status.json").exists() and kit.status(run)["state"] == "finished", "it ends by itself")
+    wait_until(lambda: processes.probe(launcher) == processes.DEAD, "its launcher too")
+
+
+@pytest.mark.parametrize("name", ["TERM", "INT"])
+def test_a_detached_launcher_passes_signals_on(kit: Kit, name: str) -> None:
+    kit.config("--delay", "0.02", **LONG)
+    kit("run", "T-1", "--detach")
+    (run,) = kit.run_dirs()
+    wait_until(lambda: b"step 2 " in (run / "logs" / "output.log").read_bytes(), "the second step")
+    launcher = processes.identity_from(events(run, "launched")[0]["launcher"])
+    assert processes.send(launcher, signal.Signals[f"SIG{name}"])
+    wait_until(lambda: (run / "status.json").exists() and kit.status(run)["state"] == "stopped", "it was stopped")
+
+
+def test_detached_it_keeps_no_descriptor_of_its_caller(kit: Kit) -> None:
+    """A pipe that it held open would keep whoever reads from it waiting (make, bats, CI)."""
+    kit.config("--at", "2", "hang")
+    read, write = os.pipe()
+    kit("run", "T-1", "--detach", pass_fds=[write])
+    os.close(write)
+    assert select.select([read], [], [], 30)[0] and os.read(read, 1) == b""
+    os.close(read)
+
+
+WAIT_TEST = """
+set -euo pipefail
+KIT_COMMAND=x; source "$1/launcher.sh"
+trap 'sleep 0.3' TERM
+for code in 3 143; do
+  (sleep 0.1; kill -TERM "$$"; sleep 0.05; exit "$code") &
+  got=0; kit_wait_for "$!" || got=$?
+  printf '%s ' "$got"
+done
+(kill -KILL "$BASHPID") & got=0; kit_wait_for "$!" || got=$?
+printf '%s\\n' "$got"
+"""
+
+
+def test_a_child_that_ends_while_a_trap_runs_keeps_its_code() -> None:
+    """The trap ends `wait` with 143; the child has ended by the time it is over."""
+    done = subprocess.run(
+        ["bash", "-c", WAIT_TEST, "x", str(LIB)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout == "3 143 137\n"
+
+
+def test_no_process_is_left_behind(kit: Kit) -> None:
+    kit("run", "T-1")
+    wait_until(lambda: not list(marked_pids(f"RESUMEKIT_TEST_MARK={kit.mark}")), "nothing of it runs any more", 10)
+
+
+def test_the_tests_python_is_the_trainer_s(kit: Kit) -> None:
+    kit.config(trainer={"command": ["{python}", "-c", "import sys; print(sys.executable)"]})
+    assert kit("run", "T-1").stdout == f"{sys.executable}\n"

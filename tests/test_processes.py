@@ -1,0 +1,175 @@
+"""Which process is ours, and whom a signal reaches: resumekit.processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+from conftest import wait_until
+from resumekit import processes
+from resumekit.processes import ALIVE, DEAD, UNKNOWN, Identity
+
+TOKEN = "6f1ed002ab5595859014ebf0951522d9"
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen]:
+    """A process with a session and a run token of its own."""
+    process = start("import time; print(flush=True); time.sleep(300)")
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def start(code: str, token: str | None = TOKEN, **options: object) -> subprocess.Popen:
+    env = {k: v for k, v in os.environ.items() if k != processes.TOKEN_VARIABLE}
+    if token:
+        env[processes.TOKEN_VARIABLE] = token
+    process = subprocess.Popen(
+        [sys.executable, "-S", "-c", code], env=env, start_new_session=True, stdout=subprocess.PIPE, **options
+    )
+    process.stdout.readline()  # it has begun
+    return process
+
+
+def identity(process: subprocess.Popen, token: str | None = TOKEN) -> Identity:
+    found = processes.identify(process.pid, token)
+    assert found is not None
+    return found
+
+
+def test_a_live_process_is_alive_and_hears(sleeper: subprocess.Popen) -> None:
+    known = identity(sleeper)
+    assert processes.probe(known) == ALIVE
+    assert processes.send(known, signal.SIGTERM)
+    assert processes.wait_for_end(known, 30)
+    assert sleeper.wait() == -signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("forged", "verdict"),
+    [
+        ({"start_ticks": 1}, DEAD),  # the pid was given to another
+        ({"boot_id": "another boot"}, DEAD),
+        ({"host": "elsewhere"}, UNKNOWN),
+        ({"token": "0" * 32}, DEAD),  # the same pid in the same clock tick
+    ],
+)
+def test_a_stranger_is_never_signalled(sleeper: subprocess.Popen, forged: dict, verdict: str) -> None:
+    stranger = identity(sleeper)._replace(**forged)
+    assert processes.probe(stranger) == verdict
+    assert not processes.send(stranger, signal.SIGKILL)
+    assert processes.kill_session(stranger, 0.1) == 0
+    assert sleeper.poll() is None
+
+
+def test_a_process_without_any_token_is_unknown_and_never_signalled() -> None:
+    """A trainer that has written its title over its environment is not dead, and not for sure ours."""
+    process = start("import time; print(flush=True); time.sleep(300)", token=None)
+    try:
+        assert processes.probe(identity(process)) == UNKNOWN
+        assert not processes.send(identity(process), signal.SIGKILL)
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_zombie_is_dead() -> None:
+    process = start("import time; print(flush=True); time.sleep(300)")
+    known = identity(process)
+    os.kill(process.pid, signal.SIGKILL)  # and nobody reaps it
+    wait_until(lambda: processes.probe(known) == DEAD, "the zombie counts as dead")
+    os.kill(process.pid, 0)  # which `kill -0` does not see
+    assert processes.wait_for_end(known, 0.0)
+    process.communicate()
+
+
+def test_waiting_for_an_end_gives_up_and_wakes_up(sleeper: subprocess.Popen) -> None:
+    known = identity(sleeper)
+    assert not processes.wait_for_end(known, 0.05)
+    with processes.Alarm(known) as alarm:
+        sleeper.kill()
+        started = time.monotonic()
+        alarm.wait(60)
+        assert time.monotonic() - started < 50
+        started = time.monotonic()
+        alarm.wait(0.2)  # it rings once: a loop that waits on it does not spin
+        assert time.monotonic() - started >= 0.19
+
+
+def test_a_session_is_killed_with_all_that_lives_in_it() -> None:
+    """Children of a killed trainer leave its tree, not its session; one has no token, one forks on."""
+    code = (
+        "import os, subprocess, signal, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "subprocess.Popen(['sleep', '300'], env={})\n"
+        "subprocess.Popen(['sh', '-c', 'trap \"\" TERM; while :; do sleep 0.01; done'])\n"
+        "subprocess.Popen(['sleep', '300'], start_new_session=True)\n"
+        "print(flush=True)\n"
+        "time.sleep(300)\n"
+    )
+    process = start(code)
+    known = identity(process)
+    members = wait_until(lambda: len(m := processes.session_members(known)) >= 3 and m, "all its children")
+    away = [pid for pid in children(process.pid) if os.getsid(pid) != process.pid]
+    process.kill()
+    process.wait()
+    assert processes.kill_session(known) == 0
+    wait_until(lambda: all(processes.probe(m) == DEAD for m in members), "the session is empty")
+    assert len(away) == 1
+    os.kill(away[0], signal.SIGKILL)  # it had left the session on purpose: it still lives
+
+
+def children(pid: int) -> list[int]:
+    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+        return [int(child) for child in file.read().split()]
+
+
+def test_nobody_kills_himself() -> None:
+    own = processes.identify(os.getpid())
+    assert own is not None
+    assert not processes.send(own, signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        None, [], "1", {}, {"host": "h", "boot_id": "b", "pid": "7", "start_ticks": 1},
+        {"host": "h", "boot_id": "b", "pid": True, "start_ticks": 1},
+        {"host": "h", "boot_id": "b", "pid": 1, "start_ticks": 1},
+        {"host": "h", "boot_id": "b", "pid": -7, "start_ticks": 1},
+        {"host": "h", "boot_id": "b", "pid": 10**30, "start_ticks": 1},
+        {"host": 1, "boot_id": "b", "pid": 7, "start_ticks": 1},
+        {"host": "h", "boot_id": "b", "pid": 7, "start_ticks": 1.5},
+        {"host": "h", "boot_id": "b", "pid": 7, "start_ticks": 1, "token": 5},
+    ],
+)  # fmt: skip
+def test_an_identity_of_the_wrong_types_is_none(fields: object) -> None:
+    assert processes.identity_from(fields) is None
+
+
+def test_an_identity_goes_through_json(sleeper: subprocess.Popen) -> None:
+    known = identity(sleeper)
+    assert processes.identity_from(known.as_fields()) == known
+
+
+def test_a_kernel_without_pidfds_will_do(sleeper: subprocess.Popen, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(pid: int) -> int:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(os, "pidfd_open", missing)
+    known = identity(sleeper)
+    assert not processes.send(known._replace(start_ticks=1), signal.SIGTERM)
+    assert processes.send(known, signal.SIGTERM)
+    sleeper.wait()
+    assert processes.wait_for_end(known, 30)
+
+
+def test_nobody_is_alive_in_no_identity() -> None:
+    assert processes.probe(None) == UNKNOWN

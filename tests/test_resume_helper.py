@@ -1,0 +1,161 @@
+"""The door for trainers, and its command: the selection without torch, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoint_tools import save_plain, save_steps
+
+ROOT = Path(__file__).resolve().parent.parent
+DOOR = ROOT / "lib" / "resume_helper.py"
+# torch, and whatever else a fresh machine does not have, can't be imported.
+BLOCKED = "import sys, runpy; [sys.modules.__setitem__(n, None) for n in ('torch', 'numpy', 'yaml', 'jsonschema')]; "
+RUN = "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def door(*arguments: Any, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `python resume_helper.py ARGUMENTS`, with torch blocked."""
+    command = [sys.executable, "-I", "-c", BLOCKED + RUN, str(DOOR), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=cwd)
+
+
+def test_the_dry_run_prints_the_path_on_stdout_and_the_reasons_on_stderr_without_torch(tmp_path: Path) -> None:
+    paths = save_steps(tmp_path, 10, 20, 30)
+    paths[2].write_bytes(b"<html>")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    done = door("--ckpt_dir", tmp_path, "--dry-run")
+    size = json.loads((tmp_path / "hrm_arc_step_30.pt.json").read_text())["size"]
+    assert (done.returncode, done.stdout) == (0, f"{paths[1]}\n")
+    assert done.stderr.splitlines() == [
+        f"             30  passed  hrm_arc_step_30.pt  (truncated: 6 of {size:,} bytes)".replace(" ", " "),
+        "->           20  chosen  hrm_arc_step_20.pt  (proven: newest stable)",
+        "             10  older   hrm_arc_step_10.pt  (older than the chosen one)",
+    ]
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_the_same_as_json(tmp_path: Path) -> None:
+    paths = save_steps(tmp_path, 10, 20)
+    paths[1].write_bytes(b"")
+    done = door("--ckpt_dir", tmp_path, "--dry-run", "--json")
+    assert done.returncode == 0 and done.stderr == ""
+    value = json.loads(done.stdout)
+    assert value["checkpoint"] == str(paths[0])
+    assert [(one["step"], one["path"], one["verdict"]) for one in value["candidates"]] == [
+        (20, str(paths[1]), "passed"),
+        (10, str(paths[0]), "chosen"),
+    ]
+    assert value["candidates"][0]["reason"].startswith("truncated: 0 of ")
+
+
+def test_none_found_and_none_stable_are_two_sentences_both_with_exit_3(tmp_path: Path) -> None:
+    done = door("--ckpt_dir", tmp_path, "--dry-run")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        3,
+        "",
+        f"resume_helper.py: no checkpoint found in '{tmp_path}'\n",
+    )
+    (tmp_path / "hrm_arc_step_5.pt").touch()
+    done = door("--ckpt_dir", tmp_path, "--dry-run")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.splitlines()[-1] == (
+        f"resume_helper.py: no stable checkpoint in '{tmp_path}': 1 found, none usable; "
+        "the newest, 'hrm_arc_step_5.pt': empty: 0 bytes"
+    )
+    done = door("--ckpt_dir", tmp_path, "--dry-run", "--json")
+    assert done.returncode == 3 and json.loads(done.stdout)["checkpoint"] is None
+
+
+def test_step_best_and_pattern_choose_otherwise(tmp_path: Path) -> None:
+    save_steps(tmp_path, 10, 20)
+    shutil.copy(tmp_path / "hrm_arc_step_10.pt", tmp_path / "hrm_arc_best.pt")
+    save_plain(tmp_path, 7).rename(tmp_path / "net-7.ckpt")
+    assert door("--ckpt_dir", tmp_path, "--dry-run", "--step", 10).stdout.endswith("hrm_arc_step_10.pt\n")
+    assert door("--ckpt_dir", tmp_path, "--dry-run", "--best").stdout.endswith("hrm_arc_best.pt\n")
+    assert door("--ckpt_dir", tmp_path, "--dry-run", "--pattern", "net-{step}.ckpt").stdout.endswith("net-7.ckpt\n")
+
+
+def test_names_with_control_characters_do_not_reach_the_terminal_and_run_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "a b'c\n$(touch canary)"
+    save_steps(folder, 10)
+    (folder / "hrm_arc_step_\x1b[2J$(touch canary).pt").touch()
+    done = door("--ckpt_dir", folder, "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout == f"{folder / 'hrm_arc_step_10.pt'}\n"
+    assert "\x1b" not in done.stderr and r"\x1b[2J" in done.stderr
+    assert not list(tmp_path.rglob("canary"))
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--dry-run"], ["--ckpt_dir", "x"], ["--ckpt_dir", "x", "--dry-run", "--stpe", "1"]]
+)
+def test_a_usage_error_has_exit_code_2(arguments: list[str]) -> None:
+    done = door(*arguments)
+    assert done.returncode == 2 and "usage: resume_helper.py" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_help_names_every_option() -> None:
+    text = door("--help").stdout
+    assert all(option in text for option in ("--ckpt_dir", "--dry-run", "--step", "--best", "--pattern", "--json"))
+
+
+def test_the_door_puts_its_folder_last_so_that_a_labs_own_modules_stay_what_they_are(tmp_path: Path) -> None:
+    (tmp_path / "resolver.py").write_text("mine = True\n")
+    program = "import resume_helper, sys; print(sys.path[-1] == sys.argv[1], sys.path.count(sys.argv[1]))"
+    env = {**os.environ, "PYTHONPATH": str(DOOR.parent)}
+    done = subprocess.run([sys.executable, "-c", program, str(DOOR.parent)], capture_output=True, text=True, env=env)
+    assert done.stdout == "True 1\n", done.stderr
+
+
+def test_importing_the_door_imports_no_torch_and_offers_the_protocols_names() -> None:
+    program = (
+        "import sys; sys.path.append(sys.argv[1]); sys.modules['torch'] = None\n"
+        "import resume_helper; print(sorted(resume_helper.__all__))"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", program, str(DOOR.parent)], capture_output=True, text=True)
+    assert done.stdout.strip() == str(sorted((
+        "ResumeBundle", "heartbeat_writer", "journal_event", "load_resume_bundle", "make_run_id", "make_status_payload",
+        "save_checkpoint",
+    ))), done.stderr  # fmt: skip
+
+
+def test_the_snippet_of_the_protocol_works_as_written(tmp_path: Path) -> None:
+    """Protocol §13, in a trainer of its own, started by hand."""
+    program = f"""
+import sys; sys.path.append({str(DOOR.parent)!r})
+import argparse, torch
+from resume_helper import *
+args = argparse.Namespace(exp_name="EXP-03", resume=sys.argv[1], status_json_path=sys.argv[2])
+model = torch.nn.Linear(2, 1); optimizer = torch.optim.AdamW(model.parameters()); scaler = None
+scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
+run_id = make_run_id(args.exp_name, parent_run_id=None, resume_step=None)
+def current_payload_dict(): return make_status_payload(run_id=run_id, global_step=bundle.global_step)
+bundle = load_resume_bundle(model, optimizer, scheduler, scaler, ckpt_path=args.resume, allow_partial_weights=False,
+                            optimizer_policy="load", schedule_policy="load", log_fn=print)
+write_status = heartbeat_writer(args.status_json_path, lambda: current_payload_dict(), 60)
+save_checkpoint(sys.argv[3], bundle.global_step + 1, model=model, optimizer=optimizer, scheduler=scheduler)
+write_status(); write_status.close()
+"""
+    status, folder = tmp_path / "status.json", tmp_path / "checkpoints"
+    for resume, step in (("", 1), (folder / "hrm_arc_step_1.pt", 2)):
+        command = [sys.executable, "-c", program, str(resume), str(status), str(folder)]
+        env = {name: value for name, value in os.environ.items() if not name.startswith("RESUMEKIT")}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
+        assert done.returncode == 0, done.stderr
+        assert (folder / f"hrm_arc_step_{step}.pt.json").exists()
+    assert done.stdout.startswith("Loaded checkpoint @step=1, epoch=0, best_val=inf, lr=")
+    value = json.loads(status.read_text())
+    assert value["global_step"] == 1 and re.fullmatch(r"EXP-03_[0-9]{8}-[0-9]{4}", value["run_id"])

@@ -1,0 +1,237 @@
+"""bin/run.sh: one command for the first start and for the hundredth."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import Kit, events
+from toy_trainer import write_checkpoint
+
+FRESH_FILES = {
+    "run.json", "resolved_config.yaml", "resolved_config.json", "config.yaml", "journal.jsonl", "status.json", "logs",
+    "checkpoints", "command.sh", "exit.json",
+}  # fmt: skip
+
+
+def record(run: Path) -> dict:
+    return json.loads((run / "run.json").read_text())
+
+
+def tree(folder: Path) -> dict[str, tuple]:
+    """Return every path below a folder with type, mode, size, times and inode: what touching anything would change."""
+    found = {}
+    for path in [folder, *folder.rglob("*")]:
+        s = path.lstat()
+        found[str(path.relative_to(folder))] = (s.st_mode, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino)
+    return found
+
+
+def killed(kit: Kit, *args: str, steps: int = 20, every: int = 5, at: int = 12) -> Path:
+    """Start T-1 and let it be killed at a step; return its folder, with the checkpoints up to there."""
+    kit.config("--save-every", str(every), training={"max_steps": steps})
+    kit("run", "T-1", *args, code=137, env={"TOY_ARGS": f"--at {at} kill"})
+    return kit.run_dirs()[-1]
+
+
+def test_the_first_start_makes_a_run_folder_with_everything_in_it(kit: Kit):
+    kit.config("--save-every", "5")
+    result = kit("run", "T-1", "--notes", "first try", "--set", "training.max_steps=7", "--", "--delay", "0")
+    [run] = kit.run_dirs()
+    assert re.fullmatch(r"T-1_toy_[0-9]{8}-[0-9]{4}", run.name)
+    assert "run.sh: starting T-1 anew" in result.stderr and f"run.sh: run {run.name}" in result.stderr
+    assert FRESH_FILES == {p.name for p in run.iterdir() if not p.name.startswith(".")}
+    assert (run / "config.yaml").read_bytes() == kit.config_file.read_bytes()
+    assert json.loads((run / "resolved_config.json").read_text())["training"]["max_steps"] == 7
+    own = record(run)
+    assert (own["notes"], own["relation"], own["parent_run_id"], own["settings"]) == (
+        "first try", "fresh", None, ["training.max_steps=7"],
+    )  # fmt: skip
+    assert own["argv"][-2:] == ["--delay", "0"]
+    assert "plan" not in " ".join(p.name for p in run.iterdir())
+
+
+def test_continues_a_killed_run_from_its_latest_checkpoint_and_says_so(kit: Kit):
+    first = killed(kit)
+    result = kit("run", "T-1")
+    second = kit.run_dirs()[-1]
+    assert f"'{first.name}' has checkpoints: resuming it as resume.sh does (--fresh begins anew)" in result.stderr
+    assert re.fullmatch(r"T-1_toy_resume@10_[0-9]{8}-[0-9]{4}", second.name)
+    own = record(second)
+    assert (own["parent_run_id"], own["parent_step"], own["relation"]) == (first.name, 10, "continue")
+    assert own["checkpoint"] == f"../{first.name}/checkpoints/hrm_arc_step_10.pt"
+    assert own["argv"][-2:] == ["--resume", str(first / "checkpoints/hrm_arc_step_10.pt")]
+    assert [e["step"] for e in events(second, "step")][0] == 11
+
+
+def test_fresh_begins_anew_whatever_there_is(kit: Kit):
+    killed(kit)
+    kit("run", "T-1", "--fresh")
+    newest = kit.run_dirs()[-1]
+    assert record(newest)["relation"] == "fresh" and "resume@" not in newest.name
+
+
+def test_a_second_run_of_the_same_minute_gets_a_number(kit: Kit):
+    for _ in range(3):
+        kit("run", "T-1", "--fresh", "--set", "training.max_steps=1")
+    stamps = {run.name[:21] for run in kit.run_dirs()}
+    if len(stamps) == 1:  # all in one minute, but for the one time in a hundred
+        assert sorted(run.name[21:] for run in kit.run_dirs()) == ["", "-2", "-3"]
+    assert len(kit.run_dirs()) == 3
+
+
+@pytest.mark.parametrize("place", ["a run of this folder", "no run at all"])
+def test_resume_takes_the_named_file(kit: Kit, place: str):
+    first = killed(kit)
+    named = first / "checkpoints/hrm_arc_step_5.pt"
+    if place == "no run at all":
+        elsewhere = kit.folder / "from a friend.pt"
+        shutil.copy(named, elsewhere)
+        named = elsewhere
+    kit("run", "T-1", "--resume", str(named))
+    newest = kit.run_dirs()[-1]
+    own = record(newest)
+    assert own["argv"][-1] == str(named) and own["parent_step"] == 5 and own["relation"] == "branch"
+    assert own["parent_run_id"] == (first.name if place == "a run of this folder" else None)
+
+
+def test_no_checkpoint_and_no_stable_checkpoint_are_two_sentences_with_one_code(kit: Kit):
+    kit("run", "T-1")  # saves nothing
+    [run] = kit.run_dirs()
+    none = kit("resume", "T-1", code=3).stderr
+    assert f"no checkpoint found along the history of '{run.name}'" in none
+    (run / "checkpoints/hrm_arc_step_5.pt").write_bytes(b"PK\x03\x04 torn")
+    unstable = kit("run", "T-1", code=3).stderr
+    assert f"no stable checkpoint along the history of '{run.name}': 'hrm_arc_step_5.pt': " in unstable
+    assert len(kit.run_dirs()) == 1
+
+
+def test_a_run_without_checkpoints_is_begun_anew_and_that_is_said(kit: Kit):
+    kit("run", "T-1", code=1, env={"TOY_ARGS": "--at 2 raise"})
+    first = kit.run_dirs()[-1]
+    assert f"'{first.name}' has no checkpoint: beginning anew" in kit("run", "T-1").stderr
+    assert record(kit.run_dirs()[-1])["relation"] == "fresh"
+
+
+def test_only_a_best_checkpoint_is_not_begun_anew_over(kit: Kit):
+    kit("run", "T-1", code=1, env={"TOY_ARGS": "--at 2 raise"})
+    [run] = kit.run_dirs()
+    write_checkpoint(run / "checkpoints/hrm_arc_best.pt", 2)
+    assert "'hrm_arc_best.pt' is there, --best takes it" in kit("run", "T-1", code=3).stderr
+    kit("resume", "T-1", "--best")
+    assert record(kit.run_dirs()[-1])["parent_step"] == 2
+
+
+def test_a_finished_run_is_not_continued(kit: Kit):
+    kit.config("--save-every", "5", training={"max_steps": 5})
+    kit("run", "T-1")
+    [run] = kit.run_dirs()
+    said = kit("run", "T-1", code=6).stderr
+    assert f"'{run.name}' has finished at step 5: run.sh --fresh begins anew" in said
+    assert kit.run_dirs() == [run]
+
+
+@pytest.mark.parametrize("has_checkpoint", [True, False])
+def test_a_live_run_is_refused_with_pid_and_host(kit: Kit, has_checkpoint: bool):
+    gate = kit.folder / "gate"
+    kit.config("--save-every", "2" if has_checkpoint else "0", "--at", "3", f"wait={gate}")
+    process = kit.popen("run", "T-1")
+    run = kit.started()
+    trainer = events(run, "launched")[0]["trainer"]
+    while has_checkpoint and not (run / "checkpoints/hrm_arc_step_2.pt").exists():
+        assert process.poll() is None
+    said = kit("run", "T-1", code=6).stderr
+    assert f"'{run.name}' is alive (" in said and f"pid {trainer['pid']} on {trainer['host']}" in said
+    gate.touch()
+    process.communicate(timeout=60)
+    assert len(kit.run_dirs()) == 1
+
+
+def test_a_dry_run_makes_nothing_not_even_the_runs_folder(kit: Kit):
+    said = kit("run", "T-1", "--dry-run").stdout
+    assert said.startswith("starting T-1 anew\n") and not kit.runs.exists()
+    shown = json.loads(kit("run", "T-1", "--dry-run", "--json").stdout)
+    assert (shown["relation"], shown["checkpoint"], shown["candidates"]) == ("fresh", None, [])
+    killed(kit)
+    before = tree(kit.runs)
+    kit("run", "T-1", "--dry-run")
+    assert tree(kit.runs) == before
+
+
+def test_the_dataset_is_linked_and_a_dangling_one_refused_before_anything_is_made(kit: Kit):
+    data = kit.folder / "data"
+    data.symlink_to("/mnt/gone/arc")
+    kit.config(data={"path": "data"})
+    said = kit("run", "T-1", code=4).stderr
+    assert "data.path is '" in said and "a link to '/mnt/gone/arc'" in said and not kit.runs.exists()
+    data.unlink()
+    data.mkdir()
+    kit("run", "T-1")
+    assert os.readlink(kit.run_dirs()[0] / "dataset") == str(data)
+
+
+def test_a_missing_program_is_refused_before_anything_is_made(kit: Kit):
+    kit.config(trainer={"command": ["no-such-trainer", "--x"]})
+    assert "the trainer's program 'no-such-trainer' is not there" in kit("run", "T-1", code=127).stderr
+    assert not kit.runs.exists()
+
+
+@pytest.mark.parametrize("kind", ["a file", "a dangling link"])
+def test_a_runs_folder_that_is_none_is_refused_with_its_path(kit: Kit, kind: str):
+    if kind == "a file":
+        kit.runs.write_text("")
+    else:
+        kit.runs.symlink_to("/nowhere/at/all")
+    said = kit("run", "T-1", code=None)
+    assert said.returncode in (1, 2) and "runs'" in said.stderr and "Traceback" not in said.stderr
+
+
+def test_a_linked_runs_folder_works(kit: Kit):
+    real = kit.folder / "a disk"
+    real.mkdir()
+    kit.runs.symlink_to(real)
+    killed(kit)
+    kit("run", "T-1")
+    assert len(list(real.glob("T-1*"))) == 2
+
+
+def on_a_small_disk(kit: Kit, options: str) -> subprocess.CompletedProcess:
+    """Start T-1 in a namespace of its own where the runs folder is a small tmpfs; stdout lists it afterwards."""
+    kit.runs.mkdir()
+    mount = 'mount -t tmpfs -o "$1" none "$2"'
+    if subprocess.run(["unshare", "-rm", "sh", "-c", mount, "-", options, str(kit.runs)]).returncode:
+        pytest.skip("no user namespaces here")
+    script = mount + '; runs=$2; shift 2; "$@" || echo "code $?"; ls -A "$runs"'
+    argv = ["unshare", "-rm", "sh", "-c", script, "-", options, str(kit.runs), *kit.argv("run", "T-1")]
+    return subprocess.run(argv, env=kit.env, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [("size=16k", "is full"), ("size=8m,nr_inodes=5", "no space left on device"), ("size=8m,nr_inodes=1", "is full (no inodes"), ("ro,size=8m", "read-only file system")],
+)  # fmt: skip
+def test_a_disk_without_room_is_refused_and_nothing_is_left(kit: Kit, options: str, words: str):
+    result = on_a_small_disk(kit, options)
+    assert words in result.stderr.lower() and "Traceback" not in result.stderr, result.stderr
+    assert result.stdout in ("code 1\n", "code 4\n"), "an exit code before the start, and an empty folder"
+
+
+def test_nobody_else_may_write_into_a_run_whatever_the_umask_says(kit: Kit):
+    argv = ["bash", "-c", 'umask 000; "$@"', "-", *kit.argv("run", "T-1")]
+    assert subprocess.run(argv, env=kit.env, capture_output=True).returncode == 0
+    [run] = kit.run_dirs()
+    for name in (".", "run.json", "command.sh", "resolved_config.json", "config.yaml", "checkpoints", "logs"):
+        assert not (run / name).stat().st_mode & 0o002, name
+    assert (run / "command.sh").stat().st_mode & 0o111
+
+
+def test_a_failed_start_takes_its_folder_away_again(kit: Kit):
+    kit.config(trainer={"checkpoint_in": "config.yaml/last.pt"})  # collides with the copy of the config
+    write_checkpoint(kit.folder / "one.pt", 3)
+    assert kit("run", "T-1", "--resume", str(kit.folder / "one.pt"), code=1).stderr.count("\n") <= 3
+    assert not list(kit.runs.glob("T-1*")) and not list((kit.runs / ".live").glob("*"))

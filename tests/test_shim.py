@@ -1,0 +1,133 @@
+"""The process that starts a trainer, waits for it and writes exit.json: resumekit.shim."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import LIB, assert_valid, events, wait_until
+from resumekit import processes
+
+SHIM = LIB / "resumekit" / "shim.py"
+
+
+def argv(run_dir: Path, *command: str) -> list[str]:
+    return [sys.executable, "-I", "-S", str(SHIM), str(run_dir), str(os.getpid()), "--", *command]
+
+
+def start(run_dir: Path, *command: str, **options: object) -> subprocess.Popen:
+    env = {**os.environ, "RESUMEKIT_RUN_ID": "EXP-01_x", "RESUMEKIT_RUN_TOKEN": "6f1ed002"}
+    return subprocess.Popen(argv(run_dir, *command), env=env, **{"stderr": subprocess.PIPE, **options})
+
+
+def end_of(run_dir: Path) -> dict:
+    return json.loads((run_dir / "exit.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "number"),
+    [
+        ("exit 0", 0, None),
+        ("exit 3", 3, None),
+        ("kill -9 $$", 137, 9),
+        ("kill -SEGV $$", 139, 11),
+        ("kill -TERM $$", 143, 15),
+        ("exit 143", 143, None),
+    ],
+)
+def test_the_end_is_passed_on_and_written_down(
+    weird_tmp_path: Path, script: str, code: int, number: int | None
+) -> None:
+    shim = start(weird_tmp_path, "sh", "-c", script)
+    shim.communicate()
+    end = end_of(weird_tmp_path)
+    assert (shim.returncode, end["code"], end["signal"]) == (code, code, number)
+    assert end["elapsed_s"] >= 0 and end["pid"] > 1
+    (launched,) = events(weird_tmp_path, "launched")
+    assert_valid("event", launched)
+    assert launched["trainer"]["pid"] == end["pid"] and launched["trainer"]["token"] == "6f1ed002"
+    assert sorted(os.listdir(weird_tmp_path)) == ["exit.json", "journal.jsonl"]
+
+
+@pytest.mark.parametrize(("python", "code"), [("sys.exit(256)", 0), ("sys.exit(-1)", 255), ("raise OSError", 1)])
+def test_a_python_trainer_s_code_is_what_the_system_makes_of_it(tmp_path: Path, python: str, code: int) -> None:
+    shim = start(tmp_path, sys.executable, "-S", "-c", f"import sys; {python}")
+    shim.communicate()
+    assert (shim.returncode, end_of(tmp_path)["code"]) == (code, code)
+
+
+@pytest.mark.parametrize("program", ["no-such-program", "./not-executable", "/", ""])
+def test_a_program_that_cannot_be_started_is_127_and_named(tmp_path: Path, program: str) -> None:
+    (tmp_path / "not-executable").write_text("#!/bin/sh\n")
+    shim = start(tmp_path, program, cwd=tmp_path)
+    _, said = shim.communicate()
+    assert (shim.returncode, end_of(tmp_path)["code"]) == (127, 127)
+    assert said.decode().startswith("resumekit: the trainer could not be started: ")
+    assert said.decode().endswith(f": '{program}'\n") and said.count(b"\n") == 1
+
+
+def test_the_trainer_has_a_session_of_its_own_and_plain_signals(tmp_path: Path) -> None:
+    """A background job of Bash ignores INT, Python ignores PIPE: a trainer must not inherit that."""
+    script = "grep SigIgn /proc/self/status; ps -o sid= -p $$; echo $$"
+    ignored, session, pid = subprocess.run(
+        ["sh", "-c", 'trap "" INT QUIT HUP TERM; exec "$@"', "sh", *argv(tmp_path, "sh", "-c", script)],
+        env={**os.environ, "RESUMEKIT_RUN_ID": "r", "RESUMEKIT_RUN_TOKEN": "t"},
+        stdout=subprocess.PIPE, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    assert int(ignored.split()[1], 16) == 0
+    assert session.strip() == pid
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+def test_nothing_but_kill_ends_the_shim(tmp_path: Path, number: int) -> None:
+    shim = start(tmp_path, "sh", "-c", f"while [ ! -e '{tmp_path}/go' ]; do sleep 0.01; done; exit 5")
+    wait_until(lambda: events(tmp_path, "launched"), "the trainer was launched")
+    shim.send_signal(number)
+    (tmp_path / "go").touch()
+    shim.communicate()
+    assert end_of(tmp_path)["code"] == shim.returncode == 5
+
+
+def test_the_launch_is_on_disk_before_the_trainer_begins(tmp_path: Path) -> None:
+    shim = start(tmp_path, "cat", str(tmp_path / "journal.jsonl"), stdout=subprocess.PIPE)
+    seen, _ = shim.communicate()
+    assert json.loads(seen)["event"] == "launched"
+
+
+def test_the_identity_in_the_journal_is_the_trainer_s(tmp_path: Path) -> None:
+    shim = start(tmp_path, "sleep", "300")
+    (launched,) = wait_until(lambda: events(tmp_path, "launched"), "the trainer was launched")
+    trainer = processes.identity_from(launched["trainer"])
+    assert processes.probe(trainer) == processes.ALIVE
+    assert processes.probe(processes.identity_from(launched["shim"])) == processes.ALIVE
+    assert processes.probe(processes.identity_from(launched["launcher"])) == processes.ALIVE
+    assert processes.send(trainer, signal.SIGKILL)
+    shim.communicate()
+    assert processes.probe(trainer) == processes.DEAD
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a small file system of one's own needs root or a user namespace")
+def test_a_disk_that_fills_up_does_not_hide_the_end(tmp_path: Path) -> None:
+    """The space for exit.json is set aside at the start."""
+    script = 'mount -t tmpfs -o size=64k none "$0" && "$@"; cat "$0/exit.json"'
+    fill = f'cat /dev/zero >"{tmp_path}/ballast" 2>/dev/null; exit 7'
+    wrapped = ["unshare", "-m", "sh", "-c", script, str(tmp_path), *argv(tmp_path, "sh", "-c", fill)]
+    env = {**os.environ, "RESUMEKIT_RUN_ID": "r", "RESUMEKIT_RUN_TOKEN": "t"}
+    assert json.loads(subprocess.run(wrapped, stdout=subprocess.PIPE, check=True, env=env).stdout)["code"] == 7
+
+
+def test_no_process_left_is_said(tmp_path: Path) -> None:
+    """`ulimit -u`, by way of a user who has none left (root is above the limit)."""
+    if os.geteuid() == 0:
+        pytest.skip("root is above the limit of processes")
+    limit = (0, resource.getrlimit(resource.RLIMIT_NPROC)[1])
+    shim = start(tmp_path, "true", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NPROC, limit))
+    _, said = shim.communicate()
+    assert b"no process for the trainer" in said
+    assert end_of(tmp_path)["code"] == 1

@@ -1,0 +1,130 @@
+"""Ending a run on purpose: resumekit.stopping, asked for by the launcher's traps."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from conftest import Kit, events, wait_until
+from resumekit import processes, stopping
+
+pytestmark = pytest.mark.usefixtures("valid_records")
+
+
+def trainer_of(run: Path) -> processes.Identity:
+    (launched,) = events(run, "launched")
+    found = processes.identity_from(launched["trainer"])
+    assert found is not None
+    return found
+
+
+def started(kit: Kit, *toy_args: str, **sections: dict) -> tuple[subprocess.Popen, Path]:
+    """Start a run that goes on for ever; return when it steps."""
+    kit.config("--delay", "0.02", *toy_args, training={"max_steps": 10**6}, **sections)
+    process = kit.popen("run", "T-1")
+    run = kit.started()
+    wait_until(lambda: b"step 2 " in (run / "logs" / "output.log").read_bytes(), "the second step")
+    return process, run
+
+
+@pytest.mark.parametrize("name", ["TERM", "INT"])
+def test_a_trainer_that_is_stopped_saves_and_ends(kit: Kit, name: str) -> None:
+    process, run = started(kit)
+    assert stopping.stop(run, name) == 0
+    process.communicate()
+    code = 128 + signal.Signals[f"SIG{name}"]
+    assert process.returncode == code
+    (stopped,) = events(run, "stopped")
+    (exited,) = events(run, "exited")
+    assert (stopped["by"], stopped["now"], exited["code"], exited["signal"]) == (name, False, code, None)
+    assert kit.status(run)["state"] == "stopped"
+    assert list((run / "checkpoints").glob("*.pt"))
+
+
+def test_a_trainer_that_does_not_listen_is_killed_after_its_grace(kit: Kit) -> None:
+    process, run = started(kit, "--ignore", "TERM,INT", "--at", "1", "child", abort={"grace_s": 0.5})
+    trainer = trainer_of(run)
+    members = wait_until(lambda: len(m := processes.session_members(trainer)) > 1 and m, "its worker")
+    began = time.monotonic()
+    assert stopping.stop(run, "TERM") == 0
+    assert time.monotonic() - began >= 0.5
+    process.communicate()
+    assert (process.returncode, kit.status(run)["state"]) == (137, "stopped")
+    assert [processes.probe(m) for m in members] == [processes.DEAD] * len(members)
+
+
+def test_now_means_now_with_everything_in_its_session(kit: Kit) -> None:
+    process, run = started(kit, "--at", "1", "child")
+    trainer = trainer_of(run)
+    members = wait_until(lambda: len(m := processes.session_members(trainer)) > 1 and m, "its worker")
+    assert stopping.stop(run, "INT", is_now=True) == 0
+    process.communicate()
+    assert process.returncode == 137
+    assert [processes.probe(m) for m in members] == [processes.DEAD] * len(members)
+    assert not list((run / "checkpoints").glob("*.pt"))
+
+
+def test_a_worker_that_outlives_its_trainer_is_killed_too(kit: Kit) -> None:
+    """The trainer saves and ends; what it has left behind has until the end of the grace."""
+    process, run = started(kit, "--at", "1", "child", abort={"grace_s": 1})
+    trainer = trainer_of(run)
+    wait_until(lambda: len(processes.session_members(trainer)) > 1, "its worker")
+    assert stopping.stop(run, "TERM") == 0
+    process.communicate()
+    assert process.returncode == 143
+    assert processes.session_members(trainer) == []
+
+
+def test_a_trainer_in_state_t_is_ended(kit: Kit) -> None:
+    """TERM has no effect on a stopped process, KILL does."""
+    process, run = started(kit, abort={"grace_s": 0.3})
+    trainer = trainer_of(run)
+    assert processes.send(trainer, signal.SIGSTOP)
+    assert stopping.stop(run, "TERM") == 0
+    process.communicate()
+    assert (process.returncode, kit.status(run)["state"]) == (137, "stopped")
+
+
+def test_stopped_is_in_the_journal_before_the_signal(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was ended on purpose is never recovered, whoever is killed in between."""
+    process, run = started(kit)
+    seen = []
+    monkeypatch.setattr(processes, "send", lambda *_: seen.append(len(events(run, "stopped"))) or True)
+    monkeypatch.setattr(processes, "wait_for_end", lambda *_: False)
+    monkeypatch.setattr(processes, "kill_session", lambda *_: 0)
+    stopping.stop(run, "TERM")
+    assert seen[0] == 1
+    process.kill()  # the rest of it is killed when the test is over
+    process.wait()
+
+
+def test_what_has_ended_is_not_stopped(kit: Kit) -> None:
+    kit("run", "T-1")
+    (run,) = kit.run_dirs()
+    assert stopping.stop(run, "TERM") == 1
+    assert events(run, "stopped") == []
+
+
+def test_a_trainer_of_another_host_is_left_alone_and_said(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    process, run = started(kit, abort={"grace_s": 0.2})
+    monkeypatch.setattr(processes, "host_name", lambda: "elsewhere")
+    assert stopping.stop(run, "TERM") == 1
+    assert events(run, "warning")[-1]["kind"] == "not_signalled"
+    assert process.poll() is None
+    process.kill()  # the rest of it is killed when the test is over
+    process.wait()
+
+
+@pytest.mark.parametrize(("grace", "seconds"), [(5, 5.0), ("5", 60.0), (-1, 60.0), (True, 60.0), (None, 60.0)])
+def test_a_grace_that_is_no_number_does_not_take_the_grace_away(kit: Kit, grace: object, seconds: float) -> None:
+    from resumekit.paths import RunPaths
+    from resumekit.runs import Run
+
+    kit.runs.mkdir()
+    run = Run(RunPaths(kit.runs), {})
+    run.paths.resolved_json.write_text(json.dumps({"abort": {"grace_s": grace}}))
+    assert stopping._grace_s(run) == seconds
