@@ -25,7 +25,7 @@ GOAL_CPU, GOAL_SPEED = 0.01, 0.98
 STEPS, QUICK_STEPS = 110, 30
 NULL_EVERY = 3
 # One longer run for the CPU's share: starting and ending cost the same however long a run is.
-LONG_STEPS, QUICK_LONG_STEPS, LONG_ROUNDS = 600, 90, 3
+LONG_STEPS, QUICK_LONG_STEPS, LONG_ROUNDS = 1000, 90, 3
 # How far from 0 the account of a bare trainer may be: the wrapper's own end is not in it.
 NULL_CPU = 0.002
 # The first steps fill caches and carries.

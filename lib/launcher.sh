@@ -14,7 +14,8 @@ readonly KIT_FAILED=1 KIT_USAGE=2 KIT_TOOL_MISSING=127
 readonly KIT_LAST_LINES_S=15
 
 kit_say() { # <text>
-  printf '%s: %s\n' "$KIT_PROG" "$1" >&2 || true # a reader that has gone away ends nothing
+  # A reader that has gone away ends nothing.
+  printf '%s: %s\n' "$KIT_PROG" "$1" >&2 || true
 }
 
 die() { # <exit-code> <text>

@@ -7,7 +7,8 @@ CANARY = "touch pwned"
 
 PAYLOADS = [
     f"$({CANARY})", f"`{CANARY}`", f"; {CANARY}", f"& {CANARY}", f"| {CANARY}", f"|| {CANARY}", f"&& {CANARY}",
-    f"\n{CANARY}\n", f"' ; {CANARY} ; '", f'" ; {CANARY} ; "', f"'$({CANARY})'", f'"$({CANARY})"', f"${{x:=$({CANARY})}}",
+    f"\n{CANARY}\n", f"' ; {CANARY} ; '", f'" ; {CANARY} ; "', f"'$({CANARY})'", f'"$({CANARY})"',
+    f"${{x:=$({CANARY})}}",
     f"a[$({CANARY})]", f"x=$({CANARY})", f">({CANARY})", f"<({CANARY})", f"$(({CANARY}))", f"\\$({CANARY})",
     f"%$({CANARY})", f"$(shell {CANARY})", f"${{shell {CANARY}}}", f"$$({CANARY})", f"$(eval x:=$(shell {CANARY}))",
     f"-e {CANARY}", f"--eval=$({CANARY})", f"!{CANARY}", f"!!python/object/apply:os.system ['{CANARY}']",

@@ -15,6 +15,7 @@ import pytest
 from conftest import Kit, events, wait_until
 from lab_repo import CONFIG, KIT_PARTS, copy_kit, git, make_lab
 
+
 class Lab:
     """A fresh clone of the lab, with everything that is started in it marked and killed at the end."""
 
@@ -112,7 +113,7 @@ def test_merged_into_the_root_of_a_lab_that_has_no_such_folders(tmp_path: Path):
 
 
 def test_works_through_a_link_to_the_kit_from_any_folder_whatever_its_name(kit: Kit, weird_tmp_path: Path):
-    real = weird_tmp_path / "the kit's \n \"own\" $(touch pwned) place"
+    real = weird_tmp_path / 'the kit\'s \n "own" $(touch pwned) place'
     copy_kit(real)
     link = weird_tmp_path / "a link"
     link.symlink_to(real)

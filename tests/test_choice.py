@@ -53,7 +53,7 @@ def theirs(kit: Kit) -> Path:
 
 
 def only_allowed_changes(before: dict, after: dict) -> None:
-    """Assert DESIGN's rule: a child changes no file of its parent; a claim or pin, and the lock, may be added."""
+    """Assert the rule: a child changes no file of its parent; a claim or pin, and the lock, may be added."""
     for name in before:
         if not name.endswith(("base", "40000", ".")):  # folders that got a claims/ beside their files
             assert after[name] == before[name], name
@@ -128,11 +128,12 @@ def test_a_parent_that_is_not_here_is_no_error(kit: Kit):
     first, second = kit.run_dirs()
     first.rename(kit.folder / "elsewhere")
     assert f"continuing '{second.name}' at step 10" in kit("resume", "T-1").stderr
-    assert [line.split()[0] for line in kit("runs").stdout.splitlines()][0] == second.name
+    assert next(line.split()[0] for line in kit("runs").stdout.splitlines()) == second.name
 
 
 @pytest.mark.parametrize(
-    "record_text", ["", "[]", '{"run_id": 5}', '{"run_id": "T-1_a", "parent_run_id": ["x"], "created_at": 7, "name": {}}']
+    "record_text",
+    ["", "[]", '{"run_id": 5}', '{"run_id": "T-1_a", "parent_run_id": ["x"], "created_at": 7, "name": {}}'],
 )
 def test_a_run_json_of_the_wrong_shape_is_no_traceback(kit: Kit, record_text: str):
     write_checkpoint(kit.runs / "T-1_a/checkpoints/hrm_arc_step_5.pt", 5)

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 from conftest import LIB, Kit, events, wait_until
-from test_run import killed, record
-from toy_trainer import write_checkpoint
-
 from resumekit import claims, processes
 from resumekit.errors import Refused
 from resumekit.paths import RunPaths
+from test_run import killed, record
+from toy_trainer import write_checkpoint
 
 
 def race(kit: Kit, racers: int) -> None:
@@ -47,10 +46,10 @@ def test_fifty_racers_of_one_continuation_start_one_trainer(kit: Kit):
 
 
 # The planning Python, killed with SIGKILL right behind one call of its own.
-DIES_BEHIND = """
+DIES_BEHIND = f"""
 import importlib, os, sys
 module, name, *argv = sys.argv[1:]
-sys.path.append({lib!r})
+sys.path.append({str(LIB)!r})
 module = importlib.import_module("resumekit." + module)
 owner, _, name = name.rpartition(".")
 owner = getattr(module, owner) if owner else module
@@ -61,7 +60,7 @@ def dying(*args, **more):
 setattr(owner, name, dying)
 from resumekit.commands import main
 main([*argv, f"--launcher-pid={{os.getpid()}}"])
-""".format(lib=str(LIB))
+"""
 
 CRASHES = [
     ("launch", "_claim_folder"),

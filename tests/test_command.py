@@ -6,13 +6,16 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
 from resumekit import command
 from resumekit.errors import InvalidFile, ToolMissing
 
 CONFIG = {
     "training": {"max_steps": 5, "amp": True, "grad_clip": None, "betas": [1, 2]},
-    "trainer": {"command": ["train", "{run_id}"], "resume_args": ["--from={checkpoint}"], "extra_args": ["{run_id}", "a b"]},
+    "trainer": {
+        "command": ["train", "{run_id}"],
+        "resume_args": ["--from={checkpoint}"],
+        "extra_args": ["{run_id}", "a b"],
+    },
 }
 VALUES = {"run_id": "R 1", "checkpoint": "/c/{step}.pt"}
 
@@ -44,7 +47,7 @@ def test_placeholders_become_part_of_one_element(template: str, expected: str):
     ],
 )
 def test_a_placeholder_that_is_none_is_refused(template: str, words: str):
-    with pytest.raises(InvalidFile, match="trainer.command") as refused:
+    with pytest.raises(InvalidFile, match=r"trainer\.command") as refused:
         command.fill(template, VALUES, CONFIG, "trainer.command")
     assert words in str(refused.value)
 
@@ -63,7 +66,7 @@ def test_a_nul_in_an_argument_is_refused():
 def test_the_program_is_looked_for_before_anything_is_started(tmp_path: Path):
     (tmp_path / "run.py").write_text("#!/bin/sh\n")
     for program in ("nothing-of-this-name", "./run.py", "./gone"):
-        with pytest.raises(ToolMissing, match="trainer.command"):
+        with pytest.raises(ToolMissing, match=r"trainer\.command"):
             command.check_program([program], tmp_path, "/usr/bin:/bin")
     (tmp_path / "run.py").chmod(0o755)
     command.check_program(["./run.py"], tmp_path, "/usr/bin:/bin")

@@ -91,7 +91,7 @@ CAMPAIGN = (
 WHOLE_AT = ("save.best", "save.best.linked", "save.best.manifest", "save.synced")
 # ... and here its data is, under its final name and without a manifest: the kit may find it sound and take it.
 PERHAPS_WHOLE_AT = ("save.renamed", "save.manifest")
-# Every step, evaluation and save is done when these come: there is nothing left to stop.
+# Every step and evaluation is done when these come: nothing is left to stop, and nothing to resume.
 TOO_LATE = ("TERM:end:1", "TERM:save.fsync:6")
 
 
@@ -152,6 +152,8 @@ def cut_and_resume(kit: Kit, cuts: list[str], whole: Path) -> None:
         steps = [e["step"] for e in events(run, "step")]
         assert begun_at in begins
         assert steps == list(range(begun_at + 1, begun_at + 1 + len(steps)))
+        if cut in TOO_LATE:
+            break
         begins = resumable_steps(run, cut, begun_at, (steps or [begun_at])[-1]) if cut else {12}
     assert kit.status(run)["state"] == "finished"
     assert compare_runs.compare(run, whole)[0] == []

@@ -270,6 +270,8 @@ def test_a_terminal_that_nobody_reads_stops_nothing(kit: Kit) -> None:
     os.kill(terminal.pid, signal.SIGTERM)
     wait_until(lambda: kit.status(run)["state"] == "stopped", "it was stopped")
     assert json.loads((run / "exit.json").read_text())["code"] == 143
+    mark = f"RESUMEKIT_TEST_MARK={kit.mark}"
+    wait_until(lambda: not list(marked_pids(mark)), "nothing of it waits for the terminal any more")
     assert terminal.wait() == 143
 
 

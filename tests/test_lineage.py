@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 
 import pytest
-
 from resumekit.errors import UsageError
 from resumekit.lineage import RunName, check_experiment, check_name, make_run_id, parse_run_name
 
@@ -50,13 +49,17 @@ def test_names_are_read_back(text: str, expected: RunName):
     assert parse_run_name(text) == expected and str(expected) == text
 
 
-@pytest.mark.parametrize("text", ["", ".live", "-x", "a b", "EXP\n", "EXP-01_x\n", "EXP-٣@", "a/b", "..", "x" * 5 + "$(y)"])
+@pytest.mark.parametrize(
+    "text", ["", ".live", "-x", "a b", "EXP\n", "EXP-01_x\n", "EXP-٣@", "a/b", "..", "x" * 5 + "$(y)"]
+)
 def test_other_folders_are_no_runs(text: str):
     assert parse_run_name(text) is None
 
 
 @pytest.mark.parametrize("check", [check_experiment, check_name])
-@pytest.mark.parametrize("text", ["", "-rf", ".", "..", "a/b", "a b", "a\n", "\x1b[31m", "ä", "x" * 81, "$(x)", "resume@5"])
+@pytest.mark.parametrize(
+    "text", ["", "-rf", ".", "..", "a/b", "a b", "a\n", "\x1b[31m", "ä", "x" * 81, "$(x)", "resume@5"]
+)
 def test_names_that_could_leave_the_folder_or_be_taken_for_a_flag_are_refused_printably(check, text: str):
     with pytest.raises(UsageError) as refused:
         check(text)

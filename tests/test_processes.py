@@ -80,6 +80,20 @@ def test_a_process_without_any_token_is_unknown_and_never_signalled() -> None:
         process.communicate()
 
 
+def test_a_process_in_the_middle_of_its_exec_is_looked_at_again(
+    sleeper: subprocess.Popen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its environment is empty for a moment: that is no reason to take it for a stranger."""
+    known, empty = identity(sleeper), iter([True, True])
+    read = open
+
+    def open_now(path: str, *args: str, **more: str) -> object:
+        return read("/dev/null" if str(path).endswith("/environ") and next(empty, False) else path, *args, **more)
+
+    monkeypatch.setattr("builtins.open", open_now)
+    assert processes.probe(known) == ALIVE
+
+
 def test_a_zombie_is_dead() -> None:
     process = start("import time; print(flush=True); time.sleep(300)")
     known = identity(process)

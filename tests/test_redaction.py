@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from resumekit.redaction import redact, secret_word
 
 # Put together here, so that no scanner of this repository takes them for real ones.
@@ -40,8 +39,8 @@ HARMLESS = [
 def test_secrets_go(text: str):
     kept, count = redact(f"before {text} after".encode())
     assert count >= 1 and kept.startswith(b"before ") and b"[redacted]" in kept
-    hidden = text.split("=")[-1].split(":")[-1].strip("'\" ")[-8:]
-    assert hidden.encode() not in kept or "@" in hidden or "KEY-----" in hidden
+    hidden = {"https://me": "hunter2", "https://to": "tokenonly123", "-----BEGIN": "MIIabc"}.get(text[:10])
+    assert (hidden or text.strip("'\"")[-8:]).encode() not in kept
 
 
 @pytest.mark.parametrize("text", HARMLESS)
@@ -50,7 +49,13 @@ def test_code_stays(text: str):
 
 
 def test_a_large_text_takes_linear_time():
-    for piece in (b"a" * 1000, b"-----BEGIN PRIVATE KEY-----\n" * 50, b"x://" * 300, b"token='" * 200, b"eyJaaaaaaaaaa." * 80):
+    for piece in (
+        b"a" * 1000,
+        b"-----BEGIN PRIVATE KEY-----\n" * 50,
+        b"x://" * 300,
+        b"token='" * 200,
+        b"eyJaaaaaaaaaa." * 80,
+    ):
         redact(piece * 200)
 
 

@@ -45,7 +45,7 @@ def test_the_first_start_makes_a_run_folder_with_everything_in_it(kit: Kit):
     [run] = kit.run_dirs()
     assert re.fullmatch(r"T-1_toy_[0-9]{8}-[0-9]{4}", run.name)
     assert "run.sh: starting T-1 anew" in result.stderr and f"run.sh: run {run.name}" in result.stderr
-    assert FRESH_FILES == {p.name for p in run.iterdir() if not p.name.startswith(".")}
+    assert {p.name for p in run.iterdir() if not p.name.startswith(".")} == FRESH_FILES
     assert (run / "config.yaml").read_bytes() == kit.config_file.read_bytes()
     assert json.loads((run / "resolved_config.json").read_text())["training"]["max_steps"] == 7
     own = record(run)
@@ -66,7 +66,7 @@ def test_continues_a_killed_run_from_its_latest_checkpoint_and_says_so(kit: Kit)
     assert (own["parent_run_id"], own["parent_step"], own["relation"]) == (first.name, 10, "continue")
     assert own["checkpoint"] == f"../{first.name}/checkpoints/hrm_arc_step_10.pt"
     assert own["argv"][-2:] == ["--resume", str(first / "checkpoints/hrm_arc_step_10.pt")]
-    assert [e["step"] for e in events(second, "step")][0] == 11
+    assert next(e["step"] for e in events(second, "step")) == 11
 
 
 def test_fresh_begins_anew_whatever_there_is(kit: Kit):
@@ -213,8 +213,13 @@ def on_a_small_disk(kit: Kit, options: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize(
     "options, words",
-    [("size=16k", "is full"), ("size=8m,nr_inodes=5", "no space left on device"), ("size=8m,nr_inodes=1", "is full (no inodes"), ("ro,size=8m", "read-only file system")],
-)  # fmt: skip
+    [
+        ("size=16k", "is full"),
+        ("size=8m,nr_inodes=5", "no space left on device"),
+        ("size=8m,nr_inodes=1", "is full (no inodes"),
+        ("ro,size=8m", "read-only file system"),
+    ],
+)
 def test_a_disk_without_room_is_refused_and_nothing_is_left(kit: Kit, options: str, words: str):
     result = on_a_small_disk(kit, options)
     assert words in result.stderr.lower() and "Traceback" not in result.stderr, result.stderr

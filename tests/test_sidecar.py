@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -94,14 +95,16 @@ def test_a_sidecar_that_is_killed_again_and_again_loses_no_line(kit: Kit) -> Non
     run, killed = kit.started(), []
 
     def kill_another() -> bool:
-        pid = sidecar_of(kit, run)
-        if pid and pid not in killed and (run / ".sidecar.json").exists():
+        """Not just after it has saved its account: its successor has to read lines again that are dealt with."""
+        account, steps = run / ".sidecar.json", len(events(run, "step"))
+        is_late = account.exists() and time.time() - account.stat().st_mtime > 0.3
+        if is_late and steps >= (killed[-1][1] if killed else 0) + 5 and (pid := sidecar_of(kit, run)):
             os.kill(pid, signal.SIGKILL)
-            killed.append(pid)
+            killed.append((pid, steps))
         return len(killed) == 3
 
     wait_until(kill_another, "three sidecars killed")
-    wait_until(lambda: sidecar_of(kit, run) not in (None, *killed), "a fourth one")
+    wait_until(lambda: sidecar_of(kit, run) not in (None, *(pid for pid, _ in killed)), "a fourth one")
     go.touch()
     assert process.wait() == 0
     assert (run / "logs" / "train.log").read_bytes() == undisturbed_log(run)
@@ -195,9 +198,10 @@ def test_a_killed_shim_is_a_run_that_is_lost(kit: Kit) -> None:
 def test_a_trainer_that_journals_its_steps_is_not_heard_twice(kit: Kit, tmp_path: Path) -> None:
     script = tmp_path / "trainer.py"
     script.write_text(
-        "import resumekit.trainer_env as kit\n"
+        "import resumekit.trainer_env as kit, time\n"
         "for i in range(1, 6):\n"
-        "    print(f'step {i} loss 9', flush=True)\n"
+        "    print(f'step {i} loss 9' if i > 1 else 'begins', flush=True)\n"
+        "    time.sleep(0.3)\n"
         "    kit.journal_event('step', step=i, loss=1 / 3)\n"
     )
     kit.config(trainer={"command": ["{python}", str(script)]})
@@ -304,6 +308,17 @@ def test_a_planted_link_is_not_written_through(tmp_path: Path) -> None:
     log._run.paths.train_log.unlink()
     log.pump(1)
     assert log._run.paths.train_log.read_bytes().endswith(b"9a537e838eda a line\n")
+
+
+def test_what_a_predecessor_wrote_behind_its_account_is_written_anew(tmp_path: Path) -> None:
+    log = follower(tmp_path, b"one\n")
+    log.pump(1)
+    account = log.account
+    with open(log._run.paths.train_log, "ab") as file:
+        file.write(b"9a537e838eda a snapshot of a bar, and half a li")
+    successor = follower(tmp_path, b"one\ntwo\n", account)
+    successor.pump(1)
+    assert successor._run.paths.train_log.read_bytes().endswith(b"9a537e838eda one\n9a537e838eda two\n")
 
 
 @pytest.mark.parametrize(

@@ -95,12 +95,16 @@ def nonfinite(content: dict[str, Any], loss: Any = None) -> tuple[str, ...]:
     import torch  # the trainer has it already
 
     found = [] if loss is None or math.isfinite(float(loss)) else ["loss"]
-    for part in ("model_state_dict", "optimizer_state_dict", "ema_state_dict", "swa_state_dict"):
-        for name, value in _walk(content[part], part):
-            if len(found) >= MAX_NONFINITE:
-                return tuple(found)
-            if isinstance(value, torch.Tensor) and not _is_finite(value):
-                found.append(name)
+    parts = ("model_state_dict", "optimizer_state_dict", "ema_state_dict", "swa_state_dict")
+    leaves = [leaf for part in parts for leaf in _walk(content[part], part)]
+    named = [(name, value) for name, value in leaves if isinstance(value, torch.Tensor) and _can_be_infinite(value)]
+    if _all_finite([tensor for _, tensor in named]):
+        return tuple(found)
+    for name, tensor in named:
+        if len(found) >= MAX_NONFINITE:
+            break
+        if not torch.isfinite(tensor.float() if tensor.element_size() == 1 else tensor).all():
+            found.append(name)
     return tuple(found)
 
 
@@ -116,17 +120,20 @@ def tensor_bytes(content: Any) -> int:
     return sum(storages.values())
 
 
-def _is_finite(tensor: Any) -> bool:
-    import torch  # the trainer has it already
+def _can_be_infinite(tensor: Any) -> bool:
+    return bool((tensor.is_floating_point() or tensor.is_complex()) and tensor.numel())
 
-    if not (tensor.is_floating_point() or tensor.is_complex()) or not tensor.numel():
-        return True
-    # One pass without a temporary; the sum of finite values may overflow, so an infinite one is looked at again.
-    if tensor.element_size() == 1:  # float8 has no sum of its own
-        tensor = tensor.float()
-    if math.isfinite(abs(tensor.detach().sum().item())):
-        return True
-    return bool(torch.isfinite(tensor).all())
+
+def _all_finite(tensors: list[Any]) -> bool:
+    """Say in one pass that all is finite; False may be a norm of finite values that overflows, or float8.
+
+    One call for all tensors: with several threads a call per tensor waits at a barrier each time.
+    """
+    if any(tensor.element_size() == 1 for tensor in tensors):
+        return False  # float8 has no norm of its own
+    from torch.nn.utils import get_total_norm  # the trainer has torch already
+
+    return math.isfinite(get_total_norm([tensor.detach() for tensor in tensors], foreach=True).item())
 
 
 def _state_by_name(optimizer: Any) -> Any:

@@ -71,8 +71,6 @@ def prepare(
     if ready.root != snapshot.root:
         snapshot = code_state.start_snapshot(ready.root)
     launcher = processes.identify(launcher_pid)
-    # Nobody else may write into a run, whatever the umask says: not its checkpoints, not its command.sh.
-    os.umask(os.umask(0o077) | 0o002)
     paths = _claim_folder(choice)
     try:
         argv = preflight.trainer_argv(choice, paths, ready)

@@ -19,6 +19,8 @@ ALIVE = "alive"
 DEAD = "dead"
 UNKNOWN = "unknown"  # another host, or a process we may not look at: never taken for dead
 
+# How often an empty environment is read again, a millisecond apart.
+EXEC_LOOKS = 20
 # The largest pid that a kernel can be told to give out; more than that would not fit pidfd_open.
 _MAX_PID = 1 << 22
 
@@ -215,13 +217,18 @@ def _has_token(pid: int, token: str) -> str:
     Another one is another run. None at all may be a trainer that has written its title over its environment
     (setproctitle): no stranger that may be signalled, but not dead either.
     """
-    try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            environment = file.read().split(b"\0")
-    except (FileNotFoundError, ProcessLookupError):
-        return DEAD
-    except OSError:
-        return UNKNOWN
+    environment: list[bytes] = []
+    for _ in range(EXEC_LOOKS):
+        try:
+            with open(f"/proc/{pid}/environ", "rb") as file:
+                environment = file.read().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError):
+            return DEAD
+        except OSError:
+            return UNKNOWN
+        if environment != [b""]:
+            break
+        time.sleep(0.001)  # in the middle of its exec a process has none
     wanted = f"{TOKEN_VARIABLE}={token}".encode()
     if wanted in environment:
         return ALIVE

@@ -18,6 +18,8 @@ from .runs import Run, open_run
 
 # How long a trainer that is just being started is waited for before a stop gives up on it.
 START_WAIT_S = 10.0
+# A twentieth of a second apart.
+SEND_TRIES = 10
 # How long KILL is given to work: a process in uninterruptible sleep does not end on it.
 KILL_WAIT_S = 10.0
 
@@ -42,7 +44,7 @@ def stop(run_dir: Path, signal_name: str, *, is_now: bool = False) -> int:
     if not is_now:
         grace_s = _grace_s(run)
         deadline = time.monotonic() + grace_s
-        if not processes.send(trainer, signal.Signals[f"SIG{signal_name}"]) and _is_unknown(run, trainer):
+        if not _send(trainer, signal.Signals[f"SIG{signal_name}"]) and _is_unknown(run, trainer):
             return FAILED
         if processes.wait_for_end(trainer, grace_s):
             # What it has left behind (data workers) may still be putting away its things.
@@ -52,6 +54,17 @@ def stop(run_dir: Path, signal_name: str, *, is_now: bool = False) -> int:
         _warn(run, "cannot_be_killed", f"{left} processes of session {trainer.pid} do not end on KILL")
         return FAILED
     return FAILED if _is_unknown(run, trainer) else DONE
+
+
+def _send(trainer: processes.Identity, number: int) -> bool:
+    """Send a signal to the trainer; in the middle of its exec it cannot be told from a stranger, for a moment."""
+    for _ in range(SEND_TRIES):
+        if processes.send(trainer, number):
+            return True
+        if processes.probe(trainer) == processes.DEAD:
+            return False
+        time.sleep(0.05)
+    return False
 
 
 def _is_unknown(run: Run, trainer: processes.Identity) -> bool:
