@@ -10,7 +10,6 @@ else
   PY := $(PYTHON)
   READY :=
 endif
-export PYTHON_FOR_KIT := $(PY)
 
 include resumekit.mk
 
@@ -19,7 +18,8 @@ include resumekit.mk
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} \
 	  /^##@/ {printf "\n%s\n", substr($$0, 5)} \
-	  /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile resumekit.mk
+	  /^[$$()A-Z_a-z-]+:.*## / {sub(/^[$$]\(RESUMEKIT_PREFIX\)/, "", $$1); printf "  make %-10s %s\n", $$1, $$2}' \
+	  Makefile resumekit.mk
 	@printf '\nThe commands themselves are in bin/, each with --help. README.md is the tour.\n'
 
 .PHONY: setup
@@ -48,8 +48,8 @@ campaign: $(READY) ## the long versions of the sampled tests (an hour or so)
 	@RESUMEKIT_CAMPAIGN=1 $(PY) -m pytest -q -n 2 --dist worksteal -m campaign tests
 
 .PHONY: bench
-bench: $(READY) ## ratios side by side with peers, into benchmarks/results/
-	@$(PY) benchmarks/bench.py
+bench: $(READY) ## ratios side by side with peers, 40 minutes; ROWS="1 3" for some of them
+	@$(PY) benchmarks/bench.py $(ROWS)
 
 .PHONY: approve
 approve: $(READY) ## take today's help texts as the golden ones

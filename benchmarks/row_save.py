@@ -34,8 +34,9 @@ def run(settings: Settings) -> Findings:
 
 def _measure(folder: Path, row: str, megabytes: int, rounds: int, found: Findings) -> None:
     sys.path += [str(PROGRAMS), str(KIT / "lib")]
-    import resume_helper  # late, with torch: the rows before this one need neither
     from stack import make_optimizer, make_stack, plain_content, width_for
+
+    import resume_helper  # late, with torch: the rows before this one need neither
 
     folder.mkdir()
     stack = make_stack(width_for(megabytes))

@@ -157,9 +157,10 @@ os.execvp(sys.argv[1], sys.argv[1:])' \
   printf '%s\n' "${KIT_ANSWER[0]}"
 }
 
-kit_supervise() { # <run-id> <run-dir> <cwd> <token> <config-hash> <output-log> <checkpoint or ''> <argv>...
+kit_supervise() { # <run-id> <run-dir> <cwd> <token> <config-hash> <output-log> <checkpoint or ''> <continued head or ''> <argv>...
   KIT_RUN_ID="$1" KIT_RUN_DIR="$2" KIT_CWD="$3" KIT_TOKEN="$4" KIT_HASH="$5" KIT_OUTPUT_LOG="$6" KIT_CHECKPOINT="$7"
-  shift 7
+  KIT_HEAD="$8"
+  shift 8
   KIT_SIGNALS=0
   trap 'kit_on_signal INT' INT
   trap 'kit_on_signal TERM' TERM
@@ -203,7 +204,7 @@ kit_run_trainer() { # <argv>...: become the shim that starts the trainer in a se
   fi
   cd -- "$KIT_CWD"
   trap '' INT TERM HUP # until the shim ignores them itself; it gives the trainer their defaults back
-  exec "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit/shim.py" "$KIT_RUN_DIR" "$$" -- "$@" \
+  exec "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit/shim.py" "$KIT_RUN_DIR" "$$" "$KIT_HEAD" -- "$@" \
     </dev/null >>"$KIT_OUTPUT_LOG" 2>&1
 }
 

@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parent.parent / "lib"))
 
 import torch
+
 from checkpoint_mutants import Nursery
 from checkpoint_tools import save_steps
 from resumekit import archive

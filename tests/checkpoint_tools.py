@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from resumekit.manifest import Manifest
 from resumekit.saving import save_checkpoint
 

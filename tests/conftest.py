@@ -76,7 +76,7 @@ class Kit:
         for name, section in sections.items():
             document[name] = {**document.get(name, {}), **section}
         # JSON is YAML too, and quotes whatever a folder may be called.
-        self.config_file.write_text(json.dumps(document, indent=1), encoding="utf-8")
+        self.config_file.write_text(json.dumps(document, indent=1, ensure_ascii=False), encoding="utf-8")
 
     def popen(self, command: str, *args: str, env: dict[str, str] | None = None, **more: Any) -> subprocess.Popen:
         """Start bin/<command>.sh and return at once; stdout and stderr are pipes unless `more` says otherwise."""

@@ -213,8 +213,9 @@ def forget_position(job: Any) -> None:
 
 def patch_state(item: str | None, lr_scale: str | None) -> None:
     """Leave `item` out of every load from a checkpoint; give a fresh start this `lr_scale`."""
-    import arc_training
     import torch
+
+    import arc_training
 
     load = arc_training.Training.load
 
@@ -239,8 +240,9 @@ def patch_state(item: str | None, lr_scale: str | None) -> None:
 
 def prepare() -> None:
     """Import all that a trainer needs, once for every one that is forked (tests/fork_server.py)."""
-    import arc_training  # noqa: F401
     import torch._dynamo  # noqa: F401  torch's optimizers pull it in when the first of them is made
+
+    import arc_training  # noqa: F401
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -159,8 +159,9 @@ def serve() -> None:
     sys.path[:0] = [str(EXAMPLE)]
     sys.path.append(str(ROOT / "lib"))
     # Imported once, for all children (torch's optimizers pull in the third one when the first of them is made).
-    import arc_training  # noqa: F401
     import torch._dynamo  # noqa: F401
+
+    import arc_training  # noqa: F401
     import train_arc_full_nova as trainer
 
     while line := sys.stdin.readline():

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from conftest import Kit, events, wait_until
 from lab_repo import CONFIG, KIT_PARTS, copy_kit, git, make_lab
 

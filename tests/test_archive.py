@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from checkpoint_tools import Payload, pickle_zip, pickled, save_steps, small_model, stored_zip
 from resumekit import archive
 from resumekit.files import UnreadableFile

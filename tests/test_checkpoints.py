@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from checkpoint_mutants import KINDS, Nursery
 from checkpoint_tools import Payload, pickle_zip, pickled, quiet, save_plain, save_steps, small_model
 from resumekit import manifest

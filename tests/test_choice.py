@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from conftest import Kit
 from test_run import record, tree
 from toy_trainer import write_checkpoint

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from conftest import LIB, Kit, events, wait_until
 from resumekit import claims, processes
 from resumekit.errors import Refused

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from resumekit import command
 from resumekit.errors import InvalidFile, ToolMissing
 

@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import compare_runs
-import cut_trainer
 import pytest
 import torch
+
+import compare_runs
+import cut_trainer
 from conftest import Kit, events
 from fork_server import ForkServer
 

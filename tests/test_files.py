@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from resumekit import files
 from resumekit.files import UnreadableFile
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from checkpoint_tools import NO_SPACE, failing, os_calls
 from resumekit.heartbeat import FIELDS, heartbeat_writer, make_status_payload
 from resumekit.output_guard import GuardedRaw

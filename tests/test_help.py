@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from conftest import ROOT
 
 GOLDEN = Path(__file__).resolve().parent / "golden"

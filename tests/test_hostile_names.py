@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from conftest import ROOT, Kit
 from hostile_names import PAYLOADS
 from lab_repo import git

@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import LIB
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from conftest import LIB
 from resumekit import journal
 
 WRITER = """

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from conftest import Kit
 from resumekit import checkpoints, heads, status
 from resumekit.config import load_config

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from conftest import LIB, Kit, events, marked_pids, wait_until
 from resumekit import processes
 

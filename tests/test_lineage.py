@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+
 from resumekit.errors import UsageError
 from resumekit.lineage import RunName, check_experiment, check_name, make_run_id, parse_run_name
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from checkpoint_tools import Payload, pickle_zip, pickled, quiet, save_plain, save_steps, small_model, train
 from resumekit import loading, proof, saving
 from resumekit.errors import InvalidFile, KitError, NoStableCheckpoint

@@ -9,6 +9,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+
 from resumekit import manifest
 from resumekit.files import UnreadableFile
 from resumekit.manifest import Manifest

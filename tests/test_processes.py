@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+
 from conftest import wait_until
 from resumekit import processes
 from resumekit.processes import ALIVE, DEAD, UNKNOWN, Identity

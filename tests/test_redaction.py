@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from resumekit.redaction import redact, secret_word
 
 # Put together here, so that no scanner of this repository takes them for real ones.

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from conftest import Kit, events, wait_until
 from test_run import killed, record, tree
 from toy_trainer import write_checkpoint

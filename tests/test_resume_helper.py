@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from checkpoint_tools import save_plain, save_steps
 
 ROOT = Path(__file__).resolve().parent.parent

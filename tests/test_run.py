@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from conftest import Kit, events
 from toy_trainer import write_checkpoint
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+
 from conftest import ROOT, Kit
 from lab_repo import git
 from resumekit import answers, code_state, interpreter

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from resumekit import journal
 from resumekit.run_state import fold, is_sound, measured_speed
 

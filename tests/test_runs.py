@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import jsonschema
+
 from conftest import ROOT, Kit
 from resumekit import listing
 from resumekit.runs import RunTable

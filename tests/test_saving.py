@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from checkpoint_tools import (
     IO_ERROR,
     NO_SPACE,

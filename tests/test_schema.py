@@ -18,6 +18,7 @@ sys.path.append(str(ROOT / "lib"))
 
 from resumekit import config, schema, schema_checks, yaml_reader  # noqa: E402
 from resumekit.errors import InvalidFile  # noqa: E402
+from resumekit.schema_glance import is_surely_valid  # noqa: E402
 
 EXAMPLES = ROOT / "schemas" / "examples"
 COMPONENTS = {"weights", "optimizer", "scheduler", "scaler", "ema", "swa", "counters", "rng", "data_position", "lr"}
@@ -345,3 +346,39 @@ def test_a_labs_broken_rule_ends_in_a_sentence(tmp_path: Path, rule: dict[str, A
 def test_a_missing_overlay_that_was_named_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InvalidFile, match="no such file"):
         schema.load(tmp_path / "none.json")
+
+
+def _odd_values(node: dict, dice: random.Random) -> list:
+    """Values around the edges of a key's rules, and some of every other kind."""
+    keywords = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+    limits = [node[keyword] for keyword in keywords if keyword in node]
+    edges = [limit + delta for limit in limits for delta in (-1, 0, 1, -1e-9, 1e-9)]
+    texts = ["", "x", "a" * 300, "../x", "a b", "off", "EXP-01", "{step}.pt", "x" * 81, "ä", "\n"]
+    plain = [None, True, False, 0, 1, -1, 2.0, 0.5, -0.0, 1e300, [], ["a"], [1, "a"], [[]], {}, {"x-a": 1}, {"a": 1}]
+    own = [*node.get("enum", []), *node.get("examples", []), dice.random(), dice.randint(-9, 9)]
+    return [*edges, *texts, *plain, *own]
+
+
+def test_the_glance_accepts_nothing_that_jsonschema_refuses_and_most_of_what_it_accepts() -> None:
+    """Every key of the schema with thousands of values: 'surely valid' is never wrong, and worth having."""
+    dice = random.Random(1)
+    judge = Draft202012Validator(KIT.tree)
+    asked = sure = valid = 0
+    for key, node in KIT.leaves.items():
+        for value in _odd_values(node, dice):
+            data = value
+            for part in reversed(key.split(".")):
+                data = {part: data}
+            asked += 1
+            is_valid, is_sure = judge.is_valid(data), is_surely_valid(data, KIT.tree, KIT.tree)
+            assert is_valid or not is_sure, data
+            valid, sure = valid + is_valid, sure + is_sure
+    assert asked > 3000
+    assert sure == valid
+
+
+def test_the_glance_is_not_sure_of_a_keyword_that_it_does_not_know() -> None:
+    assert is_surely_valid(4, {"minimum": 3, "x-note": 1, "description": "n"}, {})
+    assert not is_surely_valid(4, {"multipleOf": 3}, {})
+    assert not is_surely_valid(4, {"$ref": "https://example.org/other"}, {})
+    assert not is_surely_valid({"a": 1}, {"required": ["a"]}, {})

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from conftest import LIB, assert_valid, events, wait_until
 from resumekit import processes
 
@@ -98,6 +99,24 @@ def test_the_launch_is_on_disk_before_the_trainer_begins(tmp_path: Path) -> None
     shim = start(tmp_path, "cat", str(tmp_path / "journal.jsonl"), stdout=subprocess.PIPE)
     seen, _ = shim.communicate()
     assert json.loads(seen)["event"] == "launched"
+
+
+@pytest.mark.parametrize(("claimed_by", "code"), [("EXP-01_x", 0), ("EXP-01_y", 6), (None, 6)])
+def test_a_continuation_whose_head_was_taken_over_is_not_started(
+    tmp_path: Path, claimed_by: str | None, code: int
+) -> None:
+    """A launcher killed before its trainer started counts as dead; what it left must not start beside a second one."""
+    head, run_dir = tmp_path / "head", tmp_path / "run"
+    (head / "claims").mkdir(parents=True)
+    run_dir.mkdir()
+    if claimed_by:
+        (head / "claims" / "continued.json").write_text(json.dumps({"run_id": claimed_by}))
+    env = {**os.environ, "RESUMEKIT_RUN_ID": "EXP-01_x", "RESUMEKIT_RUN_TOKEN": "6f1ed002"}
+    line = [sys.executable, "-I", "-S", SHIM, run_dir, str(os.getpid()), head, "--", "touch", run_dir / "trained"]
+    done = subprocess.run(line, env=env, capture_output=True, text=True)
+    assert done.returncode == code
+    assert (run_dir / "trained").exists() == (run_dir / "journal.jsonl").exists() == (code == 0)
+    assert ("taken over by another continuation" in done.stderr) == (code == 6)
 
 
 def test_the_identity_in_the_journal_is_the_trainer_s(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from conftest import LIB, ROOT, Kit, events, marked_pids, wait_until
 from resumekit import log_follower, witness
 from resumekit.log_follower import LogFollower

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from conftest import ROOT, Kit, assert_valid, wait_until
 from resumekit import processes, status
 from resumekit.paths import RunPaths

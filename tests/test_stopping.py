@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from conftest import Kit, events, wait_until
 from resumekit import processes, stopping
 

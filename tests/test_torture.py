@@ -12,9 +12,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import compare_runs
 import pytest
 import torch
+
+import compare_runs
 import torture_trainer
 from conftest import Kit, events
 from fork_server import ForkServer

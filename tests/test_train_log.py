@@ -7,6 +7,7 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from resumekit import log_patterns, train_log
 from resumekit.train_log import MAX_LINE_BYTES, LineCleaner, clean, stamp
 

@@ -21,10 +21,11 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "lib"))
 
 import numpy as np
 import torch
-from resume_helper import journal_event, load_resume_bundle, save_checkpoint
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+from resume_helper import journal_event, load_resume_bundle, save_checkpoint
 
 SAMPLES, BATCH, WINDOW, STEPS, EVERY = 30, 3, 4, 13, 3  # 10 micro-batches in an epoch, 4 in an optimizer step
 COMPONENTS = ("optimizer", "scheduler", "scaler", "ema", "swa")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+
 from arc_data import PAD, ArcData, Pair, decode, encode, load_arc
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ def _solve(
     model: Hrm, data: ArcData, pairs: Sequence[Pair], segments: int, variants: int
 ) -> tuple[np.ndarray, list[float]]:
     import torch
+
     from hrm_layers import stablemax_cross_entropy
 
     device = model.slow_start.device

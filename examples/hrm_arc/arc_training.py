@@ -15,6 +15,9 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
+from torch.nn.utils import clip_grad_norm_
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
 from arc_data import VOCAB_SIZE, ArcBatches, load_arc
 from arc_eval import Score, evaluate, fast_subset
 from arc_runtime import autocast
@@ -22,8 +25,6 @@ from arc_validation import Progress, evals_due, run_pending
 from hrm_model import Hrm, HrmShape
 from hrm_optim import ADAMW, SIGN_SGD, LearningRate, Schedule, dense_parameters, make_optimizers, set_hyperparameters
 from hrm_segments import Carry, carry_from, empty_carry, refill, segment_loss
-from torch.nn.utils import clip_grad_norm_
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 @dataclass(frozen=True)

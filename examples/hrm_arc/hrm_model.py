@@ -12,8 +12,9 @@ import math
 from dataclasses import dataclass
 
 import torch
-from hrm_layers import Block, cut_normal_, lecun_linear, rotary_angles
 from torch import Tensor, nn
+
+from hrm_layers import Block, cut_normal_, lecun_linear, rotary_angles
 
 
 @dataclass(frozen=True)

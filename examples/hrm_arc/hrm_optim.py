@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 
 import torch
-from hrm_model import Hrm
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from hrm_model import Hrm
 
 ADAMW, SIGN_SGD = "adamw", "sign_sgd"
 

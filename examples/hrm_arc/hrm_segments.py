@@ -13,10 +13,11 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from arc_data import PAD, ArcBatches
 from hrm_layers import stablemax_cross_entropy
 from hrm_model import Hrm
-from torch import Tensor
 
 Q_LOSS_WEIGHT = 0.5  # of each of the two halting losses, relative to the answer's (the paper's code)
 

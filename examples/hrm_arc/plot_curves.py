@@ -91,9 +91,10 @@ def draw(curves: list[Curve], out: Path) -> None:
     import matplotlib  # late: splicing needs no picture
 
     matplotlib.use("Agg")
+    from matplotlib import pyplot
+
     from arc_data import load_arc
     from arc_eval import copy_the_input
-    from matplotlib import pyplot
 
     figure, (upper, lower) = pyplot.subplots(2, 1, figsize=(9, 8), sharex=True, layout="constrained")
     for number, curve in enumerate(curves):

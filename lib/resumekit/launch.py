@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ class Launch:
         token: its run token.
         config_hash: 64 hex digits.
         prove: the checkpoint whose digest is to be computed beside the trainer's start, or None.
+        head: the folder of the run that this one continues, or None; its claim is checked once more at the start.
         argv: the trainer's command.
     """
 
@@ -43,13 +43,14 @@ class Launch:
     token: str
     config_hash: str
     prove: Path | None
+    head: Path | None
     argv: list[str]
 
     def answer(self) -> list[str]:
         """Return the fields for Bash, in the order of kit_supervise in lib/launcher.sh."""
         prove = str(self.prove) if self.prove else ""
         return [self.run_id, str(self.paths.run_dir), str(self.cwd), self.token, self.config_hash,
-                str(self.paths.output_log), prove, *self.argv]  # fmt: skip
+                str(self.paths.output_log), prove, str(self.head or ""), *self.argv]  # fmt: skip
 
 
 def prepare(
@@ -77,7 +78,9 @@ def prepare(
         versions = interpreter.Versions(interpreter.of_trainer(argv, ready.cwd, ready.python), ready.search_path)
         _claim_parent(choice, paths, launcher)
         digest = config.config_hash(choice.config, request.config_file.schema)
-        launch = Launch(paths.run_dir.name, paths, ready.cwd, secrets.token_hex(16), digest, _to_prove(choice), argv)
+        head = choice.parent.paths.run_dir if choice.relation == CONTINUE and choice.parent else None
+        token = os.urandom(16).hex()
+        launch = Launch(paths.run_dir.name, paths, ready.cwd, token, digest, _to_prove(choice), head, argv)
         _fill(choice, request, launch, ready, code_state.finish_snapshot(snapshot), versions, launcher, kit_argv)
     except BaseException as error:
         _take_back(choice, paths)

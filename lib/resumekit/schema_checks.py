@@ -13,6 +13,7 @@ from typing import Any
 
 from .errors import InvalidFile
 from .schema import Node, Schema, child, follow, nearest, types_of
+from .schema_glance import is_surely_valid, is_type
 from .yaml_scalars import show
 
 Problem = tuple[tuple[str, ...], str]  # path of the key, what is wrong with what to do
@@ -37,7 +38,7 @@ def key_and_type_problems(data: Any, schema: Schema) -> Iterator[Problem]:
 def _walk(value: Any, node: Node, tree: Node, path: tuple[str, ...]) -> Iterator[Problem]:
     node = follow(node, tree)
     types = types_of(node)
-    if types and not any(_is(value, kind) for kind in types):
+    if types and not any(is_type(value, kind) for kind in types):
         yield (
             path,
             f"{_dotted(path)} is {show(value)}, {_kind(value)}, and must be {_either(types)}{_type_hint(value, types)}",
@@ -62,9 +63,18 @@ def _unknown(name: str, node: Node, path: tuple[str, ...]) -> str:
     return f"there is no key {show(name)} {where}{nearest(name, list(node.get('properties', {})))}"
 
 
-def _fine_checks(data: Any, schema: Schema) -> Iterator[Problem]:
+def _is_surely_valid(data: Any, schema: Schema) -> bool:
     try:
-        # 75 ms, most of what reading a config costs: only when there is one to check.
+        return is_surely_valid(data, schema.tree, schema.tree)
+    except Exception:  # a lab's schema may hold anything; jsonschema says what is wrong with it
+        return False
+
+
+def _fine_checks(data: Any, schema: Schema) -> Iterator[Problem]:
+    if _is_surely_valid(data, schema):
+        return
+    try:
+        # 50 ms, more than all the rest of reading a config: only where something is off.
         from jsonschema import Draft202012Validator
     except ImportError:
         _say_once(
@@ -103,16 +113,6 @@ def _constraint(error: Any, path: tuple[str, ...]) -> str:
     return f"{_dotted(path)} is {value} and must be {says()}"
 
 
-def _is(value: Any, kind: str) -> bool:
-    if kind == "null":
-        return value is None
-    if isinstance(value, bool):
-        return kind == "boolean"
-    if kind == "integer":
-        return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    return isinstance(value, {"number": (int, float), "string": str, "array": list, "object": dict}.get(kind, ()))
-
-
 _KINDS = {
     "null": "null",
     "boolean": "true or false",
@@ -126,7 +126,7 @@ _KINDS = {
 
 def _kind(value: Any) -> str:
     for kind in ("null", "boolean", "integer", "number", "string", "array", "object"):
-        if _is(value, kind):
+        if is_type(value, kind):
             return _KINDS[kind]
     return "of no known kind"
 

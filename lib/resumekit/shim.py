@@ -3,7 +3,7 @@
 It is why the trainer's end is known when the launcher is gone. It knows nothing else, and nothing can make it stop
 but KILL. Run by path with `python -I -S`: it imports only the standard library and two modules beside it.
 
-    python -I -S lib/resumekit/shim.py RUN_DIR LAUNCHER_PID -- COMMAND ARG...
+    python -I -S lib/resumekit/shim.py RUN_DIR LAUNCHER_PID [HEAD_DIR] -- COMMAND ARG...
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 if __package__ in (None, ""):  # run by path: the package is found beside this file, last on the path
@@ -20,7 +21,7 @@ if __package__ in (None, ""):  # run by path: the package is found beside this f
     __package__ = "resumekit"
 
 from resumekit import journal, processes
-from resumekit.errors import FAILED
+from resumekit.errors import FAILED, KitError, Refused
 from resumekit.files import fsync_directory, temp_path, to_json, utc_now, write_atomic
 from resumekit.paths import RunPaths
 
@@ -37,13 +38,14 @@ def main(argv: list[str]) -> int:
     """Start the trainer and outlive it.
 
     Args:
-        argv: RUN_DIR LAUNCHER_PID -- COMMAND ARG...
+        argv: RUN_DIR LAUNCHER_PID [HEAD_DIR] -- COMMAND ARG...; HEAD_DIR is the run that this one continues, if any.
 
     Returns:
         The trainer's exit code, or 128 + n when signal n ended it.
     """
     run = RunPaths(Path(argv[0]))
-    launcher_pid, command = int(argv[1]), argv[3:]
+    launcher_pid, split = int(argv[1]), argv.index("--")
+    head, command = "".join(argv[2:split]), argv[split + 1 :]
     for number in _SHIM_IGNORES:
         signal.signal(number, signal.SIG_IGN)
     reserved = _reserve(run)
@@ -55,7 +57,7 @@ def main(argv: list[str]) -> int:
         _write_end(run, reserved, {"code": FAILED, "signal": None, "pid": None, "at": utc_now(), "elapsed_s": 0.0})
         return FAILED
     if pid == 0:
-        _become_trainer(run, launcher_pid, command)
+        _become_trainer(run, launcher_pid, head, command)
     _, status = os.waitpid(pid, 0)
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
     code = 128 + number if number else os.waitstatus_to_exitcode(status)
@@ -64,7 +66,7 @@ def main(argv: list[str]) -> int:
     return code
 
 
-def _become_trainer(run: RunPaths, launcher_pid: int, command: list[str]) -> None:
+def _become_trainer(run: RunPaths, launcher_pid: int, head: str, command: list[str]) -> None:
     """In the child: a new session, the `launched` event, then the trainer. Never returns.
 
     The event is on disk before the trainer's first instruction: no trainer ever runs that nobody knows of.
@@ -74,18 +76,41 @@ def _become_trainer(run: RunPaths, launcher_pid: int, command: list[str]) -> Non
         run_id = os.environ["RESUMEKIT_RUN_ID"]
         own = processes.identify(os.getpid(), os.environ[processes.TOKEN_VARIABLE])
         launcher, shim = processes.identify(launcher_pid), processes.identify(os.getppid())
-        journal.append(
-            run.journal, "launched", run_id, trainer=own.as_fields(), shim=shim.as_fields(),
-            launcher=launcher.as_fields() if launcher else None,
-        )  # fmt: skip
+        with _claim(head, run_id):
+            journal.append(
+                run.journal, "launched", run_id, trainer=own.as_fields(), shim=shim.as_fields(),
+                launcher=launcher.as_fields() if launcher else None,
+            )  # fmt: skip
         for number in _TRAINER_DEFAULTS:
             signal.signal(number, signal.SIG_DFL)
         os.execvp(command[0], command)
     except (OSError, ValueError) as error:  # ValueError: an empty name
         reason = getattr(error, "strerror", None) or "no such name"
         _say(f"the trainer could not be started: {reason}: '{command[0]}'")
+    except KitError as error:
+        _say(str(error))
+        os._exit(error.exit_code)
     finally:
         os._exit(127)
+
+
+@contextlib.contextmanager
+def _claim(head: str, run_id: str) -> Iterator[None]:
+    """Hold the lock of the head that is continued, if there is one, and make sure that it still is ours.
+
+    A launcher that is killed before its trainer has started counts as dead, and another one may take its claim; between
+    that and a trainer of ours stands this lock.
+    """
+    if not head:
+        yield
+        return
+    from resumekit import claims  # only a continuation needs it
+
+    parent = RunPaths(Path(head))
+    with claims.locked(parent.lock):
+        if not claims.still_continues(parent, run_id):
+            raise Refused(f"'{parent.run_dir.name}' has been taken over by another continuation; nothing was started")
+        yield
 
 
 def _reserve(run: RunPaths) -> tuple[Path, int] | None:
