@@ -261,7 +261,7 @@ def test_what_the_resume_needs_must_be_inside(tmp_path: Path) -> None:
     model, _ = small_model()
     torch.save({"model_state_dict": model.state_dict()}, tmp_path / "hrm_arc_step_40.pt")
     torch.save({"weights": model.state_dict()}, tmp_path / "hrm_arc_step_50.pt")
-    found = select([CheckpointFolder(tmp_path)], needs=frozenset({"optimizer_state_dict"}))
+    found = select([CheckpointFolder(tmp_path)], needs=frozenset({"model_state_dict", "optimizer_state_dict"}))
     assert [reason for _, _, reason in rows(found)] == [
         "it has no 'model_state_dict'",
         "it has no 'optimizer_state_dict'",
@@ -334,6 +334,16 @@ def test_data_that_weights_only_refuses_is_taken_only_for_a_trainer_that_loads_o
     (_, _, reason), *_ = rows(select([CheckpointFolder(tmp_path)]))
     assert reason.startswith("it holds 'numpy") and reason.endswith("which loading with weights_only=True refuses")
     assert chosen(tmp_path, weights_only=False).step == 10
+
+
+def test_a_trainer_that_loads_by_itself_may_call_its_weights_otherwise(tmp_path: Path) -> None:
+    path = tmp_path / "hrm_arc_step_7.pt"
+    torch.save({"net": {"w": torch.ones(3)}, "opt": {}, "iteration": 7}, path)
+    home = CheckpointFolder(tmp_path)
+    assert select([home]).chosen is None
+    assert select([home]).candidates[0].reason == "it has no 'model_state_dict'"
+    taken = select([home], needs=frozenset(), weights_only=False).chosen
+    assert taken is not None and taken.step == 7
 
 
 def test_mutants_are_never_taken_as_proven_and_the_older_one_is_for_the_right_reason(tmp_path: Path) -> None:

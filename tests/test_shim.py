@@ -81,7 +81,8 @@ def test_the_trainer_has_a_session_of_its_own_and_plain_signals(tmp_path: Path) 
         env={**os.environ, "RESUMEKIT_RUN_ID": "r", "RESUMEKIT_RUN_TOKEN": "t"},
         stdout=subprocess.PIPE, text=True, check=True,
     ).stdout.splitlines()  # fmt: skip
-    assert int(ignored.split()[1], 16) == 0
+    named = (1 << 31) - 1  # signals 1 to 31; 32 and on are the C library's, and whoever started us may ignore them
+    assert int(ignored.split()[1], 16) & named == 0
     assert session.strip() == pid
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .errors import NoStableCheckpoint
 from .files import UnreadableFile
-from .grades import PLAUSIBLE, PROVEN, WITNESSED, examine
+from .grades import PLAUSIBLE, PROVEN, WEIGHTS, WITNESSED, examine
 from .paths import BEST_PATTERN, MANIFEST_SUFFIX, STEP_PATTERN, step_of_name
 
 CHOSEN, PASSED, OLDER = "chosen", "passed", "older"
@@ -103,7 +103,7 @@ def select(
     step: int | None = None,
     best: bool = False,
     path: Path | None = None,
-    needs: frozenset[str] = frozenset(),
+    needs: frozenset[str] = WEIGHTS,
     prove: bool = True,
     weights_only: bool = True,
     minimum: str = PLAUSIBLE,

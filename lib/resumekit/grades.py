@@ -18,6 +18,8 @@ from .paths import manifest_path
 from .proof import digest
 
 PROVEN, WITNESSED, PLAUSIBLE = "proven", "witnessed", "plausible"
+# The protocol's name for the weights (§6); a trainer that loads by itself may call them otherwise.
+WEIGHTS = frozenset({"model_state_dict"})
 _FILE_KINDS = (
     (stat.S_ISDIR, "directory"),
     (stat.S_ISFIFO, "fifo"),
@@ -42,7 +44,7 @@ def examine(
     name_step: int | None,
     run_id: str | None,
     has_manifest: bool,
-    needs: frozenset[str] = frozenset(),
+    needs: frozenset[str] = WEIGHTS,
     prove: bool = True,
     weights_only: bool = True,
 ) -> Grade:
@@ -70,7 +72,7 @@ def examine(
             raise UnreadableFile("digest differs from its manifest")
         inside = archive.summarize(descriptor)
         step, notes = _agreed_step(name_step, known, inside)
-        missing = sorted({"model_state_dict", *needs} - set(inside.keys))
+        missing = sorted(needs - set(inside.keys))
         if missing:
             raise UnreadableFile(f"it has no '{missing[0]}'")
         if weights_only and inside.unsafe:

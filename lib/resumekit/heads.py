@@ -13,6 +13,7 @@ from typing import Any
 from . import claims, proof
 from .checkpoints import Candidate, CheckpointFolder, Selection, select
 from .errors import NoStableCheckpoint, UsageError
+from .grades import WEIGHTS
 from .lineage import check_experiment, parse_run_name
 from .quarantine import quarantined_names
 from .request import Request
@@ -145,16 +146,18 @@ def _has_own(run: Run) -> bool:
 
 def _select(request: Request, head: Run | None, history: list[tuple[Run, int | None]]) -> Selection:
     trainer = _trainer(request, head)
-    # A trainer with the kit's helpers proves the digest as it loads, beside its own start; others cannot.
-    must_prove = request.is_dry_run or not trainer.get("loads_with_kit")
-    needs = frozenset({"model_state_dict", "optimizer_state_dict"} if trainer.get("loads_with_kit") else ())
+    # A trainer with the kit's helpers proves the digest as it loads, beside its own start; others cannot. What theirs
+    # need to find in a checkpoint, and how they load it, is their own business.
+    with_kit = bool(trainer.get("loads_with_kit"))
+    needs = frozenset({*WEIGHTS, "optimizer_state_dict"} if with_kit else ())
     return select(
         [_folder(run, limit) for run, limit in history],
         step=request.step,
         best=request.best,
         path=request.checkpoint,
         needs=needs,
-        prove=must_prove,
+        prove=request.is_dry_run or not with_kit,
+        weights_only=with_kit,
     )
 
 

@@ -237,7 +237,7 @@ def _succeeded(target: Path, known: Manifest, seconds: float, log_fn: Callable[[
     shown = relative_to_run(target, folder) if folder else str(target)
     fields = {"sha256": known.sha256, "size": known.size, "seconds": round(seconds, 6), "finite": known.finite}
     journal_event("checkpoint", step=known.step, path=shown, **fields)
-    log_fn(f"[checkpoint] step={known.step} saved to {target} ({known.size / 1e6:,.1f} MB, {seconds:.2f} s)")
+    log_fn(f"[checkpoint] step={known.step} saved as {target.name} ({known.size / 1e6:,.1f} MB, {seconds:.2f} s)")
     if known.nonfinite:
         names = ", ".join(known.nonfinite)
         _warn(

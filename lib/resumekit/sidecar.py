@@ -26,10 +26,13 @@ from .run_state import fold
 from .runs import Run, open_run
 from .witness import Witness
 
-POLL_S = 0.1
+# Ten times a second would cost a busy run 0.8 % of a core; the terminal has a thread of its own.
+POLL_S = 0.25
 # Before the trainer is there, a short run would be over in one POLL_S.
 START_POLL_S = 0.005
 PROBE_S = 1.0
+# What a successor reads again at most.
+SAVE_S = 5.0
 # Of one beat at most this much is spent on the log.
 PUMP_S = 0.5
 # A grandchild may hold the output open and go on writing for ever; a terminal may be blocked.
@@ -76,17 +79,23 @@ class Sidecar:
             self._echo.finish(LAST_LINES_S)
 
     def _beat(self, *, has_ended: bool) -> None:
+        known = self._milestones()
         self._fold_heartbeat_file()
         self._fold_journal()
         self._append_steps()
         self._found_steps = self._log.pump(PUMP_S)
         now = time.monotonic()
+        if self._milestones() != known:  # a pid, a first step: the status says so at once
+            self._last_probe, self._shown_state = float("-inf"), None
         if now - self._last_probe >= PROBE_S and not has_ended:
             self._last_probe = now
             self._witness.look()
             self._show(now)
-        if now - self._last_save >= PROBE_S:
+        if now - self._last_save >= SAVE_S:
             self._save(now)
+
+    def _milestones(self) -> tuple[bool, bool]:
+        return "launched" in self._state, "step" in self._state
 
     def _is_over_unseen(self) -> bool:
         """Whether nobody will ever say how the trainer ended: its shim is dead too, or never came."""
