@@ -15,6 +15,8 @@ ifndef RESUMEKIT_DIR
 RESUMEKIT_DIR := $(patsubst %/,%,$(dir $(lastword $(MAKEFILE_LIST))))
 endif
 
+# Spaces before a comment on its line would become part of it.
+RESUMEKIT_PREFIX := $(strip $(RESUMEKIT_PREFIX))
 RESUMEKIT_WORDS := EXP NAME SET NOTES STEP FROM CONFIG RUNS ARGS FRESH BEST DRY_RUN DETACH
 RESUMEKIT_TARGETS := $(addprefix $(RESUMEKIT_PREFIX),run resume runs)
 

@@ -90,7 +90,8 @@ kit_parse_options() { # <argument>...: fill KIT_QUESTION, KIT_DETACHED and KIT_I
         ;;
       -*)
         if [[ $KIT_OPTIONS == *" $1 "* ]]; then
-          (($# > 1)) || kit_usage_error "option '$1' needs a value"
+          # Only a note may look like an option: anything else was forgotten.
+          [[ $# -gt 1 && ($1 == --notes || $2 != --*) ]] || kit_usage_error "option '$1' needs a value"
           KIT_QUESTION+=("$1=$2")
           shift
         elif [[ $KIT_SWITCHES != *" $1 "* ]]; then

@@ -101,6 +101,16 @@ def test_start_status_kill_resume_finish_with_a_trainer_that_imports_nothing_of_
         assert {**losses(first), **losses(second)} == whole, "spliced as if nothing had happened"
 
 
+def test_a_comment_behind_the_prefix_is_not_part_of_it(tmp_path: Path):
+    mk = Path(__file__).resolve().parent.parent / "resumekit.mk"
+    (tmp_path / "Makefile").write_text(
+        f"RESUMEKIT_PREFIX := kit-   # ours is taken\ninclude {mk}\nrun:\n\t@echo theirs\n"
+    )
+    done = subprocess.run(["make", "-n", "kit-runs", "run"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "echo theirs" in done.stdout
+
+
 def test_merged_into_the_root_of_a_lab_that_has_no_such_folders(tmp_path: Path):
     folder = tmp_path / "merged lab"
     copy_kit(folder)

@@ -346,7 +346,7 @@ def test_a_resolved_config_from_somewhere_else_is_checked_before_it_is_used() ->
     ("overrides", "says"),
     [
         (
-            ["checkpoint.every=100", "checkpoint.keep_last=2"],
+            ["checkpoint.every=100", "checkpoint.keep_last=2", "trainer.loads_with_kit=true"],
             "2 x 100 = 200 steps, less than recover.replay_steps 1000",
         ),
         (
@@ -377,7 +377,8 @@ def test_settings_that_do_not_fit_together_are_refused_with_the_rule(overrides: 
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["checkpoint.every=100", "checkpoint.keep_last=2", "recover.enabled=false"],
+        ["checkpoint.every=100", "checkpoint.keep_last=2", "trainer.loads_with_kit=true", "recover.enabled=false"],
+        ["checkpoint.every=100", "checkpoint.keep_last=2", "trainer.loads_with_kit=false"],
         ["checkpoint.every=100", "checkpoint.keep_last=null"],
         ["checkpoint.every=100", "checkpoint.keep_last=10"],
         ["fast_eval_every=10", "full_eval_every=10"],

@@ -78,6 +78,12 @@ def test_a_usage_error_is_one_sentence_and_the_usage(command: str) -> None:
     assert rest[-1] == f"Try '{command} --help'."
 
 
+def test_an_option_whose_value_was_forgotten_does_not_swallow_the_next_one() -> None:
+    done = subprocess.run([ROOT / "bin/run.sh", "EXP-01", "--name", "--dry-run"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("run.sh: option '--name' needs a value\n")
+
+
 @pytest.mark.parametrize("door", ["config_resolver.py", "resume_helper.py"])
 def test_the_doors_for_people_have_help(door: str) -> None:
     done = subprocess.run(

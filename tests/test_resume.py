@@ -373,3 +373,22 @@ def test_events_of_the_parent_are_left_as_they_were(kit: Kit):
     assert {a for a in added if not a.startswith("claims")} <= {"lock"} and events(run) == journal
     changed = {name for name in before if before[name] != after[name]}
     assert changed <= {"."}, "only the folder itself, which got the claim and the lock"
+
+
+def test_a_key_with_a_default_that_a_lab_has_added_since_does_not_make_a_branch_of_a_continuation(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+):
+    """It changes every hash; a requeued job must still be refused beside the live run, not start a second trainer."""
+    run = killed(kit, at=12)
+    copied = kit.folder / "kit"
+    for part in ("bin", "lib", "schemas", "config.yaml", "VERSION"):
+        source = Path(__file__).resolve().parent.parent / part
+        shutil.copytree(source, copied / part) if source.is_dir() else shutil.copy(source, copied / part)
+    mixup = {"type": "number", "description": "share", "default": 0.0, "x-on-resume": {}, "x-hash": True}
+    mixing = {"type": "object", "additionalProperties": False, "properties": {"mixup": mixup}}
+    lab = {"properties": {"mixing": mixing}}
+    (copied / "schemas" / "lab.schema.json").write_text(json.dumps(lab))
+    line = [str(copied / "bin" / "resume.sh"), *kit.argv("resume", "T-1", "--dry-run", "--json")[1:]]
+    done = subprocess.run(line, env=kit.env, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["relation"] == "continue"
+    assert json.loads(done.stdout)["parent_run_id"] == run.name

@@ -562,3 +562,16 @@ def test_the_module_is_imported_without_torch() -> None:
     )
     lib = Path(saving.__file__).parent.parent
     assert in_child(lambda: os.execv(sys.executable, [sys.executable, "-I", "-c", program, str(lib)])) == 0
+
+
+def test_under_the_kit_the_files_get_the_names_that_the_launcher_looks_for(run_dir: Path) -> None:
+    """A trainer that says no pattern saves under the config's, else its checkpoints would never be found again."""
+    from resumekit import trainer_env
+
+    trainer_env._patterns.cache_clear()
+    names = {"pattern": "model_{step}.pt", "best_pattern": "model_best.pt"}
+    (run_dir / "resolved_config.json").write_text(json.dumps({"checkpoint": names}))
+    (path,) = save_steps(run_dir / "checkpoints", 7, best={"score": 0.5, "weights": "raw"})
+    assert path.name == "model_7.pt"
+    assert sorted(p.name for p in path.parent.glob("*.pt")) == ["model_7.pt", "model_best.pt"]
+    trainer_env._patterns.cache_clear()

@@ -45,7 +45,7 @@ class Summary(NamedTuple):
     """What a checkpoint holds.
 
     Args:
-        step, epoch: the counters inside; None where they are absent.
+        step, epoch: the counters inside, `global_step` or else `step`; None where they are absent.
         keys: the names at the top level.
         tensors: of model_state_dict, name -> (shape, dtype).
         optimizers: name -> (number of parameter groups, number of parameters); the name is "" for a single one.
@@ -152,7 +152,7 @@ def _summarize(descriptor: int) -> Summary:
 def _summary(value: dict[Any, Any], size: int, unsafe: tuple[str, ...]) -> Summary:
     plain = {key: item for key, item in value.items() if isinstance(item, (int, float, str, type(None)))}
     return Summary(
-        step=_counter(value.get("global_step")),
+        step=_counter(value.get("global_step", value.get("step"))),
         epoch=_counter(value.get("epoch")),
         keys=tuple(str(key) for key in value),
         tensors={

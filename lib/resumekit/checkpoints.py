@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from .errors import NoStableCheckpoint
 from .files import UnreadableFile
@@ -42,11 +43,11 @@ class CheckpointFolder:
     quarantined: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True)
-class Candidate:
+class Candidate(NamedTuple):
     """One checkpoint that was thought of.
 
     Args:
+        folder, name: where it lies.
         step: by its name, else by its manifest or its content; None where nothing says.
         verdict: 'chosen', 'passed' (looked at and not taken) or 'older' (not opened, a newer one is good).
         grade: 'proven', 'witnessed', 'plausible', or None.
@@ -54,11 +55,17 @@ class Candidate:
     """
 
     step: int | None
-    path: Path
+    folder: Path
+    name: str
     run_id: str | None
     verdict: str
     grade: str | None
     reason: str
+
+    @property
+    def path(self) -> Path:
+        """The file; made when asked for, since of a thousand candidates one or two are looked at."""
+        return self.folder / self.name
 
 
 @dataclass(frozen=True)
@@ -69,10 +76,10 @@ class Selection:
     candidates: tuple[Candidate, ...]
 
 
-@dataclass(frozen=True)
-class _Entry:
+class _Entry(NamedTuple):
     step: int | None
-    path: Path
+    folder: Path
+    name: str
     home: CheckpointFolder
     has_manifest: bool
 
@@ -134,7 +141,8 @@ def select(
         # Whoever names a file may name it through a link, and take it from another run.
         path = Path(os.path.realpath(path)) if path.is_symlink() else path
         named = replace(home, folder=path.parent, run_id=None, max_step=None)
-        entry = _Entry(step_of_name(path.name, home.pattern), path, named, _is_there(path, MANIFEST_SUFFIX))
+        has_manifest = _is_there(path, MANIFEST_SUFFIX)
+        entry = _Entry(step_of_name(path.name, home.pattern), path.parent, path.name, named, has_manifest)
         return _take_first([entry], rules, [])
     if best:
         return _take_first(list(_best_entries(folders)), rules, [])
@@ -203,11 +211,11 @@ def _first_good(entries: list[_Entry], order: list[int], rules: _Rules, seen: di
 
 def _examined(entry: _Entry, rules: _Rules) -> Candidate:
     home = entry.home
-    if entry.path.name in home.quarantined:
+    if entry.name in home.quarantined:
         return _candidate(entry, PASSED, None, "quarantined: it failed before")
     try:
         grade = examine(
-            entry.path,
+            entry.folder / entry.name,
             name_step=entry.step,
             run_id=home.run_id,
             has_manifest=entry.has_manifest,
@@ -217,7 +225,7 @@ def _examined(entry: _Entry, rules: _Rules) -> Candidate:
         )
     except UnreadableFile as error:
         return _candidate(entry, PASSED, None, str(error))
-    found = replace(entry, step=grade.step)
+    found = entry._replace(step=grade.step)
     if home.max_step is not None and grade.step is not None and grade.step > home.max_step:
         reason = f"step {grade.step} lies after the step {home.max_step} where the history left this run"
         return _candidate(found, PASSED, grade.name, reason)
@@ -233,7 +241,7 @@ def _older(entry: _Entry, chosen: Candidate) -> Candidate:
 
 
 def _candidate(entry: _Entry, verdict: str, grade: str | None, reason: str) -> Candidate:
-    return Candidate(entry.step, entry.path, entry.home.run_id, verdict, grade, reason)
+    return Candidate(entry.step, entry.folder, entry.name, entry.home.run_id, verdict, grade, reason)
 
 
 def _entries(folders: Sequence[CheckpointFolder]) -> tuple[list[_Entry], list[Candidate]]:
@@ -245,13 +253,14 @@ def _entries(folders: Sequence[CheckpointFolder]) -> tuple[list[_Entry], list[Ca
         steps, odd_names = _sorted_out(names, home.pattern)
         for step, name in steps:
             if home.max_step is None or step <= home.max_step:
-                entries.append(_Entry(step, home.folder / name, home, name + MANIFEST_SUFFIX in names))
+                entries.append(_Entry(step, home.folder, name, home, name + MANIFEST_SUFFIX in names))
         odd += [
-            Candidate(None, home.folder / name, home.run_id, PASSED, None, f"its name is not '{home.pattern}'")
+            Candidate(None, home.folder, name, home.run_id, PASSED, None, f"its name is not '{home.pattern}'")
             for name in odd_names
             if name != home.best_pattern
         ]
-    entries.sort(key=lambda entry: -(entry.step or 0))  # stable: newer runs stay first
+    if len(folders) > 1:
+        entries.sort(key=lambda entry: -(entry.step or 0))  # stable: newer runs stay first
     return entries, odd
 
 
@@ -259,7 +268,7 @@ def _best_entries(folders: Sequence[CheckpointFolder]) -> Iterator[_Entry]:
     for home in folders:
         path = home.folder / home.best_pattern
         if os.path.lexists(path):
-            yield _Entry(None, path, home, _is_there(path, MANIFEST_SUFFIX))
+            yield _Entry(None, home.folder, home.best_pattern, home, _is_there(path, MANIFEST_SUFFIX))
 
 
 def _sorted_out(names: set[str], pattern: str) -> tuple[list[tuple[int, str]], list[str]]:

@@ -16,7 +16,7 @@ from .checkpoints import Candidate
 from .errors import Refused, UsageError
 from .lineage import check_name
 from .request import Request
-from .resume_config import for_resume, refuse_forbidden, resolve_anew
+from .resume_config import ResumeConfig, for_resume, refuse_forbidden, resolve_anew
 from .runs import Run, RunTable
 
 FRESH = "fresh"
@@ -118,7 +118,7 @@ def _resume(request: Request, table: RunTable, found: heads.Found, *said: str) -
     experiment = heads.experiment_of(request)
     new = for_resume(request, experiment, parent)
     name = _name(request, parent.name if parent else config.get(new.resolved, "experiment.run_name"))
-    relation = _relation(request, experiment, parent, new.resolved, name)
+    relation = _relation(request, experiment, parent, new, name)
     step = candidate.step
     if step is None:
         step, said = 0, (*said, f"'{candidate.path.name}' does not say its step: 0 is taken, as protocol §6 has it")
@@ -140,11 +140,18 @@ def _name(request: Request, otherwise: str | None) -> str | None:
     return None if name is None else check_name(name)
 
 
-def _relation(request: Request, experiment: str, parent: Run | None, new: dict[str, Any], name: str | None) -> str:
-    if parent is None or request.goes_back or parent.name != name or parent.experiment != experiment:
+def _relation(request: Request, experiment: str, parent: Run | None, new: ResumeConfig, name: str | None) -> str:
+    """Say whether this goes on with its parent's training: no place, no name and nothing of the hash is changed.
+
+    What differs is asked, not the recorded hash: a key with a default that a lab has added since changes every hash,
+    and must not let a second trainer start beside a live one.
+    """
+    if parent is None or not parent.config or request.goes_back or parent.name != name:
         return BRANCH
-    same = parent.record.get("config_hash") == config.config_hash(new, request.config_file.schema)
-    return CONTINUE if same else BRANCH
+    if parent.experiment != experiment:
+        return BRANCH
+    schema = request.config_file.schema
+    return BRANCH if any(schema.hashed(change.key) for change in new.changed) else CONTINUE
 
 
 def _refuse_live(run: Run, advice: str) -> None:

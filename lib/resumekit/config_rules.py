@@ -43,7 +43,9 @@ def _command(config: Config) -> str | None:
 
 def _replay(config: Config) -> str | None:
     checkpoint, recover = config["checkpoint"], config["recover"]
-    if not recover["enabled"] or checkpoint["keep_last"] is None:
+    # Only save_checkpoint prunes; what a trainer of its own keeps is not ours to say.
+    prunes = config["trainer"].get("loads_with_kit")
+    if not recover["enabled"] or not prunes or checkpoint["keep_last"] is None:
         return None
     reach = checkpoint["keep_last"] * checkpoint["every"]
     if reach >= recover["replay_steps"]:

@@ -117,6 +117,8 @@ def _detail(run: Run, seen: dict[str, Any]) -> str:
     parts = []
     if run.parent_step is not None and run.record.get("relation") == "branch":
         parts.append("branch")
+    if seen["state"] in status.LIVE and _number(seen["pid"]):
+        parts.append(f"pid {seen['pid']}")
     score, best_step, speed = (_number(seen[key]) for key in ("best_eval_acc", "best_step", "steps_per_sec"))
     if score is not None:
         parts.append(f"best {score:.4f}" + (f" at {best_step}" if best_step is not None else ""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from pathlib import Path
@@ -134,9 +135,14 @@ def checkpoint_name(pattern: str, step: int) -> str:
 
 def step_of_name(name: str, pattern: str) -> int | None:
     """Return the step in a checkpoint's file name, or None if the whole name does not match `checkpoint.pattern`."""
-    before, _, after = pattern.partition("{step}")
-    match = re.fullmatch(re.escape(before) + _STEP + re.escape(after), name)
+    match = _step_form(pattern).fullmatch(name)
     return int(match[1]) if match else None
+
+
+@functools.lru_cache(maxsize=16)
+def _step_form(pattern: str) -> re.Pattern[str]:
+    before, _, after = pattern.partition("{step}")
+    return re.compile(re.escape(before) + _STEP + re.escape(after))
 
 
 def relative_to_run(path: Path, run_dir: Path) -> str:

@@ -64,7 +64,8 @@ def for_resume(request: Request, experiment: str, parent: Run | None) -> ResumeC
     if parent.experiment != experiment or request.reresolve:
         resolved = resolve_anew(request, experiment)
         return ResumeConfig(resolved, changes(parent.config, resolved, schema), own, ())
-    resolved = _with_extra_args(config.override(parent.config, request.settings, schema), request)
+    source = f"the config of run '{parent.run_id}'"
+    resolved = _with_extra_args(config.override(parent.config, request.settings, schema, source), request)
     return ResumeConfig(
         resolved,
         changes(parent.config, resolved, schema),

@@ -22,8 +22,8 @@ from .durable_file import NO_HARD_LINKS, DurableFile
 from .errors import KitError
 from .files import fsync_directory, temp_path
 from .manifest import Manifest
-from .paths import BEST_PATTERN, STEP_PATTERN, RunPaths, checkpoint_name, manifest_path, relative_to_run
-from .trainer_env import journal_event, lineage, run_dir
+from .paths import RunPaths, checkpoint_name, manifest_path, relative_to_run
+from .trainer_env import checkpoint_patterns, journal_event, lineage, run_dir
 
 # Two in a row: the disk is dying, and training on would only pretend to be saved.
 MAX_IO_ERRORS = 2
@@ -52,8 +52,8 @@ def save_checkpoint(
     best: dict[str, Any] | None = None,
     keep_last: int | None = None,
     keep_every: int | None = None,
-    pattern: str = STEP_PATTERN,
-    best_pattern: str = BEST_PATTERN,
+    pattern: str | None = None,
+    best_pattern: str | None = None,
     log_fn: Callable[[str], Any] = print,
 ) -> Path | None:
     """Save everything that makes the next step what it is; call it between two optimizer steps.
@@ -70,6 +70,8 @@ def save_checkpoint(
         best: {'score': float, 'weights': 'raw'|'ema'|'swa'} where this step is a new best.
         keep_last: how many of the newest to keep (at least two stay); None: nothing is ever removed.
         keep_every: steps that this divides are kept for good.
+        pattern, best_pattern: file names, with {step} in the first; None for `checkpoint.pattern` and
+            `checkpoint.best_pattern` of the run's config, which is where the launcher looks for them.
 
     Returns:
         The checkpoint, durable and with its manifest; None where the save failed (disk full, ...): that is said,
@@ -81,6 +83,8 @@ def save_checkpoint(
     started = time.monotonic()
     _refuse_arguments(step, best, last_fast_eval)
     folder = Path(directory)
+    own_pattern, own_best_pattern = checkpoint_patterns()
+    pattern, best_pattern = pattern or own_pattern, best_pattern or own_best_pattern
     target = folder / checkpoint_name(pattern, step)
     kinds = {"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "ema": ema, "swa": swa}
     counters = {"epoch": epoch, "best_val_loss": best_val_loss, "lr_scale": lr_scale}

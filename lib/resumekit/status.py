@@ -50,6 +50,8 @@ def observe(run: Run, state: State, view: View) -> dict[str, Any]:
     max_steps, parent_step = _count(run.setting("training", "max_steps")), _count(run.parent_step)
     step, speed = state.get("step"), measured_speed(state) or state.get("steps_per_sec")
     record = run.record
+    is_now = state_of(state, view, max_steps, shows_steps=_shows_steps(run))
+    ended_at = _text((state.get("exited") or {}).get("at"))
     return {
         "run_id": run.run_id,
         "global_step": step if step is not None else parent_step,
@@ -58,8 +60,8 @@ def observe(run: Run, state: State, view: View) -> dict[str, Any]:
         "last_fast_eval_step": state.get("last_fast_eval_step"),
         "last_full_eval_step": state.get("last_full_eval_step"),
         "best_eval_acc": state.get("best_eval_acc"),
-        **_etas(run, step, speed, max_steps, view.now),
-        "state": state_of(state, view, max_steps, shows_steps=_shows_steps(run)),
+        **_etas(run, step, speed if is_now in LIVE else None, max_steps, view.now),
+        "state": is_now,
         "phase": state.get("phase"),
         "experiment": _text(run.experiment),
         "parent_run_id": _text(record.get("parent_run_id")),
@@ -80,7 +82,7 @@ def observe(run: Run, state: State, view: View) -> dict[str, Any]:
         "pid_started_at": launched.get("at"),
         "pid_start_ticks": trainer.get("start_ticks"),
         "started_at": launched.get("at"),
-        "heartbeat_at": utc_now(view.now),
+        "heartbeat_at": ended_at if is_now in ENDED and ended_at else utc_now(view.now),
         "last_progress_at": state.get("last_progress_at"),
         "exit_code": view.end.get("code") if view.end else None,
         "last_warning": state.get("last_warning"),

@@ -14,7 +14,8 @@ from typing import Any
 
 from . import journal
 from .files import UnreadableFile, read_json
-from .paths import RunPaths
+from .paths import BEST_PATTERN, STEP_PATTERN, RunPaths
+from .runs import open_run
 
 
 def run_dir() -> Path | None:
@@ -52,6 +53,21 @@ def journal_event(event: str, /, **fields: Any) -> None:
         journal.append(RunPaths(folder).journal, event, os.environ.get("RESUMEKIT_RUN_ID"), **fields)
     except OSError:
         return
+
+
+def checkpoint_patterns() -> tuple[str, str]:
+    """Return `checkpoint.pattern` and `checkpoint.best_pattern` of this run's config; the kit's own without one.
+
+    The launcher looks for checkpoints by these names: saved under others they would not be found again.
+    """
+    folder = run_dir()
+    return _patterns(str(folder)) if folder else (STEP_PATTERN, BEST_PATTERN)
+
+
+@lru_cache(maxsize=4)
+def _patterns(folder: str) -> tuple[str, str]:
+    run = open_run(Path(folder))
+    return run.step_pattern, run.best_pattern
 
 
 @lru_cache(maxsize=4)
