@@ -16,7 +16,7 @@ from typing import NamedTuple
 from .errors import NoStableCheckpoint
 from .files import UnreadableFile
 from .grades import PLAUSIBLE, PROVEN, WEIGHTS, WITNESSED, examine
-from .paths import BEST_PATTERN, MANIFEST_SUFFIX, STEP_PATTERN, step_of_name
+from .paths import BEST_PATTERN, MANIFEST_SUFFIX, STEP_PATTERN, step_form, step_of_name
 
 CHOSEN, PASSED, OLDER = "chosen", "passed", "older"
 MAX_ODD_NAMES = 20
@@ -277,11 +277,13 @@ def _sorted_out(names: set[str], pattern: str) -> tuple[list[tuple[int, str]], l
     Those are step_-1, step_1e5, Arabic digits, a newline at the end and their like; the first few of them.
     """
     before, _, after = pattern.partition("{step}")
+    form = step_form(pattern)
     steps, odd = [], []
     for name in names:
-        if name.startswith(before) and name.rstrip().endswith(after):
-            step = step_of_name(name, pattern)
-            odd.append(name) if step is None else steps.append((step, name))
+        if match := form.fullmatch(name):
+            steps.append((int(match[1]), name))
+        elif name.startswith(before) and name.rstrip().endswith(after):
+            odd.append(name)
     return sorted(steps, reverse=True), sorted(odd)[:MAX_ODD_NAMES]
 
 

@@ -6,12 +6,13 @@ Whatever comes from outside is read with a limit, from a regular file, and never
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import time
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path  # 8 ms, and only the signatures name it
 
 # A temp file of ours: `.NAME.tmp-<pid>-<start time of that process>-<8 hex digits>`; swept when its writer is dead.
 TEMP_MARK = ".tmp-"
@@ -121,6 +122,8 @@ def read_bounded(path: Path, limit_bytes: int = SMALL_FILE_BYTES) -> bytes:
 
 def read_json(path: Path, limit_bytes: int = SMALL_FILE_BYTES) -> Any:
     """Read a small JSON file; UnreadableFile for anything that is not strict JSON (NaN and deep nesting too)."""
+    import json  # 2 ms that a reader of checkpoints need not pay
+
     data = read_bounded(path, limit_bytes)
     try:
         return json.loads(data, parse_constant=_refuse_constant)
@@ -130,6 +133,8 @@ def read_json(path: Path, limit_bytes: int = SMALL_FILE_BYTES) -> Any:
 
 def to_json(value: Any, *, indent: int | None = 2) -> bytes:
     """Return strict JSON (no NaN token) as UTF-8, with a newline at its end; lone surrogates are escaped."""
+    import json  # as in read_json
+
     return json.dumps(value, indent=indent, allow_nan=False).encode() + b"\n"
 
 

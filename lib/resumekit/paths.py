@@ -135,12 +135,13 @@ def checkpoint_name(pattern: str, step: int) -> str:
 
 def step_of_name(name: str, pattern: str) -> int | None:
     """Return the step in a checkpoint's file name, or None if the whole name does not match `checkpoint.pattern`."""
-    match = _step_form(pattern).fullmatch(name)
+    match = step_form(pattern).fullmatch(name)
     return int(match[1]) if match else None
 
 
 @functools.lru_cache(maxsize=16)
-def _step_form(pattern: str) -> re.Pattern[str]:
+def step_form(pattern: str) -> re.Pattern[str]:
+    """Return the form of a step checkpoint's whole name under `checkpoint.pattern`; its first group is the step."""
     before, _, after = pattern.partition("{step}")
     return re.compile(re.escape(before) + _STEP + re.escape(after))
 
