@@ -14,7 +14,7 @@
 #
 #   EXP                an experiment of config.yaml (EXP-01), or a whole run id
 #   --step N           from step N (looked for on other branches too, if it is not on this one)
-#   --best             from the best checkpoint
+#   --best             from the newest best checkpoint along the history
 #   --checkpoint PATH  from this file
 #   --from RUN_ID      along the history of this run, which may be another experiment's
 #   --name NAME        the new run's name (default: its parent's)

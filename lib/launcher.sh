@@ -67,6 +67,8 @@ kit_setup() { # <path of the command> <argument>...: tracing, and the Python tha
   found="$(type -P -- "$KIT_PYTHON" || true)"
   [[ -n $found ]] || die "$KIT_TOOL_MISSING" \
     "no Python at '$KIT_PYTHON': run 'make setup', or set PYTHON=/path/to/python (3.10 or newer)"
+  # Absolute, without following the link that a venv's python is: the trainer starts in another folder.
+  [[ $found == /* ]] || found="$PWD/$found"
   KIT_PYTHON="$found"
 }
 
@@ -178,6 +180,12 @@ kit_supervise() { # <run-id> <run-dir> <cwd> <token> <config-hash> <output-log> 
   kit_keep_sidecar &
   keeper=$!
   kit_wait_for "$shim" || code=$?
+  if [[ ! -e $KIT_RUN_DIR/exit.json && ! -e $KIT_RUN_DIR/journal.jsonl ]]; then
+    kit_say "the trainer was never started; the last lines of '$KIT_OUTPUT_LOG' say why"
+    # The sidecar waits for a launcher that lives: nobody else will come.
+    kill -KILL "$keeper" 2>/dev/null || true
+    return "$KIT_TOOL_MISSING"
+  fi
   if [[ ! -e $KIT_RUN_DIR/exit.json ]]; then
     kit_say "the process that watches the trainer was killed; following the run until the trainer ends"
     kit_wait_for "$keeper" || true
@@ -185,7 +193,7 @@ kit_supervise() { # <run-id> <run-dir> <cwd> <token> <config-hash> <output-log> 
   fi
   kit_wait_for_last_lines "$keeper"
   if ((code != 0 && KIT_SIGNALS == 0)) && [[ -n $KIT_CHECKPOINT ]] && kit_checkpoint_is_damaged; then
-    kit_say "the checkpoint's bytes differ from its manifest: quarantined, taking the next one"
+    kit_say "the checkpoint failed its proof: quarantined, taking the next one"
     exec "$KIT_COMMAND" "${KIT_ARGUMENTS[@]}"
   fi
   return "$code"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -392,3 +394,56 @@ def test_a_key_with_a_default_that_a_lab_has_added_since_does_not_make_a_branch_
     done = subprocess.run(line, env=kit.env, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["relation"] == "continue"
     assert json.loads(done.stdout)["parent_run_id"] == run.name
+
+
+def test_a_file_that_the_trainer_loads_beside_its_checkpoint_puts_nothing_into_quarantine(kit: Kit):
+    """The verdict in the run folder is about one file; a damaged teacher is not the checkpoint that was resumed."""
+    from resumekit import proof, quarantine
+    from resumekit.paths import RunPaths
+
+    run = killed(kit, at=12)
+    good, teacher = run / "checkpoints/hrm_arc_step_10.pt", kit.folder / "teacher.pt"
+    shutil.copy(good, teacher)
+    damage(teacher)
+    child = kit.runs / "T-1_toy_resume@10_20260101-0000"
+    child.mkdir()
+    assert proof.prove_for_run(child, teacher) == 3
+    assert quarantine.quarantine_damaged(child, good) is False
+    assert quarantine.quarantined_names(RunPaths(run)) == frozenset()
+
+
+def test_a_checkpoint_put_back_from_a_backup_is_no_longer_in_quarantine(kit: Kit):
+    from resumekit import quarantine
+    from resumekit.paths import RunPaths
+
+    run = RunPaths(killed(kit, at=12))
+    path = run.checkpoints / "hrm_arc_step_10.pt"
+    quarantine.put_in_quarantine(run, path.name, "digest differs")
+    assert quarantine.quarantined_names(run) == {path.name}
+    shutil.copy(path, kit.folder / "backup.pt")
+    path.unlink()
+    shutil.copy(kit.folder / "backup.pt", path)
+    assert quarantine.quarantined_names(run) == frozenset()
+
+
+def test_a_trainer_that_outlives_its_wrapper_is_not_joined_by_a_second_one(kit: Kit):
+    kit.config("--save-every", "5", training={"max_steps": 20})
+    own = json.loads(kit.config_file.read_text())
+    own["trainer"]["command"] = [
+        "bash",
+        "-c",
+        '"$@"; true',
+        "wrapper",
+        *own["trainer"]["command"],
+        "--at",
+        "12",
+        "hang",
+    ]
+    kit.config_file.write_text(json.dumps(own))
+    process = kit.popen("run", "T-1")
+    run = kit.started()
+    wait_until(lambda: (run / "checkpoints/hrm_arc_step_10.pt").exists(), "step 10")
+    os.kill(events(run, "launched")[0]["trainer"]["pid"], signal.SIGKILL)
+    process.communicate(timeout=60)
+    said = kit("resume", "T-1", code=6).stderr
+    assert f"'{run.name}' has ended, but processes of its trainer still run (pid " in said

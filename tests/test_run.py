@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -241,3 +242,29 @@ def test_a_failed_start_takes_its_folder_away_again(kit: Kit):
     write_checkpoint(kit.folder / "one.pt", 3)
     assert kit("run", "T-1", "--resume", str(kit.folder / "one.pt"), code=1).stderr.count("\n") <= 3
     assert not list(kit.runs.glob("T-1*")) and not list((kit.runs / ".live").glob("*"))
+
+
+def test_of_two_first_starts_at_once_one_begins_and_the_other_is_refused(kit: Kit):
+    kit.config("--delay", "0.3", training={"max_steps": 10})
+    both = [kit.popen("run", "T-1") for _ in range(2)]
+    ends = [(process.communicate(timeout=120)[1].decode(), process.returncode) for process in both]
+    assert sorted(code for _, code in ends) == [0, 6]
+    assert len(kit.run_dirs()) == 1
+    (refused,) = (said for said, code in ends if code == 6)
+    assert "is just being started by another command" in refused or "is alive" in refused
+
+
+def test_a_relative_python_works_wherever_the_trainer_runs(kit: Kit):
+    (kit.folder / "py").mkdir()
+    (kit.folder / "py/python").symlink_to(sys.executable)
+    done = kit("run", "T-1", env={"PYTHON": "py/python"}, cwd=kit.folder)
+    assert "done at step 5" in done.stdout
+
+
+def test_a_shim_that_cannot_start_ends_the_launcher_with_a_sentence(kit: Kit):
+    """Nobody may wait for ever for a trainer that never came."""
+    broken = kit.folder / "python"
+    broken.write_text(f'#!/bin/sh\ncase "$*" in *shim.py*) exit 1;; esac\nexec {sys.executable} "$@"\n')
+    broken.chmod(0o755)
+    said = kit("run", "T-1", code=127, env={"PYTHON": str(broken)}).stderr
+    assert "the trainer was never started" in said

@@ -575,3 +575,21 @@ def test_under_the_kit_the_files_get_the_names_that_the_launcher_looks_for(run_d
     assert path.name == "model_7.pt"
     assert sorted(p.name for p in path.parent.glob("*.pt")) == ["model_7.pt", "model_best.pt"]
     trainer_env._patterns.cache_clear()
+
+
+def test_a_step_that_was_trained_again_after_going_back_is_saved_with_its_new_content(tmp_path: Path) -> None:
+    model, optimizer = small_model()
+    for step in (10, 20, 10):  # back to 10, with other weights
+        with torch.no_grad():
+            next(model.parameters()).add_(1.0)
+        path = save_checkpoint(tmp_path, step, model=model, optimizer=optimizer, log_fn=quiet)
+    found = torch.load(path, weights_only=True)["model_state_dict"]
+    assert all(torch.equal(value, found[name]) for name, value in model.state_dict().items())
+    assert manifest.read(path).sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_step_saved_finite_replaces_the_same_step_saved_with_a_nan(tmp_path: Path) -> None:
+    model, optimizer = small_model()
+    save_checkpoint(tmp_path, 10, model=model, optimizer=optimizer, loss=float("nan"), log_fn=quiet)
+    path = save_checkpoint(tmp_path, 10, model=model, optimizer=optimizer, loss=0.5, log_fn=quiet)
+    assert manifest.read(path).finite is True

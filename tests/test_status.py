@@ -46,7 +46,8 @@ def end(code: int, signal: int | None = None) -> dict[str, Any]:
         (STEPPED, DEAD, ALIVE, end(0), "ended_early"),  # `sys.exit(256)` is 0 too
         ({**STEPPED, "step": 100}, DEAD, ALIVE, end(0), "finished"),
         ({**STEPPED, "step": 101}, DEAD, DEAD, end(0), "finished"),
-        (LAUNCHED, DEAD, ALIVE, end(0), "finished"),  # its steps cannot be seen
+        (LAUNCHED, DEAD, ALIVE, end(0), "ended_early"),  # it did nothing that could be seen
+        ({**LAUNCHED, "last_checkpoint_step": 90}, DEAD, ALIVE, end(0), "finished"),  # it tells saves, not steps
         (STEPPED, DEAD, ALIVE, end(1), "failed"),
         ({**STEPPED, "step": 100}, DEAD, ALIVE, end(3), "failed"),
         (STEPPED, DEAD, ALIVE, end(137, 9), "failed"),
@@ -60,6 +61,13 @@ def end(code: int, signal: int | None = None) -> dict[str, Any]:
 )
 def test_the_state_has_a_name(state: dict, trainer: str, launcher: str, ended: dict | None, name: str) -> None:
     assert status.state_of(state, View(trainer, launcher, ended, 0.0), 100) == name
+
+
+def test_a_trainer_whose_steps_cannot_be_seen_and_that_was_stopped_has_not_finished() -> None:
+    """It saves and exits with 0 on TERM: the next command must go on with it, not call it done."""
+    view = View(DEAD, ALIVE, end(0), 0.0)
+    assert status.state_of({**LAUNCHED, "stopped": {"by": "TERM"}}, view, None, shows_steps=False) == "stopped"
+    assert status.state_of(LAUNCHED, view, None, shows_steps=False) == "finished"
 
 
 def test_a_trainer_whose_steps_cannot_be_seen_is_running_when_it_is_there() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import claims, config, heads, status
+from . import claims, config, heads, processes, status
 from .changes import Change
 from .checkpoints import Candidate
 from .errors import Refused, UsageError
@@ -69,6 +69,7 @@ def choose_start(request: Request) -> Choice:
         return _fresh(request, table, ())
     found = heads.search(request, table)
     head = found.head
+    _refuse_starting(table, heads.experiment_of(request))
     if head is None:
         return _fresh(request, table, ())
     if heads.has_checkpoints(found, table):
@@ -125,6 +126,7 @@ def _resume(request: Request, table: RunTable, found: heads.Found, *said: str) -
     refuse_forbidden(new, step)
     if relation == CONTINUE:
         _refuse_live(parent, "stop it first, or branch from one of its steps with --step")
+        _refuse_orphans(parent)
         _refuse_finished(parent)
         refuse_continued(parent, table)
     if found.others and not request.goes_back:
@@ -159,6 +161,26 @@ def _refuse_live(run: Run, advice: str) -> None:
     if run.is_ours and seen["state"] in status.LIVE:
         where = f"pid {seen['pid']} on {seen['host']}" if seen["pid"] else "it is starting"
         raise Refused(f"'{run.run_id}' is alive ({seen['state']}, {where}): {advice}")
+
+
+def _refuse_starting(table: RunTable, experiment: str) -> None:
+    """Refuse while another command is just starting this experiment: its run is no head before it has a trainer."""
+    for run in table.of_experiment(experiment):
+        if run.is_ours and not run.has_started and status.current(run)["state"] == "starting":
+            raise Refused(f"'{run.run_id}' is just being started by another command: wait for it, or use --fresh")
+
+
+def _refuse_orphans(run: Run) -> None:
+    """Refuse while processes of its trainer's session still live: a wrapper may have died before what it wrapped."""
+    launched = status.read_state(run).get("launched") or {}
+    leader = processes.identity_from(launched.get("trainer"))
+    left = processes.session_members(leader) if leader else []
+    if left:
+        pids = ", ".join(str(member.pid) for member in left)
+        raise Refused(
+            f"'{run.run_id}' has ended, but processes of its trainer still run (pid {pids}): end them first, "
+            "or branch from one of its steps with --step"
+        )
 
 
 def _refuse_finished(parent: Run) -> None:

@@ -26,11 +26,21 @@ HasStarted = Callable[[str], bool]
 
 @contextlib.contextmanager
 def locked(path: Path, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
-    """Hold the lock file at `path`; Refused if somebody else holds it longer than `wait_s` seconds.
+    """Hold the lock file at `path`, made if it is not there; Refused as in `held`."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with held(os.open(path, flags, 0o666), path, wait_s):
+        yield
+
+
+@contextlib.contextmanager
+def held(descriptor: int, path: Path, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
+    """Hold the lock of an open file and close it at the end.
 
     The descriptor is closed on exec, so that no child keeps the lock.
+
+    Raises:
+        Refused: somebody else holds it for longer than `wait_s` seconds.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     try:
         deadline = time.monotonic() + wait_s
         while not try_lock(descriptor):
@@ -122,7 +132,9 @@ def release_continuation(run: RunPaths, child_run_id: str) -> None:
 
 def pin_step(run: RunPaths, step: int, child_run_id: str) -> None:
     """Keep the checkpoint of `step` from being pruned by its own run; OSError if nothing can be written there."""
-    _write_claim(_pin(run, step, child_run_id), {"run_id": child_run_id, "at": utc_now()})
+    # Not between the look of its pruning and the removal; a folder that the kit did not make is not pruned.
+    with locked(run.lock) if os.path.lexists(run.run_json) else contextlib.nullcontext():
+        _write_claim(_pin(run, step, child_run_id), {"run_id": child_run_id, "at": utc_now()})
 
 
 def release_pin(run: RunPaths, step: int, child_run_id: str) -> None:

@@ -65,11 +65,12 @@ def _launch(arguments: list[str], choose: Callable[[Any], Any], prog: str) -> in
     from . import code_state, launch, page, preflight
 
     snapshot = code_state.start_snapshot(request.root)  # git looks while we choose
-    choice = choose(request)
-    ready = preflight.check(choice, request)
-    for sentence in (*choice.said, page.headline(choice)):
-        _say(prog, sentence)
-    run = launch.prepare(choice, request, ready, snapshot, options.launcher_pid, [prog, *_typed(arguments)])
+    with launch.one_start_at_a_time(request):
+        choice = choose(request)
+        ready = preflight.check(choice, request)
+        for sentence in (*choice.said, page.headline(choice)):
+            _say(prog, sentence)
+        run = launch.prepare(choice, request, ready, snapshot, options.launcher_pid, [prog, *_typed(arguments)])
     _say(prog, f"run {run.run_id}")
     # Paths are bytes to the shell: what Python could not decode goes out as it came in.
     sys.stdout.buffer.write(b"".join(os.fsencode(field) + b"\0" for field in run.answer()))

@@ -19,7 +19,7 @@ Config = dict[str, Any]
 
 def broken(config: Config, schema: Schema) -> Iterator[str]:
     """Yield one sentence for each rule that a resolved config breaks; a key that is absent breaks none."""
-    for rule in (_command, _replay, _cadence, _warmup, _heads, _swap, _names, _patterns):
+    for rule in (_command, _copy, _replay, _cadence, _warmup, _heads, _swap, _names, _patterns):
         if sentence := rule(config):
             yield sentence
     if sentence := _oom_set(config["abort"]["oom_set"], schema):
@@ -54,6 +54,16 @@ def _replay(config: Config) -> str | None:
         f"checkpoint.keep_last x checkpoint.every is {checkpoint['keep_last']} x {checkpoint['every']} = {reach} steps,"
         f" less than recover.replay_steps {recover['replay_steps']}: a recovery goes back that far and needs a"
         f" checkpoint there; keep more, or replay less"
+    )
+
+
+def _copy(config: Config) -> str | None:
+    trainer = config["trainer"]
+    if not trainer.get("loads_with_kit") or not trainer.get("checkpoint_in"):
+        return None
+    return (
+        "trainer.checkpoint_in is set and trainer.loads_with_kit is true: a trainer that loads with the kit proves the"
+        " very file that it is told of, and a copy would be another one; give it {checkpoint} in trainer.resume_args"
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from . import claims, proof
@@ -54,7 +55,7 @@ def search(request: Request, table: RunTable) -> Found:
     """
     head, others = _head(request, table)
     if request.checkpoint is not None:
-        holder = run_around(table, request.checkpoint)
+        holder = run_around(table, Path(os.path.realpath(request.checkpoint)))
         head = holder or head
         return Found(head, holder, _select(request, head, table.history(head) if head else []))
     if head is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,9 @@ from .heads import holder_of
 from .paths import RunPaths
 from .request import Request
 from .runs import Run
+
+# Fifty commands at once take a tenth of a second each.
+START_WAIT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,23 @@ class Launch:
         prove = str(self.prove) if self.prove else ""
         return [self.run_id, str(self.paths.run_dir), str(self.cwd), self.token, self.config_hash,
                 str(self.paths.output_log), prove, str(self.head or ""), *self.argv]  # fmt: skip
+
+
+@contextlib.contextmanager
+def one_start_at_a_time(request: Request) -> Iterator[None]:
+    """Let one command choose and make its folder at a time, where it may begin anew without being told to.
+
+    Two `run.sh EXP` at once, a person's and cron's, must not both find nothing and both begin.
+    """
+    if request.fresh or request.goes_back:
+        yield
+        return
+    # The config file is locked: it is there, and nothing has to be made before it is known that a run will be.
+    path = request.config_file.path
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # a file system without locks
+            stack.enter_context(claims.held(os.open(path, os.O_RDONLY | os.O_CLOEXEC), path, START_WAIT_S))
+        yield
 
 
 def prepare(
@@ -117,7 +137,7 @@ def _claim_parent(choice: Choice, paths: RunPaths, launcher: processes.Identity 
         return
     if choice.relation == CONTINUE:
         _claim_head(choice, parent, paths.run_dir.name, launcher)
-    with contextlib.suppress(OSError):  # a folder we may not write to is not pruned by a run of ours either
+    with contextlib.suppress(OSError, Refused):  # a folder we may not write to is not pruned by a run of ours either
         claims.pin_step(holder_of(candidate, parent, choice.table).paths, choice.step, paths.run_dir.name)
     if not os.path.lexists(candidate.path):
         raise Refused(f"'{candidate.path}' was pruned while this resume was being made: try again")
@@ -140,7 +160,7 @@ def _to_prove(choice: Choice) -> Path | None:
     """Return the checkpoint that is proven beside the trainer's start: where the trainer's own load waits for it."""
     if choice.candidate is None or not choice.config["trainer"]["loads_with_kit"]:
         return None
-    return choice.candidate.path.absolute()
+    return preflight.chosen_file(choice)
 
 
 def _fill(
@@ -156,6 +176,7 @@ def _fill(
     write_atomic(paths.run_json, to_json(record), durable=True)
     paths.checkpoints.mkdir(parents=True, exist_ok=True)
     paths.logs.mkdir(parents=True, exist_ok=True)
+    paths.status.parent.mkdir(parents=True, exist_ok=True)
     config.write_resolved(paths.run_dir, choice.config)
     write_new(paths.config_copy, request.config_file.content)
     environment = {

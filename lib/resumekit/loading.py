@@ -176,7 +176,9 @@ def _proof_of(descriptor: int, path: Path) -> proof.Proof:
     found = proof.wait_for(target, descriptor) if target else None
     if found is None:
         found = proof.prove(descriptor, path)
-        if target is not None and not found.is_good:
+        pending = proof.read(target) if target is not None else None
+        is_ours = pending is None or os.path.realpath(pending.path) == os.path.realpath(path)
+        if target is not None and not found.is_good and is_ours:
             with contextlib.suppress(OSError):  # the verdict holds all the same; the launcher computes its own
                 proof.write(target, found)
     return found

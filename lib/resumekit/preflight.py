@@ -5,6 +5,7 @@ Reads the file system; writes nothing, so that --dry-run finds what the start wo
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 from . import command, config, interpreter
 from .choice import Choice
 from .errors import InvalidFile, UsageError
-from .paths import KIT_ROOT, LIB, RunPaths
+from .paths import KIT_ROOT, LIB, RunPaths, checkpoint_name
 from .redaction import secret_word
 from .request import Request, root_of
 
@@ -75,7 +76,22 @@ def checkpoint_for_trainer(choice: Choice, paths: RunPaths) -> Path | None:
     if choice.candidate is None:
         return None
     wanted = config.get(choice.config, "trainer.checkpoint_in")
-    return choice.candidate.path.absolute() if wanted is None else paths.run_dir / wanted
+    return chosen_file(choice) if wanted is None else paths.run_dir / wanted
+
+
+def chosen_file(choice: Choice) -> Path:
+    """Return the file of a choice; for the best one its step's own file, which is the same as long as it is there.
+
+    The best name moves on when a live parent has a new best, its step's file does not.
+    """
+    candidate = choice.candidate
+    path = candidate.path.absolute()
+    if choice.parent and path.name == choice.parent.best_pattern and candidate.step is not None:
+        own = path.with_name(checkpoint_name(choice.parent.step_pattern, candidate.step))
+        with contextlib.suppress(OSError):
+            if os.path.samefile(own, path):
+                return own
+    return path
 
 
 def trainer_argv(choice: Choice, paths: RunPaths, ready: Ready) -> list[str]:
@@ -152,6 +168,6 @@ def copy_checkpoint(choice: Choice, paths: RunPaths) -> None:
     A copy, not a link: the trainer may write into it, and the parent's file must stay as it is.
     """
     target = checkpoint_for_trainer(choice, paths)
-    if target is not None and choice.candidate is not None and target != choice.candidate.path.absolute():
+    if target is not None and choice.candidate is not None and target != chosen_file(choice):
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(choice.candidate.path, target)
+        shutil.copyfile(chosen_file(choice), target)

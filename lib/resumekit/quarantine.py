@@ -16,18 +16,34 @@ MAX_BYTES = 1 << 20
 
 
 def quarantined_names(run: RunPaths) -> frozenset[str]:
-    """Return the file names that are quarantined in a run; an unreadable list counts as empty."""
-    return frozenset(str(entry.get("file")) for entry in _entries(run))
+    """Return the file names that are quarantined in a run; an unreadable list counts as empty.
+
+    An entry is about the bytes that failed: a file that was put back from a backup since is another one.
+    """
+    return frozenset(
+        str(entry.get("file"))
+        for entry in _entries(run)
+        if not entry.get("is") or _bytes_of(run.checkpoints / str(entry.get("file"))) in (entry["is"], None)
+    )
 
 
 def put_in_quarantine(run: RunPaths, name: str, reason: str) -> None:
     """Add a checkpoint's file name with the reason, under the run's lock; the file itself is left alone."""
     with locked(run.lock):
-        entries = _entries(run)
-        if any(entry.get("file") == name for entry in entries):
+        if name in quarantined_names(run):
             return
-        entry = {"file": os.path.basename(name), "reason": reason, "at": utc_now()}
-        write_atomic(run.quarantine, to_json([*entries, entry]), durable=True)
+        known = _bytes_of(run.checkpoints / name)
+        entry = {"file": os.path.basename(name), "is": known, "reason": reason, "at": utc_now()}
+        write_atomic(run.quarantine, to_json([*_entries(run), entry]), durable=True)
+
+
+def _bytes_of(path: Path) -> list[int] | None:
+    """Return what tells one content of a file from another without reading it: size, mtime in ns, inode."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return [found.st_size, found.st_mtime_ns, found.st_ino]
 
 
 def _entries(run: RunPaths) -> list[dict[str, object]]:
@@ -52,6 +68,8 @@ def quarantine_damaged(run_dir: Path, checkpoint: Path) -> bool:
     verdict = proof.read(open_run(run_dir).paths.proof)
     if verdict is None or verdict.verdict not in (proof.DIFFERS, proof.UNREADABLE):
         return False
+    if os.path.realpath(verdict.path) != os.path.realpath(checkpoint):
+        return False  # about another file, one that the trainer loads beside it
     holder = run_around(RunTable(run_dir.parent), checkpoint)
     if holder is None:
         return False

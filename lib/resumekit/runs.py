@@ -70,13 +70,13 @@ class Run:
 
     @cached_property
     def has_started(self) -> bool:
-        """Whether it ever had a trainer: it has a journal, or in a folder that the kit did not make, anything of one.
+        """Whether it ever had a trainer: its journal says `launched`; in a folder of somebody else, anything of one.
 
         A folder of ours without even a run.json is what is left of a launch that was killed right after its mkdir.
         """
         own = self.paths
         theirs = (own.checkpoints, own.logs, own.status)
-        return any(map(os.path.lexists, (own.journal,) if self.is_ours else theirs))
+        return _was_launched(own.journal) if self.is_ours else any(map(os.path.lexists, theirs))
 
     @cached_property
     def created_at(self) -> str:
@@ -112,6 +112,15 @@ class Run:
     def best_pattern(self) -> str:
         pattern = _text(self.setting("checkpoint", "best_pattern"))
         return pattern if pattern and "/" not in pattern else BEST_PATTERN
+
+
+def _was_launched(journal: Path) -> bool:
+    """Whether a journal begins with the `launched` event; it is the first that a run with a trainer has."""
+    try:
+        with open(journal, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            return b'"event":"launched"' in file.read(64 * 1024)
+    except OSError:
+        return False
 
 
 def open_run(run_dir: Path) -> Run:

@@ -7,6 +7,7 @@ Try it: `save_checkpoint("checkpoints", step, model=model, optimizer=optimizer)`
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import os
@@ -18,9 +19,10 @@ from typing import Any
 
 from . import checkpoint_content, manifest, pruning
 from .deferred_signals import deferred_signals
+from .disk_errors import cause
 from .durable_file import NO_HARD_LINKS, DurableFile
 from .errors import KitError
-from .files import fsync_directory, temp_path
+from .files import UnreadableFile, fsync_directory, temp_path
 from .manifest import Manifest
 from .paths import RunPaths, checkpoint_name, manifest_path, relative_to_run
 from .trainer_env import checkpoint_patterns, journal_event, lineage, run_dir
@@ -100,9 +102,20 @@ def save_checkpoint(
     if best_error is not None:
         _warn("best_failed", f"step {step} is saved, but '{best_pattern}' still is an older one: {best_error}", log_fn)
     keep = pruning.Keep(keep_last, keep_every)
-    claims = RunPaths(run_dir()).claims if run_dir() else None
-    pruning.prune(folder, keep, run_id=known.run_id, claims=claims, pattern=pattern, best_name=best_pattern)
+    _prune(folder, keep, run_id=known.run_id, pattern=pattern, best_name=best_pattern)
     return target
+
+
+def _prune(folder: Path, keep: pruning.Keep, **names: Any) -> None:
+    """Prune under the run's lock, so that no branch pins a step in between; not now if somebody holds it."""
+    own = run_dir()
+    if own is None:
+        pruning.prune(folder, keep, claims=None, **names)
+        return
+    from .claims import locked  # a run of the kit only
+
+    with contextlib.suppress(OSError, KitError), locked(RunPaths(own).lock, wait_s=1.0):
+        pruning.prune(folder, keep, claims=RunPaths(own).claims, **names)
 
 
 def _refuse_arguments(step: int, best: Any, last_fast_eval: Any) -> None:
@@ -121,14 +134,35 @@ def _write(target: Path, content: dict[str, Any], loss: Any, last_fast_eval: Any
     target.parent.mkdir(parents=True, exist_ok=True)
     _sweep_once(target.parent)
     saved = _saved.get(str(target.absolute()))
+    if saved is not None and not _is_unchanged(target, saved):
+        _withdraw_own(target, saved)
+        saved = None
     if saved is not None and os.path.lexists(target):
         known = replace(saved, last_fast_eval=last_fast_eval or saved.last_fast_eval)
         if known != saved:
             manifest.write(target, known)
     else:
         known = _write_new(target, content, loss, last_fast_eval)
-    _saved[str(target.absolute())] = known
+    _saved.pop(str(target.absolute()), None)
+    _saved[str(target.absolute())] = known  # the last one saved is the last key
     return known
+
+
+def _is_unchanged(target: Path, saved: Manifest) -> bool:
+    """Whether a step that is saved again is what it was: the last one saved, and finite.
+
+    A trainer that went back and trained the same steps again has other weights under the same number.
+    """
+    return saved.finite is True and next(reversed(_saved)) == str(target.absolute())
+
+
+def _withdraw_own(target: Path, saved: Manifest) -> None:
+    """Take an earlier file of this process out of the way of the step's new content; the manifest goes first."""
+    del _saved[str(target.absolute())]
+    with contextlib.suppress(OSError, UnreadableFile):
+        if manifest.read(target).sha256 == saved.sha256:
+            manifest_path(target).unlink()
+            target.unlink()
 
 
 def _write_new(target: Path, content: dict[str, Any], loss: Any, last_fast_eval: Any) -> Manifest:
@@ -257,30 +291,8 @@ def _warn(kind: str, message: str, log_fn: Callable[[str], Any]) -> None:
 def _failed(target: Path, step: int, error: OSError, content: dict[str, Any], log_fn: Callable[[str], Any]) -> None:
     global _io_errors
     _io_errors = _io_errors + 1 if error.errno == errno.EIO else 0
-    cause = _cause(error, target, content)
-    message = f"step {step} was not saved to '{target.parent}': {cause}"
+    reason = cause(error, target, checkpoint_content.tensor_bytes(content))
+    message = f"step {step} was not saved to '{target.parent}': {reason}"
     _warn("save_failed", f"{message}; training goes on, older checkpoints are as they were", log_fn)
     if _io_errors >= MAX_IO_ERRORS:
         raise KitError(f"{message}; that is {_io_errors} in a row, the disk is failing: move the run to another one")
-
-
-def _cause(error: OSError, target: Path, content: dict[str, Any]) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        need = checkpoint_content.tensor_bytes(content) / 1e6
-        try:
-            space = os.statvfs(target.parent)
-        except OSError:
-            return f"no space: need {need:,.1f} MB"
-        if space.f_files and not space.f_favail:
-            return "no inodes left on that disk: remove some files"
-        have = space.f_bavail * space.f_frsize / 1e6
-        quota = " (the quota is used up)" if error.errno == errno.EDQUOT else ""
-        return f"no space: need {need:,.1f} MB, have {have:,.1f} MB{quota}"
-    if error.errno == errno.EEXIST:
-        return (
-            f"'{target.name}' is there already, saved by another process, and a checkpoint is never overwritten; "
-            f"give this run a folder of its own"
-        )
-    if error.errno == errno.EFBIG:
-        return "file too large: a limit of this process (ulimit -f) or of the file system"
-    return f"{error.strerror or error}"

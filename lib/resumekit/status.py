@@ -101,7 +101,7 @@ def state_of(state: State, view: View, max_steps: int | None, *, shows_steps: bo
         shows_steps: whether steps can be expected to be seen. Without, a trainer that is there counts as running.
     """
     if view.end is not None:
-        return _end_state(state, view.end, max_steps)
+        return _end_state(state, view.end, max_steps, shows_steps)
     if not state.get("launched"):
         return "starting" if view.launcher == processes.ALIVE else "never_started"
     if view.trainer == processes.DEAD:
@@ -112,15 +112,17 @@ def state_of(state: State, view: View, max_steps: int | None, *, shows_steps: bo
     return "running" if has_begun or not shows_steps else "starting"
 
 
-def _end_state(state: State, end: dict[str, Any], max_steps: int | None) -> str:
+def _end_state(state: State, end: dict[str, Any], max_steps: int | None, shows_steps: bool) -> str:
     code, step = end.get("code"), state.get("step")
-    is_whole = step is None or max_steps is None or step >= max_steps
-    if code == 0 and is_whole:
+    has_reached_end = step is not None and max_steps is not None and step >= max_steps
+    if code == 0 and has_reached_end:
         return "finished"
     if state.get("stopped"):
         return "stopped"
     if code == 0:
-        return "ended_early"
+        # Where steps can be seen and there is an end, code 0 alone proves nothing; where they cannot, it has to do.
+        is_unseen = step is None and (not shows_steps or state.get("last_checkpoint_step") is not None)
+        return "finished" if max_steps is None or is_unseen else "ended_early"
     # 143: a trainer that saved and ended on the scheduler's TERM; one that was killed by it has a signal instead.
     return "preempted" if code == 143 and end.get("signal") is None else "failed"
 
