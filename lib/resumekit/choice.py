@@ -6,6 +6,7 @@ Try it: `bin/resume.sh EXP-01 --dry-run`
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,9 @@ from .lineage import check_name
 from .request import Request
 from .resume_config import ResumeConfig, for_resume, refuse_forbidden, resolve_anew
 from .runs import Run, RunTable
+
+# Data workers notice within seconds that their trainer is gone.
+ORPHANS_WAIT_S = 15.0
 
 FRESH = "fresh"
 CONTINUE = "continue"
@@ -174,7 +178,9 @@ def _refuse_orphans(run: Run) -> None:
     """Refuse while processes of its trainer's session still live: a wrapper may have died before what it wrapped."""
     launched = status.read_state(run).get("launched") or {}
     leader = processes.identity_from(launched.get("trainer"))
-    left = processes.session_members(leader) if leader else []
+    give_up = time.monotonic() + ORPHANS_WAIT_S
+    while (left := processes.session_members(leader) if leader else []) and time.monotonic() < give_up:
+        time.sleep(0.2)
     if left:
         pids = ", ".join(str(member.pid) for member in left)
         raise Refused(
