@@ -45,7 +45,9 @@ lint: $(READY) ## ruff, shellcheck, shfmt
 
 .PHONY: campaign
 campaign: $(READY) ## the long versions of the sampled tests (an hour or so)
-	@RESUMEKIT_CAMPAIGN=1 $(PY) -m pytest -q -n 2 --dist worksteal -m campaign tests
+	@$(PY) tests/campaign_checkpoints.py --kills 300 --mutants 2000 --seed 1
+	@$(PY) tests/campaign_example_cuts.py --cuts 60 --seed 1
+	@$(PY) -m pytest -q -n 2 --dist worksteal -m campaign tests
 
 .PHONY: bench
 bench: $(READY) ## ratios side by side with peers, 40 minutes; ROWS="1 3" for some of them
