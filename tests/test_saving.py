@@ -593,3 +593,13 @@ def test_a_step_saved_finite_replaces_the_same_step_saved_with_a_nan(tmp_path: P
     save_checkpoint(tmp_path, 10, model=model, optimizer=optimizer, loss=float("nan"), log_fn=quiet)
     path = save_checkpoint(tmp_path, 10, model=model, optimizer=optimizer, loss=0.5, log_fn=quiet)
     assert manifest.read(path).finite is True
+
+
+def test_a_step_that_a_branch_stands_on_is_kept_when_it_is_trained_again(run_dir: Path) -> None:
+    model, optimizer = small_model()
+    folder = run_dir / "checkpoints"
+    paths = [save_checkpoint(folder, step, model=model, optimizer=optimizer, log_fn=quiet) for step in (10, 20)]
+    before = paths[0].read_bytes()
+    (run_dir / "claims" / "pin_10_T-1_branch.json").write_text("{}")
+    assert save_checkpoint(folder, 10, model=model, optimizer=optimizer, log_fn=quiet) is None
+    assert paths[0].read_bytes() == before

@@ -28,8 +28,8 @@ def cause(error: OSError, target: Path, need_bytes: int) -> str:
         return f"no space: need {need:,.1f} MB, have {have:,.1f} MB{quota}"
     if error.errno == errno.EEXIST:
         return (
-            f"'{target.name}' is there already, saved by another process, and a checkpoint is never overwritten; "
-            f"give this run a folder of its own"
+            f"'{target.name}' is there already, saved by another process or pinned by a branch, and is never "
+            f"overwritten; give this run a folder of its own"
         )
     if error.errno == errno.EFBIG:
         return "file too large: a limit of this process (ulimit -f) or of the file system"

@@ -45,12 +45,6 @@ class InvalidFile(KitError):
     exit_code = INVALID
 
 
-class NeedsAccept(KitError):
-    """The plan is possible and wants a person's consent."""
-
-    exit_code = NEEDS_ACCEPT
-
-
 class Refused(KitError):
     """The plan is refused, or another head is alive."""
 

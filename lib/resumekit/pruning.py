@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import manifest
+from .claims import locked
+from .errors import KitError
 from .files import UnreadableFile, read_json
-from .paths import MANIFEST_SUFFIX, checkpoint_name, manifest_path, step_of_name
+from .paths import MANIFEST_SUFFIX, RunPaths, checkpoint_name, manifest_path, step_of_name
 from .proof import start_ticks
 
 MIN_PROVEN = 2
@@ -66,6 +68,21 @@ def prune(
             removed.append(path)
             manifest_path(path).unlink()
     return removed
+
+
+def prune_own(folder: Path, keep: Keep, run_dir: Path | None, **names: str | None) -> None:
+    """Prune under the run's lock, so that no branch pins a step in between; not now if somebody holds it.
+
+    Args:
+        run_dir: the run folder; None without the kit, where nobody pins.
+        names: run_id, pattern and best_name, as for `prune`.
+    """
+    if run_dir is None:
+        prune(folder, keep, claims=None, **names)
+        return
+    own = RunPaths(run_dir)
+    with contextlib.suppress(OSError, KitError), locked(own.lock, wait_s=1.0):
+        prune(folder, keep, claims=own.claims, **names)
 
 
 def pinned_steps(claims: Path | None) -> frozenset[int]:

@@ -200,10 +200,6 @@ class RunTable:
         leaves = [run for run in started if run.run_id not in parents]
         return sorted(leaves, key=lambda run: (run.created_at, run.run_id), reverse=True)
 
-    def children(self, run: Run) -> list[Run]:
-        """Return the runs that were resumed from `run`; reads every run.json."""
-        return [other for other in self.all() if other is not run and self.parent(other) is run]
-
     def history(self, run: Run) -> list[tuple[Run, int | None]]:
         """Return (run, highest step that belongs to the history), newest first: the run, its parent, to the root.
 

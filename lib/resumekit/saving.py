@@ -102,20 +102,8 @@ def save_checkpoint(
     if best_error is not None:
         _warn("best_failed", f"step {step} is saved, but '{best_pattern}' still is an older one: {best_error}", log_fn)
     keep = pruning.Keep(keep_last, keep_every)
-    _prune(folder, keep, run_id=known.run_id, pattern=pattern, best_name=best_pattern)
+    pruning.prune_own(folder, keep, run_dir(), run_id=known.run_id, pattern=pattern, best_name=best_pattern)
     return target
-
-
-def _prune(folder: Path, keep: pruning.Keep, **names: Any) -> None:
-    """Prune under the run's lock, so that no branch pins a step in between; not now if somebody holds it."""
-    own = run_dir()
-    if own is None:
-        pruning.prune(folder, keep, claims=None, **names)
-        return
-    from .claims import locked  # a run of the kit only
-
-    with contextlib.suppress(OSError, KitError), locked(RunPaths(own).lock, wait_s=1.0):
-        pruning.prune(folder, keep, claims=RunPaths(own).claims, **names)
 
 
 def _refuse_arguments(step: int, best: Any, last_fast_eval: Any) -> None:
@@ -130,11 +118,15 @@ def _refuse_arguments(step: int, best: Any, last_fast_eval: Any) -> None:
 
 
 def _write(target: Path, content: dict[str, Any], loss: Any, last_fast_eval: Any) -> Manifest:
-    """Write data and manifest; what this process saved already under this name stays, and gets the newer manifest."""
+    """Write data and manifest; the step that was saved last stays as it is and gets the newer manifest."""
     target.parent.mkdir(parents=True, exist_ok=True)
     _sweep_once(target.parent)
     saved = _saved.get(str(target.absolute()))
     if saved is not None and not _is_unchanged(target, saved):
+        # What a branch stands on stays, whatever was trained again: then the save fails, and says so.
+        own = run_dir()
+        if own is not None and content["global_step"] in pruning.pinned_steps(RunPaths(own).claims):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
         _withdraw_own(target, saved)
         saved = None
     if saved is not None and os.path.lexists(target):
