@@ -5,10 +5,9 @@ import sys
 
 sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "lib"))
 
-from pathlib import Path
 
 from resumekit.archive import summarize
 
-found = summarize(Path(sys.argv[1]))
+found = summarize(sys.argv[1])
 if not (found.step and found.tensors and found.optimizers):
     raise SystemExit("nothing was found in it")

@@ -10,17 +10,17 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .files import UnreadableFile, open_regular
 from .pickled import read_pickle
 from .torch_names import Tensor
 
+TYPE_CHECKING = False  # importing typing, dataclasses or pathlib costs as much as reading a checkpoint does
 if TYPE_CHECKING:
-    from pathlib import Path  # 8 ms, and only the signatures name it
+    from collections.abc import Iterator
+    from pathlib import Path
+    from typing import Any
 
-# The values here are named tuples: importing dataclasses would cost as much as reading a checkpoint does.
 MAX_RECORDS = 300_000
 MAX_PICKLE_BYTES = 32 << 20
 # Reading with buffers of 16 MiB halves the speed (they leave the processor's cache).
@@ -34,16 +34,16 @@ _LOCAL = struct.Struct("<4s5H3L2H")
 _FULL32 = 0xFFFFFFFF
 
 
-class Record(NamedTuple):
+class Record:
     """One stored record: where its local header lies, its size and its checksum."""
 
-    name: str
-    offset: int
-    size: int
-    crc: int
+    __slots__ = ("crc", "name", "offset", "size")
+
+    def __init__(self, name: str, offset: int, size: int, crc: int) -> None:
+        self.name, self.offset, self.size, self.crc = name, offset, size, crc
 
 
-class Summary(NamedTuple):
+class Summary:
     """What a checkpoint holds.
 
     Args:
@@ -56,17 +56,23 @@ class Summary(NamedTuple):
         unsafe: names of data types in it that loading with weights_only=True refuses.
     """
 
-    step: int | None
-    epoch: int | None
-    keys: tuple[str, ...]
-    tensors: dict[str, tuple[tuple[int, ...], str]]
-    optimizers: dict[str, tuple[int, int]]
-    counters: dict[str, Any]
-    total_bytes: int
-    unsafe: tuple[str, ...]
+    def __init__(
+        self,
+        *,
+        step: int | None,
+        epoch: int | None,
+        keys: tuple[str, ...],
+        tensors: dict[str, tuple[tuple[int, ...], str]],
+        optimizers: dict[str, tuple[int, int]],
+        counters: dict[str, Any],
+        total_bytes: int,
+        unsafe: tuple[str, ...],
+    ) -> None:
+        self.step, self.epoch, self.keys, self.tensors = step, epoch, keys, tensors
+        self.optimizers, self.counters, self.total_bytes, self.unsafe = optimizers, counters, total_bytes, unsafe
 
 
-def summarize(source: Path | int) -> Summary:
+def summarize(source: Path | str | int) -> Summary:
     """Say what the checkpoint `source` (a path, or an open descriptor) holds.
 
     Costs one read at the file's end, one of its directory and one of data.pkl.

@@ -190,15 +190,13 @@ def _take_latest(entries: list[_Entry], rules: _Rules, odd: list[Candidate]) -> 
     chosen = _first_good(entries, [i for i, entry in enumerate(entries) if entry.has_manifest], rules, seen)
     if chosen is None and rules.minimum == PLAUSIBLE:
         chosen = _first_good(entries, [i for i, entry in enumerate(entries) if not entry.has_manifest], rules, seen)
-    candidates = []
-    for position, entry in enumerate(entries):
-        if position in seen:
-            candidates.append(seen[position])
-        elif chosen is not None and position > chosen:
-            candidates.append(_older(entry, seen[chosen]))
-        else:
-            candidates.append(_candidate(entry, PASSED, None, "no manifest: its save was not completed"))
-    return Selection(None if chosen is None else seen[chosen], (*candidates, *odd))
+    unfinished = "no manifest: its save was not completed"
+    last = len(entries) if chosen is None else chosen + 1
+    candidates = [seen.get(i) or _candidate(entries[i], PASSED, None, unfinished) for i in range(last)]
+    if chosen is None:
+        return Selection(None, (*candidates, *odd))
+    older = [_older(entry, seen[chosen]) for entry in entries[last:]]
+    return Selection(seen[chosen], (*candidates, *older, *odd))
 
 
 def _first_good(entries: list[_Entry], order: list[int], rules: _Rules, seen: dict[int, Candidate]) -> int | None:
@@ -237,7 +235,7 @@ def _examined(entry: _Entry, rules: _Rules) -> Candidate:
 def _older(entry: _Entry, chosen: Candidate) -> Candidate:
     same = entry.step is not None and entry.step == chosen.step
     reason = "the chosen one of the same step is in a newer run" if same else "older than the chosen one"
-    return _candidate(entry, OLDER, None, reason)
+    return Candidate(entry.step, entry.folder, entry.name, entry.home.run_id, OLDER, None, reason)
 
 
 def _candidate(entry: _Entry, verdict: str, grade: str | None, reason: str) -> Candidate:

@@ -68,6 +68,8 @@ def examine(
     descriptor = open_regular(path)
     try:
         known = _manifest_of(path, descriptor, run_id) if has_manifest else None
+        if known is not None and name_step not in (None, known.step):
+            raise UnreadableFile(f"step {name_step} in the name, {known.step} in its manifest")
         if known is not None and prove and digest(descriptor) != known.sha256:
             raise UnreadableFile("digest differs from its manifest")
         inside = archive.summarize(descriptor)
@@ -155,9 +157,7 @@ def _manifest_of(path: Path, descriptor: int, run_id: str | None) -> Manifest:
 def _agreed_step(
     name_step: int | None, known: Manifest | None, inside: archive.Summary
 ) -> tuple[int | None, tuple[str, ...]]:
-    """Return the one step that name, manifest and content agree on, and what is to be said about it."""
-    if known is not None and name_step is not None and known.step != name_step:
-        raise UnreadableFile(f"step {name_step} in the name, {known.step} in its manifest")
+    """Return the one step that name or manifest and the content agree on, and what is to be said about it."""
     outside = known.step if known is not None else name_step
     if inside.step is None:
         if "global_step" in inside.keys:

@@ -8,19 +8,22 @@ Bounded: one object per opcode, capped; no recursion; nothing copied; only strin
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
-from typing import Any
 
 from . import torch_names
 from .files import UnreadableFile
 from .torch_names import OPAQUE, Opaque
 
+TYPE_CHECKING = False  # see archive
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
 MAX_OPCODES = 2_000_000
 # Every nested container of more than one item opens a mark; a checkpoint has five or so inside each other.
 MAX_DEPTH = 100
 MAX_NAME_BYTES = 256
-_LONG_BINPUT, _BINGET, _BININT1, _STOP = b"rhK."
-_number = struct.Struct("<I").unpack_from
+_LONG_BINPUT, _BINGET, _BININT1, _MARK, _TUPLE, _BININT2, _EMPTY_TUPLE, _STOP = b"rhK(tM)."
+_uint16, _uint32 = struct.Struct("<H").unpack_from, struct.Struct("<I").unpack_from
 _DAMAGED = "its data.pkl is damaged"
 
 
@@ -55,13 +58,13 @@ class _Machine:
         self.unsafe: set[str] = set()
 
     def run(self) -> Any:
-        data, memo, stack, at = self.data, self.memo, self.stack, 0
+        data, memo, marks, stack, at = self.data, self.memo, self.marks, self.stack, 0
         for _ in range(MAX_OPCODES):
             code = data[at]
             at += 1
-            # Two thirds of all opcodes are these: kept out of the table for speed.
+            # Seven tenths of all opcodes are these: kept out of the table for speed.
             if code == _LONG_BINPUT:
-                memo[_number(data, at)[0]] = stack[-1]
+                memo[_uint32(data, at)[0]] = stack[-1]
                 at += 4
             elif code == _BINGET:
                 stack.append(memo[data[at]])
@@ -69,14 +72,27 @@ class _Machine:
             elif code == _BININT1:
                 stack.append(data[at])
                 at += 1
+            elif code == _MARK:
+                if len(marks) >= MAX_DEPTH:
+                    raise UnreadableFile(f"its data.pkl nests deeper than {MAX_DEPTH}")
+                marks.append(stack)
+                stack = []
+            elif code == _TUPLE:
+                items, stack = tuple(stack), marks.pop()
+                stack.append(items)
+            elif code == _BININT2:
+                stack.append(_uint16(data, at)[0])
+                at += 2
+            elif code == _EMPTY_TUPLE:
+                stack.append(())
             elif code == _STOP:
                 (value,) = stack
                 return value
             else:
-                self.at = at
-                if code not in _ACTIONS:
+                self.stack, self.at = stack, at
+                if (action := _ACTIONS.get(code)) is None:
                     raise UnreadableFile(f"its data.pkl has opcode 0x{code:02x}, which torch.save does not write")
-                _ACTIONS[code](self)
+                action(self)
                 stack, at = self.stack, self.at
         raise UnreadableFile(f"its data.pkl has more than {MAX_OPCODES:,} opcodes")
 
@@ -95,19 +111,9 @@ class _Machine:
         text, self.at = self.data[self.at : end].decode(), end + 1
         return text
 
-    def open_mark(self) -> None:
-        if len(self.marks) >= MAX_DEPTH:
-            raise UnreadableFile(f"its data.pkl nests deeper than {MAX_DEPTH}")
-        self.marks.append(self.stack)
-        self.stack = []
-
     def close_mark(self) -> list[Any]:
         items, self.stack = self.stack, self.marks.pop()
         return items
-
-    def push_tuple(self, count: int | None = None) -> None:
-        items = self.close_mark() if count is None else [self.stack.pop() for _ in range(count)][::-1]
-        self.stack.append(tuple(items))
 
     def protocol(self) -> None:
         if self.take(1) != b"\x02":
@@ -144,12 +150,12 @@ class _Machine:
     def result_of(self, name: str, arguments: tuple[Any, ...]) -> Any:
         if name == torch_names.SUBCLASS:  # (function, type, its arguments, state)
             name, arguments = arguments[0].text, arguments[2]
+        if name in torch_names.TENSORS:
+            return torch_names.tensor(arguments, name)
         if name in torch_names.DICTS:
             return arguments[0] if arguments and isinstance(arguments[0], dict) else {}
         if name in torch_names.PARAMETERS or name == torch_names.SIZE:
             return arguments[0]
-        if name in torch_names.TENSORS:
-            return torch_names.tensor(arguments, name)
         return OPAQUE
 
     def new_object(self) -> None:
@@ -162,36 +168,30 @@ class _Machine:
         if not isinstance(self.stack[-1], (dict, Opaque)):
             raise UnreadableFile(_DAMAGED)
 
-    def persistent(self) -> None:
-        self.stack[-1] = torch_names.storage(self.stack[-1], self.storages)
 
-
+# By opcode: those that `run` does not do itself.
 _ACTIONS: dict[int, Callable[[_Machine], None]] = {
     0x80: _Machine.protocol,
     ord("}"): lambda m: m.stack.append({}),
     ord("]"): lambda m: m.stack.append([]),
-    ord(")"): lambda m: m.stack.append(()),
     ord("N"): lambda m: m.stack.append(None),
     0x88: lambda m: m.stack.append(True),
     0x89: lambda m: m.stack.append(False),
-    ord("("): _Machine.open_mark,
-    ord("t"): _Machine.push_tuple,
-    0x85: lambda m: m.push_tuple(1),
-    0x86: lambda m: m.push_tuple(2),
-    0x87: lambda m: m.push_tuple(3),
+    0x85: lambda m: m.stack.append((m.stack.pop(),)),
+    0x86: lambda m: m.stack.append((m.stack.pop(-2), m.stack.pop())),
+    0x87: lambda m: m.stack.append((m.stack.pop(-3), m.stack.pop(-2), m.stack.pop())),
     ord("J"): lambda m: m.stack.append(m.number("<i")),
     ord("G"): lambda m: m.stack.append(m.number(">d")),
     0x8A: lambda m: m.stack.append(int.from_bytes(m.take(m.number("<B")), "little", signed=True)),
     ord("X"): lambda m: m.stack.append(m.take(m.number("<I")).decode("utf-8", "surrogatepass")),
     ord("U"): lambda m: m.stack.append(m.take(m.number("<B"))),
-    ord("M"): lambda m: m.stack.append(m.number("<H")),
     ord("q"): lambda m: m.memo.__setitem__(m.number("<B"), m.stack[-1]),
     ord("j"): lambda m: m.stack.append(m.memo[m.number("<I")]),
     ord("c"): _Machine.global_name,
     ord("R"): _Machine.reduce,
     0x81: _Machine.new_object,
     ord("b"): _Machine.build,
-    ord("Q"): _Machine.persistent,
+    ord("Q"): lambda m: m.stack.append(torch_names.storage(m.stack.pop(), m.storages)),
     ord("s"): lambda m: m.set_items([m.stack.pop(-2), m.stack.pop()]),
     ord("u"): lambda m: m.set_items(m.close_mark()),
     ord("a"): lambda m: m.append_items([m.stack.pop()]),

@@ -5,23 +5,24 @@ Nothing is looked up or called; torch is not imported. Reads and writes nothing.
 
 from __future__ import annotations
 
-import re
-from typing import Any, NamedTuple
-
 from .files import UnreadableFile
+
+TYPE_CHECKING = False  # see archive
+if TYPE_CHECKING:
+    from typing import Any
 
 MAX_DIMENSIONS = 64
 MAX_ELEMENTS = 1 << 50
 
-_STORAGES = {
+_KINDS = {
     "Double": ("float64", 8), "Float": ("float32", 4), "Half": ("float16", 2), "BFloat16": ("bfloat16", 2),
     "Long": ("int64", 8), "Int": ("int32", 4), "Short": ("int16", 2), "Char": ("int8", 1), "Byte": ("uint8", 1),
     "Bool": ("bool", 1), "ComplexDouble": ("complex128", 16), "ComplexFloat": ("complex64", 8),
     "Untyped": ("uint8", 1),
 }  # fmt: skip
+_STORAGES = {f"{module} {kind}Storage": what for kind, what in _KINDS.items() for module in ("torch", "torch.storage")}
 _WIDE = {"uint16": 2, "uint32": 4, "uint64": 8}
-_DTYPE = re.compile(r"torch (u?int|b?float|complex|bool)[0-9a-z_]*")
-_STORAGE = re.compile(r"torch(\.storage)? [A-Za-z0-9]+Storage")
+_DTYPES = ("bool", "int", "uint", "float", "bfloat", "complex")
 
 DICTS = frozenset({"collections OrderedDict", "collections Counter"})
 SIZE = "torch Size"
@@ -42,10 +43,14 @@ UNSAFE_DATA = frozenset({
 _KNOWN = DICTS | PARAMETERS | TENSORS | _PLAIN | UNSAFE_DATA | {SIZE, SUBCLASS}
 
 
-class Name(NamedTuple):
+# Plain classes: a checkpoint has thousands of these, and making a named tuple's class costs half a millisecond.
+class Name:
     """A class or function in the pickle, as 'module name'."""
 
-    text: str
+    __slots__ = ("text",)
+
+    def __init__(self, text: str) -> None:
+        self.text = text
 
 
 class Opaque:
@@ -55,24 +60,33 @@ class Opaque:
 OPAQUE = Opaque()
 
 
-class Storage(NamedTuple):
+class Storage:
     """A tensor record that the archive really holds."""
 
-    dtype: str
-    item_bytes: int
-    size_bytes: int
+    __slots__ = ("dtype", "item_bytes", "size_bytes")
+
+    def __init__(self, dtype: str, item_bytes: int, size_bytes: int) -> None:
+        self.dtype, self.item_bytes, self.size_bytes = dtype, item_bytes, size_bytes
 
 
-class Tensor(NamedTuple):
+class Tensor:
     """A tensor's shape and dtype; its values were not read."""
 
-    shape: tuple[int, ...]
-    dtype: str
+    __slots__ = ("dtype", "shape")
+
+    def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
+        self.shape, self.dtype = shape, dtype
 
 
 def is_known(text: str) -> bool:
     """Whether 'module name' is a name of plain data or of tensors."""
-    return text in _KNOWN or bool(_DTYPE.fullmatch(text) or _STORAGE.fullmatch(text))
+    if text in _KNOWN:
+        return True
+    module, _, name = text.partition(" ")
+    is_word = name.isascii() and name.replace("_", "").isalnum()
+    is_dtype = module == "torch" and name.startswith(_DTYPES) and name == name.lower()
+    is_storage = module in ("torch", "torch.storage") and name.endswith("Storage")
+    return is_word and (is_dtype or is_storage)
 
 
 def storage(reference: Any, sizes: dict[str, int]) -> Storage:
@@ -82,8 +96,8 @@ def storage(reference: Any, sizes: dict[str, int]) -> Storage:
         UnreadableFile: the record is missing or has another size; ValueError, TypeError: it is no such reference.
     """
     kind, storage_type, key, _location, elements = reference
-    dtype, item_bytes = _STORAGES.get(storage_type.text.rpartition(" ")[2].removesuffix("Storage"), ("", 0))
-    if kind != "storage" or not item_bytes or type(key) is not str or not _is_count(elements):
+    dtype, item_bytes = _STORAGES.get(storage_type.text, ("", 0))
+    if kind != "storage" or not item_bytes or type(key) is not str or not _are_counts((elements,)):
         raise UnreadableFile("its data.pkl refers to an unknown kind of storage")
     if key not in sizes:
         raise UnreadableFile(f"record 'data/{key[:40]}' is missing: the save was cut short")
@@ -104,7 +118,7 @@ def tensor(arguments: tuple[Any, ...], name: str) -> Tensor:
         dtype = arguments[6].text.removeprefix("torch ")
         item_bytes = _WIDE.get(dtype, 1)
     numbers = (offset, *shape, *stride)
-    if len(shape) != len(stride) or len(shape) > MAX_DIMENSIONS or not all(map(_is_count, numbers)):
+    if len(shape) != len(stride) or len(shape) > MAX_DIMENSIONS or not _are_counts(numbers):
         raise UnreadableFile("its data.pkl has a tensor of an impossible shape")
     elements, last = 1, offset
     for length, step in zip(shape, stride, strict=True):
@@ -115,5 +129,8 @@ def tensor(arguments: tuple[Any, ...], name: str) -> Tensor:
     return Tensor(tuple(shape), dtype)
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < MAX_ELEMENTS
+def _are_counts(values: tuple[Any, ...]) -> bool:
+    for value in values:  # noqa: SIM110 (all() takes twice as long, and a checkpoint has thousands)
+        if type(value) is not int or not 0 <= value < MAX_ELEMENTS:
+            return False
+    return True
