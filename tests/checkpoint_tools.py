@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import pickle
 import struct
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 
+from resumekit import manifest
 from resumekit.manifest import Manifest
 from resumekit.saving import save_checkpoint
 
@@ -103,9 +105,7 @@ def leftovers(folder: Path) -> list[str]:
 
 def edited(known: Manifest, **changes: Any) -> dict[str, Any]:
     """Return a manifest as JSON value with some fields changed."""
-    from dataclasses import asdict
-
-    return {**asdict(known), **changes}
+    return {**json.loads(manifest.encode(known)), **changes}
 
 
 @contextmanager

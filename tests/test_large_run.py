@@ -9,9 +9,8 @@ import pytest
 
 from conftest import Kit
 from resumekit import checkpoints, heads, status
-from resumekit.config import load_config
 from resumekit.grades import witness
-from resumekit.request import Request
+from resumekit.request import parse
 from resumekit.runs import RunTable
 from test_run import record
 from toy_trainer import write_checkpoint
@@ -88,7 +87,8 @@ def test_a_large_run_is_listed_resumed_and_goes_on_by_opening_what_it_needs(larg
     examine, fold = checkpoints.examine, status.fold
     monkeypatch.setattr(checkpoints, "examine", lambda path, **more: opened.append(path) or examine(path, **more))
     monkeypatch.setattr(status, "fold", lambda state, events: folded.append(list(events)) or fold(state, folded[-1]))
-    request = Request("T-1", load_config(kit.config_file), runs=kit.runs)
+    words = ["--experiment=T-1", f"--config={kit.config_file}", f"--runs={kit.runs}"]
+    request = parse(words).request()
     found = heads.search(request, RunTable(kit.runs))
     assert found.selection.chosen.step == newest_step // 5 * 5
     assert len(opened) == 1, "the chosen one, of a thousand"

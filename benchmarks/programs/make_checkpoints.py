@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from stack import make_optimizer, make_stack, plain_content, width_for
 sys.path.append(str(Path(__file__).resolve().parents[2] / "lib"))
 
 from resumekit import manifest
+from resumekit.files import utc_now
 from resumekit.manifest import Manifest
 
 FIRST_STEP = 1000
@@ -50,7 +50,7 @@ def save(folder: Path, step: int, content: dict) -> Manifest:
     torch.save(content, path)
     data = path.read_bytes()
     known = Manifest(
-        manifest.SAVE_CHECKPOINT, path.name, len(data), hashlib.sha256(data).hexdigest(), step,
+        manifest.SAVE_CHECKPOINT, path.name, len(data), hashlib.sha256(data).hexdigest(), step, utc_now(), {},
         optimizer_name="AdamW", step_completed=True, finite=True,
     )  # fmt: skip
     write(path, known)
@@ -83,9 +83,9 @@ def break_it(path: Path, known: Manifest, way: int) -> None:
     elif way == 7:
         path.write_bytes(data[:-200] + bytes(200))
     elif way == 8:
-        write(path, replace(known, step=known.step + 1))
+        write(path, known._replace(step=known.step + 1))
     else:
-        write(path, replace(known, finite=False))
+        write(path, known._replace(finite=False))
 
 
 if __name__ == "__main__":

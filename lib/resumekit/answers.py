@@ -8,21 +8,19 @@ import select
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _CHUNK = 1 << 18
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(NamedTuple):
     """A program under way: its pid and the pipe that it answers into."""
 
     pid: int
     pipe: int
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """What a program wrote to stdout.
 
     Args:

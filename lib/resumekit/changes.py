@@ -7,8 +7,7 @@ Reads nothing. Try it: `python -c "import sys; sys.path.append('lib'); from resu
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import schema as schemas
 from .schema import Schema
@@ -19,8 +18,7 @@ _DIRECTIONS = ("enable", "disable", "increase", "decrease", "otherwise")
 _OFF: tuple[Any, ...] = (None, False, 0, "", "0", [], {})
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(NamedTuple):
     """One key that differs.
 
     Args:

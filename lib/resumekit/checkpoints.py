@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,8 +22,7 @@ MAX_ODD_NAMES = 20
 _ORDER = (PLAUSIBLE, WITNESSED, PROVEN)
 
 
-@dataclass(frozen=True)
-class CheckpointFolder:
+class CheckpointFolder(NamedTuple):
     """One run's checkpoints, as a part of a history.
 
     Args:
@@ -68,8 +66,7 @@ class Candidate(NamedTuple):
         return self.folder / self.name
 
 
-@dataclass(frozen=True)
-class Selection:
+class Selection(NamedTuple):
     """The choice, and every candidate, newest first."""
 
     chosen: Candidate | None
@@ -84,8 +81,7 @@ class _Entry(NamedTuple):
     has_manifest: bool
 
 
-@dataclass(frozen=True)
-class _Rules:
+class _Rules(NamedTuple):
     needs: frozenset[str]
     prove: bool
     weights_only: bool
@@ -140,7 +136,7 @@ def select(
         home = folders[0] if folders else CheckpointFolder(path.parent)
         # Whoever names a file may name it through a link, and take it from another run.
         path = Path(os.path.realpath(path)) if path.is_symlink() else path
-        named = replace(home, folder=path.parent, run_id=None, max_step=None)
+        named = home._replace(folder=path.parent, run_id=None, max_step=None)
         has_manifest = _is_there(path, MANIFEST_SUFFIX)
         entry = _Entry(step_of_name(path.name, home.pattern), path.parent, path.name, named, has_manifest)
         return _take_first([entry], rules, [])

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import claims, config, heads, processes, status
 from .changes import Change
@@ -28,8 +27,7 @@ CONTINUE = "continue"
 BRANCH = "branch"
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """What will be done.
 
     Args:

@@ -6,8 +6,8 @@ Asks git, beside the rest; untracked files are never looked at, and secrets are 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from . import answers
 from .redaction import redact
@@ -16,8 +16,7 @@ MAX_PATCH_BYTES = 10 << 20
 TIMEOUT_S = 20.0
 
 
-@dataclass(frozen=True)
-class Code:
+class Code(NamedTuple):
     """The state of the lab's code.
 
     Args:
@@ -33,8 +32,7 @@ class Code:
     redacted: int
 
 
-@dataclass(frozen=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """The questions under way, about the repository that `root` lies in; None where it lies in none."""
 
     root: Path

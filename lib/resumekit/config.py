@@ -9,9 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import config_rules, files, paths, schema_checks, settings, yaml_reader, yaml_writer
 from . import schema as schemas
@@ -26,8 +25,7 @@ CONFIG = paths.KIT_ROOT / "config.yaml"
 _ENTRY_KEYS = {"name": "run_name", "notes": "notes", "lineage": "lineage", "tags": "tags"}
 
 
-@dataclass(frozen=True)
-class ConfigFile:
+class ConfigFile(NamedTuple):
     """A config file as read, not yet checked.
 
     Args:

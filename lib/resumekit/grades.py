@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from . import archive, manifest
-from .files import UnreadableFile, open_regular, write_new
+from .files import UnreadableFile, open_regular, utc_now, write_new
 from .manifest import SAVE_CHECKPOINT, SIDECAR, Manifest
 from .paths import manifest_path
 from .proof import digest
@@ -29,8 +29,7 @@ _FILE_KINDS = (
 )
 
 
-@dataclass(frozen=True)
-class Grade:
+class Grade(NamedTuple):
     """What `examine` found: the grade's name, the step, and what is worth saying beside it."""
 
     name: str
@@ -100,7 +99,7 @@ def witness(path: Path, name_step: int | None, *, run_id: str | None = None, **l
     Args:
         path: the checkpoint; its bytes are read once.
         name_step: the step in its name.
-        run_id, lineage: fields of the manifest: parent_run_id, parent_step, config_hash, versions.
+        run_id, lineage: fields of the manifest: parent_run_id, parent_step, config_hash.
 
     Returns:
         The manifest, now beside the file.
@@ -126,7 +125,9 @@ def witness(path: Path, name_step: int | None, *, run_id: str | None = None, **l
     finally:
         os.close(descriptor)
     kinds = ("raw", *(kind for kind in ("ema", "swa") if f"{kind}_state_dict" in inside.keys))
-    found = Manifest(SIDECAR, path.name, before.st_size, sha256, step, run_id, weights=kinds, **lineage)  # type: ignore[arg-type]
+    found = Manifest(  # type: ignore[arg-type]
+        SIDECAR, path.name, before.st_size, sha256, step, utc_now(), {}, run_id, weights=kinds, **lineage
+    )
     write_new(manifest_path(path), manifest.encode(found))
     return found
 

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import claims, proof
 from .checkpoints import Candidate, CheckpointFolder, Selection, select
@@ -24,8 +23,7 @@ _NAMED_IN_A_MESSAGE = 5
 _DAMAGED = (proof.DIFFERS, proof.UNREADABLE)
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """What a search came back with.
 
     Args:

@@ -10,8 +10,8 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from . import claims, code_state, command, config, interpreter, lineage, preflight, processes, run_record
 from .choice import CONTINUE, FRESH, Choice, refuse_continued
@@ -26,8 +26,7 @@ from .runs import Run
 START_WAIT_S = 60.0
 
 
-@dataclass(frozen=True)
-class Launch:
+class Launch(NamedTuple):
     """A run that is ready to start.
 
     Args:

@@ -11,11 +11,10 @@ import math
 import os
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from .files import UnreadableFile, read_json, temp_path, to_json, utc_now, write_all, write_atomic
+from .files import UnreadableFile, read_json, temp_path, to_json, write_all, write_atomic
 from .paths import manifest_path
 
 VERSION = 1
@@ -25,8 +24,7 @@ WRITERS = (SAVE_CHECKPOINT, SIDECAR)
 WEIGHTS = ("raw", "ema", "swa")
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(NamedTuple):
     """What is known of one checkpoint file.
 
     Args:
@@ -34,6 +32,8 @@ class Manifest:
         file: the checkpoint's name, without a folder.
         size, sha256: of its bytes.
         step: optimizer steps done.
+        created_at: UTC, ISO 8601.
+        versions: of python, torch, cuda, and the thread count; empty if the writer can't know.
         run_id, parent_run_id, parent_step, config_hash: its lineage; None where the trainer ran without the kit.
         optimizer_name: which optimizer's state it holds.
         weights: the kinds of weights inside, of 'raw', 'ema', 'swa'.
@@ -41,9 +41,7 @@ class Manifest:
         finite: loss, weights and optimizer state had no NaN or infinity; None if the writer can't know.
         nonfinite: the names of the first few values that were not finite.
         last_fast_eval: {'step': int, 'accuracy': float} or None.
-        versions: of python, torch, cuda, and the thread count.
         best_score, best_weights: of the best checkpoint only.
-        created_at: UTC, ISO 8601.
         version: of this format.
     """
 
@@ -52,6 +50,8 @@ class Manifest:
     size: int
     sha256: str
     step: int
+    created_at: str
+    versions: dict[str, Any]
     run_id: str | None = None
     parent_run_id: str | None = None
     parent_step: int | None = None
@@ -62,10 +62,8 @@ class Manifest:
     finite: bool | None = None
     nonfinite: tuple[str, ...] = ()
     last_fast_eval: dict[str, Any] | None = None
-    versions: dict[str, Any] = field(default_factory=dict)
     best_score: float | None = None
     best_weights: str | None = None
-    created_at: str = field(default_factory=utc_now)
     version: int = VERSION
 
 
@@ -85,7 +83,7 @@ def parse(value: Any, file_name: str) -> Manifest:
     version = value.get("version")
     if type(version) is int and version > VERSION:
         raise UnreadableFile(f"written by a newer version of the kit (format {version}, this one knows {VERSION})")
-    known = {item.name for item in fields(Manifest)}
+    known = set(Manifest._fields)
     for name in known - value.keys():
         raise UnreadableFile(f"the field '{name}' is missing")
     for name, item in value.items():
@@ -122,7 +120,7 @@ def write_temp(checkpoint: Path, manifest: Manifest) -> Path:
 
 def encode(manifest: Manifest) -> bytes:
     """Return the manifest as it stands in its file."""
-    return to_json(asdict(manifest))
+    return to_json(manifest._asdict())
 
 
 def _is_count(value: Any) -> bool:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from . import command, config, interpreter
 from .choice import Choice
@@ -22,8 +22,7 @@ from .request import Request, root_of
 MIN_FREE_BYTES = 1 << 20
 
 
-@dataclass(frozen=True)
-class Ready:
+class Ready(NamedTuple):
     """What was found.
 
     Args:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from . import archive, manifest
 from .errors import DONE, NO_STABLE_CHECKPOINT
@@ -28,8 +28,7 @@ GOOD = (EQUAL, SOUND)
 WAIT_S = 600.0
 
 
-@dataclass(frozen=True)
-class Proof:
+class Proof(NamedTuple):
     """A verdict on one file as it was at one moment.
 
     Args:
@@ -126,7 +125,7 @@ def write_pending(target: Path, checkpoint_path: Path, pid: int) -> None:
 
 def write(target: Path, proof: Proof) -> None:
     """Write the proof file atomically. Raises OSError."""
-    write_atomic(target, to_json(asdict(proof)))
+    write_atomic(target, to_json(proof._asdict()))
 
 
 def read(target: Path) -> Proof | None:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import config
 from .config import ConfigFile
@@ -22,14 +20,15 @@ _SWITCHES = ("fresh", "best", "reresolve", "dry-run", "json")
 _NAMES_A_CHECKPOINT = ("step", "best", "checkpoint", "resume")
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """What was asked for; see bin/run.sh and bin/resume.sh.
 
     Args:
         experiment: an experiment's id, or a run id.
         config_file: config.yaml, or what --config named.
-        runs: the folder that --runs named, or None.
+        base: the config without any experiment.
+        root: the folder that relative paths of the base begin at.
+        runs_dir: the folder of all runs: what --runs named, else `paths.runs` of the base.
         settings: what stood behind each --set.
         extra_args: what stood behind `--`; None if there was no `--`.
         step, best, checkpoint, from_run: where to start from.
@@ -38,7 +37,9 @@ class Request:
 
     experiment: str
     config_file: ConfigFile
-    runs: Path | None = None
+    base: dict[str, Any]
+    root: Path
+    runs_dir: Path
     settings: Sequence[str] = ()
     name: str | None = None
     notes: str | None = None
@@ -56,20 +57,6 @@ class Request:
         """Whether a place to start from is named: that makes it a branch."""
         return self.step is not None or self.best or self.checkpoint is not None or self.from_run is not None
 
-    @cached_property
-    def base(self) -> dict[str, Any]:
-        """The config without any experiment."""
-        return config.resolve(self.config_file.document, schema=self.config_file.schema)
-
-    @cached_property
-    def root(self) -> Path:
-        """The folder that relative paths of the base begin at."""
-        return root_of(self.base, self.config_file)
-
-    @cached_property
-    def runs_dir(self) -> Path:
-        return self.runs.absolute() if self.runs is not None else runs_folder(self.base, self.config_file)
-
 
 def root_of(resolved: dict[str, Any], config_file: ConfigFile) -> Path:
     """Return the folder that relative paths of a config begin at: `paths.root`, relative to the config file."""
@@ -81,8 +68,7 @@ def runs_folder(base: dict[str, Any], config_file: ConfigFile) -> Path:
     return root_of(base, config_file) / base["paths"]["runs"]
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(NamedTuple):
     """The words of a command line, taken apart: values and switches by name, settings, what stood behind `--`."""
 
     values: dict[str, str]
@@ -112,10 +98,14 @@ class Options:
         """
         self._check_exclusive()
         step, values = self.values.get("step"), self.values
+        file = config.load_config(self.config)
+        base = config.resolve(file.document, schema=file.schema)
         return Request(
             experiment=values.get("experiment", ""),
-            config_file=config.load_config(self.config),
-            runs=self.runs,
+            config_file=file,
+            base=base,
+            root=root_of(base, file),
+            runs_dir=self.runs.absolute() if self.runs is not None else runs_folder(base, file),
             settings=self.settings,
             name=values.get("name"),
             notes=values.get("notes"),

@@ -7,8 +7,7 @@ config and the parent's folder; writes nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import config
 from .changes import Change, changes
@@ -24,8 +23,7 @@ _POLICIES = ("weights", "optimizer", "scheduler", "scaler", "ema", "swa", "count
 _KEYS_SHOWN = 6
 
 
-@dataclass(frozen=True)
-class ResumeConfig:
+class ResumeConfig(NamedTuple):
     """The new run's config.
 
     Args:

@@ -13,7 +13,6 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from .deferred_signals import deferred_signals
 from .disk_errors import cause
 from .durable_file import NO_HARD_LINKS, DurableFile
 from .errors import KitError
-from .files import UnreadableFile, fsync_directory, temp_path
+from .files import UnreadableFile, fsync_directory, temp_path, utc_now
 from .manifest import Manifest
 from .paths import RunPaths, checkpoint_name, manifest_path, relative_to_run
 from .trainer_env import checkpoint_patterns, journal_event, lineage, run_dir
@@ -130,7 +129,7 @@ def _write(target: Path, content: dict[str, Any], loss: Any, last_fast_eval: Any
         _withdraw_own(target, saved)
         saved = None
     if saved is not None and os.path.lexists(target):
-        known = replace(saved, last_fast_eval=last_fast_eval or saved.last_fast_eval)
+        known = saved._replace(last_fast_eval=last_fast_eval or saved.last_fast_eval)
         if known != saved:
             manifest.write(target, known)
     else:
@@ -171,13 +170,14 @@ def _write_new(target: Path, content: dict[str, Any], loss: Any, last_fast_eval:
             file.size,
             file.finish(),
             content["global_step"],
+            utc_now(),
+            content["versions"],
             optimizer_name=content["optimizer_name"],
             weights=("raw", *(kind for kind in ("ema", "swa") if content[f"{kind}_state_dict"] is not None)),
             step_completed=True,
             finite=not nonfinite,
             nonfinite=nonfinite,
             last_fast_eval=last_fast_eval,
-            versions=content["versions"],
             **lineage(),
         )
         _publish(file, known)
@@ -225,7 +225,7 @@ def _torch_save(content: dict[str, Any], file: DurableFile) -> None:
 def _link_best(target: Path, best_path: Path, known: Manifest, best: dict[str, Any]) -> OSError | None:
     """Point the best name at this step's file (a hard link, so that pruning the step's name leaves it)."""
     score, weights = float(best["score"]), str(best.get("weights", "raw"))
-    named = replace(known, file=best_path.name, best_score=score, best_weights=weights)
+    named = known._replace(file=best_path.name, best_score=score, best_weights=weights)
     temp = temp_path(best_path)
     try:
         try:

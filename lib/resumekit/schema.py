@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,11 +26,11 @@ EXPERIMENTS = "experiments"
 Node = dict[str, Any]
 
 
-@dataclass(frozen=True)
 class Schema:
     """The config's schema with a lab's overlay merged into it."""
 
-    tree: Node
+    def __init__(self, tree: Node) -> None:
+        self.tree = tree
 
     @cached_property
     def leaves(self) -> dict[str, Node]:

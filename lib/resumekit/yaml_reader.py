@@ -8,8 +8,7 @@ Try it: `python lib/config_resolver.py --config config.yaml --logdir /tmp/look`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import yaml_scalars
 from .errors import InvalidFile
@@ -18,8 +17,7 @@ from .yaml_scalars import MAX_DEPTH, Refusal, show
 Lines = dict[tuple[str, ...], int]
 
 
-@dataclass(frozen=True)
-class Document:
+class Document(NamedTuple):
     """A config as read.
 
     Args:
