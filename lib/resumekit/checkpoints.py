@@ -175,7 +175,7 @@ def _take_first(entries: list[_Entry], rules: _Rules, odd: list[Candidate]) -> S
         candidate = _examined(entry, rules)
         found.append(candidate)
         if candidate.verdict == CHOSEN:
-            found += [_older(other, candidate) for other in entries[position + 1 :]]
+            found += _older(entries[position + 1 :], candidate)
             return Selection(candidate, (*found, *odd))
     return Selection(None, (*found, *odd))
 
@@ -191,7 +191,7 @@ def _take_latest(entries: list[_Entry], rules: _Rules, odd: list[Candidate]) -> 
     candidates = [seen.get(i) or _candidate(entries[i], PASSED, None, unfinished) for i in range(last)]
     if chosen is None:
         return Selection(None, (*candidates, *odd))
-    older = [_older(entry, seen[chosen]) for entry in entries[last:]]
+    older = _older(entries[last:], seen[chosen])
     return Selection(seen[chosen], (*candidates, *older, *odd))
 
 
@@ -228,10 +228,13 @@ def _examined(entry: _Entry, rules: _Rules) -> Candidate:
     return _candidate(found, CHOSEN, grade.name, "; ".join((rules.why, *grade.notes)))
 
 
-def _older(entry: _Entry, chosen: Candidate) -> Candidate:
-    same = entry.step is not None and entry.step == chosen.step
-    reason = "the chosen one of the same step is in a newer run" if same else "older than the chosen one"
-    return Candidate(entry.step, entry.folder, entry.name, entry.home.run_id, OLDER, None, reason)
+def _older(entries: list[_Entry], chosen: Candidate) -> list[Candidate]:
+    same, older = "the chosen one of the same step is in a newer run", "older than the chosen one"
+    step = -1 if chosen.step is None else chosen.step
+    return [
+        Candidate(one.step, one.folder, one.name, one.home.run_id, OLDER, None, same if one.step == step else older)
+        for one in entries
+    ]
 
 
 def _candidate(entry: _Entry, verdict: str, grade: str | None, reason: str) -> Candidate:
@@ -245,9 +248,11 @@ def _entries(folders: Sequence[CheckpointFolder]) -> tuple[list[_Entry], list[Ca
     for home in folders:
         names = _names(home.folder)
         steps, odd_names = _sorted_out(names, home.pattern)
-        for step, name in steps:
-            if home.max_step is None or step <= home.max_step:
-                entries.append(_Entry(step, home.folder, name, home, name + MANIFEST_SUFFIX in names))
+        entries += [
+            _Entry(step, home.folder, name, home, name + MANIFEST_SUFFIX in names)
+            for step, name in steps
+            if home.max_step is None or step <= home.max_step
+        ]
         odd += [
             Candidate(None, home.folder, name, home.run_id, PASSED, None, f"its name is not '{home.pattern}'")
             for name in odd_names
@@ -276,7 +281,7 @@ def _sorted_out(names: set[str], pattern: str) -> tuple[list[tuple[int, str]], l
     for name in names:
         if match := form.fullmatch(name):
             steps.append((int(match[1]), name))
-        elif name.startswith(before) and name.rstrip().endswith(after):
+        elif not name.endswith(MANIFEST_SUFFIX) and name.startswith(before) and name.rstrip().endswith(after):
             odd.append(name)
     return sorted(steps, reverse=True), sorted(odd)[:MAX_ODD_NAMES]
 
