@@ -54,8 +54,9 @@ bench: $(READY) ## ratios side by side with peers, 40 minutes; ROWS="1 3" for so
 	@$(PY) benchmarks/bench.py $(ROWS)
 
 .PHONY: approve
-approve: $(READY) ## take today's help texts as the golden ones
+approve: $(READY) ## take today's help texts and table of effects as the right ones
 	@RESUMEKIT_APPROVE=1 $(PY) -m pytest -q tests/test_help.py
+	@$(PY) tools/policy_table.py --write
 
 ##@ Housekeeping
 .PHONY: format

@@ -3,7 +3,7 @@
 #
 # Usage: resume.sh EXP [--step N | --best | --checkpoint PATH] [--from RUN_ID] [--name NAME]
 #                  [--set KEY=VALUE]... [--reresolve] [--notes TEXT] [--runs DIR] [--config FILE]
-#                  [--detach] [--dry-run [--json]] [-- TRAINER ARGS...]
+#                  [--accept] [--detach] [--dry-run [--json]] [-- TRAINER ARGS...]
 #
 # Takes the latest stable checkpoint along the history of EXP's newest run: the run's own, then its
 # parent's up to the step that it was resumed at, and so on. Each one passed over is named with its
@@ -23,8 +23,10 @@
 #   --notes TEXT       kept in run.json
 #   --runs DIR         where the runs lie (default: paths.runs of the config)
 #   --config FILE      the config (default: the kit's config.yaml)
+#   --accept           agree to what the plan needs consent for; the plan says what and why
 #   --detach           leave the terminal altogether; print the run id and return
-#   --dry-run          say what would be taken and why, and touch nothing (--json: for programs)
+#   --dry-run          show the plan: checkpoint, changes, components, learning rates, verdict; touch
+#                      nothing (--json: for programs; exit 5 and 6 as below)
 #   --                 everything behind it goes to the trainer (trainer.extra_args)
 #
 # Example:
@@ -32,8 +34,8 @@
 #
 # Exit status:
 #   the trainer's own, once it was started; before that
-#   2 usage, 3 no stable checkpoint, 4 config or file invalid, 6 refused, or another head is alive,
-#   127 a tool is missing
+#   2 usage, 3 no stable checkpoint, 4 config or file invalid, 5 the plan needs --accept,
+#   6 the plan is refused, or another head is alive, 127 a tool is missing
 
 if ((BASH_VERSINFO[0] < 4 || (BASH_VERSINFO[0] == 4 && BASH_VERSINFO[1] < 4))); then
   printf '%s: needs Bash 4.4 or newer, this is %s\n' "${0##*/}" "$BASH_VERSION" >&2
@@ -48,7 +50,7 @@ source "${KIT_SELF%/*}/../lib/launcher.sh"
 
 main() { # <argument>...
   kit_setup "$KIT_SELF" "$@"
-  KIT_SWITCHES=' --best --reresolve --detach --dry-run --json ' KIT_OPTIONS=' --step --checkpoint --from --name --set --notes --runs --config '
+  KIT_SWITCHES=' --best --reresolve --accept --detach --dry-run --json ' KIT_OPTIONS=' --step --checkpoint --from --name --set --notes --runs --config '
   KIT_EXPERIMENT=needed
   kit_parse_options "$@"
   kit_start resume

@@ -202,6 +202,8 @@ kit_supervise() { # <run-id> <run-dir> <cwd> <token> <config-hash> <output-log> 
 kit_run_trainer() { # <argv>...: become the shim that starts the trainer in a session of its own
   export RESUMEKIT_RUN_DIR="$KIT_RUN_DIR" RESUMEKIT_RUN_ID="$KIT_RUN_ID" RESUMEKIT_RUN_TOKEN="$KIT_TOKEN"
   export RESUMEKIT_CONFIG_HASH="$KIT_HASH" PYTHONUNBUFFERED=1
+  unset RESUMEKIT_PLAN # a run that was started from within another one has no part in that one's plan
+  if [[ -e $KIT_RUN_DIR/resume_plan.json ]]; then export RESUMEKIT_PLAN="$KIT_RUN_DIR/resume_plan.json"; fi
   # Behind what the lab has there, never before it, and never an empty entry (that is the current folder).
   export PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}$KIT_LIB"
   # In the C locale a trainer that prints 'ä' would die of UnicodeEncodeError.

@@ -52,6 +52,7 @@ class Summary:
         tensors: of model_state_dict, name -> (shape, dtype).
         optimizers: name -> (number of parameter groups, number of parameters); the name is "" for a single one.
         counters: the plain numbers, strings and None at the top level.
+        lr_ramp: the ramp of the learning rate after a swap, as it was saved; None without one.
         total_bytes: the size of the file.
         unsafe: names of data types in it that loading with weights_only=True refuses.
     """
@@ -65,11 +66,13 @@ class Summary:
         tensors: dict[str, tuple[tuple[int, ...], str]],
         optimizers: dict[str, tuple[int, int]],
         counters: dict[str, Any],
+        lr_ramp: Any,
         total_bytes: int,
         unsafe: tuple[str, ...],
     ) -> None:
         self.step, self.epoch, self.keys, self.tensors = step, epoch, keys, tensors
-        self.optimizers, self.counters, self.total_bytes, self.unsafe = optimizers, counters, total_bytes, unsafe
+        self.optimizers, self.counters, self.lr_ramp = optimizers, counters, lr_ramp
+        self.total_bytes, self.unsafe = total_bytes, unsafe
 
 
 def summarize(source: Path | str | int) -> Summary:
@@ -170,6 +173,7 @@ def _summary(value: dict[Any, Any], size: int, unsafe: tuple[str, ...]) -> Summa
         },
         optimizers=_optimizers(value.get("optimizer_state_dict")),
         counters=plain,
+        lr_ramp=value.get("lr_ramp"),
         total_bytes=size,
         unsafe=unsafe,
     )

@@ -12,9 +12,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from .archive import Summary
 from .errors import NoStableCheckpoint
 from .files import UnreadableFile
 from .grades import PLAUSIBLE, PROVEN, WEIGHTS, WITNESSED, examine
+from .manifest import Manifest
 from .paths import BEST_PATTERN, MANIFEST_SUFFIX, STEP_PATTERN, step_form, step_of_name
 
 CHOSEN, PASSED, OLDER = "chosen", "passed", "older"
@@ -50,6 +52,7 @@ class Candidate(NamedTuple):
         verdict: 'chosen', 'passed' (looked at and not taken) or 'older' (not opened, a newer one is good).
         grade: 'proven', 'witnessed', 'plausible', or None.
         reason: short, one.
+        inside, known: of the chosen one, what it holds and its manifest, if it has one.
     """
 
     step: int | None
@@ -59,6 +62,8 @@ class Candidate(NamedTuple):
     verdict: str
     grade: str | None
     reason: str
+    inside: Summary | None = None
+    known: Manifest | None = None
 
     @property
     def path(self) -> Path:
@@ -225,7 +230,8 @@ def _examined(entry: _Entry, rules: _Rules) -> Candidate:
         return _candidate(found, PASSED, grade.name, reason)
     if _ORDER.index(grade.name) < _ORDER.index(rules.minimum):
         return _candidate(found, PASSED, grade.name, f"only {grade.name}, {rules.minimum} is needed")
-    return _candidate(found, CHOSEN, grade.name, "; ".join((rules.why, *grade.notes)))
+    chosen = _candidate(found, CHOSEN, grade.name, "; ".join((rules.why, *grade.notes)))
+    return chosen._replace(inside=grade.inside, known=grade.known)
 
 
 def _older(entries: list[_Entry], chosen: Candidate) -> list[Candidate]:

@@ -16,7 +16,7 @@ from .checkpoints import Candidate
 from .errors import Refused, UsageError
 from .lineage import check_name
 from .request import Request
-from .resume_config import ResumeConfig, for_resume, refuse_forbidden, resolve_anew
+from .resume_config import ResumeConfig, for_resume, resolve_anew
 from .runs import Run, RunTable
 
 # Data workers notice within seconds that their trainer is gone.
@@ -125,7 +125,6 @@ def _resume(request: Request, table: RunTable, found: heads.Found, *said: str) -
     step = candidate.step
     if step is None:
         step, said = 0, (*said, f"'{candidate.path.name}' does not say its step: 0 is taken, as protocol §6 has it")
-    refuse_forbidden(new, step)
     if relation == CONTINUE:
         _refuse_live(parent, "stop it first, or branch from one of its steps with --step")
         _refuse_orphans(parent)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import DONE, FAILED, USAGE, InvalidFile, KitError, UsageError, report
+from .errors import DONE, FAILED, NEEDS_ACCEPT, REFUSED, USAGE, InvalidFile, KitError, UsageError, report
 from .terminal import plain
 
 
@@ -60,17 +60,21 @@ def _launch(arguments: list[str], choose: Callable[[Any], Any], prog: str) -> in
 
     options = parse(arguments)
     request = options.request()
-    if request.is_dry_run:
-        return _show(choose(request), request, is_json="json" in options.switches)
-    from . import code_state, launch, page, preflight
+    from . import code_state, launch, page
+    from . import plan as plans
 
     snapshot = code_state.start_snapshot(request.root)  # git looks while we choose
+    if request.is_dry_run:
+        return _show(*_planned(request, choose, snapshot)[:2], is_json="json" in options.switches)
     with launch.one_start_at_a_time(request):
-        choice = choose(request)
-        ready = preflight.check(choice, request)
+        choice, plan, ready, code = _planned(request, choose, snapshot)
         for sentence in (*choice.said, page.headline(choice)):
             _say(prog, sentence)
-        run = launch.prepare(choice, request, ready, snapshot, options.launcher_pid, [prog, *_typed(arguments)])
+        if plan is not None:
+            for component in plans.changed_components(plan):
+                _say(prog, f"{component.name}: {component.action} ({component.why})")
+            plans.require(plan, "accept" in options.switches)
+        run = launch.prepare(choice, request, ready, code, plan, options.launcher_pid, [prog, *_typed(arguments)])
     _say(prog, f"run {run.run_id}")
     # Paths are bytes to the shell: what Python could not decode goes out as it came in.
     sys.stdout.buffer.write(b"".join(os.fsencode(field) + b"\0" for field in run.answer()))
@@ -78,12 +82,28 @@ def _launch(arguments: list[str], choose: Callable[[Any], Any], prog: str) -> in
     return DONE
 
 
-def _show(choice: Any, request: Any, *, is_json: bool) -> int:
-    from . import page, preflight
+def _planned(request: Any, choose: Callable[[Any], Any], snapshot: Any) -> tuple[Any, Any, Any, Any]:
+    """Return (choice, plan, ready, code); the plan is None where nothing is resumed."""
+    from . import code_state, preflight
+    from . import plan as plans
 
-    preflight.check(choice, request)
-    _print(page.as_json(choice) if is_json else page.as_text(choice))
-    return DONE
+    choice = choose(request)
+    ready = preflight.check(choice, request)
+    code = code_state.finish_snapshot(
+        snapshot if ready.root == snapshot.root else code_state.start_snapshot(ready.root)
+    )
+    if choice.candidate is None:
+        return choice, None, ready, code
+    return choice, plans.make(choice, request.config_file.schema, ready, code), ready, code
+
+
+def _show(choice: Any, plan: Any, *, is_json: bool) -> int:
+    from . import page
+
+    _print(page.as_json(choice, plan) if is_json else page.as_text(choice, plan))
+    if plan is None:
+        return DONE
+    return REFUSED if plan.refusals else NEEDS_ACCEPT if plan.consents else DONE
 
 
 def _typed(arguments: list[str]) -> list[str]:

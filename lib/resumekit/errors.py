@@ -45,6 +45,12 @@ class InvalidFile(KitError):
     exit_code = INVALID
 
 
+class NeedsAccept(KitError):
+    """The plan costs something that a person has to agree to."""
+
+    exit_code = NEEDS_ACCEPT
+
+
 class Refused(KitError):
     """The plan is refused, or another head is alive."""
 

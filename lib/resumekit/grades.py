@@ -30,11 +30,13 @@ _FILE_KINDS = (
 
 
 class Grade(NamedTuple):
-    """What `examine` found: the grade's name, the step, and what is worth saying beside it."""
+    """What `examine` found: the grade's name, the step, what is worth saying beside it, the content, the manifest."""
 
     name: str
     step: int | None
     notes: tuple[str, ...]
+    inside: archive.Summary
+    known: Manifest | None
 
 
 def examine(
@@ -81,12 +83,13 @@ def examine(
         if known is None:
             if prove:
                 archive.check_crcs(descriptor)
-            return Grade(PLAUSIBLE, step, ("no manifest: its archive is sound, no digest proves it", *notes))
+            notes = ("no manifest: its archive is sound, no digest proves it", *notes)
+            return Grade(PLAUSIBLE, step, notes, inside, None)
         if not prove:
             notes = (*notes, "digest not read yet")
         if known.best_score is not None:
             notes = (f"score {known.best_score:g} of its {known.best_weights or 'raw'} weights", *notes)
-        return Grade(PROVEN if known.writer == SAVE_CHECKPOINT else WITNESSED, step, notes)
+        return Grade(PROVEN if known.writer == SAVE_CHECKPOINT else WITNESSED, step, notes, inside, known)
     except OSError as error:
         raise UnreadableFile(f"cannot be read: {error.strerror}") from error
     finally:

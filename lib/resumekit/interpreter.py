@@ -49,6 +49,7 @@ class Versions:
         """
         self._search_path = search_path
         self._asked = None
+        self._answer: dict[str, str | None] | None = None
         if os.path.abspath(python) != os.path.abspath(sys.executable):
             self._asked = answers.ask([python, "-c", _QUESTION], {**os.environ, "PYTHONPATH": search_path})
             self._is_ours = False
@@ -57,6 +58,11 @@ class Versions:
 
     def answer(self) -> dict[str, str | None]:
         """Return python, torch, cuda and driver versions; None where something is not there or does not say."""
+        if self._answer is None:
+            self._answer = self._read()
+        return self._answer
+
+    def _read(self) -> dict[str, str | None]:
         if self._is_ours:
             version: str | None = "{}.{}.{}".format(*sys.version_info[:3])
             folders = [*self._search_path.split(os.pathsep), *sys.path, *_user_folder()]

@@ -13,12 +13,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from . import claims, code_state, command, config, interpreter, lineage, preflight, processes, run_record
+from . import claims, command, config, lineage, preflight, processes, run_record
+from . import plan as plans
 from .choice import CONTINUE, FRESH, Choice, refuse_continued
+from .code_state import Code
 from .errors import KitError, Refused
-from .files import to_json, write_atomic, write_new
+from .files import to_json, utc_now, write_atomic, write_new
 from .heads import holder_of
 from .paths import RunPaths
+from .plan import Plan
 from .request import Request
 from .runs import Run
 
@@ -73,14 +76,15 @@ def one_start_at_a_time(request: Request) -> Iterator[None]:
 
 
 def prepare(
-    choice: Choice, request: Request, ready: preflight.Ready, snapshot: code_state.Snapshot, launcher_pid: int,
+    choice: Choice, request: Request, ready: preflight.Ready, code: Code, plan: Plan | None, launcher_pid: int,
     kit_argv: Sequence[str],
 ) -> Launch:  # fmt: skip
     """Make the run folder of a choice, with everything in it that is known before the trainer starts.
 
     Args:
         ready: what preflight found.
-        snapshot: the questions to git about `request.root`.
+        code: the state of the lab's code.
+        plan: of a run that starts from a checkpoint.
         launcher_pid: the process that starts the trainer.
         kit_argv: what the person typed, for run.json.
 
@@ -88,19 +92,16 @@ def prepare(
         Refused: another run continues this head already, or it cannot be claimed.
         KitError: something cannot be written; what was made for this run is taken away again.
     """
-    if ready.root != snapshot.root:
-        snapshot = code_state.start_snapshot(ready.root)
     launcher = processes.identify(launcher_pid)
     paths = _claim_folder(choice)
     try:
         argv = preflight.trainer_argv(choice, paths, ready)
-        versions = interpreter.Versions(interpreter.of_trainer(argv, ready.cwd, ready.python), ready.search_path)
         _claim_parent(choice, paths, launcher)
         digest = config.config_hash(choice.config, request.config_file.schema)
         head = choice.parent.paths.run_dir if choice.relation == CONTINUE and choice.parent else None
         token = os.urandom(16).hex()
         launch = Launch(paths.run_dir.name, paths, ready.cwd, token, digest, _to_prove(choice), head, argv)
-        _fill(choice, request, launch, ready, code_state.finish_snapshot(snapshot), versions, launcher, kit_argv)
+        _fill(choice, request, launch, ready, code, plan, launcher, kit_argv)
     except BaseException as error:
         _take_back(choice, paths)
         if isinstance(error, OSError):
@@ -163,14 +164,14 @@ def _to_prove(choice: Choice) -> Path | None:
 
 
 def _fill(
-    choice: Choice, request: Request, launch: Launch, ready: preflight.Ready, code: code_state.Code,
-    versions: interpreter.Versions, launcher: processes.Identity | None, kit_argv: Sequence[str],
+    choice: Choice, request: Request, launch: Launch, ready: preflight.Ready, code: Code,
+    plan: Plan | None, launcher: processes.Identity | None, kit_argv: Sequence[str],
 ) -> None:  # fmt: skip
     """Write everything into the new folder; run.json first, it says what the folder is."""
     paths = launch.paths
     record = run_record.record(
         choice, request, paths, root=ready.root, cwd=ready.cwd, argv=launch.argv, kit_argv=kit_argv, code=code,
-        versions=versions.answer(), config_hash=launch.config_hash, token=launch.token, launcher=launcher,
+        versions=ready.versions.answer(), config_hash=launch.config_hash, token=launch.token, launcher=launcher,
     )  # fmt: skip
     write_atomic(paths.run_json, to_json(record), durable=True)
     paths.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -178,12 +179,16 @@ def _fill(
     paths.status.parent.mkdir(parents=True, exist_ok=True)
     config.write_resolved(paths.run_dir, choice.config)
     write_new(paths.config_copy, request.config_file.content)
+    if plan is not None:
+        fields = {"run_id": launch.run_id, "created_at": utc_now(), **plans.as_fields(plan)}
+        write_atomic(paths.resume_plan, to_json(fields), durable=True)
     environment = {
         "RESUMEKIT_RUN_DIR": str(paths.run_dir),
         "RESUMEKIT_RUN_ID": launch.run_id,
         "RESUMEKIT_CONFIG_HASH": launch.config_hash,
         "PYTHONUNBUFFERED": "1",
         "PYTHONPATH": ready.search_path,
+        **({"RESUMEKIT_PLAN": str(paths.resume_plan)} if plan is not None else {}),
     }
     script = command.as_script(launch.argv, ready.cwd, environment, launch.run_id)
     write_new(paths.command_sh, script, mode=0o777)

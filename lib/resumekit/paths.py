@@ -46,6 +46,10 @@ class RunPaths(NamedTuple):
         return self.run_dir / "resolved_config.yaml"
 
     @property
+    def resume_plan(self) -> Path:
+        return self.run_dir / "resume_plan.json"
+
+    @property
     def resolved_json(self) -> Path:
         return self.run_dir / "resolved_config.json"
 

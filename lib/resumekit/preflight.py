@@ -31,6 +31,7 @@ class Ready(NamedTuple):
         dataset: where data.path leads, or None.
         python: what `{python}` stands for.
         search_path: the trainer's PYTHONPATH.
+        versions: the question for the versions of the trainer's interpreter, under way.
     """
 
     root: Path
@@ -38,6 +39,7 @@ class Ready(NamedTuple):
     dataset: Path | None
     python: str
     search_path: str
+    versions: interpreter.Versions | None = None
 
 
 def check(choice: Choice, request: Request) -> Ready:
@@ -61,7 +63,8 @@ def check(choice: Choice, request: Request) -> Ready:
     argv = trainer_argv(choice, run_paths(choice, "RUN_ID"), ready)
     command.check_program(argv, ready.cwd, os.environ.get("PATH", os.defpath))
     _refuse_full_disk(choice.table.runs_dir)
-    return ready
+    python = interpreter.of_trainer(argv, ready.cwd, ready.python)
+    return ready._replace(versions=interpreter.Versions(python, ready.search_path))
 
 
 def run_paths(choice: Choice, run_id: str) -> RunPaths:

@@ -16,7 +16,7 @@ from .config import ConfigFile
 from .errors import UsageError
 
 _VALUES = ("experiment", "config", "runs", "name", "notes", "step", "checkpoint", "resume", "from", "launcher-pid")
-_SWITCHES = ("fresh", "best", "reresolve", "dry-run", "json")
+_SWITCHES = ("fresh", "best", "reresolve", "dry-run", "json", "accept")
 _NAMES_A_CHECKPOINT = ("step", "best", "checkpoint", "resume")
 
 

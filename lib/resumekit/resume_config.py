@@ -1,4 +1,4 @@
-"""Which config a resumed run has, how it differs from its parent's, and which differences are refused for now.
+"""Which config a resumed run has, and how it differs from its parent's.
 
 Same experiment: the parent's resolved config <- `--set`. Another experiment, or --reresolve: resolved anew. Reads the
 config and the parent's folder; writes nothing.
@@ -11,15 +11,10 @@ from typing import Any, NamedTuple
 
 from . import config
 from .changes import Change, changes
-from .errors import KitError, Refused
+from .errors import KitError
 from .request import Request
 from .runs import Run
 
-# All that a resume may change for now: what costs nothing, or only a new position in the data.
-_ALLOWED_ACTIONS: tuple[dict[str, str], ...] = ({}, {"data_position": "rederive"})
-# The policies of `resume` that say what happens anyway; new_params: only partial loading makes new parameters.
-_PLAIN_POLICIES = {"auto", "load"}
-_POLICIES = ("weights", "optimizer", "scheduler", "scaler", "ema", "swa", "counters", "rng", "data_position")
 _KEYS_SHOWN = 6
 
 
@@ -63,43 +58,23 @@ def for_resume(request: Request, experiment: str, parent: Run | None) -> ResumeC
         resolved = resolve_anew(request, experiment)
         return ResumeConfig(resolved, changes(parent.config, resolved, schema), own, ())
     source = f"the config of run '{parent.run_id}'"
-    resolved = _with_extra_args(config.override(parent.config, request.settings, schema, source), request)
+    inherited = {**parent.config, "resume": _policies(request, experiment)}
+    resolved = _with_extra_args(config.override(inherited, request.settings, schema, source), request)
     return ResumeConfig(
         resolved,
-        changes(parent.config, resolved, schema),
+        changes(inherited, resolved, schema),
         (*parent.settings, *own),
         _outdated(request, experiment, parent),
     )
 
 
-def refuse_forbidden(found: ResumeConfig, step: int | None) -> None:
-    """Raise Refused for a change, a policy or a planned swap that this version cannot carry out.
-
-    Args:
-        step: the optimizer step that is resumed at.
-    """
-    for change in found.changed:
-        why = change.refuse or change.consent
-        if why is None and change.actions in _ALLOWED_ACTIONS:
-            continue
-        cost = why or ", ".join(f"{component}: {action}" for component, action in change.actions.items())
-        raise Refused(
-            f"changing {change.key} from {change.old!r} to {change.new!r} on a resume is not possible yet ({cost}); "
-            "this version resumes with changes that cost nothing or only derive the data position anew"
-        )
-    for name in _POLICIES:
-        policy = config.get(found.resolved, f"resume.{name}", "auto")
-        if policy not in _PLAIN_POLICIES:
-            raise Refused(
-                f"resume.{name} is '{policy}': this version loads every component of the checkpoint; "
-                f"--set resume.{name}=auto"
-            )
-    swap_at = config.get(found.resolved, "optimizer.swap_at")
-    if swap_at is not None and step is not None and step >= swap_at:
-        raise Refused(
-            f"optimizer.swap_at is {swap_at} and the checkpoint is of step {step}: this version does not swap the "
-            "optimizer; resume from an earlier step"
-        )
+def _policies(request: Request, experiment: str) -> dict[str, Any]:
+    """Return the `resume` section as the file has it: what one resume was told to reset, the next one must not."""
+    file = request.config_file
+    try:
+        return config.resolve(file.document, experiment, schema=file.schema)["resume"]
+    except KitError:  # the experiment has left the file
+        return request.base["resume"]
 
 
 def _with_extra_args(resolved: dict[str, Any], request: Request) -> dict[str, Any]:

@@ -1,0 +1,180 @@
+"""The plan of a resume: from which checkpoint, what happens to each component and why, and whether it may happen.
+
+Joins a choice with what the checkpoint holds and with what differs on this machine. Reads nothing that the choice has
+not read already, but for the parent's status. `page` shows it, `launch` writes it down, the trainer executes it.
+Try it: `bin/resume.sh EXP-01 --set training.max_steps=4000 --dry-run`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from . import components, config, description, environment, forecast, lr_scale, plan_rules
+from .changes import Change
+from .choice import Choice
+from .code_state import Code
+from .components import ABSENT, PARTIAL, SWAP, Component, Held, Optimizers
+from .description import Match
+from .errors import InvalidFile, NeedsAccept, Refused
+from .forecast import Forecast
+from .heads import holder_of
+from .lr_scale import LrScale, Ramp
+from .preflight import Ready
+from .schema import Schema
+
+VERSION = 1
+MAX_NAMES = 1000
+READY, NEEDS_CONSENT, REFUSED = "ready", "needs consent", "refused"
+
+
+class Plan(NamedTuple):
+    """What a resume will do.
+
+    Args:
+        choice: checkpoint, parent and config.
+        components: what is done with each.
+        environment: what differs on this machine.
+        lr_scale: what the schedule's rate is multiplied by from here on.
+        match: how the weights fit the new model; None where nobody was asked.
+        forecast: learning rates, totals and warnings.
+        consents: what a person must agree to, with the reason.
+        refusals: what makes it impossible, with the rule and what would have to change.
+    """
+
+    choice: Choice
+    components: tuple[Component, ...]
+    environment: tuple[Change, ...]
+    lr_scale: LrScale
+    match: Match | None
+    forecast: Forecast
+    consents: tuple[str, ...]
+    refusals: tuple[str, ...]
+
+    @property
+    def verdict(self) -> str:
+        if self.refusals:
+            return REFUSED
+        return NEEDS_CONSENT if self.consents else READY
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """Every difference from the parent, the config's first."""
+        return (*self.choice.changed, *self.environment)
+
+
+def make(choice: Choice, schema: Schema, ready: Ready, code: Code | None) -> Plan:
+    """Make the plan of a choice that starts from a checkpoint.
+
+    Args:
+        schema: of the new config.
+        ready: the trainer's command and interpreter; it is asked for its model where weights are loaded in part.
+        code: the state of the code now; None where git was not asked.
+
+    Raises:
+        InvalidFile: the checkpoint's learning rate scale is not one, or the trainer's description fails.
+    """
+    candidate, step = choice.candidate, choice.step or 0
+    holder = holder_of(candidate, choice.parent, choice.table) if choice.parent else None
+    differs = tuple(environment.changes(holder.record if holder else {}, ready.versions.answer(), code))
+    held = _held(candidate)
+    trained_with = components.optimizer_at(holder.config, holder.parent_step or 0) if holder and holder.config else None
+    optimizers = Optimizers(trained_with, components.optimizer_at(choice.config, step))
+    found = components.decide(held, (*choice.changed, *differs), optimizers, config.get(choice.config, "resume", {}))
+    scale = _scale(choice, found, step)
+    is_partial = any(one.name == "weights" and one.action == PARTIAL for one in found)
+    match = description.ask(choice, ready) if is_partial else None
+    rules = plan_rules.judge(found, choice, held, optimizers, match)
+    ahead = forecast.of(choice, schema, scale)
+    return Plan(choice, found, differs, scale, match, ahead, rules.consents, rules.refusals)
+
+
+def require(plan: Plan, is_accepted: bool) -> None:
+    """Let a plan pass, or say why not.
+
+    Args:
+        is_accepted: `--accept` was given.
+
+    Raises:
+        Refused: it cannot be done.
+        NeedsAccept: a person has to agree first.
+    """
+    if plan.refusals:
+        raise Refused("the plan is refused: " + "; ".join(plan.refusals))
+    if plan.consents and not is_accepted:
+        raise NeedsAccept("the plan needs --accept: " + "; ".join(plan.consents))
+
+
+def as_fields(plan: Plan) -> dict[str, Any]:
+    """Return the plan by schemas/plan.schema.json, without the run that will carry it out."""
+    choice, candidate = plan.choice, plan.choice.candidate
+    return {
+        "version": VERSION,
+        "relation": choice.relation,
+        "experiment": choice.experiment,
+        "parent_run_id": choice.parent.run_id if choice.parent else None,
+        "step": choice.step,
+        "checkpoint": {
+            "path": str(candidate.path), "run_id": candidate.run_id, "step": candidate.step, "grade": candidate.grade,
+            "reason": candidate.reason,
+        },
+        "passed_over": [
+            {"path": str(one.path), "run_id": one.run_id, "step": one.step, "reason": one.reason}
+            for one in choice.candidates if one.verdict == "passed"
+        ],
+        "changes": [_change_fields(change, "config") for change in choice.changed]
+        + [_change_fields(change, "environment") for change in plan.environment],
+        "components": {one.name: {"action": one.action, "why": one.why} for one in plan.components},
+        "weights": _match_fields(plan.match),
+        "new_params": config.get(choice.config, "resume.new_params", "module"),
+        "lr_scale": plan.lr_scale.as_fields(),
+        "learning_rates": [rate._asdict() for rate in plan.forecast.rates],
+        "totals": list(plan.forecast.totals),
+        "warnings": list(plan.forecast.warnings),
+        "notes": list(choice.said),
+        "verdict": plan.verdict,
+        "consents": list(plan.consents),
+        "refusals": list(plan.refusals),
+    }  # fmt: skip
+
+
+def changed_components(plan: Plan) -> Sequence[Component]:
+    """Return the components that are not simply loaded, absent ones left out."""
+    return [one for one in plan.components if one.action not in (components.LOAD, ABSENT)]
+
+
+def _held(candidate: Any) -> Held:
+    inside = candidate.inside
+    return components.held_by(inside.keys, inside.counters, inside.optimizers)
+
+
+def _scale(choice: Choice, found: Sequence[Component], step: int) -> LrScale:
+    """Return the inherited scale; a swap puts a new ramp in the place of an old one."""
+    inside = choice.candidate.inside
+    try:
+        inherited = lr_scale.from_fields(inside.counters.get("lr_scale"), inside.lr_ramp)
+    except ValueError as error:
+        raise InvalidFile(f"checkpoint '{choice.candidate.path}': {error}") from error
+    if not any(one.action == SWAP for one in found):
+        return inherited
+    section = config.get(choice.config, "optimizer", {})
+    ramp = Ramp(
+        step, section.get("swap_lr_steps", 1000), float(section.get("swap_lr_factor", 0.8)),
+        bool(section.get("swap_warm_restart")),
+    )  # fmt: skip
+    return inherited._replace(ramp=ramp)
+
+
+def _match_fields(match: Match | None) -> dict[str, Any] | None:
+    if match is None:
+        return None
+    names = {"new": match.new, "vanished": match.vanished, "reshaped": match.reshaped}
+    shown = {kind: list(own[:MAX_NAMES]) for kind, own in names.items()}
+    return {"matched": len(match.matched), "fraction": match.fraction, **shown}
+
+
+def _change_fields(change: Change, origin: str) -> dict[str, Any]:
+    return {
+        "key": change.key, "old": change.old, "new": change.new, "origin": origin, "effect": change.actions,
+        "consent": change.consent, "refuse": change.refuse,
+    }  # fmt: skip
