@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure the kit beside its peers and its limits, and print ratios: rows 1 to 6 of the table in docs/benchmarks.md.
+"""Measure the kit beside its peers and its limits, and print ratios: rows 1 to 7 of the table in docs/benchmarks.md.
 
     python benchmarks/bench.py [ROW...] [--quick] [--rounds N] [--scratch DIR] [--markdown FILE]
 
@@ -35,6 +35,7 @@ ROWS = {
     "4": ("row_resume", "run"),
     "5": ("row_save", "run"),
     "6": ("row_train", "run"),
+    "7": ("row_plan", "run"),
 }
 
 

@@ -1,6 +1,7 @@
 """Make checkpoints to choose among: whole ones with manifests, and ten newer ones that are broken in ten ways.
 
 python make_checkpoints.py FOLDER COUNT      COUNT good ones, then ten broken
+python make_checkpoints.py FOLDER COUNT --newest-layers N   the same, the last good one of N layers
 python make_checkpoints.py FILE --mb 1000    one of about that size, without a manifest
 """
 
@@ -38,6 +39,9 @@ def main(argv: list[str]) -> None:
     count = int(argv[1])
     for step in range(FIRST_STEP, FIRST_STEP + count):
         save(target, step, plain_content(stack, optimizer, step))
+    if "--newest-layers" in argv:
+        large = make_stack(WIDTH, int(argv[argv.index("--newest-layers") + 1]))
+        save(target, step, plain_content(large, make_optimizer(large, has_stepped=True), step))
     for number in range(10):
         step = FIRST_STEP + count + number
         known = save(target, step, plain_content(stack, optimizer, step))
