@@ -68,12 +68,10 @@ def _launch(arguments: list[str], choose: Callable[[Any], Any], prog: str) -> in
         return _show(*_planned(request, choose, snapshot)[:2], is_json="json" in options.switches)
     with launch.one_start_at_a_time(request):
         choice, plan, ready, code = _planned(request, choose, snapshot)
-        for sentence in (*choice.said, page.headline(choice)):
-            _say(prog, sentence)
         if plan is not None:
-            for component in plans.changed_components(plan):
-                _say(prog, f"{component.name}: {component.action} ({component.why})")
             plans.require(plan, "accept" in options.switches)
+        for sentence in (*choice.said, page.headline(choice), *(plans.said(plan) if plan else ())):
+            _say(prog, sentence)
         run = launch.prepare(choice, request, ready, code, plan, options.launcher_pid, [prog, *_typed(arguments)])
     _say(prog, f"run {run.run_id}")
     # Paths are bytes to the shell: what Python could not decode goes out as it came in.

@@ -25,6 +25,7 @@ from .schema import Schema
 
 VERSION = 1
 MAX_NAMES = 1000
+_HINT = "--dry-run shows it whole"
 READY, NEEDS_CONSENT, REFUSED = "ready", "needs consent", "refused"
 
 
@@ -100,9 +101,9 @@ def require(plan: Plan, is_accepted: bool) -> None:
         NeedsAccept: a person has to agree first.
     """
     if plan.refusals:
-        raise Refused("the plan is refused: " + "; ".join(plan.refusals))
+        raise Refused(f"the plan is refused: {'; '.join(plan.refusals)} ({_HINT})")
     if plan.consents and not is_accepted:
-        raise NeedsAccept("the plan needs --accept: " + "; ".join(plan.consents))
+        raise NeedsAccept(f"the plan needs --accept: {'; '.join(plan.consents)} ({_HINT})")
 
 
 def as_fields(plan: Plan) -> dict[str, Any]:
@@ -138,9 +139,12 @@ def as_fields(plan: Plan) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def changed_components(plan: Plan) -> Sequence[Component]:
-    """Return the components that are not simply loaded, absent ones left out."""
-    return [one for one in plan.components if one.action not in (components.LOAD, ABSENT)]
+def said(plan: Plan) -> list[str]:
+    """Return what a start says of its plan: the components that are not simply loaded, and the warnings."""
+    other = [one for one in plan.components if one.action not in (components.LOAD, ABSENT)]
+    return [f"{one.name}: {one.action} ({one.why})" for one in other] + [
+        f"warning: {w}" for w in plan.forecast.warnings
+    ]
 
 
 def _held(candidate: Any) -> Held:
