@@ -15,6 +15,11 @@ from resumekit.components import show
 from resumekit.description import match, plain_name
 
 SCHEMA = json.loads((ROOT / "schemas" / "plan.schema.json").read_text())
+SECTIONS = {
+    "model": {"aux_rule_head": False},
+    "optimizer": {"name": "adamw", "lr": 1e-4, "weight_decay": 0.01},
+    "schedule": {"name": "cosine", "warmup_steps": 0, "min_lr_ratio": 0.1},
+}
 WITH_KIT = {"loads_with_kit": True, "schedule_with_kit": True}
 
 
@@ -28,7 +33,9 @@ def kit(tmp_path: Path):
 def killed(kit: Kit, at: int = 12, steps: int = 20, **sections: Any) -> Path:
     """A run with checkpoints of steps 5 and 10 that was killed; its trainer says that it loads with the kit."""
     trainer = {**WITH_KIT, **sections.pop("trainer", {})}
-    kit.config("--save-every", "5", training={"max_steps": steps}, trainer=trainer, **sections)
+    own = {name: {**values, **sections.pop(name, {})} for name, values in SECTIONS.items()}
+    training = {"max_steps": steps, "batch_size": 32, "grad_accum_steps": 1}
+    kit.config("--save-every", "5", training=training, trainer=trainer, **own, **sections)
     kit("run", "T-1", code=137, env={"TOY_ARGS": f"--at {at} kill"})
     return kit.run_dirs()[-1]
 
@@ -92,7 +99,7 @@ def test_the_next_learning_rates_are_foretold_before_and_after(kit: Kit) -> None
     """Three steps by the formula of a cosine, worked out here and not by the kit."""
     import math
 
-    killed(kit, schedule={"warmup_steps": 0, "min_lr_ratio": 0.1})
+    killed(kit)
     plan = plan_of(kit, "--set", "training.max_steps=40")
     (rate,) = [one for one in plan["learning_rates"] if one["key"] == "optimizer.lr"]
 
@@ -158,7 +165,7 @@ def test_a_trainer_that_describes_its_model_is_asked_where_weights_are_loaded_in
     script.write_text(DESCRIBES % tensors)
     killed(kit, trainer={"describe_args": ["--describe"]})
     # The toy has no --describe of its own: the command of the new run is one that does nothing else.
-    command = f"trainer.command=[{{python}}, {json.dumps(str(script))}]"
+    command = f"trainer.command={json.dumps(['{python}', str(script)])}"
     args = ["--set", "model.aux_rule_head=true", "--set", command]
     page = " ".join(" ".join(page_of(kit, *args, code=code or 5)).split())
     assert words in page

@@ -25,7 +25,7 @@ KEPT = ("weights", "optimizer", "scheduler", "ema", "counters", "rng", "data_pos
 READY, CONSENT, REFUSED = "ready", "needs consent", "refused"
 
 NOTHING: dict[str, str] = {}
-EDIT = {"weights": "partial", "optimizer": "partial"}
+EDIT = {"weights": "partial", "optimizer": "partial", "ema": "partial"}
 SWAP = {"optimizer": "swap", "scheduler": "refit"}
 REFIT = {"scheduler": "refit"}
 REDERIVE = {"data_position": "rederive"}
@@ -83,7 +83,7 @@ CONFIG_ROWS: list[tuple[str, str, dict[str, str], str]] = [
     ("auxiliary head", "model.aux_rule_head=true", EDIT, READY),
     ("both edits", "model.droppath_h=0..0.2 model.aux_rule_head=true", EDIT, READY),
     ("an edit and a longer schedule", "model.aux_rule_head=true training.max_steps=200000", EDIT | REFIT, READY),
-    ("an edit and a swap", "model.aux_rule_head=true optimizer.name=lion", {"weights": "partial"} | SWAP, READY),
+    ("an edit and a swap", "model.aux_rule_head=true optimizer.name=lion", EDIT | SWAP, READY),
     # protocol §8, §9
     ("EMA off", "ema.enabled=false", {"ema": "absent"}, READY),
     ("EMA's window", "ema.decay=0.99", NOTHING, CONSENT),
@@ -120,7 +120,7 @@ CONFIG_ROWS: list[tuple[str, str, dict[str, str], str]] = [
     ("generators reset", "resume.rng=reset", {"rng": "reset"}, READY),
     ("counters reset", "resume.counters=reset", {"counters": "reset"}, READY),
     ("data from the start", "resume.data_position=reset", {"data_position": "reset"}, READY),
-    ("weights by name", "resume.weights=partial", {"weights": "partial"}, READY),
+    ("weights by name", "resume.weights=partial", {"weights": "partial", "ema": "partial"}, READY),
     ("a swap by hand", "resume.optimizer=swap_to_lion", SWAP, READY),
     ("one optimizer's state for another", "resume.optimizer=load optimizer.name=lion", NOTHING, REFUSED),
     ("new weights under old moments", "resume.weights=reset", {"weights": "reset"}, REFUSED),
@@ -262,7 +262,8 @@ def test_a_swap_that_is_about_none_of_the_optimizers_is_refused() -> None:
 
 def test_an_architecture_edit_reaches_every_optimizer() -> None:
     inside = held(optimizers={"model": "adamw", "puzzles": "signsgd"})
-    expected = {"weights": "partial", "optimizer.model": "partial", "optimizer.puzzles": "partial"}
+    each = ("weights", "optimizer.model", "optimizer.puzzles", "ema")
+    expected = dict.fromkeys(each, "partial")
     assert planned("model.aux_rule_head=true", inside) == (expected, READY)
 
 

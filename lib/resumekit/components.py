@@ -29,7 +29,7 @@ LOAD, PARTIAL, REDERIVE, REFIT, FRESH, RESET, SWAP, ABSENT = (
     "load", "partial", "rederive", "refit", "fresh", "reset", "swap", "absent"
 )  # fmt: skip
 # The further to the right, the less of the checkpoint is used: of two changes the one that keeps less decides.
-_KEEPS_LESS = (LOAD, REDERIVE, PARTIAL, REFIT, FRESH, RESET, SWAP, ABSENT)
+KEEPS_LESS = (LOAD, REDERIVE, PARTIAL, REFIT, FRESH, RESET, SWAP, ABSENT)
 _POLICY_ACTIONS = {"swap_to_lion": SWAP}
 
 
@@ -119,7 +119,7 @@ def decide(
         else:
             swap = _swap(held.optimizers.get(""), optimizers, True) if name == "optimizer" else ""
             found.append(_decide(name, held, changed, policies, swap))
-    return _with_swap(found)
+    return tuple(_follow(one, found) for one in found)
 
 
 def _decide(name: str, held: Held, changed: Sequence[Change], policies: dict[str, Any], swap: str) -> Component:
@@ -131,7 +131,7 @@ def _decide(name: str, held: Held, changed: Sequence[Change], policies: dict[str
         wanted = change.actions.get(kind, LOAD)
         if wanted == SWAP:
             continue  # whether there is one, the checkpoint says
-        if wanted == FRESH or (action != ABSENT and _KEEPS_LESS.index(wanted) > _KEEPS_LESS.index(action)):
+        if wanted == FRESH or (action != ABSENT and KEEPS_LESS.index(wanted) > KEEPS_LESS.index(action)):
             action, why = wanted, _because(change)
         elif wanted == action != LOAD and wanted != ABSENT:
             why = f"{why}; {_because(change)}"
@@ -147,15 +147,16 @@ def _decide(name: str, held: Held, changed: Sequence[Change], policies: dict[str
     return Component(name, ruled, f"resume.{kind} is '{policy}'{instead}")
 
 
-def _with_swap(found: list[Component]) -> tuple[Component, ...]:
-    """After a swap the old schedule's state has nothing to stand on: it is evaluated anew at the kept step."""
-    swapped = next((component for component in found if component.action == SWAP), None)
-    if swapped is None:
-        return tuple(found)
-    why = "the optimizer is swapped; the schedule keeps its phase"
-    return tuple(
-        Component(one.name, REFIT, why) if one.name == "scheduler" and one.action == LOAD else one for one in found
-    )
+def _follow(one: Component, found: Sequence[Component]) -> Component:
+    """Return a loaded component as what it depends on asks for it: a schedule on its optimizer, averages on weights."""
+    if one.action != LOAD or one.why:
+        return one
+    if one.name == "scheduler" and any(other.action == SWAP for other in found):
+        # The old schedule's state has nothing to stand on: it is evaluated anew at the kept step.
+        return Component(one.name, REFIT, "the optimizer is swapped; the schedule keeps its phase")
+    if one.name in ("ema", "swa") and found[0].action == PARTIAL:
+        return Component(one.name, PARTIAL, "as the weights; what is new in them starts from them")
+    return one
 
 
 def _swap(held: str | None, optimizers: Optimizers, is_only: bool) -> str:

@@ -110,6 +110,8 @@ def _warnings(choice: Choice, seen: dict[str, Any]) -> list[str]:
         said.append(f"the schedule is exhausted: step {step} of {max_steps}; --set training.max_steps=N goes on")
     elif (shape := schedules.of_config(resolved)) and isinstance(ratio, (int, float)) and shape(step) <= ratio * 1.01:
         said.append(f"the learning rate is at its floor already: {shape(step):.3g} of its peak")
+    if config.get(resolved, "trainer.extra_args") and schedules.of_config(resolved):
+        said.append("the trainer has arguments of its own (trainer.extra_args): they may change what is foretold here")
     known = choice.candidate.known
     every = config.get(resolved, "validation.fast_eval_every")
     last = known.last_fast_eval["step"] if known and known.last_fast_eval else None

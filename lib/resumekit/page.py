@@ -8,12 +8,15 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from . import plan as plans
+from .checkpoints import Candidate
 from .choice import CONTINUE, FRESH, Choice
-from .components import ABSENT, LOAD, Component, show
+from .components import KEEPS_LESS as _ORDER
+from .components import Component, show
 from .description import Match
-from .forecast import Rate
+from .forecast import STEPS_SHOWN, Rate
 from .plan import Plan
 from .terminal import plain
 
@@ -61,6 +64,7 @@ def as_json(choice: Choice, plan: Plan | None) -> str:
 def _plan_lines(plan: Plan) -> Iterator[str]:
     choice = plan.choice
     yield from _row("checkpoint", str(choice.candidate.path), can_break=False)
+    yield from _row("evidence", _evidence(choice.candidate))
     passed = [one for one in choice.candidates if one.verdict == "passed"]
     for one in passed[:_SHOWN]:
         yield from _row("passed over", f"{one.path.name}: {one.reason}")
@@ -69,16 +73,29 @@ def _plan_lines(plan: Plan) -> Iterator[str]:
     yield from _changes(plan)
     yield from _components(plan.components)
     yield from _weights(plan.match)
-    for rate in plan.forecast.rates:
-        yield from _rate(rate)
+    yield from _rates(plan.forecast.rates)
     ramp = plan.lr_scale.ramp
     if ramp and ramp.from_step == choice.step:
         how = "a warm restart" if ramp.warm_restart else f"x {ramp.factor:g}"
         yield from _row("", f"{how} for {ramp.steps:,} steps, whole again from step {ramp.from_step + ramp.steps:,}")
-    for sentence in plan.forecast.totals:
-        yield from _row("totals", sentence)
+    if plan.forecast.totals:
+        yield from _row("totals", "; ".join(plan.forecast.totals))
     for sentence in plan.forecast.warnings:
         yield from _row("warning", sentence)
+
+
+def _evidence(candidate: Candidate) -> str:
+    """Say what makes the checkpoint stable."""
+    known = candidate.known
+    if known is None:
+        return "no manifest: its archive is whole by structure and checksums; no digest proves it"
+    said = ["SHA-256 as in its manifest"]
+    said += ["optimizer step completed"] if known.step_completed else []
+    said += ["loss and weights finite"] if known.finite else []
+    said += [f"saved {known.created_at[:16].replace('T', ' ')} UTC"]
+    if known.last_fast_eval:
+        said.append(f"fast eval at step {known.last_fast_eval['step']}: {known.last_fast_eval['accuracy']:.1%}")
+    return ", ".join(said)
 
 
 def _changes(plan: Plan) -> Iterator[str]:
@@ -86,21 +103,21 @@ def _changes(plan: Plan) -> Iterator[str]:
         effect = ", ".join(f"{name}: {action}" for name, action in change.actions.items()) or "costs nothing"
         if change.consent or change.refuse:
             effect = "refused" if change.refuse else "needs consent"
-        yield from _row("changed", f"{change.key}: {show(change.old)} -> {show(change.new)} ({effect})")
+        yield from _row("changed", f"{change.key}: {_value(change.old)} -> {_value(change.new)} ({effect})")
+
+
+def _value(value: Any) -> str:
+    """Return a value for the page; of a commit or digest its beginning, as git shows it."""
+    is_hash = isinstance(value, str) and len(value) in (40, 64) and set(value) <= set("0123456789abcdef")
+    return value[:12] if is_hash else show(value)
 
 
 def _components(components: Sequence[Component]) -> Iterator[str]:
-    loaded = [one.name for one in components if one.action == LOAD and not one.why]
-    if loaded:
-        yield from _row(LOAD, ", ".join(loaded))
-    absent: dict[str, list[str]] = {}
+    groups: dict[tuple[str, str], list[str]] = {}
     for one in components:
-        if one.action == ABSENT:
-            absent.setdefault(one.why, []).append(one.name)
-        elif one.name not in loaded:
-            yield from _row(one.action, f"{one.name}: {one.why}")
-    for why, names in absent.items():
-        yield from _row(ABSENT, f"{', '.join(names)}: {why}")
+        groups.setdefault((one.action, one.why), []).append(one.name)
+    for (action, why), names in sorted(groups.items(), key=lambda item: _ORDER.index(item[0][0])):
+        yield from _row(action, ", ".join(names) + (f": {why}" if why else ""))
 
 
 def _weights(match: Match | None) -> Iterator[str]:
@@ -113,17 +130,26 @@ def _weights(match: Match | None) -> Iterator[str]:
             yield from _row("", f"{len(names)} {word}: {', '.join(names[:_SHOWN])}{more}")
 
 
-def _rate(rate: Rate) -> Iterator[str]:
-    if rate.after is None:
-        yield from _row("lr", f"{rate.key}: the trainer's own schedule decides; the kit cannot see it")
-        return
-    steps = f"steps {rate.first_step} to {rate.first_step + len(rate.after) - 1}"
-    now = ", ".join(f"{value:.4g}" for value in rate.after)
-    if rate.before == rate.after:
-        yield from _row("lr", f"{rate.key}: {now} in {steps}, as before")
-        return
-    was = ", ".join(f"{value:.4g}" for value in rate.before) if rate.before else "not known"
-    yield from _row("lr", f"{rate.key}: {was} -> {now} in {steps}")
+def _rates(rates: Sequence[Rate]) -> Iterator[str]:
+    unknown = [rate.key for rate in rates if rate.after is None]
+    if unknown:
+        yield from _row("lr", f"{', '.join(unknown)}: the trainer's own schedule decides; the kit cannot see it")
+    kept = [rate for rate in rates if rate.after is not None and rate.before == rate.after]
+    if kept:
+        shown = "; ".join(f"{rate.key} {_numbers(rate.after)}" for rate in kept)
+        yield from _row("lr", f"as before in {_steps(kept[0])}: {shown}")
+    for rate in rates:
+        if rate.after is not None and rate.before != rate.after:
+            was = _numbers(rate.before) if rate.before else "not known"
+            yield from _row("lr", f"{rate.key} in {_steps(rate)}: {was} -> {_numbers(rate.after)}")
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)
+
+
+def _steps(rate: Rate) -> str:
+    return f"steps {rate.first_step} to {rate.first_step + STEPS_SHOWN - 1}"
 
 
 def _verdict(plan: Plan) -> Iterator[str]:
