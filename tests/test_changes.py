@@ -19,7 +19,7 @@ KIT = schema.load()
 SHIPPED = config.load_config()
 BASE = config.resolve(SHIPPED.document, "EXP-01", schema=KIT)
 REFIT = {"scheduler": "refit"}
-SWAP = {"optimizer": "reset", "scheduler": "reset", "lr": "ramp"}
+SWAP = {"optimizer": "swap"}
 
 
 def change(key: str, old: Any, new: Any) -> Change:
@@ -177,6 +177,10 @@ def test_only_a_resume_that_loses_nothing_or_rederives_its_place_in_the_data_cos
     safe = {key for key, node in KIT.leaves.items() if node["x-on-resume"] == {}}
     assert safe - unhashed == {
         "data.workers",
+        # a swap's numbers: they count when one happens, and the plan shows them then
+        "optimizer.swap_lr_factor",
+        "optimizer.swap_lr_steps",
+        "optimizer.swap_warm_restart",
         "swa.start_on_stall",
         "training.grad_noise_sigma",
         "training.threads",

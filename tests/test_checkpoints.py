@@ -16,7 +16,7 @@ import torch
 from checkpoint_mutants import KINDS, Nursery
 from checkpoint_tools import Payload, pickle_zip, pickled, quiet, save_plain, save_steps, small_model
 from resumekit import manifest
-from resumekit.checkpoints import Candidate, CheckpointFolder, Selection, list_checkpoints, require, select
+from resumekit.checkpoints import Candidate, CheckpointFolder, Selection, require, select
 from resumekit.errors import NoStableCheckpoint
 from resumekit.grades import witness
 from resumekit.saving import save_checkpoint
@@ -55,8 +55,9 @@ def test_lists_newest_first_in_numeric_order_and_by_the_whole_name_only(tmp_path
     for name in names + odd:
         (tmp_path / name).touch()
     listed = [(10000, "hrm_arc_step_10000.pt"), (9000, "hrm_arc_step_9000.pt"), (70, "hrm_arc_step_00070.pt")]
-    assert [(step, path.name) for step, path in list_checkpoints(tmp_path)] == listed
-    assert list_checkpoints(tmp_path / "nothing") == []
+    chosen = select([CheckpointFolder(tmp_path)], prove=False)
+    assert [(one.step, one.name) for one in chosen.candidates if one.step is not None] == listed
+    assert select([CheckpointFolder(tmp_path / "nothing")]).candidates == ()
     said = {one.path.name for one in select([CheckpointFolder(tmp_path)]).candidates if one.step is None}
     assert said == {odd[0], odd[1], odd[2], odd[3], odd[5], odd[6], odd[9]}
 

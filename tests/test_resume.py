@@ -74,7 +74,7 @@ def test_a_branch_to_another_experiment_keeps_the_name_of_its_base_and_is_compar
     assert own["run_id"].startswith("T-2_toy_resume@10_") and own["parent_run_id"] == run.name
     kit.config("--save-every", "5", experiments={"T-2": {"name": "other", "model": {"hidden_size": 4}}})
     said = kit("resume", "T-2", "--from", run.name, code=6).stderr
-    assert "model.hidden_size: 128 -> 4: the weights have another shape" in said
+    assert "model.hidden_size: null -> 4: the weights have another shape" in said
 
 
 def test_a_checkpoint_of_another_model_is_refused(kit: Kit):
@@ -83,7 +83,7 @@ def test_a_checkpoint_of_another_model_is_refused(kit: Kit):
     kit("run", "T-2", code=137, env={"TOY_ARGS": "--at 7 kill"})
     other = kit.run_dirs()[-1]
     args = ("T-1", "--checkpoint", str(other / "checkpoints/hrm_arc_step_5.pt"))
-    assert "model.hidden_size: 8 -> 128: the weights have another shape" in kit("resume", *args, code=6).stderr
+    assert "model.hidden_size: 8 -> null: the weights have another shape" in kit("resume", *args, code=6).stderr
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_changes_that_cost_nothing_or_only_the_data_position_are_made(kit: Kit, 
         (["--set", "training.max_steps=30"], 5, "whether it does 'scheduler: refit' nobody can see"),
         (["--set", "training.seed=9"], 5, "another seed: the curves cannot be compared"),
         (["--set", "resume.optimizer=reset"], 6, "the old schedule goes on at its full learning rate"),
-        (["--set", "optimizer.name=lion"], 6, "this trainer sets its own learning rate"),
+        (["--set", "optimizer.name=lion"], 5, "the checkpoint does not say which optimizer it holds"),
         (["--", "--delay", "0"], 5, "extra arguments of the trainer may change the training"),
     ],
 )
@@ -164,7 +164,7 @@ def test_the_run_s_own_config_rules_over_an_edited_one_unless_asked_otherwise(ki
     killed(kit, "--set", "status.interval_s=3")
     kit.config("--save-every", "5", training={"max_steps": 20}, validation={"fast_eval_every": 4})
     assert "says otherwise" not in kit("resume", "T-1", "--dry-run", "--set", "status.interval_s=9").stderr
-    page = kit("resume", "T-1", "--dry-run").stdout
+    page = " ".join(kit("resume", "T-1", "--dry-run").stdout.split())
     assert "'config.yaml' says otherwise by now (validation.fast_eval_every): the run's own config is used" in page
     assert "interval_s" not in page, "what --set said is no edit of the file"
     kit("resume", "T-1", code=137, env={"TOY_ARGS": "--at 12 kill"})

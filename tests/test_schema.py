@@ -22,7 +22,7 @@ from resumekit.schema_glance import is_surely_valid  # noqa: E402
 
 EXAMPLES = ROOT / "schemas" / "examples"
 COMPONENTS = {"weights", "optimizer", "scheduler", "scaler", "ema", "swa", "counters", "rng", "data_position", "lr"}
-ACTIONS = {"load", "partial", "reset", "refit", "rederive", "fresh", "absent", "ramp"}
+ACTIONS = {"load", "partial", "reset", "refit", "rederive", "fresh", "absent", "swap"}
 KIT = schema.load()
 
 

@@ -94,17 +94,6 @@ class _Rules(NamedTuple):
     why: str
 
 
-def list_checkpoints(folder: Path, pattern: str = STEP_PATTERN) -> list[tuple[int, Path]]:
-    """List the step checkpoints of a folder by their names alone.
-
-    Costs one directory listing; no file is opened. A folder that is not there is empty.
-
-    Returns:
-        (step, path), newest first, in numeric order.
-    """
-    return [(step, folder / name) for step, name in _sorted_out(_names(folder), pattern)[0]]
-
-
 def select(
     folders: Sequence[CheckpointFolder],
     *,

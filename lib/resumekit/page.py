@@ -53,7 +53,8 @@ def as_text(choice: Choice, plan: Plan | None) -> str:
 
 def as_json(choice: Choice, plan: Plan | None) -> str:
     """Return the same for programs: the plan's fields, and every checkpoint that was thought of."""
-    fields = plans.as_fields(plan) if plan else {"relation": choice.relation, "experiment": choice.experiment}
+    fresh = {"relation": choice.relation, "experiment": choice.experiment, "parent_run_id": None, "checkpoint": None}
+    fields = plans.as_fields(plan) if plan else fresh
     candidates = [
         {"step": one.step, "path": str(one.path), "run_id": one.run_id, "verdict": one.verdict, "reason": one.reason}
         for one in choice.candidates

@@ -31,6 +31,11 @@ def judge(
     consents = [f"{_named(change)} ({change.consent})" for change in choice.changed if change.consent]
     refusals = [f"{_named(change)}: {change.refuse}" for change in choice.changed if change.refuse]
     refusals += filter(None, (rule(found, held, optimizers) for rule in _RULES))
+    if _may_be_a_swap(choice, held, optimizers):
+        consents.append(
+            f"the checkpoint does not say which optimizer it holds, and {optimizers.wanted} is wanted: if it is "
+            "another one, its state is loaded all the same; --set resume.optimizer=reset starts it anew"
+        )
     is_forced = config.get(choice.config, "resume.weights") == PARTIAL
     if match is not None and match.fraction < MIN_MATCHED and not is_forced:
         refusals.append(
@@ -116,6 +121,13 @@ def _of_a_trainer_that_loads_by_itself(found: Sequence[Component]) -> tuple[list
     )
     consent = f"this trainer loads by itself: whether it does '{', '.join(asked)}' nobody can see"
     return [consent] if asked else [], [impossible] if swapped else []
+
+
+def _may_be_a_swap(choice: Choice, held: Held, optimizers: Optimizers) -> bool:
+    """Whether another optimizer is asked for, and neither checkpoint nor config say what it was before."""
+    is_asked = any(change.key in ("optimizer.name", "optimizer.swap_at") for change in choice.changed)
+    is_unknown = optimizers.before is None and not any(held.optimizers.values())
+    return is_asked and is_unknown and optimizers.wanted is not None and "optimizer" in held.components
 
 
 def _actions(found: Sequence[Component]) -> dict[str, str]:
