@@ -149,3 +149,19 @@ def test_an_average_of_another_model_is_refused(tmp_path: Path) -> None:
     other = averaged(Net(seed=2, hidden=5))
     with pytest.raises(InvalidFile, match="ema: other shapes: 7 "):
         load_resume_bundle(Net(seed=2), ckpt_path=path, ema=other, log_fn=quiet)
+
+
+def test_an_average_whose_state_is_no_dict_is_handed_over_as_it_is(tmp_path: Path) -> None:
+    class Plain(Nameless):
+        def state_dict(self) -> Any:
+            return self.values
+
+        def load_state_dict(self, state: Any) -> None:
+            self.values = list(state)
+
+    model = Net(seed=1)
+    path = save_checkpoint(tmp_path, 4, model=model, ema=Plain(model), log_fn=quiet)
+    ema = Plain(Net(seed=2))
+    bundle = load_resume_bundle(Net(seed=2), ckpt_path=path, ema=ema, log_fn=quiet)
+    assert bundle.report["ema"] == "load"
+    assert all(torch.equal(one, two) for one, two in zip(ema.values, model.parameters(), strict=True))

@@ -198,6 +198,9 @@ def test_a_counter_that_is_no_number_is_refused(tmp_path: Path) -> None:
     path = save_plain(tmp_path, 4, epoch="a[$(touch canary)]")
     with pytest.raises(InvalidFile, match="the checkpoint's 'epoch' is a str, not a number"):
         load(path)
+    for name, value in (("global_step", float("nan")), ("global_step", -3), ("epoch", float("inf"))):
+        with pytest.raises(InvalidFile, match=f"the checkpoint's '{name}' is '{value}', not a count"):
+            load(save_plain(tmp_path, 4, **{name: value}))
 
 
 def test_a_changed_environment_resets_the_scaler_and_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -174,3 +174,64 @@ def test_what_a_loaded_schedule_overwrites_is_said(tmp_path: Path) -> None:
     new, fresh, equal = make("cosine", 10, 0.1, 2)
     load_resume_bundle(new, fresh, equal, ckpt_path=path, log_fn=lines.append)
     assert not [line for line in lines if line.startswith("[warn]")]
+
+
+def resume(path: Path, kind: str, groups: Callable[[Net], Any], **more: Any) -> tuple[Any, Any, Any]:
+    new = Net(seed=2)
+    fresh = OPTIMIZERS["sgd"](groups(new), lr=0.1)
+    schedule = KINDS[kind](fresh, 20)
+    return fresh, schedule, load_resume_bundle(new, fresh, schedule, ckpt_path=path, **{"log_fn": quiet, **more})
+
+
+@pytest.mark.parametrize("kind", ["lambda", "exponential", "cosine"])
+def test_a_schedule_of_other_groups_is_placed_anew_because_its_state_has_one_entry_per_group(
+    tmp_path: Path, kind: str
+) -> None:
+    """torch zips one group's rate with two groups and ends with a ValueError at the first step."""
+    model = Net(seed=1)
+    optimizer = OPTIMIZERS["sgd"](model.parameters(), lr=0.1)
+    schedule = KINDS[kind](optimizer, 20)
+    train(model, optimizer, schedule=schedule, steps=5)
+    path = save_checkpoint(tmp_path, 5, model=model, optimizer=optimizer, scheduler=schedule, log_fn=quiet)
+
+    def two(new: Net) -> Any:
+        return [{"params": new.body.parameters()}, {"params": [*new.norm.parameters(), *new.head.parameters()]}]
+
+    fresh, placed, bundle = resume(path, kind, two)
+    assert (
+        bundle.report["scheduler"] == "refit: placed at step 5, the optimizer has other groups than in the checkpoint"
+    )
+    assert bundle.report["optimizer"] == "load: by name, the parameters are in another order or grouping"
+    assert [group["lr"] for group in fresh.param_groups] == [optimizer.param_groups[0]["lr"]] * 2
+    assert len(fresh.state) == 6
+    fresh.step()
+    placed.step()
+    optimizer.step()
+    schedule.step()
+    assert [group["lr"] for group in fresh.param_groups] == [optimizer.param_groups[0]["lr"]] * 2
+
+
+@pytest.mark.parametrize("kind", ["exponential", "cosine", "polynomial"])
+def test_an_optimizer_that_starts_anew_under_a_schedule_that_goes_on_has_its_rate(tmp_path: Path, kind: str) -> None:
+    """These schedules work from the rate that they find: from the one it was made with they would never come down."""
+    model = Net(seed=1)
+    optimizer = OPTIMIZERS["sgd"](model.parameters(), lr=0.1)
+    schedule = KINDS[kind](optimizer, 20)
+    train(model, optimizer, schedule=schedule, steps=5)
+    path = save_checkpoint(tmp_path, 5, model=model, optimizer=optimizer, scheduler=schedule, log_fn=quiet)
+    fresh, again, bundle = resume(path, kind, lambda new: new.parameters(), optimizer_policy="reset")
+    assert bundle.report["scheduler"] == "load" and not fresh.state
+    for _ in range(3):
+        assert fresh.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
+        for one in (fresh, again, optimizer, schedule):
+            one.step()
+
+
+def test_another_kind_of_schedule_under_the_old_state_is_said(tmp_path: Path) -> None:
+    model = Net(seed=1)
+    optimizer = OPTIMIZERS["sgd"](model.parameters(), lr=0.1)
+    schedule = KINDS["cosine"](optimizer, 20)
+    path = save_checkpoint(tmp_path, 0, model=model, optimizer=optimizer, scheduler=schedule, log_fn=quiet)
+    lines: list[str] = []
+    resume(path, "step", lambda new: new.parameters(), log_fn=lines.append)
+    assert any("step_size: 5 here, none in it" in line for line in lines)

@@ -15,6 +15,14 @@ from .parameter_paths import pair, plain_path
 COUNTS = frozenset({"n_averaged", "num_updates", "updates", "n_updates", "step", "steps", "optimization_step"})
 
 
+def load(average: Any, saved: Any, model: Any) -> None:
+    """Load an average's saved state; what is new in the model joins with its current weights."""
+    own = average.state_dict() if hasattr(average, "state_dict") else None
+    if isinstance(own, Mapping) and isinstance(saved, Mapping) and not _is_alike(own, saved):
+        saved = merged(saved, average, model)
+    average.load_state_dict(saved)
+
+
 def merged(saved: Mapping[str, Any], average: Any, model: Any) -> dict[str, Any]:
     """Return a state for the average: what the checkpoint has of it by name and shape, else the model's weights.
 
@@ -40,7 +48,10 @@ def merged(saved: Mapping[str, Any], average: Any, model: Any) -> dict[str, Any]
 def can_hold(average: Any, model: Any) -> bool:
     """Whether its state holds every parameter of the model by its name; else nobody can tell what to put where."""
     found: set[str] = set()
-    _with_weights(average.state_dict(), _weights(model), found)
+    state = average.state_dict()
+    if not isinstance(state, Mapping):
+        return False
+    _with_weights(state, _weights(model), found)
     return {plain_path(name) for name, _ in model.named_parameters()} <= found
 
 
@@ -64,6 +75,10 @@ def _with_weights(state: Mapping[str, Any], weights: dict[str, Any], found: set[
         else:
             filled[name] = value
     return filled
+
+
+def _is_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(_shape(one[name]) == _shape(other[name]) for name in one)
 
 
 def _weights(model: Any) -> dict[str, Any]:

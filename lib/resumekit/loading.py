@@ -34,7 +34,7 @@ from .matching import Matched
 from .output_guard import guard_output
 from .proven_content import read_proven
 from .resume_bundle import ResumeBundle
-from .saved_optimizers import named
+from .saved_optimizers import is_state, match, named
 from .trainer_env import journal_event
 from .trainer_plan import ABSENT, FRESH, LOAD, PARTIAL, REFIT, RESET, SWAP, TrainerPlan
 
@@ -136,8 +136,11 @@ def _refuse_fresh_start(plan: TrainerPlan | None) -> None:
 
 def _counters(content: dict[str, Any], action: str, plan: TrainerPlan | None, path: Path) -> dict[str, Any]:
     for name in (*decisions.COUNTERS, "lr_scale"):
-        if not isinstance(content.get(name), (int, float, type(None))):
-            raise InvalidFile(f"the checkpoint's '{name}' is a {type(content[name]).__name__}, not a number")
+        value = content.get(name)
+        if not isinstance(value, (int, float, type(None))):
+            raise InvalidFile(f"the checkpoint's '{name}' is a {type(value).__name__}, not a number")
+        if name in ("global_step", "epoch") and value is not None and not 0 <= value < 10**12:
+            raise InvalidFile(f"the checkpoint's '{name}' is '{value}', not a count")
     step = content.get("global_step")
     planned = plan.step if plan is not None else None
     if planned is not None and step is not None and int(step) != planned:
@@ -188,11 +191,18 @@ def _load(
         if done["scheduler"].action == REFIT:
             optimizer_state.keep_rates(refitted.state, one)
         one.load_state_dict(refitted.state)
+    if done["scheduler"].action == LOAD:
+        for key, saved in match(content, parts["optimizer"]).items():
+            if key not in found.optimizers and saved is not None and is_state(saved.state):
+                optimizer_state.take_rates(saved.state, named(parts["optimizer"])[key])
     for name in ("scheduler", "scaler"):
         if done[name].action == LOAD:
             _load_one(parts[name], content[f"{name}_state_dict"])
     for name in ("ema", "swa"):
-        _load_average(done[name].action, parts[name], content.get(f"{name}_state_dict"), model)
+        if done[name].action in (FRESH, RESET):
+            parts[name].load_state_dict(averages.current(parts[name], model))
+        elif done[name].action in (LOAD, PARTIAL):
+            averages.load(parts[name], content[f"{name}_state_dict"], model)
     return new
 
 
@@ -202,14 +212,6 @@ def _load_one(component: Any, state: Any) -> None:
             member.load_state_dict(state[name])
     else:
         component.load_state_dict(state)
-
-
-def _load_average(action: str, average: Any, saved: Any, model: Any) -> None:
-    if action in (FRESH, RESET):
-        average.load_state_dict(averages.current(average, model))
-    elif action in (LOAD, PARTIAL):
-        is_same = not hasattr(average, "state_dict") or average.state_dict().keys() == saved.keys()
-        average.load_state_dict(saved if is_same and action == LOAD else averages.merged(saved, average, model))
 
 
 def _restore_rng(content: dict[str, Any], found: Matched) -> str:

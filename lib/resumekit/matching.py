@@ -6,6 +6,7 @@ none of the trainer's objects; reads and writes no file.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,11 @@ def check(
     found = Matched(partial_weights.fit(content["model_state_dict"], model.state_dict()), {}, dict(decided))
     problems = _weights(found)
     problems += _optimizers(found, content, model, parts["optimizer"], swap_is_wished)
+    if _groups_have_changed(found, content, parts) and not schedule_refit.refusal(parts["scheduler"]):
+        # Its state has one entry per group; the same schedule placed at the same step is as good.
+        found.decisions["scheduler"] = Decision(REFIT, "the optimizer has other groups than in the checkpoint")
+        found.decisions.update({name: one for name, one in decided.items() if name.startswith("optimizer")})
+        _optimizers(found, content, model, parts["optimizer"], swap_is_wished)
     if decided["scheduler"].action == REFIT and (reason := schedule_refit.refusal(parts["scheduler"])):
         problems.append(reason)
     if decided["scaler"].action == LOAD and lacks_scale(content["scaler_state_dict"], parts["scaler"]):
@@ -109,6 +115,19 @@ def _optimizers(found: Matched, content: Any, model: Any, optimizer: Any, swap_i
     return problems
 
 
+def _groups_have_changed(found: Matched, content: Any, parts: dict[str, Any]) -> bool:
+    """Whether a schedule is to be loaded into an optimizer whose groups are not those that it was made for."""
+    if found.decisions["scheduler"].action != LOAD:
+        return False
+    own, saved = named(parts["optimizer"]), match(content, parts["optimizer"])
+    counts = [
+        len(one.state["param_groups"]) != len(own[key].param_groups)
+        for key, one in saved.items()
+        if one is not None and is_state(one.state)
+    ]
+    return any(counts) or not all(one.has_same_groups for one in found.optimizers.values())
+
+
 def _optimizer(
     found: Matched, name: str, key: str, own: Any, saved: SavedOptimizer | None, model: Any, shapes: dict[str, Any]
 ) -> list[str]:
@@ -148,6 +167,8 @@ def _average(name: str, found: Matched, content: Any, model: Any, own: Any) -> l
         return [f"{name}: the weights can't be put into a '{type(own).__name__}', whose state does not name them all"]
     if decision.action not in (LOAD, PARTIAL) or not hasattr(own, "state_dict"):
         return []
+    if not isinstance(saved, Mapping) or not isinstance(own.state_dict(), Mapping):
+        return []  # a class of the lab's own that keeps no names: it knows what it loads
     fit = partial_weights.fit(saved, own.state_dict())
     if fit.is_whole:
         found.decisions[name] = Decision(LOAD)

@@ -33,11 +33,14 @@ class Refitted:
         state: for its load_state_dict(); None where nothing can be kept.
         action: 'load', 'partial' or 'reset'.
         why: the counts, or the reason.
+        has_same_groups: each group is the one that it was, whatever moved between them: a schedule that has one entry
+            per group can go on.
     """
 
     state: dict[str, Any] | None
     action: str
     why: str = ""
+    has_same_groups: bool = True
 
 
 def fit(
@@ -57,7 +60,8 @@ def fit(
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if saved.names is None:
         if reason := _position_refusal(saved.state, before, optimizer):
-            return Refitted(None, "reset", f"the checkpoint does not name its parameters, and {reason}")
+            same = len(groups) == len(optimizer.param_groups)
+            return Refitted(None, "reset", f"the checkpoint does not name its parameters, and {reason}", same)
         numbers: list[Any] = before
     else:
         old_names = [name for group in saved.names for name in group]
@@ -72,16 +76,27 @@ def fit(
     state = {new: saved.state["state"][old] for new, old in kept.items() if old in saved.state.get("state", {})}
     # What belongs to no parameter is kept as it is, as torch does.
     foreign = {key: one for key, one in saved.state.get("state", {}).items() if type(key) is str and key not in before}
-    new_groups, said = _groups(groups, optimizer, kept, schedule_is_loaded)
+    homes = _homes(groups, optimizer, kept)
+    new_groups, said = _groups(groups, optimizer, homes, schedule_is_loaded)
     whole = {**saved.state, "state": {**foreign, **state}, "param_groups": new_groups}
     action, why = _outcome(before, numbers, [len(group["params"]) for group in groups], new_groups)
-    return Refitted(whole, action, "; ".join(filter(None, [why, said])))
+    return Refitted(whole, action, "; ".join(filter(None, [why, said])), homes == list(range(len(groups))))
 
 
 def keep_rates(state: dict[str, Any], optimizer: Any) -> None:
     """Put what a schedule has set in the optimizer meanwhile into a state dict that is about to be loaded into it."""
     for group, live in zip(state["param_groups"], optimizer.param_groups, strict=True):
         group.update({key: live[key] for key in (SCHEDULE_KEYS | CYCLED_KEYS) & live.keys()})
+
+
+def take_rates(state: dict[str, Any], optimizer: Any) -> None:
+    """Put the learning rates of a saved state, and nothing else of it, into an optimizer that has as many groups.
+
+    For one that starts anew under a schedule that goes on: many schedules work from the rate that they find.
+    """
+    if len(optimizer.param_groups) == len(state["param_groups"]):
+        for group, old in zip(optimizer.param_groups, state["param_groups"], strict=True):
+            group.update({key: old[key] for key in SCHEDULE_KEYS & old.keys()})
 
 
 _RESHAPED = object()
@@ -137,19 +152,29 @@ def _outcome(before: list[Any], numbers: list[Any], old_sizes: list[int], groups
     return "partial", ", ".join(parts)
 
 
+def _homes(saved: list[dict[str, Any]], optimizer: Any, kept: dict[int, Any]) -> list[int | None]:
+    """Return for each group the place of the saved group that most of its parameters come from; None for a new one."""
+    home = {number: index for index, group in enumerate(saved) for number in group["params"]}
+    homes, first = [], 0
+    for group in optimizer.param_groups:
+        numbers = range(first, first + len(group["params"]))
+        first += len(group["params"])
+        counts = Counter(home[kept[number]] for number in numbers if number in kept)
+        homes.append(counts.most_common(1)[0][0] if counts else None)
+    return homes
+
+
 def _groups(
-    saved: list[dict[str, Any]], optimizer: Any, kept: dict[int, Any], schedule_is_loaded: bool
+    saved: list[dict[str, Any]], optimizer: Any, homes: list[int | None], schedule_is_loaded: bool
 ) -> tuple[list[dict[str, Any]], str]:
     """Return the new groups, and what of the trainer's own differs from the checkpoint's."""
-    home = {number: index for index, group in enumerate(saved) for number in group["params"]}
     own_keys = hyper_parameters(optimizer)
     defaults = getattr(optimizer, "defaults", {})
     groups, differences, first = [], {}, 0
-    for fresh in optimizer.param_groups:
+    for fresh, home in zip(optimizer.param_groups, homes, strict=True):
         numbers = range(first, first + len(fresh["params"]))
         first += len(fresh["params"])
-        homes = Counter(home[kept[number]] for number in numbers if number in kept)
-        old = saved[homes.most_common(1)[0][0]] if homes else {}
+        old = {} if home is None else saved[home]
         taken = {
             key: value for key, value in old.items()
             if _is_the_checkpoints(key, old, fresh, own_keys, defaults, schedule_is_loaded)

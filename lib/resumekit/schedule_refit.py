@@ -98,12 +98,16 @@ def differences(saved: Any, scheduler: Any) -> list[str]:
     moving = {"last_epoch", "best", "num_bad_epochs", "cooldown_counter", "T_cur", "T_i"}
     names = [name for name in own if isinstance(name, str) and not name.startswith("_") and name not in moving]
     plain = (int, float, str, list, tuple)
-    return [
+    others = [
         f"{name}: {_shown(own[name])} here, {_shown(saved[name])} in it"
         for name in names
         if name in saved and isinstance(own[name], plain) and isinstance(saved[name], plain)
         and list(_flat(own[name])) != list(_flat(saved[name]))
     ]  # fmt: skip
+    # Another kind of schedule; versions of torch differ in 'verbose'.
+    return others + [
+        f"{name}: {_shown(own[name])} here, none in it" for name in names if name not in {*saved, "verbose"}
+    ]
 
 
 def _flat(value: Any) -> Iterator[Any]:
