@@ -191,6 +191,14 @@ def test_the_plans_scale_takes_the_place_of_the_inherited_one(tmp_path: Path, mo
     assert rates_of_steps(optimizer, model, 1, schedule) == pytest.approx([0.1 * 0.5**4 * 0.2])
 
 
+def test_a_scale_that_nobody_applies_is_said(tmp_path: Path) -> None:
+    path = saved(tmp_path, lr_scale=0.5)
+    for own, count in ((False, 1), (True, 0)):
+        lines: list[str] = []
+        load_resume_bundle(Net(seed=2), ckpt_path=path, own_lr_scale=own, log_fn=lines.append)
+        assert sum("no optimizer was passed" in line for line in lines) == count
+
+
 def test_the_banner_names_the_rate_that_the_next_step_uses(tmp_path: Path) -> None:
     lines: list[str] = []
     resumed(saved(tmp_path, lr_scale=0.5), log_fn=lines.append)

@@ -117,6 +117,9 @@ def load_resume_bundle(
         content, model, found, parts, counters["global_step"], plan.new_params if plan else new_params
     )
     if not own_lr_scale:
+        if parts["optimizer"] is None and not lr_hook.is_one(scale, counters["global_step"]):
+            log_fn("[warn] the learning rate is to be scaled, and no optimizer was passed: multiply it by "
+                   "bundle.lr_scale_at(step)")  # fmt: skip
         lr_hook.attach(named(parts["optimizer"]).values(), scale, counters["global_step"])
     report = {name: str(decision) for name, decision in found.decisions.items()}
     report["rng"] = _restore_rng(content, found)
