@@ -93,7 +93,7 @@ def test_the_file_has_the_protocols_keys_and_loads_with_weights_only(tmp_path: P
     assert set(content) == {
         "model_state_dict", "optimizer_state_dict", "scheduler_state_dict", "scaler_state_dict", "global_step", "epoch",
         "best_val_loss", "optimizer_name", "ema_state_dict", "swa_state_dict", "rng_state", "data_state",
-        "parameter_names", "lr_scale", "versions", "carry",
+        "parameter_names", "lr_scale", "lr_ramp", "versions", "carry",
     }  # fmt: skip
     assert (content["global_step"], content["epoch"], content["best_val_loss"], content["lr_scale"]) == (7, 2, 0.5, 0.8)
     assert content["optimizer_name"] == "AdamW" and content["data_state"] == {"seed": 1}

@@ -160,7 +160,7 @@ class Torture:
 
     def load(self, path: str) -> None:
         parts = {name: getattr(self, name) for name in COMPONENTS}
-        bundle = load_resume_bundle(self.model, ckpt_path=path, **parts)
+        bundle = load_resume_bundle(self.model, ckpt_path=path, own_lr_scale=True, **parts)
         self.step, self.epoch, self.best = bundle.global_step, bundle.start_epoch, bundle.best_val_loss
         self.lr_scale, self.resumed = bundle.lr_scale, True
         for name in EXTRA:

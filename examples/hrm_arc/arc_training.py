@@ -128,6 +128,7 @@ class Training:
         bundle = kit.load_resume_bundle(
             self.model, self.optimizers, self.schedule, None, ckpt_path=path, allow_partial_weights=allow_partial,
             optimizer_policy=optimizer_policy, schedule_policy=schedule_policy, ema=self.ema,
+            own_lr_scale=True,
         )  # fmt: skip
         if not path:
             return

@@ -17,7 +17,7 @@ from .errors import KitError
 OWN_KEYS = (
     "model_state_dict", "optimizer_state_dict", "scheduler_state_dict", "scaler_state_dict", "global_step", "epoch",
     "best_val_loss", "optimizer_name", "ema_state_dict", "swa_state_dict", "rng_state", "data_state",
-    "parameter_names", "lr_scale", "versions",
+    "parameter_names", "lr_scale", "lr_ramp", "versions",
 )  # fmt: skip
 MAX_NONFINITE = 8
 _PLAIN = ("int", "float", "bool", "str", "bytes", "bytearray", "complex", "NoneType")
@@ -37,6 +37,7 @@ def collect(
     data_state: Any = None,
     extra: dict[str, Any] | None = None,
     lr_scale: float = 1.0,
+    lr_ramp: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the checkpoint's content; absent components are None, never an empty dict.
 
@@ -58,6 +59,7 @@ def collect(
         "rng_state": rng_state.capture(),
         "data_state": data_state,
         "lr_scale": float(lr_scale),
+        "lr_ramp": lr_ramp,
         "versions": versions(),
     }
     for name, value in (extra or {}).items():

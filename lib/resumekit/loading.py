@@ -1,55 +1,46 @@
 """Load a checkpoint into a trainer's objects, proven before a single value of it is used: the trainer's side.
 
-Opens the file once, proves its bytes (or waits for the launcher's proof of the very same file), checks every name and
-shape, and only then loads; the random number generators last. Reads the checkpoint, its manifest and the run's proof;
-journals `resumed`. Try it: `load_resume_bundle(model, optimizer, ckpt_path="checkpoints/hrm_arc_step_400.pt")`
+Carries out the launcher's plan, or alone the trainer's arguments: what is done with each component is decided, compared
+and refused before anything is changed; the random number generators come last. Reads the checkpoint, its proof and the
+plan; journals `resumed`. Try it: `load_resume_bundle(model, optimizer, ckpt_path="checkpoints/hrm_arc_step_400.pt")`
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import archive, matching, proof, rng_state
+from . import (
+    averages,
+    decisions,
+    lion_swap,
+    lr_hook,
+    lr_scale,
+    matching,
+    optimizer_state,
+    partial_weights,
+    rng_state,
+    schedule_refit,
+    trainer_plan,
+)
 from .checkpoint_content import OWN_KEYS
+from .decisions import Wishes
 from .environment_versions import SCALER_DEPENDS_ON, changed, versions
-from .errors import InvalidFile, KitError, NoStableCheckpoint
-from .files import UnreadableFile, open_regular
+from .errors import InvalidFile, KitError
+from .lr_scale import LrScale, Ramp
+from .matching import Matched
 from .output_guard import guard_output
-from .paths import RunPaths
-from .trainer_env import journal_event, run_dir
+from .proven_content import read_proven
+from .resume_bundle import ResumeBundle
+from .saved_optimizers import is_state, match, named
+from .trainer_env import journal_event
+from .trainer_plan import ABSENT, FRESH, LOAD, PARTIAL, REFIT, RESET, SWAP, TrainerPlan
 
-OPTIMIZER_POLICIES = ("load", "reset")
-SCHEDULE_POLICIES = ("load", "reset")
 _NOT_IN_EXTRA = frozenset(OWN_KEYS) - {"data_state"}
-
-
-@dataclass(frozen=True)
-class ResumeBundle:
-    """What a trainer needs to go on.
-
-    Args:
-        global_step, start_epoch, best_val_loss, lr_scale: the counters; 0, 0, infinite and 1.0 where they are absent.
-        missing, unexpected, reinitialised: parameter names; empty while partial loading is not there yet.
-        extra: the trainer's own entries of the checkpoint, and 'data_state'.
-        report: component -> what was done with it.
-    """
-
-    global_step: int = 0
-    start_epoch: int = 0
-    best_val_loss: float = math.inf
-    missing: tuple[str, ...] = ()
-    unexpected: tuple[str, ...] = ()
-    reinitialised: tuple[str, ...] = ()
-    lr_scale: float = 1.0
-    extra: dict[str, Any] = field(default_factory=dict)
-    report: dict[str, str] = field(default_factory=dict)
+# Protocol §7: 80 % of the prior rate for the first 1-2k steps; without a plan there is no config to say otherwise.
+SWAP_LR_FACTOR, SWAP_LR_STEPS = 0.8, 1000
 
 
 def load_resume_bundle(
@@ -66,197 +57,228 @@ def load_resume_bundle(
     ema: Any = None,
     swa: Any = None,
     restore_rng: bool = True,
+    new_params: str = "module",
+    own_lr_scale: bool = False,
 ) -> ResumeBundle:
-    """Load a checkpoint into model, optimizer and their kin.
+    """Load a checkpoint into model, optimizer and their kin, as the plan says; without one, as the arguments say.
 
     Args:
-        model, scheduler, scaler, ema, swa: whatever has load_state_dict(); None where there is none.
-        optimizer: one optimizer, or a dict name -> optimizer, as it was saved.
+        model, scheduler, scaler, ema, swa: whatever has load_state_dict(), as newly made; None where there is none.
+        optimizer: one optimizer, or a dict name -> optimizer. It keeps its own hyper-parameters; its learning rate
+            comes from the checkpoint only with the scheduler's state.
         ckpt_path: the checkpoint; None or '' for a fresh start.
-        allow_partial_weights: not yet there; True is an error.
-        optimizer_policy: 'load' or 'reset' (leave the new one as it is).
-        schedule_policy: 'load' or 'reset'.
+        allow_partial_weights: load the weights that fit by name and shape, and leave the others as they are.
+        optimizer_policy: 'load'; 'reset' (leave the new one as it is); 'swap_to_lion' (once: the old optimizer's state
+            is left out, and the rate is 80 % for the first 1,000 steps). The trainer passes a Lion; or another one, and
+            goes on with `bundle.optimizer`.
+        schedule_policy: 'load', or 'reset': the old state is not loaded, the new schedule is placed at the kept step.
         restore_rng: set the random number generators back, last of all.
+        new_params: 'module' (new parameters keep the initialisation of their module) or 'kaiming'.
+        own_lr_scale: the trainer multiplies its learning rate by bundle.lr_scale_at(step) itself; else the kit does,
+            around every optimizer.step.
 
     Returns:
         The counters, the trainer's own entries, and a report of what was done with each component.
 
     Raises:
         NoStableCheckpoint: the file is not whole or its bytes are not the proven ones; nothing was loaded.
-        InvalidFile: its content does not fit the model or optimizer; nothing was loaded.
-        KitError: a policy that this version does not have.
+        InvalidFile: its content does not fit the trainer's objects, or the plan is broken; nothing was loaded.
+        KitError: an argument is unknown, or contradicts the plan; nothing was loaded.
 
-    Source: protocol §4, §6, §13.
+    Source: protocol §4, §6, §7, §13.
     """
     guard_output()
-    _refuse_policies(allow_partial_weights, optimizer_policy, schedule_policy)
+    wishes = Wishes(allow_partial_weights, optimizer_policy, schedule_policy, new_params, restore_rng)
+    wishes.check()
+    plan = trainer_plan.read()
     if ckpt_path is None or str(ckpt_path) == "":
-        return ResumeBundle()
+        _refuse_fresh_start(plan)
+        return ResumeBundle(optimizer=optimizer)
     path = Path(ckpt_path)
-    content = _read_proven(path)
-    policies = {"optimizer": optimizer_policy, "scheduler": schedule_policy}
-    parts = {"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "ema": ema, "swa": swa}
-    report = _plan(content, parts, policies)
-    matching.check(content, model, report, parts, path)
-    bundle = _bundle(content, report, log_fn)
-    _load(content, model, report, parts)
-    report["rng"] = _restore_rng(content, restore_rng)
-    _say(bundle, content, optimizer, log_fn)
+    plan = plan if plan is not None and plan.is_about(path) else None
+    content = read_proven(path)
+    lion = lion_swap.stand_in(optimizer, scheduler) if optimizer_policy == "swap_to_lion" else None
+    parts = {
+        "optimizer": optimizer if lion is None else lion,
+        "scheduler": scheduler,
+        "scaler": scaler,
+        "ema": ema,
+        "swa": swa,
+    }
+    changes = changed(_saved_versions(content), versions(), SCALER_DEPENDS_ON)
+    decided = decisions.decide(content, parts, wishes, plan, changes)
+    counters = _counters(content, decided["counters"].action, plan, path)
+    scale = _scale(content, decided, counters["global_step"], plan, path)
+    found = matching.check(content, model, decided, parts, optimizer_policy == "swap_to_lion", path)
+    if lion is not None:
+        lion_swap.take_over(lion, optimizer, scheduler)
+    _warn(content, found, scheduler, log_fn)
+    reinitialised = _load(
+        content, model, found, parts, counters["global_step"], plan.new_params if plan else new_params
+    )
+    if not own_lr_scale:
+        if parts["optimizer"] is None and not lr_hook.is_one(scale, counters["global_step"]):
+            log_fn("[warn] the learning rate is to be scaled, and no optimizer was passed: multiply it by "
+                   "bundle.lr_scale_at(step)")  # fmt: skip
+        lr_hook.attach(named(parts["optimizer"]).values(), scale, counters["global_step"])
+    report = {name: str(decision) for name, decision in found.decisions.items()}
+    report["rng"] = _restore_rng(content, found)
+    bundle = _bundle(content, counters, found, reinitialised, scale, report, parts["optimizer"])
+    _say(bundle, own_lr_scale, log_fn)
     journal_event("resumed", step=bundle.global_step, checkpoint=str(path), report=report)
     return bundle
 
 
-def _refuse_policies(partial: bool, optimizer_policy: str, schedule_policy: str) -> None:
-    if partial:
-        raise KitError("allow_partial_weights=True comes with a later version; until then weights load whole or not")
-    if optimizer_policy == "swap_to_lion":
-        raise KitError("optimizer_policy='swap_to_lion' comes with a later version; 'load' and 'reset' are there")
-    if optimizer_policy not in OPTIMIZER_POLICIES:
-        raise KitError(f"unknown optimizer_policy '{optimizer_policy}': it is one of {', '.join(OPTIMIZER_POLICIES)}")
-    if schedule_policy not in SCHEDULE_POLICIES:
-        raise KitError(f"unknown schedule_policy '{schedule_policy}': it is one of {', '.join(SCHEDULE_POLICIES)}")
+def _refuse_fresh_start(plan: TrainerPlan | None) -> None:
+    if plan is not None:
+        raise KitError(
+            f"the plan '{plan.path}' resumes at step {plan.step}, and load_resume_bundle got no ckpt_path: pass the "
+            f"checkpoint on ({{checkpoint}} in trainer.resume_args), or start anew with bin/run.sh --fresh"
+        )
 
 
-def _read_proven(path: Path) -> dict[str, Any]:
-    """Return the content of the file, whose every byte was proven through the descriptor that it is loaded from."""
+def _counters(content: dict[str, Any], action: str, plan: TrainerPlan | None, path: Path) -> dict[str, Any]:
+    for name in (*decisions.COUNTERS, "lr_scale"):
+        value = content.get(name)
+        if not isinstance(value, (int, float, type(None))):
+            raise InvalidFile(f"the checkpoint's '{name}' is a {type(value).__name__}, not a number")
+        if name in ("global_step", "epoch") and value is not None and not 0 <= value < 10**12:
+            raise InvalidFile(f"the checkpoint's '{name}' is '{value}', not a count")
+    step = content.get("global_step")
+    planned = plan.step if plan is not None else None
+    if planned is not None and step is not None and int(step) != planned:
+        raise InvalidFile(
+            f"the plan '{plan.path}' is for step {planned}, and checkpoint '{path}' is of step {int(step)}; nothing "
+            f"was loaded: let bin/resume.sh write a new plan"
+        )
+    if action == RESET:
+        content = {}
+        planned = None
+    step, best = content.get("global_step"), content.get("best_val_loss")
+    return {
+        "global_step": int(planned or 0) if step is None else int(step),
+        "start_epoch": int(content.get("epoch") or 0),
+        "best_val_loss": float(math.inf if best is None else best),
+    }
+
+
+def _scale(
+    content: dict[str, Any], decided: dict[str, Any], step: int, plan: TrainerPlan | None, path: Path
+) -> LrScale:
+    """Return what the rate is multiplied by from here on: the plan's, else inherited; a swap begins with a ramp."""
+    if plan is not None and plan.lr_scale is not None:
+        return plan.lr_scale
     try:
-        descriptor = open_regular(path)
-    except UnreadableFile as error:
-        raise NoStableCheckpoint(f"checkpoint '{path}' can't be resumed from: {error}") from error
-    try:
-        # Bombs and code are looked for before torch sees the file.
-        inside = archive.summarize(descriptor)
-        if inside.unsafe:
-            raise UnreadableFile(f"it holds '{inside.unsafe[0]}', which loading with weights_only=True refuses")
-        before = os.fstat(descriptor)
-        content = _load_beside_proof(descriptor, path)
-        after = os.fstat(descriptor)
-        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            raise UnreadableFile("it changed while it was loaded")
-    except UnreadableFile as error:
-        raise NoStableCheckpoint(f"checkpoint '{path}' can't be resumed from: {error}") from error
-    finally:
-        os.close(descriptor)
-    if not isinstance(content, dict) or not isinstance(content.get("model_state_dict"), dict):
-        raise InvalidFile(f"checkpoint '{path}' has no 'model_state_dict'")
-    return content
+        inherited = lr_scale.from_fields(content.get("lr_scale"), content.get("lr_ramp"))
+    except ValueError as error:
+        raise InvalidFile(f"checkpoint '{path}': {error}") from error
+    if any(one.action == SWAP for one in decided.values()):
+        return inherited._replace(ramp=Ramp(step, SWAP_LR_STEPS, SWAP_LR_FACTOR))
+    return inherited
 
 
-def _load_beside_proof(descriptor: int, path: Path) -> Any:
-    """Map the file with torch while a thread proves its bytes; nothing is handed out before the proof is good."""
-    verdicts: list[proof.Proof] = []
-    prover = threading.Thread(target=lambda: verdicts.append(_proof_of(descriptor, path)), name="resumekit-proof")
-    prover.start()
-    failure: Exception | None = None
-    content = None
-    try:
-        content = _torch_load(descriptor)
-    except Exception as error:  # torch raises many kinds for a bad file; the proof below says better what is wrong
-        failure = error
-    finally:
-        prover.join()
-    if not verdicts or not verdicts[0].is_good:
-        raise UnreadableFile(verdicts[0].reason if verdicts else "its proof failed")
-    if failure is not None:
-        raise UnreadableFile(f"torch can't load it: {str(failure).splitlines()[0]}") from failure
-    return content
+def _load(
+    content: dict[str, Any], model: Any, found: Matched, parts: dict[str, Any], step: int, new_params: str
+) -> tuple[str, ...]:
+    """Load everything but the random numbers; returns the names of the parameters that were initialised anew."""
+    done, new = found.decisions, ()
+    if done["scheduler"].action == REFIT:
+        # First, because it may fail, and because it starts from the rates that the optimizer was made with.
+        place = schedule_refit.refit(parts["scheduler"], content.get("scheduler_state_dict"), step)
+        done["scheduler"] = done["scheduler"]._replace(why=f"placed at step {place}, {done['scheduler'].why}")
+    if done["weights"].action in (LOAD, PARTIAL):
+        partial_weights.load(model, content["model_state_dict"], found.weights)
+        new = partial_weights.initialise(model, found.weights) if new_params == "kaiming" else ()
+    for key, refitted in found.optimizers.items():
+        one = named(parts["optimizer"])[key]
+        if done["scheduler"].action == REFIT:
+            optimizer_state.keep_rates(refitted.state, one)
+        one.load_state_dict(refitted.state)
+    if done["scheduler"].action == LOAD:
+        for key, saved in match(content, parts["optimizer"]).items():
+            if key not in found.optimizers and saved is not None and is_state(saved.state):
+                optimizer_state.take_rates(saved.state, named(parts["optimizer"])[key])
+    for name in ("scheduler", "scaler"):
+        if done[name].action == LOAD:
+            _load_one(parts[name], content[f"{name}_state_dict"])
+    for name in ("ema", "swa"):
+        if done[name].action in (FRESH, RESET):
+            parts[name].load_state_dict(averages.current(parts[name], model))
+        elif done[name].action in (LOAD, PARTIAL):
+            averages.load(parts[name], content[f"{name}_state_dict"], model)
+    return new
 
 
-def _torch_load(descriptor: int) -> Any:
-    import torch  # the trainer has it already
-
-    # mmap: only the pages that are used are read, and the optimizer's tensors need no copy.
-    return torch.load(f"/proc/self/fd/{descriptor}", map_location="cpu", weights_only=True, mmap=True)
-
-
-def _proof_of(descriptor: int, path: Path) -> proof.Proof:
-    """Take the launcher's proof if it is of this very file; else compute one, and leave it a bad verdict."""
-    folder = run_dir()
-    target = RunPaths(folder).proof if folder else None
-    found = proof.wait_for(target, descriptor) if target else None
-    if found is None:
-        found = proof.prove(descriptor, path)
-        pending = proof.read(target) if target is not None else None
-        is_ours = pending is None or os.path.realpath(pending.path) == os.path.realpath(path)
-        if target is not None and not found.is_good and is_ours:
-            with contextlib.suppress(OSError):  # the verdict holds all the same; the launcher computes its own
-                proof.write(target, found)
-    return found
+def _load_one(component: Any, state: Any) -> None:
+    if isinstance(component, dict):
+        for name, member in component.items():
+            member.load_state_dict(state[name])
+    else:
+        component.load_state_dict(state)
 
 
-def _plan(content: dict[str, Any], parts: dict[str, Any], policies: dict[str, str]) -> dict[str, str]:
-    """Say for each component what will be done with it."""
-    report = {"weights": "load"}
-    for name, component in parts.items():
-        state = content.get(f"{name}_state_dict")
-        if component is None:
-            report[name] = "not used here, left in the checkpoint" if state else "none"
-        elif policies.get(name) == "reset":
-            report[name] = "reset"
-        elif not state:
-            report[name] = "absent in the checkpoint: starts fresh"
-        else:
-            report[name] = "load"
-    changes = changed(_saved_versions(content), versions(), SCALER_DEPENDS_ON)
-    if report["scaler"] == "load" and changes:
-        report["scaler"] = f"reset: {'; '.join(changes)}"
-    absent = [key for key in ("global_step", "epoch", "best_val_loss") if content.get(key) is None]
-    report["counters"] = f"load, but for {', '.join(absent)}: absent" if absent else "load"
-    report["data_position"] = "load" if content.get("data_state") is not None else "absent in the checkpoint"
-    return report
-
-
-def _load(content: dict[str, Any], model: Any, report: dict[str, str], parts: dict[str, Any]) -> None:
-    model.load_state_dict(content["model_state_dict"])
-    for name, component in parts.items():
-        if report[name] != "load":
-            continue
-        state = content[f"{name}_state_dict"]
-        if isinstance(component, dict):
-            for one, member in component.items():
-                member.load_state_dict(state[one])
-        else:
-            component.load_state_dict(state)
-
-
-def _restore_rng(content: dict[str, Any], restore: bool) -> str:
-    state = content.get("rng_state")
-    if not restore:
-        return "left as it is"
-    if state is None:
-        return "absent in the checkpoint: continues from the seed"
+def _restore_rng(content: dict[str, Any], found: Matched) -> str:
+    decision, state = found.decisions["rng"], content.get("rng_state")
+    if decision.action != LOAD:
+        return "reset: left as it is" if decision.action == RESET else str(decision)
     if not rng_state.is_known(state):
-        return "not restored: it is not in the form that save_checkpoint writes"
+        return "absent: not in the form that save_checkpoint writes, left as it is"
     world = changed(_saved_versions(content), versions(), ("world_size",))
-    return f"not restored: {world[0]}" if world else rng_state.restore(state)
+    return f"reset: left as it is, {world[0]}" if world else rng_state.restore(state)
 
 
-def _bundle(content: dict[str, Any], report: dict[str, str], log_fn: Callable[[str], Any]) -> ResumeBundle:
-    for name in ("global_step", "epoch", "best_val_loss", "lr_scale"):
-        if not isinstance(content.get(name), (int, float, type(None))):
-            raise InvalidFile(f"the checkpoint's '{name}' is a {type(content[name]).__name__}, not a number")
-    for line in changed(_saved_versions(content), versions(), ("threads", "torch", "world_size")):
-        log_fn(f"[warn] {line}: the resumed run may differ in its last bits")
+def _bundle(
+    content: dict[str, Any], counters: dict[str, Any], found: Matched, new: tuple[str, ...], scale: LrScale,
+    report: dict[str, str], optimizer: Any,
+) -> ResumeBundle:  # fmt: skip
+    extra = {name: value for name, value in content.items() if name not in _NOT_IN_EXTRA}
+    if "data_state" in extra and found.decisions["data_position"].action in (RESET, ABSENT):
+        extra["data_state"] = None
+    fit = found.weights if found.decisions["weights"].action == PARTIAL else None
     return ResumeBundle(
-        global_step=int(content.get("global_step") or 0),
-        start_epoch=int(content.get("epoch") or 0),
-        best_val_loss=float(math.inf if content.get("best_val_loss") is None else content["best_val_loss"]),
-        lr_scale=float(1.0 if content.get("lr_scale") is None else content["lr_scale"]),
-        extra={name: value for name, value in content.items() if name not in _NOT_IN_EXTRA},
+        **counters,
+        missing=fit.missing if fit else (),
+        unexpected=fit.unexpected if fit else (),
+        reinitialised=new,
+        lr_scale=scale.factor,
+        extra=extra,
         report=report,
+        reshaped=tuple(fit.reshaped) if fit else (),
+        lr_ramp=scale.as_fields()["ramp"],
+        optimizer=optimizer,
     )
 
 
-def _say(bundle: ResumeBundle, content: dict[str, Any], optimizer: Any, log_fn: Callable[[str], Any]) -> None:
+def _warn(content: dict[str, Any], found: Matched, scheduler: Any, log_fn: Callable[[str], Any]) -> None:
+    """Print the protocol's lines about weights that do not fit (§6), and what else the curves may show."""
+    for line in changed(_saved_versions(content), versions(), ("threads", "torch", "world_size")):
+        log_fn(f"[warn] {line}: the resumed run may differ in its last bits")
+    if found.decisions["weights"].action == PARTIAL:
+        fit = found.weights
+        if fit.missing:
+            log_fn(f"[warn] missing params: {len(fit.missing)} (new layers?)")
+        if fit.unexpected:
+            log_fn(f"[warn] unexpected params in ckpt: {len(fit.unexpected)}")
+        if fit.reshaped:
+            log_fn(f"[warn] params of another shape in ckpt: {len(fit.reshaped)} (taken as new)")
+    if found.decisions["scheduler"].action == LOAD:
+        for line in schedule_refit.differences(content["scheduler_state_dict"], scheduler):
+            log_fn(
+                f"[warn] the schedule goes on as in the checkpoint, {line}: schedule_policy='reset' takes the new one"
+            )
+
+
+def _say(bundle: ResumeBundle, own_lr_scale: bool, log_fn: Callable[[str], Any]) -> None:
     """Print the lines of protocol §4 and §6."""
-    first = next(iter(optimizer.values()), None) if isinstance(optimizer, dict) else optimizer
-    lr = f"{float(first.param_groups[0]['lr']):g}" if first is not None else "none"
+    first = next(iter(named(bundle.optimizer).values()), None)
+    scale = 1.0 if own_lr_scale else bundle.lr_scale_at(bundle.global_step)
+    lr = f"{float(first.param_groups[0]['lr']) * scale:g}" if first is not None else "none"
     log_fn(
         f"Loaded checkpoint @step={bundle.global_step}, epoch={bundle.start_epoch}, "
         f"best_val={bundle.best_val_loss:.2f}, lr={lr}"
     )
     for name, action in bundle.report.items():
-        if action not in ("load", "none"):
+        if action not in (LOAD, str(decisions.UNUSED)):
             log_fn(f"[resume] {name}: {action}")
     log_fn(f"[resume] step={bundle.global_step} epoch={bundle.start_epoch} best_val={bundle.best_val_loss:.4f}")
 

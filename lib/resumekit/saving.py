@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import checkpoint_content, manifest, pruning
+from . import checkpoint_content, lr_hook, manifest, pruning
 from .deferred_signals import deferred_signals
 from .disk_errors import cause
 from .durable_file import NO_HARD_LINKS, DurableFile
@@ -48,7 +48,8 @@ def save_checkpoint(
     loss: Any = None,
     data_state: Any = None,
     extra: dict[str, Any] | None = None,
-    lr_scale: float = 1.0,
+    lr_scale: float | None = None,
+    lr_ramp: dict[str, Any] | None = None,
     last_fast_eval: dict[str, Any] | None = None,
     best: dict[str, Any] | None = None,
     keep_last: int | None = None,
@@ -64,7 +65,9 @@ def save_checkpoint(
         step: optimizer steps done.
         model, scheduler, scaler, ema, swa: whatever has a state_dict(); None where there is none.
         optimizer: one optimizer, or a dict name -> optimizer.
-        epoch, best_val_loss, lr_scale: counters, kept as they are.
+        epoch, best_val_loss: counters, kept as they are.
+        lr_scale, lr_ramp: of a trainer that multiplies its learning rate itself, for the next resume (bundle.lr_scale
+            and bundle.lr_ramp, if it changes nothing); None for what the kit itself multiplies this optimizer's by.
         loss: the last loss, for the finite check only.
         data_state, extra: the trainer's own state, plain values and tensors.
         last_fast_eval: {'step': int, 'accuracy': float} or None.
@@ -88,7 +91,7 @@ def save_checkpoint(
     pattern, best_pattern = pattern or own_pattern, best_pattern or own_best_pattern
     target = folder / checkpoint_name(pattern, step)
     kinds = {"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "ema": ema, "swa": swa}
-    counters = {"epoch": epoch, "best_val_loss": best_val_loss, "lr_scale": lr_scale}
+    counters = {"epoch": epoch, "best_val_loss": best_val_loss, **lr_hook.fields(optimizer, lr_scale, lr_ramp)}
     content = checkpoint_content.collect(step, model=model, data_state=data_state, extra=extra, **kinds, **counters)
     try:
         with deferred_signals():

@@ -1,0 +1,167 @@
+"""EMA and SWA: continued with their count, begun at the loaded weights, or left alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from checkpoint_tools import quiet
+from resume_parts import OPTIMIZERS, Net, same, train, write_plan
+from resumekit import saving
+from resumekit.errors import InvalidFile
+from resumekit.loading import load_resume_bundle
+from resumekit.saving import save_checkpoint
+
+
+@pytest.fixture(autouse=True)
+def _fresh_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)
+    monkeypatch.setattr(saving, "_saved", {})
+    for name in ("RESUMEKIT_RUN_DIR", "RESUMEKIT_RUN_ID", "RESUMEKIT_CONFIG_HASH", "RESUMEKIT_PLAN", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+class Shadow:
+    """An average as many repos have it: a dict of weights by name inside its state."""
+
+    def __init__(self, model: Any) -> None:
+        self.decay, self.num_updates = 0.9, 3
+        self.shadow = {name: value.detach().clone() for name, value in model.named_parameters()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"decay": self.decay, "num_updates": self.num_updates, "shadow": self.shadow}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.decay, self.num_updates, self.shadow = state["decay"], state["num_updates"], state["shadow"]
+
+
+class Nameless:
+    """An average whose state does not name the weights."""
+
+    def __init__(self, model: Any) -> None:
+        self.values = [value.detach().clone() for value in model.parameters()]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"values": self.values}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.values = state["values"]
+
+
+def averaged(model: Net) -> AveragedModel:
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+
+
+def saved(folder: Path, *, ema: bool, steps: int = 3) -> tuple[Path, Net, AveragedModel]:
+    model = Net(seed=1)
+    average = averaged(model)
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    for _ in range(steps):
+        train(model, optimizer)
+        average.update_parameters(model)
+    path = save_checkpoint(folder, 4, model=model, ema=average if ema else None, log_fn=quiet)
+    assert path is not None
+    return path, model, average
+
+
+def test_enabled_in_the_middle_it_starts_from_the_loaded_weights(tmp_path: Path) -> None:
+    """Protocol §9; as newly made it would hold the weights that the model was initialised with."""
+    path, model, _ = saved(tmp_path, ema=False)
+    new = Net(seed=2)
+    ema, swa = averaged(new), Shadow(new)
+    bundle = load_resume_bundle(new, ckpt_path=path, ema=ema, swa=swa, log_fn=quiet)
+    assert bundle.report["ema"] == bundle.report["swa"] == "fresh: the checkpoint has none"
+    assert same(dict(ema.module.state_dict()), dict(model.state_dict())) and int(ema.n_averaged) == 0
+    assert same(swa.shadow, dict(model.named_parameters())) and swa.num_updates == 0 and swa.decay == 0.9
+    before = swa.shadow["head.weight"].clone()
+    train(new, OPTIMIZERS["sgd"](new.parameters()))
+    assert torch.equal(swa.shadow["head.weight"], before), "the average must not be the weights themselves"
+
+
+def test_fresh_in_the_plan_starts_anew_though_the_checkpoint_has_an_average(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, model, _ = saved(tmp_path, ema=True)
+    for action in ("fresh", "reset"):
+        monkeypatch.setenv("RESUMEKIT_PLAN", str(write_plan(tmp_path, path, ema=action, optimizer="absent")))
+        new = Net(seed=2)
+        ema = averaged(new)
+        bundle = load_resume_bundle(new, ckpt_path=path, ema=ema, log_fn=quiet)
+        assert bundle.report["ema"] == f"{action}: the plan's reason"
+        assert same(dict(ema.module.state_dict()), dict(model.state_dict())) and int(ema.n_averaged) == 0
+
+
+def test_absent_in_the_plan_is_untouched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, _, _ = saved(tmp_path, ema=True)
+    monkeypatch.setenv("RESUMEKIT_PLAN", str(write_plan(tmp_path, path, ema="absent", optimizer="absent")))
+    new = Net(seed=2)
+    ema = averaged(new)
+    before = {name: value.clone() for name, value in ema.state_dict().items()}
+    load_resume_bundle(new, ckpt_path=path, ema=ema, log_fn=quiet)
+    assert same(dict(ema.state_dict()), before)
+
+
+def test_a_new_part_of_the_model_joins_the_average_with_its_current_weights(tmp_path: Path) -> None:
+    path, _, average = saved(tmp_path, ema=True)
+    new = Net(grown=True, seed=2)
+    ema = averaged(new)
+    bundle = load_resume_bundle(new, ckpt_path=path, ema=ema, allow_partial_weights=True, log_fn=quiet)
+    assert bundle.report["ema"] == "partial: 10 of 14 parameters, 4 new"
+    assert int(ema.n_averaged) == int(average.n_averaged) == 3
+    for name, value in ema.module.state_dict().items():
+        of = new if name in bundle.missing else average.module
+        assert torch.equal(value, of.state_dict()[name]), name
+
+
+def test_an_average_of_a_wrapped_model_is_the_same_average(tmp_path: Path) -> None:
+    class Wrapped(torch.nn.Module):
+        def __init__(self, module: torch.nn.Module) -> None:
+            super().__init__()
+            self.module = module
+
+    path, _, average = saved(tmp_path, ema=True)
+    new = Wrapped(Net(seed=2))
+    ema = AveragedModel(new)
+    assert load_resume_bundle(new, ckpt_path=path, ema=ema, log_fn=quiet).report["ema"] == "load"
+    assert same(dict(ema.module.module.state_dict()), dict(average.module.state_dict())) and int(ema.n_averaged) == 3
+
+
+def test_an_average_that_does_not_name_its_weights_is_left_as_made_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, _, _ = saved(tmp_path, ema=False)
+    new = Net(seed=2)
+    bundle = load_resume_bundle(new, ckpt_path=path, ema=Nameless(new), log_fn=quiet)
+    assert bundle.report["ema"] == (
+        "absent: the checkpoint has none, and the weights can't be put into a 'Nameless': starts as made"
+    )
+    monkeypatch.setenv("RESUMEKIT_PLAN", str(write_plan(tmp_path, path, ema="fresh", optimizer="absent")))
+    with pytest.raises(InvalidFile, match="ema: the weights can't be put into a 'Nameless', whose state does not name"):
+        load_resume_bundle(new, ckpt_path=path, ema=Nameless(new), log_fn=quiet)
+
+
+def test_an_average_of_another_model_is_refused(tmp_path: Path) -> None:
+    path, _, _ = saved(tmp_path, ema=True)
+    other = averaged(Net(seed=2, hidden=5))
+    with pytest.raises(InvalidFile, match="ema: other shapes: 7 "):
+        load_resume_bundle(Net(seed=2), ckpt_path=path, ema=other, log_fn=quiet)
+
+
+def test_an_average_whose_state_is_no_dict_is_handed_over_as_it_is(tmp_path: Path) -> None:
+    class Plain(Nameless):
+        def state_dict(self) -> Any:
+            return self.values
+
+        def load_state_dict(self, state: Any) -> None:
+            self.values = list(state)
+
+    model = Net(seed=1)
+    path = save_checkpoint(tmp_path, 4, model=model, ema=Plain(model), log_fn=quiet)
+    ema = Plain(Net(seed=2))
+    bundle = load_resume_bundle(Net(seed=2), ckpt_path=path, ema=ema, log_fn=quiet)
+    assert bundle.report["ema"] == "load"
+    assert all(torch.equal(one, two) for one, two in zip(ema.values, model.parameters(), strict=True))
