@@ -2,8 +2,8 @@
 
 `CUT=<SIGNAL>:<stage>:<k>` in the environment: at the k-th passage through the stage the process sends itself KILL,
 TERM or INT (`INT2`: twice in a row). `LEAVE_OUT=<item>`: one item of the checkpoint keeps its fresh value at a load.
-`FRESH_LR_SCALE=<x>`: a run that starts from nothing starts with this lr_scale. Nothing else is changed; without these
-it is the plain trainer. Try it: `CUT=KILL:optimizer:5 python tests/cut_trainer.py --max_steps 9; echo $?`
+`FRESH_LR_SCALE=<x>`: a run that starts from nothing starts with this lr_scale and RAMP. Nothing else is changed;
+without these it is the plain trainer. Try it: `CUT=KILL:optimizer:5 python tests/cut_trainer.py --max_steps 9; echo $?`
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "hrm_arc"
+RAMP = {"from_step": 8, "steps": 3, "factor": 0.5, "warm_restart": False}  # as after a swap
 WRITE_OF_A_SAVE = 10  # torch.save calls write some forty times for a model of this size
 
 
@@ -186,7 +187,8 @@ FORGET: dict[str, Callable[[Any, SimpleNamespace], None]] = {
     "best so far": lambda job, fresh: vars(job.progress).update(best_score=None, best_step=None, best_weights=None),
     "best validation loss": lambda job, fresh: vars(job.progress).update(best_val_loss=float("inf")),
     "best fast evaluation": lambda job, fresh: vars(job.progress).update(fast_best=None),
-    "lr_scale": lambda job, fresh: set_lr_scale(job, 1.0),
+    "lr_scale": lambda job, fresh: set_lr_scale(job, 1.0, RAMP),
+    "lr_scale: ramp": lambda job, fresh: set_lr_scale(job, job.lr_scale, None),
     "data position": lambda job, fresh: forget_position(job),
 }
 # The same for what a run with every switch on has beside that.
@@ -216,9 +218,11 @@ def forget_tail(job: Any) -> None:
     job._place_rates()
 
 
-def set_lr_scale(job: Any, scale: float) -> None:
-    """Set the factor on every learning rate, for the coming step too."""
-    job.lr_scale = scale
+def set_lr_scale(job: Any, scale: float, ramp: dict[str, Any] | None) -> None:
+    """Set the factor on every learning rate and its ramp, for the coming step too."""
+    from resume_helper import ResumeBundle
+
+    job.take_lr_scale(ResumeBundle(lr_scale=scale, lr_ramp=ramp))
     job.schedule.refit(job.progress.step)
 
 
@@ -252,7 +256,7 @@ def patch_state(item: str | None, lr_scale: str | None) -> None:
         if path and item:
             (FORGET_SWITCHES if item in FORGET_SWITCHES else FORGET)[item](job, fresh)
         if not path and lr_scale:
-            set_lr_scale(job, float(lr_scale))
+            set_lr_scale(job, float(lr_scale), RAMP)
 
     arc_training.Training.load = load_without
 

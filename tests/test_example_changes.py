@@ -315,9 +315,11 @@ def test_the_step_is_read_from_the_plan_else_from_the_command_line_the_name_or_t
     (tmp_path / "plan.json").write_text('{"version": 1, "step": 300}')
     monkeypatch.setenv("RESUMEKIT_PLAN", str(tmp_path / "plan.json"))
     assert starting_step(checkpoint, 7, pattern) == 300
+    (tmp_path / "plan.json").write_text('{"version": 1}')
+    assert starting_step(checkpoint, None, pattern) == 400, "a plan that says no step"
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"step": "4"}', '{"step": -1}', "[" * 100_000, None])
+@pytest.mark.parametrize("content", ["", "[]", '{"step": "4"}', '{"step": -1}', "[" * 100_000, None])
 def test_a_plan_that_cannot_be_used_is_refused_in_a_sentence(content, tmp_path, monkeypatch):
     plan = tmp_path / "plan.json"
     plan.mkdir() if content is None else plan.write_text(content)

@@ -316,9 +316,16 @@ def test_an_lr_scale_in_the_checkpoint_is_kept_and_multiplies_every_rate(tmp_pat
     training = job()
     go_on(training, 2)
     before = training.schedule.get_last_lr()
-    training.lr_scale = 0.8
+    ramp = {"from_step": 2, "steps": 1, "factor": 0.5, "warm_restart": False}
+    training.take_lr_scale(kit.ResumeBundle(lr_scale=0.8, lr_ramp=ramp))
     path = training.save(kit, tmp_path, 1.0, None)
-    assert load(path).schedule.get_last_lr() == pytest.approx([0.8 * rate for rate in before])
+    loaded = load(path)
+    assert (loaded.lr_scale, loaded.lr_ramp) == (0.8, ramp)
+    assert loaded.schedule.get_last_lr() == pytest.approx([0.4 * rate for rate in before])
+    loaded.step()
+    training.take_lr_scale(kit.ResumeBundle())
+    training.step()
+    assert loaded.schedule.get_last_lr() == pytest.approx([0.8 * rate for rate in training.schedule.get_last_lr()])
 
 
 def test_an_eval_changes_neither_random_numbers_nor_modes_and_a_broken_off_one_leaves_no_trace(outside_the_kit):

@@ -13,7 +13,7 @@ from typing import Any
 
 from arc_settings import SettingsError
 
-MAX_BYTES = 1 << 20  # a plan or manifest has a few KB
+MAX_BYTES = 4 << 20  # a plan or manifest has a few KB; one that names every parameter some more
 
 
 def starting_step(resume: str | None, resume_step: int | None, pattern: str) -> int | None:
@@ -30,8 +30,9 @@ def starting_step(resume: str | None, resume_step: int | None, pattern: str) -> 
     if not resume:
         return 0
     plan = os.environ.get("RESUMEKIT_PLAN")
-    if plan:
-        return _planned_step(Path(plan))
+    planned = _planned_step(Path(plan)) if plan else None
+    if planned is not None:
+        return planned
     if resume_step is not None:
         return resume_step
     path = Path(resume)
@@ -47,10 +48,10 @@ def step_in_name(name: str, pattern: str) -> int | None:
     return int(digits) if whole and len(digits) <= 12 else None
 
 
-def _planned_step(path: Path) -> int:
+def _planned_step(path: Path) -> int | None:
     try:
         step = _read(path).get("step")
-        if not _is_step(step):
+        if step is not None and not _is_step(step):
             raise ValueError(f"its step is '{step}', not a whole number")
     except (OSError, ValueError, RecursionError) as error:
         raise SettingsError(f"the plan '{path}' (RESUMEKIT_PLAN) cannot be used: {error}; resume again") from error
@@ -67,7 +68,7 @@ def _step_in_manifest(path: Path) -> int | None:
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file() or path.stat().st_size > MAX_BYTES:
-        raise ValueError("not a regular file of at most 1 MiB")
+        raise ValueError("not a regular file of at most 4 MiB")
     document = json.loads(path.read_bytes())
     if not isinstance(document, dict):
         raise ValueError("it holds no JSON object")

@@ -67,7 +67,7 @@ class Training:
         self.swa = AveragedModel(self.model) if cfg.swa.enabled else None
         self.carries: list[Carry] = [self._empty_carry() for _ in range(cfg.training.grad_accum_steps)]
         self.progress = Progress(optimizer=kind_of(self.optimizers))
-        self.lr_scale = 1.0
+        self.lr_scale, self.lr_ramp = 1.0, None
         self._fast_pairs = fast_subset(self.data.test, cfg.validation.fast_fraction)
 
     @property
@@ -125,7 +125,7 @@ class Training:
             scaler=self.scaler, ema=self.ema, swa=self._collected(), epoch=self.epoch,
             best_val_loss=progress.best_val_loss, loss=loss, data_state=self._data_state(),
             extra={"carry": [carry.state_dict() for carry in self.carries], "progress": progress.state_dict()},
-            lr_scale=self.lr_scale, last_fast_eval=progress.last_fast, best=best,
+            lr_scale=self.lr_scale, lr_ramp=self.lr_ramp, last_fast_eval=progress.last_fast, best=best,
             keep_last=checkpoint.keep_last, keep_every=checkpoint.keep_every, pattern=checkpoint.pattern,
             best_pattern=checkpoint.best_pattern,
         )  # fmt: skip
@@ -137,10 +137,9 @@ class Training:
         bundle = kit.load_resume_bundle(
             self.model, self.optimizers, self.schedule, self.scaler, ckpt_path=path,
             allow_partial_weights=allow_partial, optimizer_policy=optimizer_policy, schedule_policy=schedule_policy,
-            ema=self.ema, swa=self.swa,
+            ema=self.ema, swa=self.swa, own_lr_scale=True,
         )  # fmt: skip
-        self.lr_scale = bundle.lr_scale
-        self.schedule.rate.scale_at = lambda step: self.lr_scale
+        self.take_lr_scale(bundle)
         if path:
             self._load_progress(bundle)
             self._load_carries(bundle.extra.get("carry"))
@@ -150,6 +149,11 @@ class Training:
         self._place_rates()
         if self.swa and arc_swa.is_due(self.progress, self.cfg.swa):
             self._begin_tail(f"swa.start_step is {self.cfg.swa.start_step}")
+
+    def take_lr_scale(self, bundle: Any) -> None:
+        """Multiply every learning rate by the bundle's lr_scale(step) from now on, and keep it for the next save."""
+        self.lr_scale, self.lr_ramp = bundle.lr_scale, bundle.lr_ramp
+        self.schedule.rate.scale_at = bundle.lr_scale_at
 
     def data_summary(self) -> dict[str, Any]:
         """Return what the `data` event says."""
