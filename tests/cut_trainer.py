@@ -2,8 +2,8 @@
 
 `CUT=<SIGNAL>:<stage>:<k>` in the environment: at the k-th passage through the stage the process sends itself KILL,
 TERM or INT (`INT2`: twice in a row). `LEAVE_OUT=<item>`: one item of the checkpoint keeps its fresh value at a load.
-`FRESH_LR_SCALE=<x>`: a run that starts from nothing starts with this lr_scale. Nothing else is changed; without these
-it is the plain trainer. Try it: `CUT=KILL:optimizer:5 python tests/cut_trainer.py --max_steps 9; echo $?`
+`FRESH_LR_SCALE=<x>`: a run that starts from nothing starts with this lr_scale and RAMP. Nothing else is changed;
+without these it is the plain trainer. Try it: `CUT=KILL:optimizer:5 python tests/cut_trainer.py --max_steps 9; echo $?`
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "hrm_arc"
+RAMP = {"from_step": 8, "steps": 3, "factor": 0.5, "warm_restart": False}  # as after a swap
 WRITE_OF_A_SAVE = 10  # torch.save calls write some forty times for a model of this size
 
 
@@ -173,9 +174,9 @@ def patch_load(cut: Cut) -> None:
 FORGET: dict[str, Callable[[Any, SimpleNamespace], None]] = {
     "weights": lambda job, fresh: job.model.load_state_dict(fresh.weights),
     "puzzle embeddings": lambda job, fresh: job.model.puzzles.load_state_dict(fresh.puzzles),
-    "adamw: moments and step": lambda job, fresh: job.optimizers["adamw"].state.clear(),
-    "adamw: step": lambda job, fresh: [state["step"].zero_() for state in job.optimizers["adamw"].state.values()],
-    "sign_sgd: place in its schedule": lambda job, fresh: forget_place(job, fresh, "sign_sgd"),
+    "optimizer: moments and step": lambda job, fresh: job.optimizers["model"].state.clear(),
+    "optimizer: step": lambda job, fresh: [state["step"].zero_() for state in job.optimizers["model"].state.values()],
+    "puzzles' optimizer: place in its schedule": lambda job, fresh: forget_place(job, fresh, "puzzles"),
     "scheduler": lambda job, fresh: [forget_place(job, fresh, name) for name in job.optimizers],
     "ema: weights": lambda job, fresh: job.ema.module.load_state_dict(fresh.weights),
     "ema: count": lambda job, fresh: job.ema.n_averaged.zero_(),
@@ -186,8 +187,21 @@ FORGET: dict[str, Callable[[Any, SimpleNamespace], None]] = {
     "best so far": lambda job, fresh: vars(job.progress).update(best_score=None, best_step=None, best_weights=None),
     "best validation loss": lambda job, fresh: vars(job.progress).update(best_val_loss=float("inf")),
     "best fast evaluation": lambda job, fresh: vars(job.progress).update(fast_best=None),
-    "lr_scale": lambda job, fresh: set_lr_scale(job, 1.0),
+    "lr_scale": lambda job, fresh: set_lr_scale(job, 1.0, RAMP),
+    "lr_scale: ramp": lambda job, fresh: set_lr_scale(job, job.lr_scale, None),
     "data position": lambda job, fresh: forget_position(job),
+}
+# The same for what a run with every switch on has beside that.
+FORGET_SWITCHES: dict[str, Callable[[Any, SimpleNamespace], None]] = {
+    "optimizer: lion's momentum": lambda job, fresh: job.optimizers["model"].state.clear(),
+    "scaler": lambda job, fresh: job.scaler.load_state_dict(fresh.scaler),
+    "rule head": lambda job, fresh: job.model.rule_head.load_state_dict(fresh.rule_head),
+    "swa: weights": lambda job, fresh: job.swa.module.load_state_dict(fresh.weights),
+    "swa: count": lambda job, fresh: job.swa.n_averaged.zero_(),
+    "swa: beginning": lambda job, fresh: forget_tail(job),
+    "fast evaluations stalled": lambda job, fresh: vars(job.progress).update(fast_stalled=0),
+    "torch random numbers": FORGET["torch random numbers"],
+    "step": FORGET["step"],
 }
 
 
@@ -198,11 +212,18 @@ def forget_place(job: Any, fresh: SimpleNamespace, name: str) -> None:
         group["lr"] = rate
 
 
-def set_lr_scale(job: Any, scale: float) -> None:
-    """Set the factor on every learning rate, for the coming step too."""
-    rates = {name: part.base_lrs[0] for name, part in job.schedule._parts.items()}
-    job.schedule.rate.lr_scale = scale
-    job.schedule.place(job.progress.step, rates)
+def forget_tail(job: Any) -> None:
+    """Forget that an SWA tail has begun, and with it the place in its cycle."""
+    job.progress.swa_from_step = None
+    job._place_rates()
+
+
+def set_lr_scale(job: Any, scale: float, ramp: dict[str, Any] | None) -> None:
+    """Set the factor on every learning rate and its ramp, for the coming step too."""
+    from resume_helper import ResumeBundle
+
+    job.take_lr_scale(ResumeBundle(lr_scale=scale, lr_ramp=ramp))
+    job.schedule.refit(job.progress.step)
 
 
 def forget_position(job: Any) -> None:
@@ -227,13 +248,15 @@ def patch_state(item: str | None, lr_scale: str | None) -> None:
             schedules=copy.deepcopy({name: part.state_dict() for name, part in job.schedule._parts.items()}),
             rates={name: [group["lr"] for group in one.param_groups] for name, one in job.optimizers.items()},
             random_state=torch.get_rng_state(),
+            scaler=job.scaler and job.scaler.state_dict(),
+            rule_head=job.model.rule_head and copy.deepcopy(job.model.rule_head.state_dict()),
             carries=job.carries,
         )
         load(job, kit, path, **policies)
         if path and item:
-            FORGET[item](job, fresh)
+            (FORGET_SWITCHES if item in FORGET_SWITCHES else FORGET)[item](job, fresh)
         if not path and lr_scale:
-            set_lr_scale(job, float(lr_scale))
+            set_lr_scale(job, float(lr_scale), RAMP)
 
     arc_training.Training.load = load_without
 

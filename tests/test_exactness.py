@@ -43,6 +43,13 @@ CONFIG: dict[str, dict[str, Any]] = {
     "recover": {"enabled": False},
 }  # fmt: skip
 BF16 = {"training": CONFIG["training"] | {"amp": "bf16"}}
+# Everything on that is off above; a step may need several attempts, so cuts count by whole steps.
+SWITCHES: dict[str, dict[str, Any]] = {
+    "model": CONFIG["model"] | {"droppath_h": "0..0.3", "aux_rule_head": True},
+    "training": CONFIG["training"] | {"amp": "fp16", "grad_noise_sigma": 0.01},
+    "optimizer": CONFIG["optimizer"] | {"name": "lion"},
+    "swa": {"enabled": True, "start_step": 4, "cycle_steps": 3, "amplitude": 0.3},
+}
 TRAINER = {
     "command": [
         "{python}", "-u", str(Path(cut_trainer.__file__)).replace("{", "{{").replace("}", "}}"), "--run_id", "{run_id}",
@@ -140,6 +147,16 @@ def test_under_bf16_autocast_too(cut: str, kit: Kit, uninterrupted_bf16: Path, u
     assert compare_runs.compare(uninterrupted_bf16, uninterrupted)[0], "bf16 was on"
 
 
+@pytest.mark.parametrize("cut", ["KILL:optimizer:8 TERM:eval:5 KILL:save.manifest:2"])
+def test_with_every_switch_on_too(cut: str, kit: Kit, tmp_path: Path) -> None:
+    whole = Kit(tmp_path / "whole")
+    whole.config(trainer=TRAINER, **CONFIG | SWITCHES)
+    whole("run", "T-1")
+    kit.config(trainer=TRAINER, **CONFIG | SWITCHES)
+    cut_and_resume(kit, cut.split(), whole.run_dirs()[0])
+    whole.clean_up()
+
+
 def cut_and_resume(kit: Kit, cuts: list[str], whole: Path) -> None:
     """Run, cut as often as `cuts` says, and resume to the end; what is promised about it is asserted on the way."""
     begins = {0}
@@ -213,7 +230,11 @@ STATE_CONFIG = CONFIG | {
     "validation": CONFIG["validation"] | {"best_mode": "max"},
     "checkpoint": {"every": EVERY, "keep_last": None},
 }
+SWITCHES_STATE_CONFIG = STATE_CONFIG | SWITCHES | {
+    "training": SWITCHES["training"] | {"max_steps": LAST_STEP},
+}  # fmt: skip
 IN_AN_EVALUATION, IN_A_STEP = "TERM:eval:13", "TERM:micro:18"  # saves step 8, both evaluations pending; saves step 9
+IN_A_STEP_OF_SWITCHES = "TERM:optimizer:9"  # saves step 9
 
 
 @pytest.fixture(scope="module")
@@ -234,14 +255,17 @@ def stopped(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> dic
     return found
 
 
-def train(server: ForkServer, run: Path, resume: Path | None = None, code: int = 0, **environment: str) -> Path:
+def train(
+    server: ForkServer, run: Path, resume: Path | None = None, code: int = 0, config: dict[str, Any] = STATE_CONFIG,
+    **environment: str,
+) -> Path:  # fmt: skip
     """Train in a process of its own, without the launcher; returns the run folder."""
     run.mkdir()
-    config = run / "resolved_config.json"
-    config.write_text(json.dumps(STATE_CONFIG))
+    file = run / "resolved_config.json"
+    file.write_text(json.dumps(config))
     parent = {"parent_run_id": resume.parent.parent.name, "parent_step": step_of(resume)} if resume else {}
     (run / "run.json").write_text(json.dumps(parent))
-    ended = server.run(run, "--config", str(config), *(["--resume", str(resume)] if resume else []), **environment)
+    ended = server.run(run, "--config", str(file), *(["--resume", str(resume)] if resume else []), **environment)
     assert ended == code, (run / "output.log").read_text()
     return run
 
@@ -263,6 +287,32 @@ def test_without_one_item_of_its_state_it_goes_on_differently(
     assert compare_runs.compare(run, stopped[""])[0] != []
 
 
+@pytest.fixture(scope="module")
+def stopped_switches(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The uninterrupted run's folder and the checkpoint that a stop left, with every switch on."""
+    runs = tmp_path_factory.mktemp("switches")
+    whole = train(server, runs / "whole", config=SWITCHES_STATE_CONFIG)
+    train(server, runs / "cut", code=143, config=SWITCHES_STATE_CONFIG, CUT=IN_A_STEP_OF_SWITCHES)
+    return whole, runs / "cut" / "checkpoints" / "hrm_arc_step_9.pt"
+
+
+def test_with_every_item_of_its_state_a_run_with_every_switch_on_goes_on_alike(
+    server: ForkServer, stopped_switches: tuple[Path, Path]
+) -> None:
+    whole, checkpoint = stopped_switches
+    run = train(server, whole.parent / "all", checkpoint, config=SWITCHES_STATE_CONFIG)
+    assert compare_runs.compare(run, whole)[0] == []
+
+
+@pytest.mark.parametrize("item", cut_trainer.FORGET_SWITCHES)
+def test_without_one_item_of_its_state_a_run_with_every_switch_on_goes_on_differently(
+    item: str, server: ForkServer, stopped_switches: tuple[Path, Path]
+) -> None:
+    whole, checkpoint = stopped_switches
+    run = train(server, whole.parent / f"without {item}", checkpoint, config=SWITCHES_STATE_CONFIG, LEAVE_OUT=item)
+    assert compare_runs.compare(run, whole)[0] != []
+
+
 def test_the_puzzles_optimizer_has_no_state_beside_its_place_in_the_schedule(stopped: dict[str, Path]) -> None:
     checkpoint = torch.load(stopped[IN_A_STEP], weights_only=True)
-    assert checkpoint["optimizer_state_dict"]["sign_sgd"]["state"] == {}
+    assert checkpoint["optimizer_state_dict"]["puzzles"]["state"] == {}

@@ -13,12 +13,31 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples" / "hrm_arc"))
 
 from arc_data import ArcBatches, load_arc
-from hrm_layers import Block, GatedMlp, rms_norm, rotary_angles, rotate, stablemax_cross_entropy
+from arc_settings import SettingsError
+from hrm_layers import Block, GatedMlp, depth_schedule, rms_norm, rotary_angles, rotate, stablemax_cross_entropy
 from hrm_model import Hrm, HrmShape
-from hrm_optim import ADAMW, SIGN_SGD, LearningRate, Schedule, SignSgd, make_optimizers, set_hyperparameters
+from hrm_noise import add_noise, noise_std
+from hrm_optim import (
+    MODEL,
+    PUZZLES,
+    SignSgd,
+    chosen_kind,
+    dense_parameters,
+    kind_of,
+    make_optimizers,
+    set_hyperparameters,
+)
+from hrm_schedule import Cycle, LearningRate, Schedule
 from hrm_segments import carry_from, empty_carry, refill, segment_loss
 
-OPTIMIZER = SimpleNamespace(lr=1e-3, betas=[0.9, 0.95], weight_decay=0.1, puzzle_lr=1e-2, puzzle_weight_decay=0.1)
+OPTIMIZER = SimpleNamespace(
+    name="adamw", lr=1e-3, betas=[0.9, 0.95], weight_decay=0.1, puzzle_lr=1e-2, puzzle_weight_decay=0.1, swap_at=None,
+    swap_to="lion", swap_weight_decay=0.01,
+)  # fmt: skip
+
+
+def optimizer_config(**changes) -> SimpleNamespace:
+    return SimpleNamespace(**(vars(OPTIMIZER) | changes))
 
 
 @pytest.fixture(autouse=True)
@@ -191,8 +210,20 @@ def test_signed_descent_moves_and_decays_only_the_rows_that_were_seen():
 def test_lr_warms_up_then_falls_to_its_ratio_and_stays_there():
     rate = LearningRate(warmup_steps=10, max_steps=110, min_ratio=0.1)
     assert [round(rate(step), 6) for step in (0, 9, 10, 60, 110, 500)] == [0.1, 1.0, 1.0, 0.55, 0.1, 0.1]
-    rate.lr_scale = 0.8
-    assert rate(60) == pytest.approx(0.44)
+    rate.scale_at = lambda step: 0.8 if step < 61 else 1.0
+    assert rate(60) == pytest.approx(0.44) and rate(110) == 0.1
+
+
+def test_lr_of_an_swa_tail_is_a_small_triangle_around_the_schedule_or_around_a_rate_of_its_own():
+    around_schedule = LearningRate(0, 1000, 1.0, Cycle(amplitude=0.2, steps=10))
+    around_own = LearningRate(0, 1000, 1.0, Cycle(amplitude=0.2, steps=10, middle=0.5))
+    assert around_schedule(100) == 1.0, "before it begins the schedule rules"
+    for rate, middle in ((around_schedule, 1.0), (around_own, 0.5)):
+        rate.cycle_from = 103
+        assert rate(102) == 1.0
+        lows, highs = [rate(step) for step in (103, 113, 1103)], [rate(step) for step in (108, 118)]
+        assert lows == pytest.approx([0.8 * middle] * 3) and highs == pytest.approx([1.2 * middle] * 2)
+        assert rate(105) == pytest.approx(0.96 * middle) and rate(111) == pytest.approx(0.96 * middle)
 
 
 def test_lr_of_a_refitted_schedule_is_what_the_config_says_at_the_kept_step(batches):
@@ -202,7 +233,7 @@ def test_lr_of_a_refitted_schedule_is_what_the_config_says_at_the_kept_step(batc
         running.step()
     loaded.schedule.load_state_dict(running.schedule.state_dict())
     for refitted in (loaded, fresh):
-        refitted.schedule.place(7, {ADAMW: 1e-3, SIGN_SGD: 1e-2})
+        refitted.schedule.refit(7)
         assert refitted.schedule.get_last_lr() == running.schedule.get_last_lr()
     for pair in (running, loaded, fresh):
         pair.step()
@@ -213,7 +244,123 @@ def test_lr_of_a_refitted_schedule_is_what_the_config_says_at_the_kept_step(batc
 def test_loaded_optimizers_take_the_weight_decay_of_the_config(batches):
     model = small(batches)
     optimizers = make_optimizers(model, OPTIMIZER)
-    set_hyperparameters(optimizers, SimpleNamespace(betas=[0.8, 0.9], weight_decay=0.05, puzzle_weight_decay=0.2))
-    group = optimizers[ADAMW].param_groups[0]
+    changed = optimizer_config(betas=[0.8, 0.9], weight_decay=0.05, puzzle_weight_decay=0.2)
+    set_hyperparameters(optimizers, changed)
+    group = optimizers[MODEL].param_groups[0]
     assert (group["betas"], group["weight_decay"]) == ((0.8, 0.9), 0.05)
-    assert optimizers[SIGN_SGD].param_groups[0]["weight_decay"] == 0.2
+    assert optimizers[PUZZLES].param_groups[0]["weight_decay"] == 0.2
+    set_hyperparameters(optimizers, changed, swapped=True)
+    assert (group["weight_decay"], optimizers[PUZZLES].param_groups[0]["weight_decay"]) == (0.01, 0.2)
+
+
+@pytest.mark.parametrize(("kind", "made"), [("adamw", "AdamW"), ("lion", "Lion"), ("sgd", "SGD")])
+def test_the_optimizer_of_the_model_is_what_the_config_names_and_its_key_is_its_role(batches, kind, made):
+    model = small(batches)
+    optimizers = make_optimizers(model, optimizer_config(name=kind))
+    assert list(optimizers) == [MODEL, PUZZLES] == ["model", "puzzles"]
+    assert type(optimizers[MODEL]).__name__ == made and kind_of(optimizers) == kind
+    assert isinstance(optimizers[PUZZLES], SignSgd)
+    set_hyperparameters(optimizers, optimizer_config(betas=[0.7, 0.8]))
+    (group,) = optimizers[MODEL].param_groups
+    assert group["momentum"] == 0.7 if kind == "sgd" else group["betas"] == (0.7, 0.8)
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    trained = [names[id(weight)] for weight in dense_parameters(optimizers)]
+    assert sorted([*trained, "puzzles.weight"]) == sorted(names.values())
+
+
+def test_an_optimizer_takes_over_in_a_run_that_begins_at_the_planned_step_or_beyond():
+    planned = optimizer_config(swap_at=40)
+    kinds = [chosen_kind(planned, begins_at) for begins_at in (0, 39, 40, 41)]
+    assert kinds == ["adamw", "adamw", "lion", "lion"]
+    assert chosen_kind(OPTIMIZER, 10**6) == "adamw"
+    assert chosen_kind(optimizer_config(name="lion", swap_at=40, swap_to="sgd"), 40) == "sgd"
+
+
+def test_an_optimizer_without_its_package_or_with_a_rate_of_0_is_refused_in_a_sentence(batches, monkeypatch):
+    model = small(batches)
+    with pytest.raises(SettingsError, match=r"optimizer\.lr is '0\.0', and Lion wants one above 0"):
+        make_optimizers(model, optimizer_config(name="lion", lr=0.0))
+    monkeypatch.setitem(sys.modules, "lion_pytorch", None)
+    with pytest.raises(SettingsError, match="optimizer 'lion' needs the package lion-pytorch"):
+        make_optimizers(model, optimizer_config(name="lion"))
+
+
+def test_droppath_rises_evenly_over_the_blocks_of_the_slow_module(batches):
+    assert depth_schedule(0.0, 0.2, 5) == pytest.approx((0.0, 0.05, 0.1, 0.15, 0.2))
+    assert depth_schedule(0.0, 0.2, 5)[0] == 0.0, "exactly: at 0 nothing is drawn"
+    assert depth_schedule(0.1, 0.1, 2) == (0.1, 0.1) and depth_schedule(0.0, 0.2, 1) == (0.2,)
+    model = small(batches, h_cycles=2, layers=2, droppath_h=(0.0, 0.3))
+    assert [len(skips) for skips in model.skips] == [2, 2]
+    assert [p for skips in model.skips for p in skips] == pytest.approx([0.0, 0.1, 0.2, 0.3])
+
+
+def test_droppath_skips_whole_examples_and_scales_what_stays_up_in_training_alone():
+    block, angles, x = Block(32, 2, 4.0, 0.0), rotary_angles(6, 16), rms_norm(torch.randn(400, 6, 32))
+    plain = block(x, *angles)
+    block.train()
+    dropped = block(x, *angles, 0.25)
+    skipped = torch.tensor([torch.allclose(a, b, atol=1e-4) for a, b in zip(dropped, x, strict=True)])
+    assert 0.15 < skipped.float().mean() < 0.35, "of 400 examples a quarter, give or take"
+    scaled = rms_norm(x + block.attention(x, *angles) / 0.75)
+    scaled = rms_norm(scaled + block.mlp(scaled) / 0.75)
+    torch.testing.assert_close(dropped[~skipped], scaled[~skipped])
+    block.eval()
+    state = torch.get_rng_state()
+    assert torch.equal(block(x, *angles, 0.25), plain) and torch.equal(torch.get_rng_state(), state)
+
+
+def test_droppath_of_0_draws_no_random_numbers(batches):
+    model = small(batches).train()
+    carry = refill(model, empty_carry(model, 4), batches, 0, 0)
+    told = model.embed(carry.tokens, carry.puzzle_ids)
+    state = torch.get_rng_state()
+    model.think(carry.slow, carry.fast, told)
+    assert torch.equal(torch.get_rng_state(), state)
+    dropping = small(batches, droppath_h=(0.0, 0.2)).train()
+    state = torch.get_rng_state()
+    dropping.think(carry.slow, carry.fast, told)
+    assert not torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_rule_head_adds_two_parameters_and_leaves_all_others_as_they_begin(batches):
+    plain, guessing = [], []
+    for made, rules in ((plain, 0), (guessing, 8)):
+        torch.manual_seed(3)
+        model = small(batches, rules=rules)
+        made.extend(model.state_dict().items())
+    assert [name for name, _ in guessing[len(plain) :]] == ["rule_head.weight", "rule_head.bias"]
+    assert all(a == b and torch.equal(one, other) for (a, one), (b, other) in zip(plain, guessing, strict=False))
+
+
+def test_the_rule_head_learns_in_which_turn_the_grids_of_a_puzzle_id_are_shown(batches):
+    rules = torch.from_numpy(batches.rules)
+    assert rules.shape == (batches.puzzle_ids,) and set(rules.tolist()) == set(range(8))
+    assert rules[:: batches.variants].tolist() == [0] * len(batches.data.task_ids), "version 0 is the task as it is"
+    model = small(batches, rules=8)
+    carry = refill(model, empty_carry(model, 4), batches, 0, 0)
+    without, _ = segment_loss(model, carry, max_segments=1, exploration=0.0)
+    loss, _ = segment_loss(model, carry, max_segments=1, exploration=0.0, rules=rules)
+    guessed = model.guess_rule(model.think(carry.slow, carry.fast, model.embed(carry.tokens, carry.puzzle_ids))[0])
+    expected = torch.nn.functional.cross_entropy(guessed, rules[carry.puzzle_ids])
+    torch.testing.assert_close(loss - without, 0.1 * expected.double())
+    loss.backward()
+    assert model.rule_head.weight.grad.abs().sum() > 0
+
+
+def test_noise_fades_with_the_step_and_is_the_same_for_the_same_seed_and_step():
+    assert noise_std(0.5, 0) == 0.5
+    assert noise_std(0.5, 99) ** 2 == pytest.approx(0.25 / 100**0.55)
+
+    def noisy(seed: int, step: int) -> torch.Tensor:
+        weight = torch.zeros(50_000, requires_grad=True)
+        weight.grad = torch.ones(50_000)
+        add_noise([torch.zeros(2, requires_grad=True), weight], sigma=0.5, seed=seed, step=step)
+        return weight.grad - 1
+
+    state = torch.get_rng_state()
+    first = noisy(1, 99)
+    assert torch.equal(torch.get_rng_state(), state), "torch's own random numbers are not touched"
+    assert torch.equal(noisy(1, 99), first)
+    assert not torch.equal(noisy(2, 99), first) and not torch.equal(noisy(1, 100), first)
+    assert first.std().item() == pytest.approx(noise_std(0.5, 99), rel=0.02)
+    assert abs(first.mean().item()) < 0.005

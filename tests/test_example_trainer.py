@@ -21,10 +21,10 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "lib"))
 import plot_curves
 import resume_helper as kit
 from arc_eval import Score
-from arc_runtime import prepare_torch
 from arc_settings import SettingsError, load_settings
 from arc_training import Training
 from arc_validation import Progress, evals_due, run_pending
+from example_jobs import forget, go_on, job, load, without_the_kit
 from example_runs import (
     CONFIG,
     LAST,
@@ -128,7 +128,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_unsaved_with_one_sentence(server
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--droppath_h", "0..0.2"], "model.droppath_h '0..0.2' comes with a later version"),
+        (["--droppath_h", "0..1"], "model.droppath_h is '0..1' and must be a probability below 1"),
         (["--config", "missing.json"], "the config 'missing.json' (--config) cannot be read"),
         (["--fast_eval_every", "0"], "validation.fast_eval_every is '0'"),
         (["--gate_full_eval_on_fast_improvement", "maybe"], "'maybe' is neither true nor false"),
@@ -181,42 +181,8 @@ def test_started_by_hand_without_a_kit_environment_it_makes_its_own_run_folder(t
 
 @pytest.fixture
 def outside_the_kit(monkeypatch):
-    for name in [name for name in os.environ if name.startswith("RESUMEKIT_")]:
-        monkeypatch.delenv(name)
-    threads = torch.get_num_threads()
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(threads)
-
-
-def job(config: dict | None = None) -> Training:
-    cfg = load_settings(None, {(s, k): v for s, keys in (config or CONFIG).items() for k, v in keys.items()})
-    return Training(cfg, prepare_torch(1, 1, "cpu"))
-
-
-def go_on(training: Training, steps: int) -> list:
-    """Train and evaluate; return every number that came out, and the final weights."""
-    seen = []
-    for _ in range(steps):
-        seen.append(training.step())
-        training.run_pending_evals(lambda event, **numbers: seen.append((event, numbers)), lambda: False)
-    seen.append([weight.detach().clone() for weight in training.model.parameters()])
-    seen.append([weight.clone() for weight in training.ema.parameters()])
-    return [vars(item) if hasattr(item, "lr") else item for item in seen]
-
-
-def load(path: Path, config: dict | None = None) -> Training:
-    training = job(config)
-    torch.manual_seed(99)  # another state than the saved one, as in a new process that drew other numbers
-    training.load(kit, str(path), allow_partial=False, optimizer_policy="load", schedule_policy="load")
-    return training
-
-
-def forget(checkpoint: dict, *path) -> None:
-    """Leave one item of a checkpoint out."""
-    for key in path[:-1]:
-        checkpoint = checkpoint[key]
-    del checkpoint[path[-1]]
+    with without_the_kit(monkeypatch):
+        yield
 
 
 def rewind_carry(name: str):
@@ -230,7 +196,7 @@ def rewind_carry(name: str):
 
 
 LEFT_OUT = {
-    "AdamW's moments": lambda c: c["optimizer_state_dict"]["adamw"].update(state={}),
+    "AdamW's moments": lambda c: c["optimizer_state_dict"]["model"].update(state={}),
     "EMA": lambda c: forget(c, "ema_state_dict"),
     "EMA's count": lambda c: c["ema_state_dict"].update(n_averaged=torch.tensor(0)),
     "random numbers": lambda c: forget(c, "rng_state"),
@@ -350,9 +316,16 @@ def test_an_lr_scale_in_the_checkpoint_is_kept_and_multiplies_every_rate(tmp_pat
     training = job()
     go_on(training, 2)
     before = training.schedule.get_last_lr()
-    training.schedule.rate.lr_scale = 0.8
+    ramp = {"from_step": 2, "steps": 1, "factor": 0.5, "warm_restart": False}
+    training.take_lr_scale(kit.ResumeBundle(lr_scale=0.8, lr_ramp=ramp))
     path = training.save(kit, tmp_path, 1.0, None)
-    assert load(path).schedule.get_last_lr() == pytest.approx([0.8 * rate for rate in before])
+    loaded = load(path)
+    assert (loaded.lr_scale, loaded.lr_ramp) == (0.8, ramp)
+    assert loaded.schedule.get_last_lr() == pytest.approx([0.4 * rate for rate in before])
+    loaded.step()
+    training.take_lr_scale(kit.ResumeBundle())
+    training.step()
+    assert loaded.schedule.get_last_lr() == pytest.approx([0.8 * rate for rate in training.schedule.get_last_lr()])
 
 
 def test_an_eval_changes_neither_random_numbers_nor_modes_and_a_broken_off_one_leaves_no_trace(outside_the_kit):
@@ -410,14 +383,15 @@ def test_a_smaller_loss_is_better_where_the_config_says_min():
 @pytest.mark.parametrize(
     ("section", "key", "value", "sentence"),
     [
-        ("optimizer", "name", "lion", "optimizer.name 'lion' comes with a later version"),
-        (
-            "training",
-            "amp",
-            "fp16",
-            "training.amp 'fp16' comes with a later version; for now set it to 'off' or 'bf16'",
-        ),
-        ("swa", "enabled", True, "swa.enabled 'True' comes with a later version"),
+        ("optimizer", "name", "adam", "optimizer.name 'adam' is not known; take 'adamw' or 'lion' or 'sgd'"),
+        ("optimizer", "swap_to", "ion", "optimizer.swap_to 'ion' is not known; take 'adamw' or 'lion' or 'sgd'"),
+        ("training", "amp", "fp8", "training.amp 'fp8' is not known; take 'off' or 'bf16' or 'fp16'"),
+        ("schedule", "tail", "cyclic", "schedule.tail 'cyclic' comes with a later version; for now set it to 'None'"),
+        ("training", "grad_noise_sigma", -1, "training.grad_noise_sigma is '-1' and must be a number of at least 0"),
+        ("swa", "amplitude", 1.5, "swa.amplitude is '1.5' and must be a number from 0 to 1"),
+        ("swa", "cycle_steps", 0, "swa.cycle_steps is '0' and must be a whole number of at least 1"),
+        ("model", "droppath_h", "a..0.2", "model.droppath_h is 'a..0.2' and must be a probability below 1"),
+        ("model", "droppath_h", "-0.1", "model.droppath_h is '-0.1'"),
         ("model", "seq_len", 900, "must be data.max_grid squared, '100'"),
         ("model", "heads", 3, "must be a multiple of twice model.heads '3'"),
         ("training", "batch_size", True, "must be a whole number of at least 1"),

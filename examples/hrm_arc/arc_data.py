@@ -18,6 +18,7 @@ import numpy as np
 
 PAD, EOS, FIRST_COLOUR = 0, 1, 2
 VOCAB_SIZE = 12  # PAD, EOS, ten colours: the encoding of the HRM paper's code
+RULES = 8  # turns and mirror images: the rule that the auxiliary head guesses
 MAX_TASK_BYTES = 1 << 20  # a task of the benchmark has at most 30 KB; anything far above is no task
 _SUBSET_HINT = "unset data.subset or raise data.max_grid"
 
@@ -122,7 +123,7 @@ class ArcBatches:
         self._drawn = variants if augment else 1  # the ids stay as they are: the weights keep their shape
         shape = (len(data.task_ids), self.variants)
         rng = np.random.default_rng([seed, 0])
-        self._turns = rng.integers(8, size=shape)
+        self._turns = rng.integers(RULES, size=shape)
         colours = np.broadcast_to(np.arange(1, 10), (*shape, 9))
         self._colours = np.concatenate([np.zeros((*shape, 1), int), rng.permuted(colours, axis=-1)], axis=-1)
         self._turns[:, 0], self._colours[:, 0] = 0, np.arange(10)
@@ -132,6 +133,11 @@ class ArcBatches:
     def puzzle_ids(self) -> int:
         """How many puzzle ids there are: tasks x variants."""
         return len(self.data.task_ids) * self.variants
+
+    @property
+    def rules(self) -> np.ndarray:
+        """The turn, 0 to RULES - 1, in which the grids of each puzzle id are shown; (puzzle_ids,), int64."""
+        return self._turns.reshape(-1)
 
     def epoch(self, step: int) -> int:
         """The pass over the pairs in which step `step` begins; a slot that is still thinking skips its turn."""

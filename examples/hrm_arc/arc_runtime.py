@@ -93,9 +93,10 @@ def prepare_torch(seed: int, threads: int | None, device: str) -> str:
 
 
 def autocast(amp: str, device: str) -> Callable[[], contextlib.AbstractContextManager]:
-    """Return a maker of precision contexts: bf16 autocast, or none."""
+    """Return a maker of precision contexts: bf16 or fp16 autocast, or none."""
     import torch
 
-    if amp == "bf16":
-        return lambda: torch.autocast(device, dtype=torch.bfloat16)
-    return contextlib.nullcontext
+    if amp == "off":
+        return contextlib.nullcontext
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+    return lambda: torch.autocast(device, dtype=dtype)

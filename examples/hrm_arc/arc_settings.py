@@ -7,6 +7,7 @@ Writes nothing. Try it: `python examples/hrm_arc/arc_settings.py`
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,11 +32,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "optimizer": {
         "name": "adamw", "lr": 1e-3, "weight_decay": 0.1, "betas": [0.9, 0.95], "puzzle_lr": 1e-2,
-        "puzzle_weight_decay": 0.1, "swap_at": None,
+        "puzzle_weight_decay": 0.1, "swap_at": None, "swap_to": "lion", "swap_weight_decay": 0.01,
     },
     "schedule": {"name": "cosine", "warmup_steps": 100, "min_lr_ratio": 0.1, "tail": None},
     "ema": {"enabled": True, "decay": 0.99},
-    "swa": {"enabled": False},
+    "swa": {
+        "enabled": False, "start_step": 50000, "start_on_stall": True, "lr": None, "amplitude": 0.1,
+        "cycle_steps": 1000,
+    },
     "validation": {
         "fast_eval_every": 100, "full_eval_every": 500, "gate_full_eval_on_fast_improvement": True,
         "fast_fraction": 0.02, "best_metric": "cell_accuracy", "best_mode": "max",
@@ -45,19 +49,20 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "best_pattern": "hrm_arc_best.pt",
     },
     "status": {"interval_s": 60},
+    "resume": {"optimizer": "auto"},
 }  # fmt: skip
 
 # What a config may ask for and this version cannot do: said, never passed over in silence.
 _LATER = {
-    ("optimizer", "name"): ("adamw",),
-    ("optimizer", "swap_at"): (None,),
     ("schedule", "name"): ("cosine",),  # min_lr_ratio 1 makes it constant
     ("schedule", "tail"): (None,),
-    ("swa", "enabled"): (False,),
-    ("training", "amp"): ("off", "bf16"),
-    ("training", "grad_noise_sigma"): (0,),
-    ("model", "droppath_h"): ("0", "0..0"),
-    ("model", "aux_rule_head"): (False,),
+}
+_OPTIMIZERS = ("adamw", "lion", "sgd")
+_CHOICES = {
+    ("optimizer", "name"): _OPTIMIZERS,
+    ("optimizer", "swap_to"): _OPTIMIZERS,
+    ("training", "amp"): ("off", "bf16", "fp16"),
+    ("validation", "best_mode"): ("max", "min"),
 }
 _POSITIVE = {
     "data": ("max_grid", "variants"),
@@ -65,7 +70,9 @@ _POSITIVE = {
     "training": ("max_steps", "batch_size", "grad_accum_steps", "log_every"),
     "validation": ("fast_eval_every", "full_eval_every"),
     "checkpoint": ("every",),
+    "swa": ("cycle_steps",),
 }  # fmt: skip
+_FROM_ZERO = {("training", "grad_noise_sigma"): math.inf, ("swa", "start_step"): math.inf, ("swa", "amplitude"): 1}
 
 
 class SettingsError(ValueError):
@@ -98,18 +105,61 @@ def load_settings(config: str | None, flags: dict[tuple[str, str], Any]) -> Simp
     return SimpleNamespace(**{name: SimpleNamespace(**section) for name, section in sections.items()})
 
 
+def droppath_range(text: Any) -> tuple[float, float]:
+    """Return the first and last probability of '0..0.2', or twice that of '0.1'.
+
+    Raises:
+        SettingsError: it is neither, or not at least 0 and below 1.
+    """
+    first, _, last = str(text).partition("..")
+    try:
+        found = float(first), float(last or first)
+    except ValueError:
+        found = (-1.0, -1.0)
+    if not all(0 <= probability < 1 for probability in found):
+        raise SettingsError(
+            f"model.droppath_h is '{text}' and must be a probability below 1 such as '0.1', or a range such as '0..0.2'"
+        )
+    return found
+
+
 def _check(sections: dict[str, dict[str, Any]]) -> None:
-    for (name, key), known in _LATER.items():
-        value = sections[name][key]
-        if value not in known:
-            choices = " or ".join(f"'{choice}'" for choice in known)
-            raise SettingsError(f"{name}.{key} '{value}' comes with a later version; for now set it to {choices}")
+    _check_choices(sections)
+    _check_numbers(sections)
+    _check_together(sections)
+
+
+def _check_choices(sections: dict[str, dict[str, Any]]) -> None:
+    for known, reason in ((_LATER, "comes with a later version; for now set it to"), (_CHOICES, "is not known; take")):
+        for (name, key), values in known.items():
+            value = sections[name][key]
+            if value not in values:
+                choices = " or ".join(f"'{choice}'" for choice in values)
+                raise SettingsError(f"{name}.{key} '{value}' {reason} {choices}")
+    metric = sections["validation"]["best_metric"]
+    if metric not in ("accuracy", "cell_accuracy", "loss"):
+        raise SettingsError(
+            f"validation.best_metric '{metric}' is not measured; take 'accuracy' (whole grids), 'cell_accuracy' or "
+            "'loss'"
+        )
+
+
+def _check_numbers(sections: dict[str, dict[str, Any]]) -> None:
     for name, keys in _POSITIVE.items():
         for key in keys:
             value = sections[name][key]
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise SettingsError(f"{name}.{key} is '{value}' and must be a whole number of at least 1")
-    model, data, validation = sections["model"], sections["data"], sections["validation"]
+    for (name, key), most in _FROM_ZERO.items():
+        value = sections[name][key]
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= most:
+            limit = f"from 0 to {most}" if math.isfinite(most) else "of at least 0"
+            raise SettingsError(f"{name}.{key} is '{value}' and must be a number {limit}")
+    droppath_range(sections["model"]["droppath_h"])
+
+
+def _check_together(sections: dict[str, dict[str, Any]]) -> None:
+    model, data, optimizer, swa = (sections[name] for name in ("model", "data", "optimizer", "swa"))
     if model["seq_len"] != data["max_grid"] ** 2:
         raise SettingsError(
             f"model.seq_len '{model['seq_len']}' must be data.max_grid squared, '{data['max_grid'] ** 2}': "
@@ -120,10 +170,10 @@ def _check(sections: dict[str, dict[str, Any]]) -> None:
             f"model.hidden_size '{model['hidden_size']}' must be a multiple of twice model.heads '{model['heads']}': "
             "rotary positions turn pairs within a head"
         )
-    if validation["best_metric"] not in ("accuracy", "cell_accuracy", "loss"):
+    if swa["enabled"] and swa["lr"] is not None and not optimizer["lr"]:
         raise SettingsError(
-            f"validation.best_metric '{validation['best_metric']}' is not measured; take 'accuracy' (whole grids), "
-            "'cell_accuracy' or 'loss'"
+            f"swa.lr '{swa['lr']}' is reached by a factor on optimizer.lr, which is '{optimizer['lr']}': set that above"
+            " 0, or swa.lr to null"
         )
 
 

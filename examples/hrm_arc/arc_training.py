@@ -1,7 +1,8 @@
 """The training itself: everything that makes the next step, in one place, so that all of it can be saved and loaded.
 
-Its state is the model, two optimizers, the schedule, EMA, one carry per micro-batch, torch's random numbers and the
-progress; the data is a pure function of seed and step. Writes checkpoints through the kit's `save_checkpoint`.
+Its state is the model, two optimizers, the schedule, fp16's scaler, EMA, SWA, one carry per micro-batch, torch's random
+numbers and the progress; data, noise and learning rates are pure functions of seed and step. Writes checkpoints through
+the kit's `save_checkpoint`.
 Try it: `python -m pytest tests/test_example_trainer.py`
 """
 
@@ -18,13 +19,19 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from arc_data import VOCAB_SIZE, ArcBatches, load_arc
+import arc_swa
+from arc_build import learning_rate, make_batches, model_shape
 from arc_eval import Score, evaluate, fast_subset
 from arc_runtime import autocast
 from arc_validation import Progress, evals_due, run_pending
-from hrm_model import Hrm, HrmShape
-from hrm_optim import ADAMW, SIGN_SGD, LearningRate, Schedule, dense_parameters, make_optimizers, set_hyperparameters
+from hrm_model import Hrm
+from hrm_noise import add_noise
+from hrm_optim import dense_parameters, kind_of, make_optimizers, set_hyperparameters
+from hrm_schedule import Schedule
 from hrm_segments import Carry, carry_from, empty_carry, refill, segment_loss
+
+# The scale starts at 2^16 and is halved at each overflow: after so many in a row it is not the scale's fault.
+MAX_ATTEMPTS = 24
 
 
 @dataclass(frozen=True)
@@ -37,86 +44,88 @@ class StepOutcome:
 
 
 class Training:
-    """A run in memory: built fresh from the settings, then perhaps loaded from a checkpoint."""
+    """A run in memory: built fresh from the settings, then perhaps loaded from a checkpoint.
 
-    def __init__(self, cfg: SimpleNamespace, device: str) -> None:
+    Args:
+        cfg: the settings.
+        device: 'cpu' or 'cuda'.
+        begins_at: completed steps of the checkpoint that will be loaded; it decides which optimizer is built.
+    """
+
+    def __init__(self, cfg: SimpleNamespace, device: str, begins_at: int = 0) -> None:
         self.cfg, self.device = cfg, device
         self.precision = autocast(cfg.training.amp, device)
-        self.data = load_arc(
-            name=cfg.data.name, version=cfg.data.version, path=cfg.data.path, max_grid=cfg.data.max_grid,
-            subset=cfg.data.subset,
-        )  # fmt: skip
-        self.batches = ArcBatches(
-            self.data, seed=cfg.training.seed, batch_size=cfg.training.batch_size,
-            accumulation=cfg.training.grad_accum_steps, variants=cfg.data.variants, augment=cfg.data.augment,
-            translate=cfg.data.translate,
-        )  # fmt: skip
-        self.model = Hrm(_shape(cfg.model, self.batches.puzzle_ids)).to(device)
-        self.optimizers = make_optimizers(self.model, cfg.optimizer)
-        rate = LearningRate(cfg.schedule.warmup_steps, cfg.training.max_steps, cfg.schedule.min_lr_ratio)
-        self.schedule = Schedule(self.optimizers, rate)
+        self.scaler = torch.amp.GradScaler(device) if cfg.training.amp == "fp16" else None
+        self.batches = make_batches(cfg)
+        self.data = self.batches.data
+        self.model = Hrm(model_shape(cfg.model, self.batches.puzzle_ids)).to(device)
+        self.rules = torch.from_numpy(self.batches.rules).to(device) if cfg.model.aux_rule_head else None
+        self.optimizers = make_optimizers(self.model, cfg.optimizer, begins_at)
+        self.schedule = Schedule(self.optimizers, learning_rate(cfg))
         average = get_ema_multi_avg_fn(cfg.ema.decay)
         self.ema = AveragedModel(self.model, multi_avg_fn=average) if cfg.ema.enabled else None
+        self.swa = AveragedModel(self.model) if cfg.swa.enabled else None
         self.carries: list[Carry] = [self._empty_carry() for _ in range(cfg.training.grad_accum_steps)]
-        self.progress = Progress()
+        self.progress = Progress(optimizer=kind_of(self.optimizers))
+        self.lr_scale, self.lr_ramp = 1.0, None
         self._fast_pairs = fast_subset(self.data.test, cfg.validation.fast_fraction)
 
     @property
     def epoch(self) -> int:
         return self.batches.epoch(self.progress.step)
 
+    @property
+    def weights(self) -> dict[str, Hrm]:
+        """The models to evaluate by kind of weights, 'raw' first; 'swa' once its tail has begun."""
+        averages = {"ema": self.ema, "swa": self._collected()}
+        return {"raw": self.model} | {name: one.module for name, one in averages.items() if one is not None}
+
     def step(self) -> StepOutcome:
-        """Do one optimizer step: every micro-batch thinks one segment, then the weights move once."""
-        training, step = self.cfg.training, self.progress.step
-        self.model.train()
-        total = 0.0
-        for micro in range(training.grad_accum_steps):
-            carry = refill(self.model, self.carries[micro], self.batches, step, micro)
-            with self.precision():
-                loss, self.carries[micro] = segment_loss(
-                    self.model, carry, max_segments=self.cfg.model.halt_max_steps,
-                    exploration=self.cfg.model.halt_exploration,
-                )  # fmt: skip
-            (loss / training.grad_accum_steps).backward()
-            total += loss.item() / training.grad_accum_steps
-        lr = self.schedule.get_last_lr()[0]
-        if not math.isfinite(total):
-            return StepOutcome(total, lr, "loss")
-        # Without a limit the norm is still taken: weights must not become NaN under a finite loss.
-        norm = clip_grad_norm_(dense_parameters(self.optimizers), training.grad_clip or math.inf)
-        if not math.isfinite(norm):
-            return StepOutcome(total, lr, "gradient")
-        for optimizer in self.optimizers.values():
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        self.schedule.step()
-        if self.ema:
-            self.ema.update_parameters(self.model)
-        self.progress.step += 1
-        self.progress.evals_pending = evals_due(self.progress.step, self.cfg.validation)
-        return StepOutcome(total, lr)
+        """Do one optimizer step: every micro-batch thinks one segment, then the weights move once.
+
+        A step is a move of the weights. Under fp16 an attempt whose scaled gradients overflow is none: the scale is
+        halved and the same examples are thought about again; weights, carry, schedule, averages and `progress.step`
+        are as before (only what is drawn at random is drawn anew). So no skipped step is ever counted.
+        """
+        begun, lr = list(self.carries), self.schedule.get_last_lr()[0]
+        for _ in range(MAX_ATTEMPTS if self.scaler else 1):
+            self.carries = list(begun)
+            loss = self._think()
+            if not math.isfinite(loss):
+                return StepOutcome(loss, lr, "loss")
+            if self._move():
+                self._count()
+                return StepOutcome(loss, lr)
+        return StepOutcome(loss, lr, "gradient")
 
     def run_pending_evals(self, journal: Callable[..., None], should_stop: Callable[[], bool]) -> dict[str, Any] | None:
-        """Evaluate what is due, raw and EMA weights each; returns {"score", "weights"} of a new best, else None."""
+        """Evaluate what is due, each kind of weights; returns {"score", "weights"} of a new best, else None.
 
-        def score(kind: str, weights: str) -> Score | None:
+        A fast evaluation that improves after a stall begins the SWA tail.
+        """
+        weights, stalled = self.weights, self.progress.fast_stalled
+
+        def score(kind: str, name: str) -> Score | None:
             return evaluate(
-                self.model if weights == "raw" else self.ema.module, self.data,
-                self._fast_pairs if kind == "fast" else self.data.test, segments=self.cfg.model.halt_max_steps,
-                variants=self.batches.variants, precision=self.precision, should_stop=should_stop,
+                weights[name], self.data, self._fast_pairs if kind == "fast" else self.data.test,
+                segments=self.cfg.model.halt_max_steps, variants=self.batches.variants, precision=self.precision,
+                should_stop=should_stop,
             )  # fmt: skip
 
-        weights = ("raw", "ema") if self.ema else ("raw",)
-        return run_pending(self.progress, self.cfg.validation, score, weights, journal)
+        best = run_pending(self.progress, self.cfg.validation, score, tuple(weights), journal)
+        if self.swa and arc_swa.ends_a_stall(self.progress, stalled, self.cfg.swa):
+            self._begin_tail("fast eval improved after a stall")
+        return best
 
     def save(self, kit: ModuleType, folder: Path, loss: float | None, best: dict[str, Any] | None) -> Path | None:
         """Save a checkpoint between two steps; None where that failed and training goes on."""
         checkpoint, progress = self.cfg.checkpoint, self.progress
         return kit.save_checkpoint(
-            folder, progress.step, model=self.model, optimizer=self.optimizers, scheduler=self.schedule, ema=self.ema,
-            epoch=self.epoch, best_val_loss=progress.best_val_loss, loss=loss, data_state=self._data_state(),
+            folder, progress.step, model=self.model, optimizer=self.optimizers, scheduler=self.schedule,
+            scaler=self.scaler, ema=self.ema, swa=self._collected(), epoch=self.epoch,
+            best_val_loss=progress.best_val_loss, loss=loss, data_state=self._data_state(),
             extra={"carry": [carry.state_dict() for carry in self.carries], "progress": progress.state_dict()},
-            lr_scale=self.schedule.rate.lr_scale, last_fast_eval=progress.last_fast, best=best,
+            lr_scale=self.lr_scale, lr_ramp=self.lr_ramp, last_fast_eval=progress.last_fast, best=best,
             keep_last=checkpoint.keep_last, keep_every=checkpoint.keep_every, pattern=checkpoint.pattern,
             best_pattern=checkpoint.best_pattern,
         )  # fmt: skip
@@ -126,23 +135,25 @@ class Training:
     ) -> None:
         """Continue from a checkpoint; without a path everything stays fresh. Draws no random numbers after the load."""
         bundle = kit.load_resume_bundle(
-            self.model, self.optimizers, self.schedule, None, ckpt_path=path, allow_partial_weights=allow_partial,
-            optimizer_policy=optimizer_policy, schedule_policy=schedule_policy, ema=self.ema,
-            own_lr_scale=True,
+            self.model, self.optimizers, self.schedule, self.scaler, ckpt_path=path,
+            allow_partial_weights=allow_partial, optimizer_policy=optimizer_policy, schedule_policy=schedule_policy,
+            ema=self.ema, swa=self.swa, own_lr_scale=True,
         )  # fmt: skip
-        if not path:
-            return
-        known = {field.name for field in fields(Progress)}
-        saved = bundle.extra.get("progress") or {}
-        self.progress = Progress(**{key: value for key, value in saved.items() if key in known})
-        self.progress.step, self.progress.best_val_loss = bundle.global_step, bundle.best_val_loss
-        set_hyperparameters(self.optimizers, self.cfg.optimizer)
-        self.schedule.rate.lr_scale = bundle.lr_scale
-        self.schedule.place(bundle.global_step, {ADAMW: self.cfg.optimizer.lr, SIGN_SGD: self.cfg.optimizer.puzzle_lr})
-        self._load_carries(bundle.extra.get("carry"))
-        self._compare_data(kit, bundle.extra.get("data_state"))
-        if self.ema and not int(self.ema.n_averaged):
-            self.ema.module.load_state_dict(self.model.state_dict())  # newly enabled: starts from these weights
+        self.take_lr_scale(bundle)
+        if path:
+            self._load_progress(bundle)
+            self._load_carries(bundle.extra.get("carry"))
+            self._compare_data(kit, bundle.extra.get("data_state"))
+            if self.ema and not int(self.ema.n_averaged):
+                self.ema.module.load_state_dict(self.model.state_dict())  # newly enabled: starts from these weights
+        self._place_rates()
+        if self.swa and arc_swa.is_due(self.progress, self.cfg.swa):
+            self._begin_tail(f"swa.start_step is {self.cfg.swa.start_step}")
+
+    def take_lr_scale(self, bundle: Any) -> None:
+        """Multiply every learning rate by the bundle's lr_scale(step) from now on, and keep it for the next save."""
+        self.lr_scale, self.lr_ramp = bundle.lr_scale, bundle.lr_ramp
+        self.schedule.rate.scale_at = bundle.lr_scale_at
 
     def data_summary(self) -> dict[str, Any]:
         """Return what the `data` event says."""
@@ -161,6 +172,86 @@ class Training:
             f"{torch.get_num_threads()} thread(s), fast eval every {self.cfg.validation.fast_eval_every}, "
             f"full every {self.cfg.validation.full_eval_every} steps"
         )
+
+    def _think(self) -> float:
+        """Gather the gradients of every micro-batch; returns the step's loss."""
+        training, model, total = self.cfg.training, self.cfg.model, 0.0
+        self.model.train()
+        for micro in range(training.grad_accum_steps):
+            carry = refill(self.model, self.carries[micro], self.batches, self.progress.step, micro)
+            with self.precision():
+                loss, self.carries[micro] = segment_loss(
+                    self.model, carry, max_segments=model.halt_max_steps, exploration=model.halt_exploration,
+                    rules=self.rules,
+                )  # fmt: skip
+            share = loss / training.grad_accum_steps
+            (self.scaler.scale(share) if self.scaler else share).backward()
+            total += loss.item() / training.grad_accum_steps
+        return total
+
+    def _move(self) -> bool:
+        """Move the weights along the gathered gradients; False where these are not finite: nothing has moved then."""
+        training, dense = self.cfg.training, dense_parameters(self.optimizers)
+        if self.scaler:
+            for optimizer in self.optimizers.values():
+                self.scaler.unscale_(optimizer)
+        # Without a limit the norm is still taken: weights must not become NaN under a finite loss.
+        finite = math.isfinite(clip_grad_norm_(dense, training.grad_clip or math.inf))
+        if self.scaler:  # both optimizers move or none: the scaler alone would let one of them go ahead
+            finite = finite and bool(self.model.puzzles.weight.grad.coalesce().values().isfinite().all())
+        if finite and training.grad_noise_sigma:
+            add_noise(dense, sigma=training.grad_noise_sigma, seed=training.seed, step=self.progress.step)
+        for optimizer in self.optimizers.values():
+            if finite:
+                self.scaler.step(optimizer) if self.scaler else optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if self.scaler:
+            self.scaler.update()
+        return finite
+
+    def _count(self) -> None:
+        """Take everything that goes by the step one step further."""
+        self.schedule.step()
+        if self.ema:
+            self.ema.update_parameters(self.model)
+        self.progress.step += 1
+        if self.swa and arc_swa.is_due(self.progress, self.cfg.swa):
+            self._begin_tail(f"swa.start_step is {self.cfg.swa.start_step}")
+        elif self.swa and arc_swa.collects(self.progress, self.cfg.swa):
+            self.swa.update_parameters(self.model)
+        self.progress.evals_pending = evals_due(self.progress.step, self.cfg.validation)
+
+    def _begin_tail(self, why: str) -> None:
+        arc_swa.begin(self.swa, self.model)
+        self.progress.swa_from_step = self.progress.step
+        self._place_rates()
+        print(f"swa: collecting begins at step {self.progress.step}: {why}", flush=True)
+
+    def _place_rates(self) -> None:
+        """Set every learning rate to what config and progress say at this step."""
+        self.schedule.rate.cycle_from = self.progress.swa_from_step
+        self.schedule.refit(self.progress.step)
+
+    def _collected(self) -> AveragedModel | None:
+        """The SWA average, None before its tail: until then it holds weights that nobody has trained."""
+        return self.swa if self.swa and self.progress.swa_from_step is not None else None
+
+    def _load_progress(self, bundle: Any) -> None:
+        known = {field.name for field in fields(Progress)}
+        saved = bundle.extra.get("progress") or {}
+        was, now = saved.get("optimizer"), kind_of(self.optimizers)
+        if bundle.report.get("counters", "").startswith("reset"):
+            saved = {}  # a control from scratch: no best to beat, no evaluation due
+        self.progress = Progress(**{key: value for key, value in saved.items() if key in known})
+        self.progress.step, self.progress.best_val_loss = bundle.global_step, bundle.best_val_loss
+        self.progress.optimizer = now
+        if was not in (None, now):
+            self.progress.swap_from_step = bundle.global_step
+            print(f"swap: {now} takes over from {was} at step {bundle.global_step}", flush=True)
+        swapped = self.progress.swap_from_step is not None
+        set_hyperparameters(self.optimizers, self.cfg.optimizer, swapped=swapped)
+        if not self.swa or not int(self.swa.n_averaged):
+            self.progress.swa_from_step = None  # nothing collected is here: a tail of long ago is over
 
     def _data_state(self) -> dict[str, Any]:
         return {
@@ -183,11 +274,3 @@ class Training:
 
     def _empty_carry(self) -> Carry:
         return empty_carry(self.model, self.cfg.training.batch_size)
-
-
-def _shape(cfg: SimpleNamespace, puzzle_ids: int) -> HrmShape:
-    return HrmShape(
-        vocab_size=VOCAB_SIZE, seq_len=cfg.seq_len, puzzle_ids=puzzle_ids, hidden_size=cfg.hidden_size,
-        heads=cfg.heads, layers=cfg.layers, expansion=cfg.expansion, h_cycles=cfg.h_cycles, l_cycles=cfg.l_cycles,
-        puzzle_emb_dim=cfg.puzzle_emb_dim or cfg.hidden_size, dropout=cfg.dropout,
-    )  # fmt: skip

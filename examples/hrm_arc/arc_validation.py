@@ -25,8 +25,12 @@ class Progress:
         best_val_loss: the lowest loss of a full evaluation so far.
         fast_best: the best fast evaluation so far.
         fast_improved: whether a fast evaluation got better since the last full one (opens the gate).
+        fast_stalled: fast evaluations in a row, up to now, that were no new best.
         last_fast: step and accuracy of the last fast evaluation.
         evals_pending: evaluations that are due at `step` and not done yet: 'fast', 'full'.
+        optimizer: kind of the model's optimizer, such as 'adamw'.
+        swap_from_step: the step at which it took over from another one; None where it never did.
+        swa_from_step: the step at which an SWA tail began; None before.
     """
 
     step: int = 0
@@ -37,9 +41,13 @@ class Progress:
     best_val_loss: float = float("inf")
     fast_best: float | None = None
     fast_improved: bool = False
+    fast_stalled: int = 0
     last_fast: dict[str, Any] | None = None
     last_full_step: int | None = None
     evals_pending: list[str] = field(default_factory=list)
+    optimizer: str | None = None
+    swap_from_step: int | None = None
+    swa_from_step: int | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain values, as they go into a checkpoint."""
@@ -63,7 +71,7 @@ def run_pending(
 
     Args:
         evaluate: (kind, weights) -> score, None where it was asked to stop: then nothing is journalled.
-        weights: kinds of weights to evaluate, each on its own ('raw', 'ema').
+        weights: kinds of weights to evaluate, each on its own ('raw', 'ema', 'swa').
         journal: (event, **fields).
 
     Returns:
@@ -98,7 +106,9 @@ def _note_fast(progress: Progress, scores: dict[str, Score], cfg: SimpleNamespac
     name, value = _best(scores, cfg)
     progress.last_fast = {"step": progress.step, "accuracy": scores[name].accuracy}
     if _better(value, progress.fast_best, cfg):
-        progress.fast_best, progress.fast_improved = value, True
+        progress.fast_best, progress.fast_improved, progress.fast_stalled = value, True, 0
+    else:
+        progress.fast_stalled += 1
 
 
 def _note_full(

@@ -81,7 +81,11 @@ class GatedMlp(nn.Module):
 
 
 class Block(nn.Module):
-    """A transformer block that normalises after each sum (post-norm): what is carried on stays bounded."""
+    """A transformer block that normalises after each sum (post-norm): what is carried on stays bounded.
+
+    In training an example may skip it, with the probability that the caller gives (DropPath): both of its branches
+    then add nothing. Drawn from torch's random numbers; where the probability is 0, nothing is drawn.
+    """
 
     def __init__(self, hidden_size: int, heads: int, expansion: float, dropout: float) -> None:
         super().__init__()
@@ -89,9 +93,29 @@ class Block(nn.Module):
         self.mlp = GatedMlp(hidden_size, expansion)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-        x = rms_norm(x + self.dropout(self.attention(x, cosines, sines)))
-        return rms_norm(x + self.dropout(self.mlp(x)))
+    def forward(self, x: Tensor, cosines: Tensor, sines: Tensor, skip: float = 0.0) -> Tensor:
+        kept = drop_path(x, skip) if self.training and skip else None
+        x = rms_norm(x + _times(self.dropout(self.attention(x, cosines, sines)), kept))
+        return rms_norm(x + _times(self.dropout(self.mlp(x)), kept))
+
+
+def drop_path(x: Tensor, skip: float) -> Tensor:
+    """Draw for each example of x (B, ...) 0 with probability `skip`, else 1 / (1 - skip); (B, 1, 1).
+
+    Source: arXiv 1603.09382 (stochastic depth), scaled in training instead of in evaluation.
+    """
+    kept = torch.rand(len(x), 1, 1, device=x.device) >= skip
+    return kept.to(x.dtype) / (1 - skip)
+
+
+def depth_schedule(first: float, last: float, depth: int) -> tuple[float, ...]:
+    """Return one probability for each of `depth` places, evenly from `first` to `last`; a single place has `last`."""
+    shares = [place / (depth - 1) for place in range(depth)] if depth > 1 else [1.0]
+    return tuple(first * (1 - share) + last * share for share in shares)
+
+
+def _times(x: Tensor, factor: Tensor | None) -> Tensor:
+    return x if factor is None else x * factor
 
 
 def stablemax_cross_entropy(logits: Tensor, labels: Tensor, ignored: int) -> Tensor:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hrm_layers import Block, cut_normal_, lecun_linear, rotary_angles
+from hrm_layers import Block, cut_normal_, depth_schedule, lecun_linear, rotary_angles
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,9 @@ class HrmShape:
         h_cycles, l_cycles: slow rounds in a segment, fast steps in a round.
         puzzle_emb_dim: size of the puzzle embedding; it takes as many positions as it needs.
         dropout: probability, 0 to 1, after attention and after the MLP.
+        droppath_h: probability that an example skips a block of the slow module in training: at the first and at the
+            last of the h_cycles x layers places that a segment passes, evenly in between.
+        rules: classes of the auxiliary head; 0 for none.
     """
 
     vocab_size: int
@@ -44,6 +47,8 @@ class HrmShape:
     l_cycles: int = 2
     puzzle_emb_dim: int = 64
     dropout: float = 0.0
+    droppath_h: tuple[float, float] = (0.0, 0.0)
+    rules: int = 0
 
 
 class Reasoner(nn.Module):
@@ -55,15 +60,18 @@ class Reasoner(nn.Module):
             Block(shape.hidden_size, shape.heads, shape.expansion, shape.dropout) for _ in range(shape.layers)
         )
 
-    def forward(self, state: Tensor, told: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    def forward(
+        self, state: Tensor, told: Tensor, cosines: Tensor, sines: Tensor, skips: tuple[float, ...] | None = None
+    ) -> Tensor:
+        """Refine the state; `skips` has one probability for each block (DropPath)."""
         state = state + told
-        for block in self.blocks:
-            state = block(state, cosines, sines)
+        for block, skip in zip(self.blocks, skips or (0.0,) * len(self.blocks), strict=True):
+            state = block(state, cosines, sines, skip)
         return state
 
 
 class Hrm(nn.Module):
-    """Embeddings, the two reasoners, the answer head and the halt/continue head."""
+    """Embeddings, the two reasoners, the answer head, the halt/continue head, and perhaps one that guesses the rule."""
 
     def __init__(self, shape: HrmShape) -> None:
         super().__init__()
@@ -86,6 +94,10 @@ class Hrm(nn.Module):
         cosines, sines = rotary_angles(shape.seq_len + self.prefix, width // shape.heads)
         self.register_buffer("cosines", cosines, persistent=False)
         self.register_buffer("sines", sines, persistent=False)
+        places = depth_schedule(*shape.droppath_h, shape.h_cycles * shape.layers)
+        self.skips = [places[start : start + shape.layers] for start in range(0, len(places), shape.layers)]
+        # Last: with or without it, all other parameters begin alike.
+        self.rule_head = nn.Linear(width, shape.rules) if shape.rules else None
 
     def embed(self, tokens: Tensor, puzzle_ids: Tensor) -> Tensor:
         """Return what both reasoners are told: (B, prefix + T, hidden), the puzzle's positions first."""
@@ -111,10 +123,14 @@ class Hrm(nn.Module):
                 for _ in range(self.shape.l_cycles - last_cycle):
                     fast = self.fast(fast, slow + told, *at)
                 if not last_cycle:
-                    slow = self.slow(slow, fast, *at)
+                    slow = self.slow(slow, fast, *at, self.skips[cycle])
         fast = self.fast(fast, slow + told, *at)
-        return self.slow(slow, fast, *at), fast
+        return self.slow(slow, fast, *at, self.skips[-1]), fast
 
     def read(self, slow: Tensor) -> tuple[Tensor, Tensor]:
         """Return the answer's logits (B, T, vocab) and the halt/continue values (B, 2), float32."""
         return self.answer(slow[:, self.prefix :]), self.halt(slow[:, 0]).float()
+
+    def guess_rule(self, slow: Tensor) -> Tensor:
+        """Return the auxiliary head's logits (B, rules), float32, from the mean of the slow state."""
+        return self.rule_head(slow.mean(1)).float()

@@ -1,23 +1,22 @@
-"""What moves the weights: AdamW for the model, signed descent for the puzzle embeddings, and the learning rate.
+"""What moves the weights: one optimizer for the model, of a kind that the config names, and one for the puzzles.
 
-The learning rate is a pure function, lr(step) = base x factor(step) x lr_scale: nothing of it is remembered.
-Reads and writes nothing. Try it: `python -m pytest tests/test_example_model.py -k lr`
+Their keys are their roles, MODEL and PUZZLES, whatever their kind: a checkpoint names both, and a swap changes the
+kind alone. Reads and writes nothing. Try it: `python -m pytest tests/test_example_model.py -k optimizer`
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 
 import torch
 from torch import Tensor
-from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim import SGD, AdamW, Optimizer
 
+from arc_settings import SettingsError
 from hrm_model import Hrm
 
-ADAMW, SIGN_SGD = "adamw", "sign_sgd"
+MODEL, PUZZLES = "model", "puzzles"
 
 
 class SignSgd(Optimizer):
@@ -46,80 +45,82 @@ class SignSgd(Optimizer):
         weight.index_copy_(0, rows, moved.to(weight.dtype))
 
 
-class LearningRate:
-    """Warm-up to 1, then a cosine down to `min_ratio` at `max_steps`, times `lr_scale`.
+def chosen_kind(cfg: SimpleNamespace, begins_at: int) -> str:
+    """Return which optimizer moves the model: 'adamw', 'lion' or 'sgd'.
+
+    A planned swap happens where a run begins, never in the middle of one: a process keeps what it began with.
 
     Args:
-        warmup_steps: steps of linear warm-up; the first step already moves (1 / warmup_steps).
-        max_steps: where the cosine ends; beyond it the factor stays at min_ratio.
-        min_ratio: the end, relative to the base rate, 0 to 1; 1 is a constant rate.
+        cfg: the config's `optimizer` section.
+        begins_at: completed steps that the run begins with; 0 for a fresh one.
+
+    Source: protocol §6 and §7.
     """
-
-    def __init__(self, warmup_steps: int, max_steps: int, min_ratio: float) -> None:
-        self.warmup_steps, self.max_steps, self.min_ratio = warmup_steps, max_steps, min_ratio
-        self.lr_scale = 1.0
-
-    def __call__(self, step: int) -> float:
-        """Return the factor of the step that follows `step` completed ones."""
-        return self.lr_scale * self._shape(step)
-
-    def _shape(self, step: int) -> float:
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        done = min(1.0, (step - self.warmup_steps) / max(1, self.max_steps - self.warmup_steps))
-        return self.min_ratio + (1 - self.min_ratio) * 0.5 * (1 + math.cos(math.pi * done))
+    return cfg.swap_to if cfg.swap_at is not None and begins_at >= cfg.swap_at else cfg.name
 
 
-class Schedule:
-    """One LambdaLR per optimizer, saved and loaded as one."""
+def make_optimizers(model: Hrm, cfg: SimpleNamespace, begins_at: int = 0) -> dict[str, Optimizer]:
+    """Return the two optimizers by role.
 
-    def __init__(self, optimizers: dict[str, Optimizer], rate: LearningRate) -> None:
-        self.rate = rate
-        # A plain function: of an object LambdaLR would save the attributes, and load old ones over the config's.
-        self._parts = {name: LambdaLR(optimizer, lambda step: rate(step)) for name, optimizer in optimizers.items()}
+    Args:
+        cfg: the config's `optimizer` section.
+        begins_at: completed steps that the run begins with.
 
-    def step(self) -> None:
-        """Set every rate for the next step."""
-        for part in self._parts.values():
-            part.step()
-
-    def place(self, step: int, base_rates: dict[str, float]) -> None:
-        """Set every rate to what the config says at `step`, whatever was loaded (a refit; without change a no-op)."""
-        for name, part in self._parts.items():
-            part.last_epoch, part.base_lrs = step, [base_rates[name]]
-            for group in part.optimizer.param_groups:
-                group["initial_lr"], group["lr"] = base_rates[name], base_rates[name] * self.rate(step)
-            part._last_lr = [group["lr"] for group in part.optimizer.param_groups]
-
-    def get_last_lr(self) -> list[float]:
-        """Return the rate of the next step, AdamW's first."""
-        return [rate for part in self._parts.values() for rate in part.get_last_lr()]
-
-    def state_dict(self) -> dict[str, dict]:
-        return {name: part.state_dict() for name, part in self._parts.items()}
-
-    def load_state_dict(self, state: dict[str, dict]) -> None:
-        for name, part in self._parts.items():
-            part.load_state_dict(state[name])
-
-
-def make_optimizers(model: Hrm, cfg: SimpleNamespace) -> dict[str, Optimizer]:
-    """Return the two optimizers by name; `cfg` is the config's `optimizer` section."""
+    Raises:
+        SettingsError: the package of an optimizer is missing, or it cannot work with the config's numbers.
+    """
     dense = [weight for name, weight in model.named_parameters() if not name.startswith("puzzles.")]
+    make = {"adamw": _adamw, "lion": _lion, "sgd": _sgd}[chosen_kind(cfg, begins_at)]
     return {
-        ADAMW: AdamW(dense, lr=cfg.lr, betas=tuple(cfg.betas), weight_decay=cfg.weight_decay),
-        SIGN_SGD: SignSgd([model.puzzles.weight], lr=cfg.puzzle_lr, weight_decay=cfg.puzzle_weight_decay),
+        MODEL: make(dense, cfg),
+        PUZZLES: SignSgd([model.puzzles.weight], lr=cfg.puzzle_lr, weight_decay=cfg.puzzle_weight_decay),
     }
 
 
-def set_hyperparameters(optimizers: dict[str, Optimizer], cfg: SimpleNamespace) -> None:
-    """Put the config's betas and weight decay into loaded optimizers: a state dict brings its old ones along."""
-    for group in optimizers[ADAMW].param_groups:
-        group["betas"], group["weight_decay"] = tuple(cfg.betas), cfg.weight_decay
-    for group in optimizers[SIGN_SGD].param_groups:
+def kind_of(optimizers: dict[str, Optimizer]) -> str:
+    """Return the kind of the model's optimizer, as the config writes it: its class in lower case."""
+    return type(optimizers[MODEL]).__name__.lower()
+
+
+def set_hyperparameters(optimizers: dict[str, Optimizer], cfg: SimpleNamespace, *, swapped: bool = False) -> None:
+    """Put the config's betas and weight decay into loaded optimizers: a state dict brings its old ones along.
+
+    Args:
+        cfg: the config's `optimizer` section.
+        swapped: whether the model's optimizer took over from another one; it has a weight decay of its own then
+            (protocol §7).
+    """
+    for group in optimizers[MODEL].param_groups:
+        group["weight_decay"] = cfg.swap_weight_decay if swapped else cfg.weight_decay
+        if "betas" in group:
+            group["betas"] = tuple(cfg.betas)
+        else:
+            group["momentum"] = cfg.betas[0]
+    for group in optimizers[PUZZLES].param_groups:
         group["weight_decay"] = cfg.puzzle_weight_decay
 
 
 def dense_parameters(optimizers: dict[str, Optimizer]) -> list[Tensor]:
-    """Return what AdamW trains: the parameters whose gradients are clipped."""
-    return [weight for group in optimizers[ADAMW].param_groups for weight in group["params"]]
+    """Return what the model's optimizer trains: the parameters whose gradients are clipped."""
+    return [weight for group in optimizers[MODEL].param_groups for weight in group["params"]]
+
+
+def _adamw(weights: list[Tensor], cfg: SimpleNamespace) -> Optimizer:
+    return AdamW(weights, lr=cfg.lr, betas=tuple(cfg.betas), weight_decay=cfg.weight_decay)
+
+
+def _sgd(weights: list[Tensor], cfg: SimpleNamespace) -> Optimizer:
+    return SGD(weights, lr=cfg.lr, momentum=cfg.betas[0], weight_decay=cfg.weight_decay)
+
+
+def _lion(weights: list[Tensor], cfg: SimpleNamespace) -> Optimizer:
+    try:
+        from lion_pytorch import Lion  # late: a run that does not use it needs no package
+    except ImportError as error:
+        raise SettingsError(
+            f"optimizer 'lion' needs the package lion-pytorch ({error}); `pip install lion-pytorch`, or set "
+            "optimizer.name or optimizer.swap_to to 'adamw' or 'sgd'"
+        ) from error
+    if not cfg.lr > 0:
+        raise SettingsError(f"optimizer.lr is '{cfg.lr}', and Lion wants one above 0; take a very small one")
+    return Lion(weights, lr=cfg.lr, betas=tuple(cfg.betas), weight_decay=cfg.weight_decay)

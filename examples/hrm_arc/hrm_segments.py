@@ -20,6 +20,7 @@ from hrm_layers import stablemax_cross_entropy
 from hrm_model import Hrm
 
 Q_LOSS_WEIGHT = 0.5  # of each of the two halting losses, relative to the answer's (the paper's code)
+RULE_LOSS_WEIGHT = 0.1  # of the auxiliary head's loss: enough to learn from, too little to lead
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,9 @@ def refill(model: Hrm, carry: Carry, batches: ArcBatches, step: int, micro: int)
     )
 
 
-def segment_loss(model: Hrm, carry: Carry, *, max_segments: int, exploration: float) -> tuple[Tensor, Carry]:
+def segment_loss(
+    model: Hrm, carry: Carry, *, max_segments: int, exploration: float, rules: Tensor | None = None
+) -> tuple[Tensor, Carry]:
     """Think one segment and return its loss and the carry of the next step.
 
     Halting draws from torch's random numbers (exploration), so their state is part of a checkpoint too.
@@ -96,6 +99,7 @@ def segment_loss(model: Hrm, carry: Carry, *, max_segments: int, exploration: fl
         carry: refilled, every slot has a puzzle.
         max_segments: a slot halts after so many at the latest.
         exploration: probability, 0 to 1, with which a slot must go on for a random number of segments, 2 or more.
+        rules: the rule of each puzzle id, (puzzle ids,), int64, for the auxiliary head; None trains without it.
 
     Returns:
         (loss, carry): a float64 scalar averaged over the slots; the carry, detached.
@@ -114,6 +118,8 @@ def segment_loss(model: Hrm, carry: Carry, *, max_segments: int, exploration: fl
     if go_on_target is not None:
         go_on_loss = F.binary_cross_entropy_with_logits(q[:, 1], go_on_target, reduction="sum")
     loss = (answer_loss + Q_LOSS_WEIGHT * (halt_loss + go_on_loss)) / len(q)
+    if rules is not None:
+        loss = loss + RULE_LOSS_WEIGHT * F.cross_entropy(model.guess_rule(slow), rules[carry.puzzle_ids])
     return loss, replace(after, halted=halted)
 
 

@@ -9,6 +9,7 @@ Try it: `python examples/hrm_arc/train_arc_full_nova.py --max_steps 40`
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -19,7 +20,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from arc_runtime import Speed, StopRequest, find_helpers, prepare_torch
-from arc_settings import load_settings
+from arc_settings import SettingsError, load_settings
+from arc_start import starting_step
 
 kit = find_helpers()
 
@@ -28,7 +30,8 @@ def main(argv: list[str] | None = None) -> int:
     """Train as the flags and the config say; returns the exit code."""
     args = parse_flags(argv)
     try:
-        return train(args, load_settings(args.config, flag_values(args)))
+        cfg = settings(args)
+        return show_description(args, cfg) if args.describe else train(args, cfg)
     except Exception as error:
         # Errors that carry an exit code are whole sentences for a person; anything else is a fault and shows itself.
         if not hasattr(error, "exit_code"):
@@ -37,9 +40,34 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_code
 
 
+def settings(args: argparse.Namespace) -> SimpleNamespace:
+    """Return defaults <- config <- flags; a swap that a policy asks for overrules the optimizer's name."""
+    cfg = load_settings(args.config, flag_values(args))
+    if args.resume and "swap_to_lion" in (args.optimizer_policy, cfg.resume.optimizer):
+        cfg.optimizer.name = "lion"
+    return cfg
+
+
+def step_begun_at(args: argparse.Namespace, cfg: SimpleNamespace) -> int:
+    """Return the completed steps that this run begins with."""
+    step = starting_step(args.resume, args.resume_step, cfg.checkpoint.pattern)
+    if step is None and (args.describe or cfg.optimizer.swap_at is not None):
+        raise SettingsError(f"the step of '{args.resume}' (--resume) stands nowhere; say it with --resume_step N")
+    return step or 0
+
+
+def show_description(args: argparse.Namespace, cfg: SimpleNamespace) -> int:
+    """Print what would be trained, as one JSON object and nothing else."""
+    from arc_describe import describe  # late: torch comes with it
+
+    print(json.dumps(describe(cfg, step_begun_at(args, cfg), args.resume)), flush=True)
+    return 0
+
+
 def train(args: argparse.Namespace, cfg: SimpleNamespace) -> int:
     stop = StopRequest()
     stop.listen()
+    begins_at = step_begun_at(args, cfg)
     run_id, run_dir = run_place(args, cfg)
     checkpoints = Path(args.checkpoint_dir or run_dir / "checkpoints")
     for folder in (checkpoints, Path(args.logdir or run_dir / "logs")):
@@ -48,7 +76,7 @@ def train(args: argparse.Namespace, cfg: SimpleNamespace) -> int:
     from arc_training import Training  # late: torch comes with it, and a usage error needs none (1.3 s)
 
     kit.journal_event("phase", phase="startup")
-    job = Training(cfg, prepare_torch(cfg.training.seed, cfg.training.threads, cfg.training.device))
+    job = Training(cfg, prepare_torch(cfg.training.seed, cfg.training.threads, cfg.training.device), begins_at)
     kit.journal_event("data", **job.data_summary())
     job.load(
         kit, args.resume, allow_partial=args.allow_partial, optimizer_policy=args.optimizer_policy,
@@ -145,8 +173,9 @@ def status_fields(run_id: str, cfg: SimpleNamespace, job: Any, speed: Speed, now
 
     return kit.make_status_payload(
         run_id=run_id, global_step=progress.step, max_steps=cfg.training.max_steps, epoch=job.epoch, phase=now.phase,
-        steps_per_sec=rate, loss=now.loss, lr=job.schedule.get_last_lr()[0], lr_scale=job.schedule.rate.lr_scale,
-        optimizer=cfg.optimizer.name, last_fast_eval_step=progress.last_fast and progress.last_fast["step"],
+        steps_per_sec=rate, loss=now.loss, lr=job.schedule.get_last_lr()[0],
+        lr_scale=job.schedule.rate.scale_at(progress.step), optimizer=progress.optimizer,
+        swap_from_step=progress.swap_from_step, last_fast_eval_step=progress.last_fast and progress.last_fast["step"],
         last_full_eval_step=progress.last_full_step, best_eval_acc=progress.best_accuracy,
         best_step=progress.best_step, eta_s=seconds_to(cfg.training.max_steps),
         eta_fast_eval_s=seconds_to(next_of(cfg.validation.fast_eval_every)),
@@ -188,7 +217,7 @@ def parse_flags(argv: list[str] | None) -> argparse.Namespace:
     add("--allow_partial", type=_truth, nargs="?", const=True, default=False, help="load what fits of the weights")
     add("--optimizer_policy", default="load", choices=("load", "reset", "swap_to_lion"))
     add("--schedule_policy", default="load", choices=("load", "reset"), help="reset: as the config says, step kept")
-    add("--droppath_h", metavar="A..B", help="DropPath in the slow module; '0' or '0..0' for now")
+    add("--droppath_h", metavar="A..B", help="DropPath in the slow module: '0.1', or '0..0.2' over its depth")
     add("--max_steps", type=int, metavar="N", help="last optimizer step")
     add("--fast_eval_every", type=int, metavar="STEPS", help="steps between evaluations of the fixed subset")
     add("--full_eval_every", type=int, metavar="STEPS", help="steps between evaluations of all test pairs")
@@ -197,6 +226,7 @@ def parse_flags(argv: list[str] | None) -> argparse.Namespace:
     add("--status_json_path", metavar="FILE", help="where the heartbeat goes")
     add("--logdir", metavar="FOLDER", help="made if missing; the log itself is written by whoever reads our output")
     add("--checkpoint_dir", metavar="FOLDER", help="where checkpoints go")
+    add("--describe", action="store_true", help="print parameters and coming learning rates as JSON; train nothing")
     return parser.parse_args(argv)
 
 

@@ -1,0 +1,76 @@
+"""What a training would be: its parameters, and the learning rates of its next steps. Trains nothing, draws nothing.
+
+Reads the puzzles (their number is the size of an embedding) and, in an SWA tail, one value of the checkpoint. Writes
+nothing. Try it: `python examples/hrm_arc/train_arc_full_nova.py --describe`
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from arc_build import learning_rate, make_batches, model_shape
+from arc_settings import SettingsError
+from hrm_model import Hrm
+from hrm_optim import make_optimizers
+from hrm_schedule import Schedule
+
+STEPS_AHEAD = 3
+
+
+def describe(cfg: SimpleNamespace, begins_at: int, resume: str | None) -> dict[str, Any]:
+    """Return what the settings make, as plain values.
+
+    Args:
+        begins_at: completed steps that the training would begin with.
+        resume: the checkpoint that it would begin from, if any.
+
+    Returns:
+        'parameters': name, shape, optimizer ('model' or 'puzzles') and group of each; 'learning_rates': by optimizer,
+        for each group the rates of the next three steps, before any lr_scale; 'step': begins_at.
+    """
+    with torch.device("meta"):  # names and shapes without a byte behind them, whatever device the training is for
+        model = Hrm(model_shape(cfg.model, make_batches(cfg).puzzle_ids))
+    optimizers = make_optimizers(model, cfg.optimizer, begins_at)
+    schedule = Schedule(optimizers, learning_rate(cfg))
+    schedule.rate.cycle_from = _tail_began(cfg.swa, begins_at, resume)
+    place = {
+        id(weight): {"optimizer": name, "group": number}
+        for name, optimizer in optimizers.items()
+        for number, group in enumerate(optimizer.param_groups)
+        for weight in group["params"]
+    }
+    return {
+        "parameters": [
+            {"name": name, "shape": list(weight.shape), **place[id(weight)]}
+            for name, weight in model.named_parameters()
+        ],
+        "learning_rates": schedule.upcoming(begins_at, STEPS_AHEAD),
+        "step": begins_at,
+    }
+
+
+def _tail_began(cfg: SimpleNamespace, begins_at: int, resume: str | None) -> int | None:
+    """Return the step at which the SWA tail began or begins, None where none is running."""
+    if not cfg.enabled:
+        return None
+    began = _saved_beginning(Path(resume)) if resume else None
+    return begins_at if began is None and begins_at >= cfg.start_step else began
+
+
+def _saved_beginning(path: Path) -> int | None:
+    if not path.is_file():  # a FIFO would wait for ever
+        raise SettingsError(f"the checkpoint '{path}' (--resume) is not a regular file; name one of checkpoints/")
+    try:
+        # mmap: reads the index and one small record, whatever the size of the file.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if content["swa_state_dict"] is None:
+            return None
+        began = content["progress"]["swa_from_step"]
+    except Exception as error:  # torch raises many kinds for a bad file
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise SettingsError(f"the checkpoint '{path}' (--resume) has no readable progress: {reason}") from error
+    return began if type(began) is int else None
