@@ -1,8 +1,8 @@
 """Row 7: `resume.sh --dry-run`, a full plan among many checkpoints, against Hydra's hello-world.
 
 The run is a real one; beside its own checkpoint lie a thousand more, the newest ten of them broken, and the newest good
-one holds as many tensors as a model of 27 million parameters. In the plan learning rate and batch size change. A dry run
-also proves the chosen file: what that costs for 324 MB is shown apart.
+one holds as many tensors as a model of 27 million parameters. In the plan learning rate and batch size change. A dry
+run also proves the chosen file: what that costs for 324 MB is shown apart.
 Try it: `python benchmarks/bench.py 7 --quick`
 """
 

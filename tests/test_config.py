@@ -38,6 +38,10 @@ def shipped(experiment: str | None = None, *overrides: str) -> dict[str, Any]:
 # --- the shipped config
 
 
+# What the shipped trainer can do and a lab's, by default, can't.
+OF_THE_EXAMPLE = ("trainer.loads_with_kit", "trainer.schedule_with_kit", "trainer.describe_args")
+
+
 def test_the_shipped_base_carries_the_protocols_numbers() -> None:
     numbers = {
         "validation.fast_eval_every": 2000,

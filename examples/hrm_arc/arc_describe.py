@@ -29,8 +29,9 @@ def describe(cfg: SimpleNamespace, begins_at: int, resume: str | None) -> dict[s
         resume: the checkpoint that it would begin from, if any.
 
     Returns:
-        'parameters': name, shape, optimizer ('model' or 'puzzles') and group of each; 'learning_rates': by optimizer,
-        for each group the rates of the next three steps, before any lr_scale; 'step': begins_at.
+        'parameters': name, shape, optimizer ('model' or 'puzzles') and group of each; 'buffers': name and shape of what
+        else a checkpoint holds of the model; 'learning_rates': by optimizer, for each group the rates of the next three
+        steps, before any lr_scale; 'step': begins_at.
     """
     with torch.device("meta"):  # names and shapes without a byte behind them, whatever device the training is for
         model = Hrm(model_shape(cfg.model, make_batches(cfg).puzzle_ids))
@@ -43,10 +44,15 @@ def describe(cfg: SimpleNamespace, begins_at: int, resume: str | None) -> dict[s
         for number, group in enumerate(optimizer.param_groups)
         for weight in group["params"]
     }
+    parameters = dict(model.named_parameters())
     return {
         "parameters": [
-            {"name": name, "shape": list(weight.shape), **place[id(weight)]}
-            for name, weight in model.named_parameters()
+            {"name": name, "shape": list(weight.shape), **place[id(weight)]} for name, weight in parameters.items()
+        ],
+        "buffers": [
+            {"name": name, "shape": list(tensor.shape)}
+            for name, tensor in model.state_dict().items()
+            if name not in parameters
         ],
         "learning_rates": schedule.upcoming(begins_at, STEPS_AHEAD),
         "step": begins_at,

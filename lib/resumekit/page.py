@@ -72,8 +72,7 @@ def _plan_lines(plan: Plan) -> Iterator[str]:
     if len(passed) > _SHOWN:
         yield from _row("", f"and {len(passed) - _SHOWN} more (--json lists all)")
     yield from _changes(plan)
-    yield from _components(plan.components)
-    yield from _weights(plan.match)
+    yield from _components(plan.components, plan.match)
     yield from _rates(plan.forecast.rates)
     ramp = plan.lr_scale.ramp
     if ramp and ramp.from_step == choice.step:
@@ -100,7 +99,8 @@ def _evidence(candidate: Candidate) -> str:
 
 
 def _changes(plan: Plan) -> Iterator[str]:
-    for change in plan.changes:
+    # What a run is called costs nothing and is plain from the first line.
+    for change in (one for one in plan.changes if not one.key.startswith("experiment.")):
         effect = ", ".join(f"{name}: {action}" for name, action in change.actions.items()) or "costs nothing"
         if change.consent or change.refuse:
             effect = "refused" if change.refuse else "needs consent"
@@ -113,12 +113,14 @@ def _value(value: Any) -> str:
     return value[:12] if is_hash else show(value)
 
 
-def _components(components: Sequence[Component]) -> Iterator[str]:
+def _components(components: Sequence[Component], match: Match | None) -> Iterator[str]:
     groups: dict[tuple[str, str], list[str]] = {}
     for one in components:
         groups.setdefault((one.action, one.why), []).append(one.name)
     for (action, why), names in sorted(groups.items(), key=lambda item: _ORDER.index(item[0][0])):
         yield from _row(action, ", ".join(names) + (f": {why}" if why else ""))
+        if "weights" in names:
+            yield from _weights(match)
 
 
 def _weights(match: Match | None) -> Iterator[str]:
