@@ -259,7 +259,8 @@ def test_a_dry_run_touches_nothing_and_ends_as_the_real_one_would(kit: Kit):
     kit("resume", "T-9", "--dry-run", code=2)
     kit("resume", "T-1", "--set", "nothing.of.this=1", "--dry-run", code=4)
     assert tree(kit.folder) == before, "not one name, size or time has changed"
-    assert page.splitlines()[0] == f"continuing '{run.name}' at step 15 (witnessed: newest stable)"
+    assert page.splitlines()[0] == f"continuing '{run.name}' at step 15"
+    assert "witnessed: newest stable; SHA-256 as in its manifest" in " ".join(page.split())
     assert "  passed over  hrm_arc_step_20.pt: digest differs from its manifest" in page.splitlines()
     verdicts = [(c["step"], c["verdict"], c["reason"]) for c in machine["candidates"]]
     assert verdicts == [

@@ -6,6 +6,7 @@ What is simply loaded takes one line; what is not takes one each, with its reaso
 from __future__ import annotations
 
 import json
+import os
 import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -28,11 +29,8 @@ _LABEL = 13
 def headline(choice: Choice) -> str:
     """Say in one line what will be done."""
     if choice.relation == FRESH:
-        return f"starting {choice.experiment} anew"
-    candidate = choice.candidate
-    origin = f"'{choice.parent.run_id}'" if choice.parent else f"'{candidate.path}'"
-    verb = "continuing" if choice.relation == CONTINUE else "branching from"
-    return f"{verb} {origin} at step {choice.step} ({candidate.grade}: {candidate.reason})"
+        return _title(choice)
+    return f"{_title(choice)} ({choice.candidate.grade}: {choice.candidate.reason})"
 
 
 def as_text(choice: Choice, plan: Plan | None) -> str:
@@ -41,7 +39,7 @@ def as_text(choice: Choice, plan: Plan | None) -> str:
     Args:
         plan: None for a fresh start.
     """
-    lines = [headline(choice)]
+    lines = [_title(choice)]
     if plan is not None:
         lines += _plan_lines(plan)
     lines += [line for sentence in choice.said if not _is_listed(sentence) for line in _row("note", sentence)]
@@ -62,9 +60,16 @@ def as_json(choice: Choice, plan: Plan | None) -> str:
     return json.dumps(fields | {"candidates": candidates, "notes": list(choice.said)}, indent=2)
 
 
+def _title(choice: Choice) -> str:
+    if choice.relation == FRESH:
+        return f"starting {choice.experiment} anew"
+    origin = f"'{choice.parent.run_id}'" if choice.parent else f"'{choice.candidate.path}'"
+    return f"{'continuing' if choice.relation == CONTINUE else 'branching from'} {origin} at step {choice.step}"
+
+
 def _plan_lines(plan: Plan) -> Iterator[str]:
     choice = plan.choice
-    yield from _row("checkpoint", str(choice.candidate.path), can_break=False)
+    yield from _row("checkpoint", min(str(choice.candidate.path), _from_here(choice), key=len), can_break=False)
     yield from _row("evidence", _evidence(choice.candidate))
     passed = [one for one in choice.candidates if one.verdict == "passed"]
     for one in passed[:_SHOWN]:
@@ -86,10 +91,10 @@ def _plan_lines(plan: Plan) -> Iterator[str]:
 
 def _evidence(candidate: Candidate) -> str:
     """Say what makes the checkpoint stable."""
-    known = candidate.known
+    known, begin = candidate.known, f"{candidate.grade}: {candidate.reason}"
     if known is None:
-        return "no manifest: its archive is whole by structure and checksums; no digest proves it"
-    said = ["SHA-256 as in its manifest"]
+        return begin
+    said = [f"{begin}; SHA-256 as in its manifest"]
     said += ["optimizer step completed"] if known.step_completed else []
     said += ["loss and weights finite"] if known.finite else []
     said += [f"saved {known.created_at[:16].replace('T', ' ')} UTC"]
@@ -98,13 +103,26 @@ def _evidence(candidate: Candidate) -> str:
     return ", ".join(said)
 
 
+def _from_here(choice: Choice) -> str:
+    try:
+        return os.path.relpath(choice.candidate.path)
+    except OSError:  # the current folder is gone
+        return str(choice.candidate.path)
+
+
 def _changes(plan: Plan) -> Iterator[str]:
+    free = []
     # What a run is called costs nothing and is plain from the first line.
     for change in (one for one in plan.changes if not one.key.startswith("experiment.")):
-        effect = ", ".join(f"{name}: {action}" for name, action in change.actions.items()) or "costs nothing"
+        effect = ", ".join(f"{name}: {action}" for name, action in change.actions.items())
         if change.consent or change.refuse:
             effect = "refused" if change.refuse else "needs consent"
+        elif not effect:
+            free.append(f"{change.key}: {_value(change.old)} -> {_value(change.new)}")
+            continue
         yield from _row("changed", f"{change.key}: {_value(change.old)} -> {_value(change.new)} ({effect})")
+    if free:
+        yield from _row("at no cost", "; ".join(free))
 
 
 def _value(value: Any) -> str:
