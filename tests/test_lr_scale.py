@@ -130,6 +130,27 @@ def test_a_step_that_raises_leaves_no_scaled_rate_behind() -> None:
     assert optimizer.param_groups[0]["lr"] == 0.1 and weight.item() == pytest.approx(1 - 0.05)
 
 
+def test_a_step_that_calls_its_base_classs_is_one_step() -> None:
+    """torch hooks the step of every class that was ever made: both are hooked here, one inside the other."""
+
+    class Base(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            return super().step(closure)
+
+    class Outer(Base):
+        def step(self, closure: Any = None) -> Any:
+            return super().step(closure)
+
+    weight = torch.nn.Parameter(torch.ones(1))
+    Base([weight])
+    optimizer = Outer([weight], lr=0.1)
+    lr_hook.attach([optimizer], LrScale(1.0, Ramp(0, 2, 0.5)), 0)
+    for wanted in (0.95, 0.9, 0.8):
+        weight.grad = torch.ones(1)
+        optimizer.step()
+        assert weight.item() == pytest.approx(wanted)
+
+
 def test_steps_that_an_amp_scaler_leaves_out_are_not_counted() -> None:
     weight = torch.nn.Parameter(torch.ones(1))
     optimizer = torch.optim.SGD([weight], lr=0.1)

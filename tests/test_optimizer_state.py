@@ -234,6 +234,18 @@ def test_what_an_optimizer_has_learned_in_its_groups_is_loaded_and_what_it_was_t
     assert {"lr", "momentum", "weight_decay", "d0"} <= optimizer_state.hyper_parameters(fresh)
 
 
+def test_what_belongs_to_no_parameter_is_kept_too(tmp_path: Path) -> None:
+    """Some optimizers count their steps once for all parameters, under a name."""
+    old = Net(seed=1)
+    optimizer = OPTIMIZERS["sgd"](old.parameters())
+    train(old, optimizer)
+    optimizer.state["clock"] = {"ticks": 7}
+    new = Net(grown=True, seed=2)
+    fresh = OPTIMIZERS["sgd"](new.parameters())
+    resume(save(tmp_path, old, optimizer), new, fresh, allow_partial_weights=True)
+    assert fresh.state["clock"] == {"ticks": 7}
+
+
 def foreign(folder: Path, model: Net, optimizer: Any, **more: Any) -> Path:
     """Save as a trainer without the kit does: no names."""
     path = folder / "hrm_arc_step_4.pt"

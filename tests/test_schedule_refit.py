@@ -235,3 +235,21 @@ def test_another_kind_of_schedule_under_the_old_state_is_said(tmp_path: Path) ->
     lines: list[str] = []
     resume(path, "step", lambda new: new.parameters(), log_fn=lines.append)
     assert any("step_size: 5 here, none in it" in line for line in lines)
+
+
+def test_groups_in_another_order_keep_each_its_own_rate(tmp_path: Path) -> None:
+    """A schedule's state has the base rates in the order of the groups: loaded, they would change places."""
+    model = Net(seed=1)
+    slow, fast = {"params": model.body.parameters(), "lr": 0.01}, {"params": model.head.parameters(), "lr": 0.1}
+    optimizer = OPTIMIZERS["sgd"]([slow, fast])
+    schedule = KINDS["cosine"](optimizer, 20)
+    train(model, optimizer, schedule=schedule, steps=5)
+    path = save_checkpoint(tmp_path, 5, model=model, optimizer=optimizer, scheduler=schedule, log_fn=quiet)
+
+    def turned(new: Net) -> Any:
+        return [{"params": new.head.parameters(), "lr": 0.1}, {"params": new.body.parameters(), "lr": 0.01}]
+
+    fresh, placed, bundle = resume(path, "cosine", turned)
+    assert bundle.report["scheduler"].startswith("refit: placed at step 5")
+    rates = [group["lr"] for group in optimizer.param_groups][::-1]
+    assert [group["lr"] for group in fresh.param_groups] == placed.get_last_lr() == rates and rates[0] > rates[1]
