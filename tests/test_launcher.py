@@ -191,7 +191,7 @@ def test_ctrl_c_twice_ends_now(kit: Kit) -> None:
     assert terminal.wait() == 137
     (run,) = kit.run_dirs()
     assert kit.status(run)["state"] == "stopped"
-    assert [e["now"] for e in events(run, "stopped")][-1] is True  # the first may have come too late to be needed
+    assert any(e["now"] for e in events(run, "stopped"))  # two processes write them, in whatever order
     assert (run / "checkpoints" / "hrm_arc_step_3.pt").exists()
 
 

@@ -151,3 +151,26 @@ def test_no_process_left_is_said(tmp_path: Path) -> None:
     _, said = shim.communicate()
     assert b"no process for the trainer" in said
     assert end_of(tmp_path)["code"] == 1
+
+
+def test_a_signal_between_the_launched_event_and_the_exec_is_not_lost(tmp_path: Path) -> None:
+    """Thirty stops as early as a stop can come: the pid is sent a TERM as soon as it stands in the journal."""
+    ends = []
+    for number in range(30):
+        run = tmp_path / str(number)
+        run.mkdir()
+        shim = start(run, "sleep", "5")
+        while b"launched" not in (content := _journal(run)):
+            pass
+        os.kill(json.loads(content)["trainer"]["pid"], signal.SIGTERM)
+        shim.communicate()
+        ends.append(end_of(run)["signal"])
+    assert ends == [signal.SIGTERM] * 30
+
+
+def _journal(run: Path) -> bytes:
+    try:
+        content = (run / "journal.jsonl").read_bytes()
+    except FileNotFoundError:
+        return b""
+    return content if content.endswith(b"}\n") else b""

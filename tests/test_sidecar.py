@@ -91,7 +91,7 @@ def test_a_sidecar_that_is_killed_again_and_again_loses_no_line(kit: Kit) -> Non
     """In the middle of a flood; train.log is what an undisturbed sidecar would have written, to the byte."""
     go = kit.folder / "go"
     flood = [x for step in range(2, 40) for x in ("--at", str(step), "lines=3000")]
-    kit.config("--delay", "0.05", *flood, "--at", "39", f"wait={go}", training={"max_steps": 40})
+    kit.config("--delay", "0.2", *flood, "--at", "39", f"wait={go}", training={"max_steps": 40})
     process = kit.popen("run", "T-1", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     run, killed = kit.started(), []
 

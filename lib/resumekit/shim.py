@@ -50,6 +50,8 @@ def main(argv: list[str]) -> int:
         signal.signal(number, signal.SIG_IGN)
     reserved = _reserve(run)
     started = time.monotonic()
+    # Blocked, not ignored: a signal that comes before the exec waits for it, an ignored one would be lost.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _TRAINER_DEFAULTS)
     try:
         pid = os.fork()
     except OSError as error:
@@ -57,7 +59,8 @@ def main(argv: list[str]) -> int:
         _write_end(run, reserved, {"code": FAILED, "signal": None, "pid": None, "at": utc_now(), "elapsed_s": 0.0})
         return FAILED
     if pid == 0:
-        _become_trainer(run, launcher_pid, head, command)
+        _become_trainer(run, launcher_pid, head, command, mask)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     _, status = os.waitpid(pid, 0)
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
     code = 128 + number if number else os.waitstatus_to_exitcode(status)
@@ -66,7 +69,7 @@ def main(argv: list[str]) -> int:
     return code
 
 
-def _become_trainer(run: RunPaths, launcher_pid: int, head: str, command: list[str]) -> None:
+def _become_trainer(run: RunPaths, launcher_pid: int, head: str, command: list[str], mask: set[signal.Signals]) -> None:
     """In the child: a new session, the `launched` event, then the trainer. Never returns.
 
     The event is on disk before the trainer's first instruction: no trainer ever runs that nobody knows of.
@@ -83,6 +86,7 @@ def _become_trainer(run: RunPaths, launcher_pid: int, head: str, command: list[s
             )  # fmt: skip
         for number in _TRAINER_DEFAULTS:
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # a stop that came since `launched` ends it here
         os.execvp(command[0], command)
     except (OSError, ValueError) as error:  # ValueError: an empty name
         reason = getattr(error, "strerror", None) or "no such name"
