@@ -394,6 +394,11 @@ def test_a_description_of_a_fresh_run_begins_at_0_and_a_checkpoint_without_a_ste
     assert fresh["step"] == 0 and fresh["learning_rates"]["model"][0] == pytest.approx([2.5e-4, 5e-4, 7.5e-4])
     refused = described(tmp_path, CONFIG, "--resume", "x.pt", code=2)
     assert "the step of 'x.pt' (--resume) stands nowhere; say it with --resume_step N" in refused
+    torch.save({"model_state_dict": {}}, tmp_path / "hrm_arc_step_3.pt")
+    assert described(tmp_path, tail(), "--resume", str(tmp_path / "hrm_arc_step_3.pt"))["step"] == 3
+    (tmp_path / "hrm_arc_step_50000.pt").write_bytes(b"torn")
+    torn = described(tmp_path, tail(), "--resume", str(tmp_path / "hrm_arc_step_50000.pt"), code=2)
+    assert "has no readable progress" in torn
     os.mkfifo(tmp_path / "hrm_arc_step_60000.pt")
     fifo = described(tmp_path, tail(), "--resume", str(tmp_path / "hrm_arc_step_60000.pt"), code=2)
     assert "is not a regular file" in fifo

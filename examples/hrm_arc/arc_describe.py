@@ -70,9 +70,9 @@ def _saved_beginning(path: Path) -> int | None:
     try:
         # mmap: reads the index and one small record, whatever the size of the file.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if content["swa_state_dict"] is None:
-            return None
-        began = content["progress"]["swa_from_step"]
+        if content.get("swa_state_dict") is None:
+            return None  # one of another trainer, or saved before its tail
+        began = (content.get("progress") or {}).get("swa_from_step")
     except Exception as error:  # torch raises many kinds for a bad file
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise SettingsError(f"the checkpoint '{path}' (--resume) has no readable progress: {reason}") from error
