@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import arc_swa
+from arc_describe import describe
 from arc_settings import SettingsError
 from arc_start import starting_step, step_in_name
 from arc_validation import Progress
@@ -32,7 +33,8 @@ def outside_the_kit(monkeypatch):
 CADENCE = {"fast_eval_every": 2, "full_eval_every": 3}
 NOT_YET = 10**6
 SWITCHES = with_changes(
-    model={"droppath_h": "0..0.3", "aux_rule_head": True},
+    data={"max_grid": 4},  # small: half precision is slow on a CPU
+    model={"seq_len": 16, "hidden_size": 16, "droppath_h": "0..0.3", "aux_rule_head": True},
     training={"amp": "fp16", "grad_noise_sigma": 0.01},
     optimizer={"name": "lion", "swap_weight_decay": 1.0},
     swa={"enabled": True, "start_step": 4, "cycle_steps": 3, "amplitude": 0.5},
@@ -319,6 +321,14 @@ def test_the_step_is_read_from_the_plan_else_from_the_command_line_the_name_or_t
     assert starting_step(checkpoint, None, pattern) == 400, "a plan that says no step"
 
 
+def test_a_description_wants_the_package_of_the_optimizer_that_it_describes(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lion_pytorch", None)
+    cfg = job(PLANNED).cfg
+    assert describe(cfg, 3, None)["step"] == 3
+    with pytest.raises(SettingsError, match="needs the package lion-pytorch"):
+        describe(cfg, 4, None)
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"step": "4"}', '{"step": -1}', "[" * 100_000, None])
 def test_a_plan_that_cannot_be_used_is_refused_in_a_sentence(content, tmp_path, monkeypatch):
     plan = tmp_path / "plan.json"
@@ -382,9 +392,13 @@ def test_a_description_has_the_parameters_and_rates_of_the_training_that_it_desc
 def test_a_description_of_a_fresh_run_begins_at_0_and_a_checkpoint_without_a_step_is_asked_for_it(tmp_path):
     fresh = described(tmp_path, CONFIG)
     assert fresh["step"] == 0 and fresh["learning_rates"]["model"][0] == pytest.approx([2.5e-4, 5e-4, 7.5e-4])
-    assert described(tmp_path, CONFIG, "--resume", "x.pt", "--resume_step", "9")["step"] == 9
     refused = described(tmp_path, CONFIG, "--resume", "x.pt", code=2)
     assert "the step of 'x.pt' (--resume) stands nowhere; say it with --resume_step N" in refused
+    torch.save({"model_state_dict": {}}, tmp_path / "hrm_arc_step_3.pt")
+    assert described(tmp_path, tail(), "--resume", str(tmp_path / "hrm_arc_step_3.pt"))["step"] == 3
+    (tmp_path / "hrm_arc_step_50000.pt").write_bytes(b"torn")
+    torn = described(tmp_path, tail(), "--resume", str(tmp_path / "hrm_arc_step_50000.pt"), code=2)
+    assert "has no readable progress" in torn
     os.mkfifo(tmp_path / "hrm_arc_step_60000.pt")
     fifo = described(tmp_path, tail(), "--resume", str(tmp_path / "hrm_arc_step_60000.pt"), code=2)
     assert "is not a regular file" in fifo

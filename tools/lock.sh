@@ -11,7 +11,8 @@ set -euo pipefail
 cd -- "${BASH_SOURCE[0]%/*}/.."
 
 main() {
-  local closure='^(typing-extensions|colorama|filelock|sympy|networkx|jinja2|fsspec|mpmath|markupsafe|setuptools)=='
+  local closure='^(typing-extensions|colorama|filelock|sympy|networkx|jinja2|fsspec|mpmath|markupsafe|setuptools'
+  closure+='|torch|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+)=='
   local made
   made="$(uv pip compile --quiet --universal --python-version 3.10 --no-header --no-emit-index-url \
     --no-emit-find-links --annotation-style line requirements.in)"

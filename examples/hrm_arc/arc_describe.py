@@ -15,8 +15,7 @@ import torch
 from arc_build import learning_rate, make_batches, model_shape
 from arc_settings import SettingsError
 from hrm_model import Hrm
-from hrm_optim import make_optimizers
-from hrm_schedule import Schedule
+from hrm_optim import chosen_kind, optimizer_class, parameter_groups
 
 STEPS_AHEAD = 3
 
@@ -33,15 +32,17 @@ def describe(cfg: SimpleNamespace, begins_at: int, resume: str | None) -> dict[s
         else a checkpoint holds of the model; 'learning_rates': by optimizer, for each group the rates of the next three
         steps, before any lr_scale; 'step': begins_at.
     """
-    with torch.device("meta"):  # names and shapes without a byte behind them, whatever device the training is for
-        model = Hrm(model_shape(cfg.model, make_batches(cfg).puzzle_ids))
-    optimizers = make_optimizers(model, cfg.optimizer, begins_at)
-    schedule = Schedule(optimizers, learning_rate(cfg))
-    schedule.rate.cycle_from = _tail_began(cfg.swa, begins_at, resume)
+    # On the CPU, whatever the training is for; and the groups without their optimizers: making one (or a model on the
+    # meta device) imports torch's compiler, which takes as long as all the rest.
+    model = Hrm(model_shape(cfg.model, make_batches(cfg).puzzle_ids))
+    optimizer_class(chosen_kind(cfg.optimizer, begins_at), cfg.optimizer.lr)
+    groups, rate = parameter_groups(model, cfg.optimizer), learning_rate(cfg)
+    rate.cycle_from = _tail_began(cfg.swa, begins_at, resume)
+    coming = range(begins_at, begins_at + STEPS_AHEAD)
     place = {
         id(weight): {"optimizer": name, "group": number}
-        for name, optimizer in optimizers.items()
-        for number, group in enumerate(optimizer.param_groups)
+        for name, parts in groups.items()
+        for number, group in enumerate(parts)
         for weight in group["params"]
     }
     parameters = dict(model.named_parameters())
@@ -54,7 +55,9 @@ def describe(cfg: SimpleNamespace, begins_at: int, resume: str | None) -> dict[s
             for name, tensor in model.state_dict().items()
             if name not in parameters
         ],
-        "learning_rates": schedule.upcoming(begins_at, STEPS_AHEAD),
+        "learning_rates": {
+            name: [[group["lr"] * rate(step) for step in coming] for group in parts] for name, parts in groups.items()
+        },
         "step": begins_at,
     }
 
@@ -73,9 +76,9 @@ def _saved_beginning(path: Path) -> int | None:
     try:
         # mmap: reads the index and one small record, whatever the size of the file.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if content["swa_state_dict"] is None:
-            return None
-        began = content["progress"]["swa_from_step"]
+        if content.get("swa_state_dict") is None:
+            return None  # one of another trainer, or saved before its tail
+        began = (content.get("progress") or {}).get("swa_from_step")
     except Exception as error:  # torch raises many kinds for a bad file
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise SettingsError(f"the checkpoint '{path}' (--resume) has no readable progress: {reason}") from error

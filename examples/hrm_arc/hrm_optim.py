@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ class SignSgd(Optimizer):
     Source: arXiv 2506.21734's code trains its puzzle embeddings so.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float) -> None:
+    def __init__(self, params: Iterable[Tensor] | list[dict[str, Any]], lr: float, weight_decay: float) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -59,6 +60,19 @@ def chosen_kind(cfg: SimpleNamespace, begins_at: int) -> str:
     return cfg.swap_to if cfg.swap_at is not None and begins_at >= cfg.swap_at else cfg.name
 
 
+def parameter_groups(model: Hrm, cfg: SimpleNamespace) -> dict[str, list[dict[str, Any]]]:
+    """Return, by role, the groups of an optimizer: each with its parameters and its base learning rate.
+
+    Args:
+        cfg: the config's `optimizer` section.
+    """
+    dense = [weight for name, weight in model.named_parameters() if not name.startswith("puzzles.")]
+    return {
+        MODEL: [{"params": dense, "lr": cfg.lr}],
+        PUZZLES: [{"params": [model.puzzles.weight], "lr": cfg.puzzle_lr}],
+    }
+
+
 def make_optimizers(model: Hrm, cfg: SimpleNamespace, begins_at: int = 0) -> dict[str, Optimizer]:
     """Return the two optimizers by role.
 
@@ -67,14 +81,34 @@ def make_optimizers(model: Hrm, cfg: SimpleNamespace, begins_at: int = 0) -> dic
         begins_at: completed steps that the run begins with.
 
     Raises:
-        SettingsError: the package of an optimizer is missing, or it cannot work with the config's numbers.
+        SettingsError: see `optimizer_class`.
     """
-    dense = [weight for name, weight in model.named_parameters() if not name.startswith("puzzles.")]
-    make = {"adamw": _adamw, "lion": _lion, "sgd": _sgd}[chosen_kind(cfg, begins_at)]
+    kind, groups = chosen_kind(cfg, begins_at), parameter_groups(model, cfg)
+    averaging = {"momentum": cfg.betas[0]} if kind == "sgd" else {"betas": tuple(cfg.betas)}
     return {
-        MODEL: make(dense, cfg),
-        PUZZLES: SignSgd([model.puzzles.weight], lr=cfg.puzzle_lr, weight_decay=cfg.puzzle_weight_decay),
+        MODEL: optimizer_class(kind, cfg.lr)(groups[MODEL], lr=cfg.lr, weight_decay=cfg.weight_decay, **averaging),
+        PUZZLES: SignSgd(groups[PUZZLES], lr=cfg.puzzle_lr, weight_decay=cfg.puzzle_weight_decay),
     }
+
+
+def optimizer_class(kind: str, lr: float) -> type[Optimizer]:
+    """Return the class of an optimizer for the model.
+
+    Raises:
+        SettingsError: its package is missing, or it cannot work with this learning rate.
+    """
+    if kind != "lion":
+        return {"adamw": AdamW, "sgd": SGD}[kind]
+    try:
+        from lion_pytorch import Lion  # late: a run that does not use it needs no package
+    except ImportError as error:
+        raise SettingsError(
+            f"optimizer 'lion' needs the package lion-pytorch ({error}); `pip install lion-pytorch`, or set "
+            "optimizer.name or optimizer.swap_to to 'adamw' or 'sgd'"
+        ) from error
+    if not lr > 0:
+        raise SettingsError(f"optimizer.lr is '{lr}', and Lion wants one above 0; take a very small one")
+    return Lion
 
 
 def kind_of(optimizers: dict[str, Optimizer]) -> str:
@@ -103,24 +137,3 @@ def set_hyperparameters(optimizers: dict[str, Optimizer], cfg: SimpleNamespace, 
 def dense_parameters(optimizers: dict[str, Optimizer]) -> list[Tensor]:
     """Return what the model's optimizer trains: the parameters whose gradients are clipped."""
     return [weight for group in optimizers[MODEL].param_groups for weight in group["params"]]
-
-
-def _adamw(weights: list[Tensor], cfg: SimpleNamespace) -> Optimizer:
-    return AdamW(weights, lr=cfg.lr, betas=tuple(cfg.betas), weight_decay=cfg.weight_decay)
-
-
-def _sgd(weights: list[Tensor], cfg: SimpleNamespace) -> Optimizer:
-    return SGD(weights, lr=cfg.lr, momentum=cfg.betas[0], weight_decay=cfg.weight_decay)
-
-
-def _lion(weights: list[Tensor], cfg: SimpleNamespace) -> Optimizer:
-    try:
-        from lion_pytorch import Lion  # late: a run that does not use it needs no package
-    except ImportError as error:
-        raise SettingsError(
-            f"optimizer 'lion' needs the package lion-pytorch ({error}); `pip install lion-pytorch`, or set "
-            "optimizer.name or optimizer.swap_to to 'adamw' or 'sgd'"
-        ) from error
-    if not cfg.lr > 0:
-        raise SettingsError(f"optimizer.lr is '{cfg.lr}', and Lion wants one above 0; take a very small one")
-    return Lion(weights, lr=cfg.lr, betas=tuple(cfg.betas), weight_decay=cfg.weight_decay)

@@ -94,13 +94,6 @@ class Schedule:
                 group["initial_lr"], group["lr"] = base, base * self.rate(step)
             part._last_lr = [group["lr"] for group in part.optimizer.param_groups]
 
-    def upcoming(self, step: int, count: int) -> dict[str, list[list[float]]]:
-        """Return, by optimizer and group, the rates of the `count` steps that follow `step` completed ones."""
-        return {
-            name: [[base * self.rate(step + ahead) for ahead in range(count)] for base in bases]
-            for name, bases in self._bases.items()
-        }
-
     def get_last_lr(self) -> list[float]:
         """Return the rate of the next step, the model's first."""
         return [rate for part in self._parts.values() for rate in part.get_last_lr()]
