@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, Kit
 from resumekit import forecast, lr_scale, schedules
 from resumekit.components import show
-from resumekit.description import match, plain_name
+from resumekit.description import match
 
 SCHEMA = json.loads((ROOT / "schemas" / "plan.schema.json").read_text())
 SECTIONS = {
@@ -181,7 +181,6 @@ def test_matching_knows_wrappers_shapes_and_shares() -> None:
     saved = {"module._orig_mod.a.weight": (2, 3), "b": (4,), "gone": (10,)}
     found = match(saved, {"a.weight": (2, 3), "b": (5,), "new": (1,)})
     assert found == (("a.weight",), ("new",), ("gone",), ("b",), 6 / 20)
-    assert plain_name("encoder.module._orig_mod.weight") == "encoder.weight"
 
 
 def test_a_ramp_holds_from_its_first_step_to_its_last() -> None:

@@ -187,8 +187,8 @@ def _optimizers(state: Any) -> dict[str, tuple[int, int]]:
     for name, one in several.items():
         groups = one.get("param_groups") if isinstance(one, dict) else None
         if isinstance(groups, list):
-            counts = [len(group.get("params") or ()) for group in groups if isinstance(group, dict)]
-            shapes[str(name)] = (len(groups), sum(counts))
+            held = [group.get("params") for group in groups if isinstance(group, dict)]
+            shapes[str(name)] = (len(groups), sum(len(own) for own in held if isinstance(own, (list, tuple))))
     return shapes
 
 

@@ -20,16 +20,12 @@ from typing import NamedTuple
 from . import config, preflight
 from .choice import Choice
 from .errors import InvalidFile
+from .parameter_paths import pair
 from .paths import RunPaths
 from .preflight import Ready
 
 TIMEOUT_S = 300.0
 MAX_BYTES = 32 << 20
-# Below this share of the checkpoint's numbers a partial load is no edit any more, but another model
-# (a load that lets everything pass accepts any model at all: mosaicml/composer#2216).
-MIN_MATCHED = 0.5
-# What torch.compile and DistributedDataParallel put into the names of a wrapped model.
-_WRAPPERS = ("_orig_mod", "module")
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -53,25 +49,19 @@ class Match(NamedTuple):
 
 
 def match(saved: Shapes, wanted: Shapes) -> Match:
-    """Compare by name and shape, whatever wrapped the model when it was saved."""
-    saved = {plain_name(name): tuple(shape) for name, shape in saved.items()}
-    wanted = {plain_name(name): tuple(shape) for name, shape in wanted.items()}
-    both = [name for name in wanted if name in saved]
-    matched = tuple(name for name in both if saved[name] == wanted[name])
+    """Compare by name, what wraps a model left out, and by shape."""
+    same = pair(wanted, saved)
+    matched = tuple(name for name, old in same.items() if tuple(wanted[name]) == tuple(saved[old]))
     numbers = sum(math.prod(shape) for shape in saved.values())
-    kept = sum(math.prod(saved[name]) for name in matched)
+    kept = sum(math.prod(wanted[name]) for name in matched)
+    known = set(same.values())
     return Match(
         matched,
-        tuple(name for name in wanted if name not in saved),
-        tuple(name for name in saved if name not in wanted),
-        tuple(name for name in both if saved[name] != wanted[name]),
+        tuple(name for name in wanted if name not in same),
+        tuple(name for name in saved if name not in known),
+        tuple(name for name in same if name not in matched),
         kept / numbers if numbers else 0.0,
     )
-
-
-def plain_name(name: str) -> str:
-    """Return a tensor's name without what a wrapper put in, wherever it stands: `module._orig_mod.head` is `head`."""
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def ask(choice: Choice, ready: Ready) -> Match | None:

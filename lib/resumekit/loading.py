@@ -124,8 +124,12 @@ def load_resume_bundle(
     report = {name: str(decision) for name, decision in found.decisions.items()}
     report["rng"] = _restore_rng(content, found)
     bundle = _bundle(content, counters, found, reinitialised, scale, report, parts["optimizer"])
-    _say(bundle, own_lr_scale, log_fn)
-    journal_event("resumed", step=bundle.global_step, checkpoint=str(path), report=report)
+    is_scaled = own_lr_scale and found.decisions["scheduler"].action == LOAD
+    _say(bundle, 1.0 if is_scaled else bundle.lr_scale_at(bundle.global_step), log_fn)
+    journal_event(
+        "resumed", step=bundle.global_step, checkpoint=str(path), report=report,
+        lr_scale=bundle.lr_scale_at(bundle.global_step),
+    )  # fmt: skip
     return bundle
 
 
@@ -268,10 +272,13 @@ def _warn(content: dict[str, Any], found: Matched, scheduler: Any, log_fn: Calla
             )
 
 
-def _say(bundle: ResumeBundle, own_lr_scale: bool, log_fn: Callable[[str], Any]) -> None:
-    """Print the lines of protocol §4 and §6."""
+def _say(bundle: ResumeBundle, scale: float, log_fn: Callable[[str], Any]) -> None:
+    """Print the lines of protocol §4 and §6.
+
+    Args:
+        scale: what the groups' rate is still to be multiplied by; 1 where a trainer's own schedule was loaded with it.
+    """
     first = next(iter(named(bundle.optimizer).values()), None)
-    scale = 1.0 if own_lr_scale else bundle.lr_scale_at(bundle.global_step)
     lr = f"{float(first.param_groups[0]['lr']) * scale:g}" if first is not None else "none"
     log_fn(
         f"Loaded checkpoint @step={bundle.global_step}, epoch={bundle.start_epoch}, "

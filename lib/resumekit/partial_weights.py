@@ -12,11 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .parameter_paths import pair, plain_path
+from .parameter_paths import MIN_MATCHED_SHARE, pair, plain_path
 
-# Less than half of a checkpoint's numbers in common: not this model with a new part, but another one
-# (mosaicml/composer#2216: a wrong model that a non-strict load accepted).
-MIN_MATCHED_SHARE = 0.5
 NEW_PARAMS = ("module", "kaiming")
 
 

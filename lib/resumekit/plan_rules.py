@@ -11,7 +11,8 @@ from typing import NamedTuple
 from . import config
 from .choice import Choice
 from .components import ABSENT, LOAD, PARTIAL, REDERIVE, RESET, SWAP, Component, Held, Optimizers, plain_name, show
-from .description import MIN_MATCHED, Match
+from .description import Match
+from .parameter_paths import MIN_MATCHED_SHARE
 
 # Done without asking the trainer: it loads what is there, or works the position out from the step.
 _NEEDS_NO_HELP = (LOAD, ABSENT, REDERIVE)
@@ -36,11 +37,10 @@ def judge(
             f"the checkpoint does not say which optimizer it holds, and {optimizers.wanted} is wanted: if it is "
             "another one, its state is loaded all the same; --set resume.optimizer=reset starts it anew"
         )
-    is_forced = config.get(choice.config, "resume.weights") == PARTIAL
-    if match is not None and match.fraction < MIN_MATCHED and not is_forced:
+    if match is not None and match.fraction < MIN_MATCHED_SHARE:
         refusals.append(
-            f"only {match.fraction:.0%} of the checkpoint's weights fit the new model, less than {MIN_MATCHED:.0%}: it "
-            "is another model; start a fresh run, or force it with --set resume.weights=partial"
+            f"only {match.fraction:.0%} of the checkpoint's weights fit the new model, less than {MIN_MATCHED_SHARE:.0%}: "
+            "it is another model; start a fresh run"
         )
     if not config.get(choice.config, "trainer.loads_with_kit"):
         asked, impossible = _of_a_trainer_that_loads_by_itself(found)
