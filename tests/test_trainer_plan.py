@@ -369,3 +369,23 @@ def test_the_journal_says_what_was_done(tmp_path: Path, plan: Any, monkeypatch: 
     (event,) = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines() if line]
     assert event["event"] == "resumed" and event["report"] == bundle.report and event["step"] == 4
     assert event["report"]["weights"] == "partial: 9 of 13 parameters, 4 new"
+
+
+def test_a_partial_load_that_a_person_asked_for_holds_however_little_fits(plan: Any, tmp_path: Path) -> None:
+    path = Job(seed=1).save(tmp_path / "checkpoints")
+    job = Job(seed=2)
+    job.model = torch.nn.Module()
+    own = dict(Net(seed=2).named_parameters())
+    name = min(own, key=lambda one: own[one].numel())
+    job.model.register_parameter(name.replace(".", "_"), torch.nn.Parameter(torch.zeros(3)))
+    job.model.add_module(name.partition(".")[0], Net(seed=2).get_submodule(name.rpartition(".")[0]))
+    job.optimizer = torch.optim.AdamW(job.model.parameters(), lr=0.1)
+    job.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(job.optimizer, 20)
+    plan(path, weights="partial", optimizer="partial")
+    with pytest.raises(InvalidFile, match="it is another model's"):
+        job.load(path)
+    written = Path(os.environ["RESUMEKIT_PLAN"])
+    fields = json.loads(written.read_text())
+    fields["components"]["weights"]["forced"] = True
+    written.write_text(json.dumps(fields))
+    assert job.load(path).report["weights"].startswith("partial: ")

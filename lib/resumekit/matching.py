@@ -94,8 +94,8 @@ def _weights(found: Matched) -> list[str]:
     if decision.action == PARTIAL:
         # Allowed by the trainer and not needed: loaded whole. Planned: said as it was planned.
         is_needed = decision.why or not fit.is_whole
-        found.decisions["weights"] = Decision(PARTIAL, fit.counts()) if is_needed else Decision(LOAD)
-        return list(filter(None, [partial_weights.refusal(fit)]))
+        found.decisions["weights"] = decision._replace(why=fit.counts()) if is_needed else Decision(LOAD)
+        return list(filter(None, [partial_weights.refusal(fit, is_forced=decision.forced)]))
     return []
 
 
@@ -176,7 +176,7 @@ def _average(name: str, found: Matched, content: Any, model: Any, own: Any) -> l
     if decision.action == LOAD and found.decisions["weights"].action != PARTIAL:
         return [f"{name}: {line}" for line in differences(fit)]
     found.decisions[name] = Decision(PARTIAL, fit.counts())
-    reason = partial_weights.refusal(fit)
+    reason = partial_weights.refusal(fit, is_forced=found.decisions["weights"].forced)
     return [f"{name}: {reason}"] if reason else []
 
 

@@ -68,11 +68,15 @@ def fit(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> Fit:
     )
 
 
-def refusal(found: Fit) -> str:
-    """Return why so partial a load is none, '' if it is one."""
+def refusal(found: Fit, *, is_forced: bool = False) -> str:
+    """Return why so partial a load is none, '' if it is one.
+
+    Args:
+        is_forced: a person asked for it by name: whatever fits is enough.
+    """
     if not found.pairs:
         return "none of its parameters is in the model by name and shape: it is another model's"
-    if found.matched_share < MIN_MATCHED_SHARE:
+    if found.matched_share < MIN_MATCHED_SHARE and not is_forced:
         return (
             f"only {found.matched_share:.0%} of its numbers fit the model by name and shape, and at least "
             f"{MIN_MATCHED_SHARE:.0%} must: it is another model's"

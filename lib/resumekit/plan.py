@@ -125,7 +125,7 @@ def as_fields(plan: Plan) -> dict[str, Any]:
         ],
         "changes": [_change_fields(change, "config") for change in choice.changed]
         + [_change_fields(change, "environment") for change in plan.environment],
-        "components": {one.name: {"action": one.action, "why": one.why} for one in plan.components},
+        "components": {one.name: _component_fields(one, choice) for one in plan.components},
         "weights": _match_fields(plan.match),
         "new_params": config.get(choice.config, "resume.new_params", "module"),
         "lr_scale": plan.lr_scale.as_fields(),
@@ -167,6 +167,11 @@ def _scale(choice: Choice, found: Sequence[Component], step: int) -> LrScale:
         bool(section.get("swap_warm_restart")),
     )  # fmt: skip
     return inherited._replace(ramp=ramp)
+
+
+def _component_fields(one: Component, choice: Choice) -> dict[str, Any]:
+    forced = {"forced": True} if one.name == "weights" and plan_rules.is_forced(choice) else {}
+    return {"action": one.action, "why": one.why, **forced}
 
 
 def _match_fields(match: Match | None) -> dict[str, Any] | None:

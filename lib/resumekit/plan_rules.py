@@ -37,15 +37,20 @@ def judge(
             f"the checkpoint does not say which optimizer it holds, and {optimizers.wanted} is wanted: if it is "
             "another one, its state is loaded all the same; --set resume.optimizer=reset starts it anew"
         )
-    if match is not None and match.fraction < MIN_MATCHED_SHARE:
+    if match is not None and match.fraction < MIN_MATCHED_SHARE and not is_forced(choice):
+        share = f"{match.fraction:.0%} of the checkpoint's weights fit the new model, less than {MIN_MATCHED_SHARE:.0%}"
         refusals.append(
-            f"only {match.fraction:.0%} of the checkpoint's weights fit the new model, less than {MIN_MATCHED_SHARE:.0%}: "
-            "it is another model; start a fresh run"
+            f"only {share}: it is another model; start a fresh run, or force it with --set resume.weights=partial"
         )
     if not config.get(choice.config, "trainer.loads_with_kit"):
         asked, impossible = _of_a_trainer_that_loads_by_itself(found)
         consents, refusals = consents + asked, refusals + impossible
     return Judgement(tuple(consents), tuple(refusals))
+
+
+def is_forced(choice: Choice) -> bool:
+    """Whether a partial load was asked for by name, so that it holds however little fits."""
+    return config.get(choice.config, "resume.weights") == PARTIAL
 
 
 def _no_weights(found: Sequence[Component], held: Held, optimizers: Optimizers) -> str:

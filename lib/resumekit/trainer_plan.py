@@ -40,10 +40,14 @@ ACTIONS: dict[str, tuple[str, ...]] = {
 
 
 class Decision(NamedTuple):
-    """What is done with a component, and why; the reason is empty where it is simply loaded."""
+    """What is done with a component, and why; the reason is empty where it is simply loaded.
+
+    Forced: a partial load that a person asked for by name, however little fits.
+    """
 
     action: str
     why: str = ""
+    forced: bool = False
 
     def __str__(self) -> str:
         return f"{self.action}: {self.why}" if self.why else self.action
@@ -135,7 +139,11 @@ def _decision(name: str, value: Any) -> Decision:
     )
     _require(isinstance(why, str), f"its reason for {_short(name)} is not a text")
     # It goes to a terminal and into the journal.
-    return Decision(action, "".join(letter if letter.isprintable() else " " for letter in why[:MAX_WHY]))
+    return Decision(
+        action,
+        "".join(letter if letter.isprintable() else " " for letter in why[:MAX_WHY]),
+        value.get("forced") is True,
+    )
 
 
 def _checkpoint(value: Any) -> str | None:
