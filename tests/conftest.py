@@ -22,6 +22,10 @@ TOY = Path(__file__).resolve().parent / "toy_trainer.py"
 # Far above anything that is expected: a loaded machine must not turn a test red.
 DEADLINE_S = 60.0
 
+# A shell's background job has INT ignored, and every process that a test starts would inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 if str(LIB) not in sys.path:
     sys.path.append(str(LIB))
 

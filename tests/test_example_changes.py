@@ -376,7 +376,7 @@ def test_a_description_has_the_parameters_and_rates_of_the_training_that_it_desc
     path = save(training, tmp_path / "checkpoints")
     found = described(tmp_path, config | {"training": CONFIG["training"] | {"device": "cuda"}}, "--resume", str(path))
     loaded = load(path, config)
-    assert found["step"] == 6 and set(found) == {"parameters", "learning_rates", "step"}
+    assert found["step"] == 6 and set(found) == {"parameters", "buffers", "learning_rates", "step"}
     names = [(name, list(weight.shape)) for name, weight in loaded.model.named_parameters()]
     assert [(row["name"], row["shape"]) for row in found["parameters"]] == names
     roles = {row["name"]: (row["optimizer"], row["group"]) for row in found["parameters"]}
