@@ -29,6 +29,7 @@ from hrm_optim import (
 )
 from hrm_schedule import Cycle, LearningRate, Schedule
 from hrm_segments import carry_from, empty_carry, refill, segment_loss
+from resumekit import schedules
 
 OPTIMIZER = SimpleNamespace(
     name="adamw", lr=1e-3, betas=[0.9, 0.95], weight_decay=0.1, puzzle_lr=1e-2, puzzle_weight_decay=0.1, swap_at=None,
@@ -212,6 +213,17 @@ def test_lr_warms_up_then_falls_to_its_ratio_and_stays_there():
     assert [round(rate(step), 6) for step in (0, 9, 10, 60, 110, 500)] == [0.1, 1.0, 1.0, 0.55, 0.1, 0.1]
     rate.scale_at = lambda step: 0.8 if step < 61 else 1.0
     assert rate(60) == pytest.approx(0.44) and rate(110) == 0.1
+
+
+def test_its_rate_is_the_one_that_the_kit_s_plan_foretells() -> None:
+    """config.yaml says so with trainer.schedule_with_kit; bit for bit, at every step and beyond the end."""
+    for warmup, last, ratio in ((0, 1, 0.0), (10, 110, 0.1), (2000, 100_000, 0.1), (100, 50, 1.0)):
+        own = LearningRate(warmup, last, ratio)
+        steps = [*range(0, 200), *range(last - 3, last + 3)]
+        of_kit = {"warmup_steps": warmup, "max_steps": last, "min_lr_ratio": ratio}
+        assert [own(max(0, step)) for step in steps] == [
+            schedules.factor("cosine", max(0, step), **of_kit) for step in steps
+        ]
 
 
 def test_lr_of_an_swa_tail_is_a_small_triangle_around_the_schedule_or_around_a_rate_of_its_own():
