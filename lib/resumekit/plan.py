@@ -103,7 +103,8 @@ def require(plan: Plan, is_accepted: bool) -> None:
     if plan.refusals:
         raise Refused(f"the plan is refused: {'; '.join(plan.refusals)} ({_HINT})")
     if plan.consents and not is_accepted:
-        raise NeedsAccept(f"the plan needs --accept: {'; '.join(plan.consents)} ({_HINT})")
+        reasons = "; ".join(plan.consents)
+        raise NeedsAccept(f"the plan needs consent, which resume.sh --accept gives: {reasons} ({_HINT})")
 
 
 def as_fields(plan: Plan) -> dict[str, Any]:
