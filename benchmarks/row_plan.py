@@ -92,8 +92,9 @@ def _plan(lab: Lab) -> list[str]:
 def _check(lab: Lab, count: int) -> None:
     done = subprocess.run([*_plan(lab), "--json"], cwd=lab.folder, env=clean_environment(), capture_output=True)
     plan = json.loads(done.stdout) if done.returncode == 0 else {}
-    passed, actions = plan.get("passed_over", ()), plan.get("components", {})
-    if len(passed) != 10 or len(plan["candidates"]) != count + 11 or actions["scheduler"]["action"] != "refit":
+    found = len(plan.get("passed_over", ())), len(plan.get("candidates", ())), plan.get("verdict")
+    rates = [rate for rate in plan.get("learning_rates", ()) if rate["before"] != rate["after"]]
+    if found != (10, count + 11, "ready") or not rates:
         raise BenchmarkError(f"the plan among {count} checkpoints is not what it must be: {done.stdout[:500]!r}")
 
 
