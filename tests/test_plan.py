@@ -130,6 +130,18 @@ def test_a_swap_lowers_the_rate_and_later_resumes_inherit_what_the_checkpoint_sa
     assert shares == pytest.approx([0.8, 0.8, 1.0])
 
 
+def test_a_swap_by_hand_is_for_good(kit: Kit) -> None:
+    """The policy holds for one resume, the optimizer that it chose for all that follow."""
+    killed(kit)
+    told = {"TOY_ARGS": "--at 17 kill"}
+    kit("resume", "T-1", "--set", "resume.optimizer=swap_to_lion", code=137, env=told)
+    resolved = json.loads((kit.run_dirs()[-1] / "resolved_config.json").read_text())
+    assert (resolved["optimizer"]["name"], resolved["resume"]["optimizer"]) == ("lion", "auto")
+    plan = plan_of(kit)
+    assert plan["relation"] == "continue" and plan["changes"] == []
+    assert plan["components"]["optimizer"]["action"] == "load"
+
+
 def test_totals_are_derived_anew_where_the_batch_changed(kit: Kit) -> None:
     killed(kit)
     said = plan_of(kit, "--set", "training.batch_size=64")["totals"]

@@ -17,6 +17,7 @@ from resumekit import config, environment, paths, plan_rules, schema
 from resumekit.changes import changes
 from resumekit.choice import BRANCH, Choice
 from resumekit.components import Optimizers
+from resumekit.resume_config import with_swap
 
 FILE = config.load_config()
 SCHEMA = schema.load()
@@ -140,7 +141,7 @@ def planned(
 ) -> tuple[dict[str, str], str]:
     """Return (component -> action where it is not 'load' and not absent in the checkpoint anyway, verdict)."""
     before = config.override(BASE, parent.split(), FILE.schema, "a test")
-    now = config.override(before, settings.split(), FILE.schema, "a test")
+    now = with_swap(config.override(before, settings.split(), FILE.schema, "a test"))
     changed = changes(before, now, SCHEMA)
     optimizers = Optimizers(c.optimizer_at(before, started), c.optimizer_at(now, step))
     found = c.decide(inside, (*changed, *differs), optimizers, now["resume"])
@@ -253,6 +254,15 @@ def test_of_several_optimizers_only_the_one_that_the_config_is_about_is_swapped(
     inside = held(optimizers={"model": "adamw", "puzzles": "signsgd"})
     expected = {"optimizer.model": "swap", "scheduler": "refit"}
     assert planned("optimizer.name=lion", inside) == (expected, READY)
+
+
+def test_a_swap_by_hand_is_about_that_one_too_and_happens_once() -> None:
+    by_hand = "resume.optimizer=swap_to_lion"
+    inside = held(optimizers={"model": "adamw", "puzzles": "signsgd"})
+    assert planned(by_hand, inside) == ({"optimizer.model": "swap", "scheduler": "refit"}, READY)
+    swapped = held(optimizers={"model": "lion", "puzzles": "signsgd"})
+    assert planned(by_hand, swapped, parent="optimizer.name=lion") == (NOTHING, READY)
+    assert planned("", swapped, parent="optimizer.name=lion") == (NOTHING, READY), "a later resume keeps Lion"
 
 
 def test_a_swap_that_is_about_none_of_the_optimizers_is_refused() -> None:

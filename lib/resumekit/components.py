@@ -30,7 +30,6 @@ LOAD, PARTIAL, REDERIVE, REFIT, FRESH, RESET, SWAP, ABSENT = (
 )  # fmt: skip
 # The further to the right, the less of the checkpoint is used: of two changes the one that keeps less decides.
 KEEPS_LESS = (LOAD, REDERIVE, PARTIAL, REFIT, FRESH, RESET, SWAP, ABSENT)
-_POLICY_ACTIONS = {"swap_to_lion": SWAP}
 
 
 class Component(NamedTuple):
@@ -140,11 +139,10 @@ def _decide(name: str, held: Held, changed: Sequence[Change], policies: dict[str
     policy = policies.get(kind, "auto")
     if policy == "auto" or (action == ABSENT and policy == LOAD):
         return Component(name, action, why)
-    ruled = _POLICY_ACTIONS.get(policy, policy)
-    if ruled == action:
+    if policy == action:
         return Component(name, action, why or f"resume.{kind} is '{policy}'")
     instead = f" (without it: {action})" if action != LOAD else ""
-    return Component(name, ruled, f"resume.{kind} is '{policy}'{instead}")
+    return Component(name, policy, f"resume.{kind} is '{policy}'{instead}")
 
 
 def _follow(one: Component, found: Sequence[Component]) -> Component:

@@ -16,6 +16,7 @@ from .request import Request
 from .runs import Run
 
 _KEYS_SHOWN = 6
+SWAP_TO_LION = "swap_to_lion"
 
 
 class ResumeConfig(NamedTuple):
@@ -55,11 +56,11 @@ def for_resume(request: Request, experiment: str, parent: Run | None) -> ResumeC
         return ResumeConfig(resolve_anew(request, experiment), (), own, (said,))
     schema = request.config_file.schema
     if parent.experiment != experiment or request.reresolve:
-        resolved = resolve_anew(request, experiment)
+        resolved = with_swap(resolve_anew(request, experiment))
         return ResumeConfig(resolved, changes(parent.config, resolved, schema), own, ())
     source = f"the config of run '{parent.run_id}'"
     inherited = {**parent.config, "resume": _policies(request, experiment)}
-    resolved = _with_extra_args(config.override(inherited, request.settings, schema, source), request)
+    resolved = with_swap(_with_extra_args(config.override(inherited, request.settings, schema, source), request))
     return ResumeConfig(
         resolved,
         changes(inherited, resolved, schema),
@@ -75,6 +76,18 @@ def _policies(request: Request, experiment: str) -> dict[str, Any]:
         return config.resolve(file.document, experiment, schema=file.schema)["resume"]
     except KitError:  # the experiment has left the file
         return request.base["resume"]
+
+
+def with_swap(resolved: dict[str, Any]) -> dict[str, Any]:
+    """Write `resume.optimizer: swap_to_lion` as what it means, another `optimizer.name`.
+
+    A policy holds for one resume, and what the run trains with from here on is for good: a later resume finds Lion both
+    in its config and in its checkpoint. Returns `resolved`, changed in place.
+    """
+    if config.get(resolved, "resume.optimizer") == SWAP_TO_LION:
+        resolved["resume"]["optimizer"] = "auto"
+        resolved.setdefault("optimizer", {})["name"] = "lion"
+    return resolved
 
 
 def _with_extra_args(resolved: dict[str, Any], request: Request) -> dict[str, Any]:
