@@ -57,6 +57,19 @@ class Choice(NamedTuple):
     changed: Sequence[Change] = ()
     said: tuple[str, ...] = ()
 
+    @property
+    def title(self) -> str:
+        """What will be done, in a line."""
+        if self.relation == FRESH:
+            return f"starting {self.experiment} anew"
+        origin = f"'{self.parent.run_id}'" if self.parent else f"'{self.candidate.path}'"
+        return f"{'continuing' if self.relation == CONTINUE else 'branching from'} {origin} at step {self.step}"
+
+    @property
+    def headline(self) -> str:
+        """The title, with the grade of the checkpoint and why it was taken."""
+        return f"{self.title} ({self.candidate.grade}: {self.candidate.reason})" if self.candidate else self.title
+
 
 def choose_start(request: Request) -> Choice:
     """Decide for `run.sh`: continue what is unfinished, else begin anew.

@@ -60,8 +60,7 @@ def _launch(arguments: list[str], choose: Callable[[Any], Any], prog: str) -> in
 
     options = parse(arguments)
     request = options.request()
-    from . import code_state, launch, page
-    from . import plan as plans
+    from . import code_state, launch
 
     snapshot = code_state.start_snapshot(request.root)  # git looks while we choose
     if request.is_dry_run:
@@ -69,10 +68,11 @@ def _launch(arguments: list[str], choose: Callable[[Any], Any], prog: str) -> in
     with launch.one_start_at_a_time(request):
         choice, plan, ready, code = _planned(request, choose, snapshot)
         if plan is not None:
-            plans.require(plan, "accept" in options.switches)
-        for sentence in (*choice.said, page.headline(choice), *(plans.said(plan) if plan else ())):
+            plan.require("accept" in options.switches)
+        for sentence in (*choice.said, choice.headline, *(plan.said if plan else ())):
             _say(prog, sentence)
-        run = launch.prepare(choice, request, ready, code, plan, options.launcher_pid, [prog, *_typed(arguments)])
+        fields = plan.as_fields() if plan else None
+        run = launch.prepare(choice, request, ready, code, fields, options.launcher_pid, [prog, *_typed(arguments)])
     _say(prog, f"run {run.run_id}")
     # Paths are bytes to the shell: what Python could not decode goes out as it came in.
     sys.stdout.buffer.write(b"".join(os.fsencode(field) + b"\0" for field in run.answer()))
@@ -83,7 +83,6 @@ def _launch(arguments: list[str], choose: Callable[[Any], Any], prog: str) -> in
 def _planned(request: Any, choose: Callable[[Any], Any], snapshot: Any) -> tuple[Any, Any, Any, Any]:
     """Return (choice, plan, ready, code); the plan is None where nothing is resumed."""
     from . import code_state, preflight
-    from . import plan as plans
 
     choice = choose(request)
     ready = preflight.check(choice, request)
@@ -92,6 +91,8 @@ def _planned(request: Any, choose: Callable[[Any], Any], snapshot: Any) -> tuple
     )
     if choice.candidate is None:
         return choice, None, ready, code
+    from . import plan as plans  # a fresh start need not pay for it
+
     return choice, plans.make(choice, request.config_file.schema, ready, code), ready, code
 
 

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import shlex
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -73,6 +72,8 @@ def ask(choice: Choice, ready: Ready) -> Match | None:
     arguments = config.get(choice.config, "trainer.describe_args")
     if not arguments:
         return None
+    import tempfile  # late, as subprocess below: other starts need not pay for it
+
     with tempfile.TemporaryDirectory(prefix="resumekit-describe-") as folder:
         own = preflight.run_paths(choice, "RUN_ID")._replace(run_dir=Path(folder))
         config.write_resolved(own.run_dir, choice.config)
@@ -81,7 +82,7 @@ def ask(choice: Choice, ready: Ready) -> Match | None:
 
 
 def _run(argv: Sequence[str], ready: Ready, own: RunPaths) -> bytes:
-    import subprocess  # late: a trainer that is asked takes seconds, everybody else need not pay for it
+    import subprocess  # late
 
     mine = {name: value for name, value in os.environ.items() if not name.startswith("RESUMEKIT_")}
     try:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from . import config, schedules, status
 from .choice import Choice
-from .lr_scale import LrScale, from_fields
+from .lr_scale import LrScale
 from .schema import Schema
 
 STEPS_SHOWN = 3
@@ -44,26 +44,27 @@ class Forecast(NamedTuple):
     warnings: tuple[str, ...]
 
 
-def of(choice: Choice, schema: Schema, scale: LrScale) -> Forecast:
+def of(choice: Choice, schema: Schema, inherited: LrScale, scale: LrScale) -> Forecast:
     """Return the forecast of a resume.
 
     Args:
         schema: says which keys are base learning rates.
-        scale: what the rates are multiplied by from here on.
+        inherited: what the rates were multiplied by so far.
+        scale: what they are multiplied by from here on.
     """
     parent = choice.parent.config if choice.parent and choice.parent.config else choice.config
     seen = status.current(choice.parent) if choice.parent and choice.parent.is_ours else {}
     return Forecast(
-        _rates(choice, parent, schema, scale),
+        _rates(choice, parent, schema, inherited, scale),
         _totals(choice, parent, seen.get("steps_per_sec")),
         tuple(_warnings(choice, seen)),
     )
 
 
-def _rates(choice: Choice, parent: dict[str, Any], schema: Schema, scale: LrScale) -> tuple[Rate, ...]:
+def _rates(
+    choice: Choice, parent: dict[str, Any], schema: Schema, inherited: LrScale, scale: LrScale
+) -> tuple[Rate, ...]:
     first = choice.step or 0
-    inside = choice.candidate.inside
-    inherited = from_fields(inside.counters.get("lr_scale"), inside.lr_ramp)
     before, after = schedules.of_config(parent), schedules.of_config(choice.config)
     was, now = schedules.base_rates(parent, schema), schedules.base_rates(choice.config, schema)
 

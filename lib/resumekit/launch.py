@@ -11,17 +11,15 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from . import claims, command, config, lineage, preflight, processes, run_record
-from . import plan as plans
 from .choice import CONTINUE, FRESH, Choice, refuse_continued
 from .code_state import Code
 from .errors import KitError, Refused
 from .files import to_json, utc_now, write_atomic, write_new
 from .heads import holder_of
 from .paths import RunPaths
-from .plan import Plan
 from .request import Request
 from .runs import Run
 
@@ -76,15 +74,15 @@ def one_start_at_a_time(request: Request) -> Iterator[None]:
 
 
 def prepare(
-    choice: Choice, request: Request, ready: preflight.Ready, code: Code, plan: Plan | None, launcher_pid: int,
-    kit_argv: Sequence[str],
+    choice: Choice, request: Request, ready: preflight.Ready, code: Code, plan: dict[str, Any] | None,
+    launcher_pid: int, kit_argv: Sequence[str],
 ) -> Launch:  # fmt: skip
     """Make the run folder of a choice, with everything in it that is known before the trainer starts.
 
     Args:
         ready: what preflight found.
         code: the state of the lab's code.
-        plan: of a run that starts from a checkpoint.
+        plan: the fields of resume_plan.json; None for a fresh start.
         launcher_pid: the process that starts the trainer.
         kit_argv: what the person typed, for run.json.
 
@@ -165,7 +163,7 @@ def _to_prove(choice: Choice) -> Path | None:
 
 def _fill(
     choice: Choice, request: Request, launch: Launch, ready: preflight.Ready, code: Code,
-    plan: Plan | None, launcher: processes.Identity | None, kit_argv: Sequence[str],
+    plan: dict[str, Any] | None, launcher: processes.Identity | None, kit_argv: Sequence[str],
 ) -> None:  # fmt: skip
     """Write everything into the new folder; run.json first, it says what the folder is."""
     paths = launch.paths
@@ -180,8 +178,7 @@ def _fill(
     config.write_resolved(paths.run_dir, choice.config)
     write_new(paths.config_copy, request.config_file.content)
     if plan is not None:
-        fields = {"run_id": launch.run_id, "created_at": utc_now(), **plans.as_fields(plan)}
-        write_atomic(paths.resume_plan, to_json(fields), durable=True)
+        write_new(paths.resume_plan, to_json({"run_id": launch.run_id, "created_at": utc_now(), **plan}))
     environment = {
         "RESUMEKIT_RUN_DIR": str(paths.run_dir),
         "RESUMEKIT_RUN_ID": launch.run_id,

@@ -13,9 +13,8 @@ from typing import Any
 
 from . import plan as plans
 from .checkpoints import Candidate
-from .choice import CONTINUE, FRESH, Choice
-from .components import KEEPS_LESS as _ORDER
-from .components import Component, show
+from .choice import Choice
+from .components import KEEPS_LESS, Component, show
 from .description import Match
 from .forecast import STEPS_SHOWN, Rate
 from .plan import Plan
@@ -26,20 +25,13 @@ _SHOWN = 4
 _LABEL = 13
 
 
-def headline(choice: Choice) -> str:
-    """Say in one line what will be done."""
-    if choice.relation == FRESH:
-        return _title(choice)
-    return f"{_title(choice)} ({choice.candidate.grade}: {choice.candidate.reason})"
-
-
 def as_text(choice: Choice, plan: Plan | None) -> str:
     """Return the page for a person.
 
     Args:
         plan: None for a fresh start.
     """
-    lines = [_title(choice)]
+    lines = [choice.title]
     if plan is not None:
         lines += _plan_lines(plan)
     lines += [line for sentence in choice.said if not _is_listed(sentence) for line in _row("note", sentence)]
@@ -52,19 +44,12 @@ def as_text(choice: Choice, plan: Plan | None) -> str:
 def as_json(choice: Choice, plan: Plan | None) -> str:
     """Return the same for programs: the plan's fields, and every checkpoint that was thought of."""
     fresh = {"relation": choice.relation, "experiment": choice.experiment, "parent_run_id": None, "checkpoint": None}
-    fields = plans.as_fields(plan) if plan else fresh
+    fields = plan.as_fields() if plan else fresh
     candidates = [
         {"step": one.step, "path": str(one.path), "run_id": one.run_id, "verdict": one.verdict, "reason": one.reason}
         for one in choice.candidates
     ]
     return json.dumps(fields | {"candidates": candidates, "notes": list(choice.said)}, indent=2)
-
-
-def _title(choice: Choice) -> str:
-    if choice.relation == FRESH:
-        return f"starting {choice.experiment} anew"
-    origin = f"'{choice.parent.run_id}'" if choice.parent else f"'{choice.candidate.path}'"
-    return f"{'continuing' if choice.relation == CONTINUE else 'branching from'} {origin} at step {choice.step}"
 
 
 def _plan_lines(plan: Plan) -> Iterator[str]:
@@ -135,7 +120,7 @@ def _components(components: Sequence[Component], match: Match | None) -> Iterato
     groups: dict[tuple[str, str], list[str]] = {}
     for one in components:
         groups.setdefault((one.action, one.why), []).append(one.name)
-    for (action, why), names in sorted(groups.items(), key=lambda item: _ORDER.index(item[0][0])):
+    for (action, why), names in sorted(groups.items(), key=lambda item: KEEPS_LESS.index(item[0][0])):
         yield from _row(action, ", ".join(names) + (f": {why}" if why else ""))
         if "weights" in names:
             yield from _weights(match)

@@ -1,20 +1,21 @@
 """The plan of a resume: from which checkpoint, what happens to each component and why, and whether it may happen.
 
-Joins a choice with what the checkpoint holds and with what differs on this machine. Reads nothing that the choice has
-not read already, but for the parent's status. `page` shows it, `launch` writes it down, the trainer executes it.
+Joins a choice with what the checkpoint holds and with what differs on this machine. Beside what the choice
+has read it reads the parent's status, and asks the trainer for its model where weights are loaded in part.
+`page` shows it, `launch` writes it down, the trainer executes it.
 Try it: `bin/resume.sh EXP-01 --set training.max_steps=4000 --dry-run`
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from . import components, config, description, environment, forecast, lr_scale, plan_rules
 from .changes import Change
+from .checkpoints import Candidate
 from .choice import Choice
 from .code_state import Code
-from .components import ABSENT, PARTIAL, SWAP, Component, Held, Optimizers
+from .components import ABSENT, LOAD, PARTIAL, SWAP, Component, Optimizers
 from .description import Match
 from .errors import InvalidFile, NeedsAccept, Refused
 from .forecast import Forecast
@@ -63,6 +64,61 @@ class Plan(NamedTuple):
         """Every difference from the parent, the config's first."""
         return (*self.choice.changed, *self.environment)
 
+    @property
+    def said(self) -> list[str]:
+        """What a start says of it: the components that are not simply loaded, and the warnings."""
+        other = [one for one in self.components if one.action not in (LOAD, ABSENT)]
+        lines = [f"{one.name}: {one.action} ({one.why})" for one in other]
+        return lines + [f"warning: {sentence}" for sentence in self.forecast.warnings]
+
+    def require(self, is_accepted: bool) -> None:
+        """Let the plan pass, or say why not.
+
+        Args:
+            is_accepted: `--accept` was given.
+
+        Raises:
+            Refused: it cannot be done.
+            NeedsAccept: a person has to agree first.
+        """
+        if self.refusals:
+            raise Refused(f"the plan is refused: {'; '.join(self.refusals)} ({_HINT})")
+        if self.consents and not is_accepted:
+            reasons = "; ".join(self.consents)
+            raise NeedsAccept(f"the plan needs consent, which resume.sh --accept gives: {reasons} ({_HINT})")
+
+    def as_fields(self) -> dict[str, Any]:
+        """Return the plan by schemas/plan.schema.json, without the run that will carry it out."""
+        choice, candidate = self.choice, self.choice.candidate
+        return {
+            "version": VERSION,
+            "relation": choice.relation,
+            "experiment": choice.experiment,
+            "parent_run_id": choice.parent.run_id if choice.parent else None,
+            "step": choice.step,
+            "checkpoint": {
+                "path": str(candidate.path), "run_id": candidate.run_id, "step": candidate.step,
+                "grade": candidate.grade, "reason": candidate.reason,
+            },
+            "passed_over": [
+                {"path": str(one.path), "run_id": one.run_id, "step": one.step, "reason": one.reason}
+                for one in choice.candidates if one.verdict == "passed"
+            ],
+            "changes": [_change_fields(change, "config") for change in choice.changed]
+            + [_change_fields(change, "environment") for change in self.environment],
+            "components": {one.name: _component_fields(one, choice) for one in self.components},
+            "weights": _match_fields(self.match),
+            "new_params": config.get(choice.config, "resume.new_params", "module"),
+            "lr_scale": self.lr_scale.as_fields(),
+            "learning_rates": [rate._asdict() for rate in self.forecast.rates],
+            "totals": list(self.forecast.totals),
+            "warnings": list(self.forecast.warnings),
+            "notes": list(choice.said),
+            "verdict": self.verdict,
+            "consents": list(self.consents),
+            "refusals": list(self.refusals),
+        }  # fmt: skip
+
 
 def make(choice: Choice, schema: Schema, ready: Ready, code: Code | None) -> Plan:
     """Make the plan of a choice that starts from a checkpoint.
@@ -78,91 +134,30 @@ def make(choice: Choice, schema: Schema, ready: Ready, code: Code | None) -> Pla
     candidate, step = choice.candidate, choice.step or 0
     holder = holder_of(candidate, choice.parent, choice.table) if choice.parent else None
     differs = tuple(environment.changes(holder.record if holder else {}, ready.versions.answer(), code))
-    held = _held(candidate)
+    inside = candidate.inside
+    held = components.held_by(inside.keys, inside.counters, inside.optimizers)
     trained_with = components.optimizer_at(holder.config, holder.parent_step or 0) if holder and holder.config else None
     optimizers = Optimizers(trained_with, components.optimizer_at(choice.config, step))
     found = components.decide(held, (*choice.changed, *differs), optimizers, config.get(choice.config, "resume", {}))
-    scale = _scale(choice, found, step)
+    inherited = _inherited_scale(candidate)
+    scale = _with_ramp(inherited, choice.config, step) if any(one.action == SWAP for one in found) else inherited
     is_partial = any(one.name == "weights" and one.action == PARTIAL for one in found)
     match = description.ask(choice, ready) if is_partial else None
     rules = plan_rules.judge(found, choice, held, optimizers, match)
-    ahead = forecast.of(choice, schema, scale)
+    ahead = forecast.of(choice, schema, inherited, scale)
     return Plan(choice, found, differs, scale, match, ahead, rules.consents, rules.refusals)
 
 
-def require(plan: Plan, is_accepted: bool) -> None:
-    """Let a plan pass, or say why not.
-
-    Args:
-        is_accepted: `--accept` was given.
-
-    Raises:
-        Refused: it cannot be done.
-        NeedsAccept: a person has to agree first.
-    """
-    if plan.refusals:
-        raise Refused(f"the plan is refused: {'; '.join(plan.refusals)} ({_HINT})")
-    if plan.consents and not is_accepted:
-        reasons = "; ".join(plan.consents)
-        raise NeedsAccept(f"the plan needs consent, which resume.sh --accept gives: {reasons} ({_HINT})")
-
-
-def as_fields(plan: Plan) -> dict[str, Any]:
-    """Return the plan by schemas/plan.schema.json, without the run that will carry it out."""
-    choice, candidate = plan.choice, plan.choice.candidate
-    return {
-        "version": VERSION,
-        "relation": choice.relation,
-        "experiment": choice.experiment,
-        "parent_run_id": choice.parent.run_id if choice.parent else None,
-        "step": choice.step,
-        "checkpoint": {
-            "path": str(candidate.path), "run_id": candidate.run_id, "step": candidate.step, "grade": candidate.grade,
-            "reason": candidate.reason,
-        },
-        "passed_over": [
-            {"path": str(one.path), "run_id": one.run_id, "step": one.step, "reason": one.reason}
-            for one in choice.candidates if one.verdict == "passed"
-        ],
-        "changes": [_change_fields(change, "config") for change in choice.changed]
-        + [_change_fields(change, "environment") for change in plan.environment],
-        "components": {one.name: _component_fields(one, choice) for one in plan.components},
-        "weights": _match_fields(plan.match),
-        "new_params": config.get(choice.config, "resume.new_params", "module"),
-        "lr_scale": plan.lr_scale.as_fields(),
-        "learning_rates": [rate._asdict() for rate in plan.forecast.rates],
-        "totals": list(plan.forecast.totals),
-        "warnings": list(plan.forecast.warnings),
-        "notes": list(choice.said),
-        "verdict": plan.verdict,
-        "consents": list(plan.consents),
-        "refusals": list(plan.refusals),
-    }  # fmt: skip
-
-
-def said(plan: Plan) -> list[str]:
-    """Return what a start says of its plan: the components that are not simply loaded, and the warnings."""
-    other = [one for one in plan.components if one.action not in (components.LOAD, ABSENT)]
-    return [f"{one.name}: {one.action} ({one.why})" for one in other] + [
-        f"warning: {w}" for w in plan.forecast.warnings
-    ]
-
-
-def _held(candidate: Any) -> Held:
-    inside = candidate.inside
-    return components.held_by(inside.keys, inside.counters, inside.optimizers)
-
-
-def _scale(choice: Choice, found: Sequence[Component], step: int) -> LrScale:
-    """Return the inherited scale; a swap puts a new ramp in the place of an old one."""
-    inside = choice.candidate.inside
+def _inherited_scale(candidate: Candidate) -> LrScale:
     try:
-        inherited = lr_scale.from_fields(inside.counters.get("lr_scale"), inside.lr_ramp)
+        return lr_scale.from_fields(candidate.inside.counters.get("lr_scale"), candidate.inside.lr_ramp)
     except ValueError as error:
-        raise InvalidFile(f"checkpoint '{choice.candidate.path}': {error}") from error
-    if not any(one.action == SWAP for one in found):
-        return inherited
-    section = config.get(choice.config, "optimizer", {})
+        raise InvalidFile(f"checkpoint '{candidate.path}': {error}") from error
+
+
+def _with_ramp(inherited: LrScale, resolved: dict[str, Any], step: int) -> LrScale:
+    """Put a new ramp in the place of an old one: a swap happens at `step`."""
+    section = config.get(resolved, "optimizer", {})
     ramp = Ramp(
         step, section.get("swap_lr_steps", 1000), float(section.get("swap_lr_factor", 0.8)),
         bool(section.get("swap_warm_restart")),
