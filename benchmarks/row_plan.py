@@ -25,7 +25,7 @@ from settings import Findings, Settings
 
 sys.path.append(str(KIT / "lib"))
 
-from resumekit.proof import digest
+from resumekit.proving.proof import digest
 
 GOAL = 0.7
 COUNT = 1000

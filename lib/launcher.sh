@@ -215,7 +215,7 @@ kit_run_trainer() { # <argv>...: become the shim that starts the trainer in a se
   fi
   cd -- "$KIT_CWD"
   trap '' INT TERM HUP # until the shim ignores them itself; it gives the trainer their defaults back
-  exec "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit/shim.py" "$KIT_RUN_DIR" "$$" "$KIT_HEAD" -- "$@" \
+  exec "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit/supervision/shim.py" "$KIT_RUN_DIR" "$$" "$KIT_HEAD" -- "$@" \
     </dev/null >>"$KIT_OUTPUT_LOG" 2>&1
 }
 

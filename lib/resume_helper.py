@@ -14,11 +14,11 @@ import sys
 _HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or os.curdir) != _HERE] + [_HERE]
 
-from resumekit.heartbeat import heartbeat_writer, make_status_payload  # noqa: E402
-from resumekit.lineage import make_run_id  # noqa: E402
-from resumekit.loading import ResumeBundle, load_resume_bundle  # noqa: E402
-from resumekit.saving import save_checkpoint  # noqa: E402
-from resumekit.trainer_env import journal_event  # noqa: E402
+from resumekit.run_folder.lineage import make_run_id  # noqa: E402
+from resumekit.trainer.heartbeat import heartbeat_writer, make_status_payload  # noqa: E402
+from resumekit.trainer.loading import ResumeBundle, load_resume_bundle  # noqa: E402
+from resumekit.trainer.saving import save_checkpoint  # noqa: E402
+from resumekit.trainer.trainer_env import journal_event  # noqa: E402
 
 __all__ = [
     "ResumeBundle",
@@ -31,6 +31,6 @@ __all__ = [
 ]
 
 if __name__ == "__main__":
-    from resumekit.dry_run import main
+    from resumekit.proving.dry_run import main
 
     raise SystemExit(main())

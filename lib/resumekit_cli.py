@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The door for the shell: `python -I lib/resumekit_cli.py VERB ...`, called by bin/*.sh; see resumekit/commands.py."""
+"""The door for the shell: `python -I lib/resumekit_cli.py VERB ...`, called by bin/*.sh; see commands.py."""
 
 import gc
 import os
@@ -15,7 +15,7 @@ sys.path[:] = [folder for folder in sys.path if os.path.abspath(folder or ".") !
 if __name__ == "__main__":
     # Collecting garbage between imports costs a launch 8 ms; the sidecar, which lives long, takes it up again.
     gc.disable()
-    from resumekit.commands import main
+    from resumekit.supervision.commands import main
 
     code = main()
     try:

@@ -20,8 +20,8 @@ import torch
 
 from checkpoint_mutants import Nursery
 from checkpoint_tools import save_steps
-from resumekit import archive
-from resumekit.files import UnreadableFile
+from resumekit.basics.files import UnreadableFile
+from resumekit.proving import archive
 from save_crashes import kill_during_saves
 
 

@@ -18,7 +18,7 @@ from io import BytesIO
 from pathlib import Path
 
 from checkpoint_tools import save_steps
-from resumekit.checkpoints import CheckpointFolder, select
+from resumekit.proving.checkpoints import CheckpointFolder, select
 
 RUN_ID = "T-1_20260101-0000"
 STEPS = (10, 20, 30)

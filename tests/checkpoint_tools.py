@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from resumekit import manifest
-from resumekit.manifest import Manifest
-from resumekit.saving import save_checkpoint
+from resumekit.proving import manifest
+from resumekit.proving.manifest import Manifest
+from resumekit.trainer.saving import save_checkpoint
 
 # Every call by which save_checkpoint changes the disk.
 WRITING_CALLS = ("open", "write", "fsync", "link", "rename", "replace", "unlink", "mkdir")

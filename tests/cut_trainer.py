@@ -133,7 +133,8 @@ def patch_eval(cut: Cut) -> None:
 
 def patch_save(cut: Cut) -> None:
     """Stages of a save, in their order."""
-    from resumekit import durable_file, pruning, saving
+    from resumekit.proving import pruning
+    from resumekit.trainer import durable_file, saving
 
     cut.before(saving.checkpoint_content, "collect", "save.collect")
     if cut.stage == "save.write":
@@ -162,7 +163,7 @@ def patch_save(cut: Cut) -> None:
 def patch_load(cut: Cut) -> None:
     """`start`: before a load or a fresh start; `load`, `load.rng`, `loaded`: during and after a load, in that order."""
     import arc_training
-    from resumekit import loading
+    from resumekit.trainer import loading
 
     cut.before(arc_training.Training, "load", "start")
     cut.before(loading, "_load", "load")

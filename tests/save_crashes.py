@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from checkpoint_tools import leftovers, os_calls, quiet, small_model, train
-from resumekit import pruning
-from resumekit.checkpoints import CheckpointFolder, select
-from resumekit.saving import save_checkpoint
+from resumekit.proving import pruning
+from resumekit.proving.checkpoints import CheckpointFolder, select
+from resumekit.trainer.saving import save_checkpoint
 
 KILLED = 77
 

@@ -20,8 +20,8 @@ import pytest
 import torch
 
 from checkpoint_tools import Payload, pickle_zip, pickled, save_steps, small_model, stored_zip
-from resumekit import archive
-from resumekit.files import UnreadableFile
+from resumekit.basics.files import UnreadableFile
+from resumekit.proving import archive
 
 LIB = Path(__file__).resolve().parent.parent / "lib"
 
@@ -118,7 +118,7 @@ def test_the_reader_imports_neither_torch_nor_pickle(tmp_path: Path) -> None:
     program = (
         "import sys; sys.path.append(sys.argv[1])\n"
         "for name in ('torch', 'numpy', 'pickle', '_pickle', 'zipfile'): sys.modules[name] = None\n"
-        "from pathlib import Path; from resumekit.archive import summarize\n"
+        "from pathlib import Path; from resumekit.proving.archive import summarize\n"
         "print(summarize(Path(sys.argv[2])).step)"
     )
     command = [sys.executable, "-I", "-c", program, str(LIB), str(path)]
@@ -126,7 +126,7 @@ def test_the_reader_imports_neither_torch_nor_pickle(tmp_path: Path) -> None:
 
 
 def test_the_restricted_reader_stays_under_200_lines() -> None:
-    assert len((LIB / "resumekit" / "pickled.py").read_text().splitlines()) < 200
+    assert len((LIB / "resumekit" / "proving" / "pickled.py").read_text().splitlines()) < 200
 
 
 def test_c1_a_file_cut_at_any_byte_is_refused(tmp_path: Path) -> None:
@@ -321,7 +321,7 @@ def test_c17_a_pickle_made_to_exhaust_is_refused_or_read_in_bounded_time_and_mem
     program = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"
         "sys.path.append(sys.argv[1]); from pathlib import Path\n"
-        "from resumekit.archive import summarize; from resumekit.files import UnreadableFile\n"
+        "from resumekit.proving.archive import summarize; from resumekit.basics.files import UnreadableFile\n"
         "try: summarize(Path(sys.argv[2])); print('nothing')\n"
         "except UnreadableFile as error: print(error)"
     )

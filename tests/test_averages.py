@@ -11,10 +11,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from checkpoint_tools import quiet
 from resume_parts import OPTIMIZERS, Net, same, train, write_plan
-from resumekit import saving
-from resumekit.errors import InvalidFile
-from resumekit.loading import load_resume_bundle
-from resumekit.saving import save_checkpoint
+from resumekit.basics.errors import InvalidFile
+from resumekit.trainer import saving
+from resumekit.trainer.loading import load_resume_bundle
+from resumekit.trainer.saving import save_checkpoint
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "lib"))
 
-from resumekit import config, schema  # noqa: E402
-from resumekit.changes import Change, _effect, changes  # noqa: E402
+from resumekit.configuration import config, schema  # noqa: E402
+from resumekit.configuration.changes import Change, _effect, changes  # noqa: E402
 
 KIT = schema.load()
 SHIPPED = config.load_config()

@@ -15,11 +15,11 @@ import torch
 
 from checkpoint_mutants import KINDS, Nursery
 from checkpoint_tools import Payload, pickle_zip, pickled, quiet, save_plain, save_steps, small_model
-from resumekit import manifest
-from resumekit.checkpoints import Candidate, CheckpointFolder, Selection, require, select
-from resumekit.errors import NoStableCheckpoint
-from resumekit.grades import witness
-from resumekit.saving import save_checkpoint
+from resumekit.basics.errors import NoStableCheckpoint
+from resumekit.proving import manifest
+from resumekit.proving.checkpoints import Candidate, CheckpointFolder, Selection, require, select
+from resumekit.proving.grades import witness
+from resumekit.trainer.saving import save_checkpoint
 
 MUTANTS = 550
 

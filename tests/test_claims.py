@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from conftest import LIB, Kit, events, wait_until
-from resumekit import claims, processes
-from resumekit.errors import Refused
-from resumekit.paths import RunPaths
+from resumekit.basics import claims, processes
+from resumekit.basics.errors import Refused
+from resumekit.basics.paths import RunPaths
 from test_run import killed, record
 from toy_trainer import write_checkpoint
 
@@ -59,19 +59,19 @@ def dying(*args, **more):
     real(*args, **more)
     os.kill(os.getpid(), 9)
 setattr(owner, name, dying)
-from resumekit.commands import main
+from resumekit.supervision.commands import main
 main([*argv, f"--launcher-pid={{os.getpid()}}"])
 """
 
 CRASHES = [
-    ("launch", "_claim_folder"),
-    ("claims", "write_new"),
-    ("claims", "os.link"),
-    ("launch", "_claim_parent"),
-    ("run_record", "record"),
-    ("launch", "write_atomic"),
-    ("config", "write_resolved"),
-    ("launch", "_fill"),
+    ("supervision.launch", "_claim_folder"),
+    ("basics.claims", "write_new"),
+    ("basics.claims", "os.link"),
+    ("supervision.launch", "_claim_parent"),
+    ("supervision.run_record", "record"),
+    ("supervision.launch", "write_atomic"),
+    ("configuration.config", "write_resolved"),
+    ("supervision.launch", "_fill"),
 ]
 
 
@@ -92,7 +92,7 @@ def test_a_launch_that_is_killed_at_any_point_needs_no_hand(kit: Kit, module: st
 
 
 def test_a_fresh_start_that_is_killed_is_no_head(kit: Kit):
-    argv = [sys.executable, "-c", DIES_BEHIND, "launch", "_claim_folder", "start", "--experiment=T-1"]
+    argv = [sys.executable, "-c", DIES_BEHIND, "supervision.launch", "_claim_folder", "start", "--experiment=T-1"]
     subprocess.run([*argv, f"--config={kit.config_file}", f"--runs={kit.runs}"], env=kit.env, capture_output=True)
     assert len(list(kit.runs.glob("T-1*"))) == 1
     assert "starting T-1 anew" in kit("run", "T-1").stderr

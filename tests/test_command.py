@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from resumekit import command
-from resumekit.errors import InvalidFile, ToolMissing
+from resumekit.basics.errors import InvalidFile, ToolMissing
+from resumekit.planning import command
 
 CONFIG = {
     "training": {"max_steps": 5, "amp": True, "grad_clip": None, "betas": [1, 2]},

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "lib"))
 
-from resumekit import config, schema, yaml_reader, yaml_writer  # noqa: E402
-from resumekit.errors import INVALID, USAGE, InvalidFile, KitError, UsageError  # noqa: E402
+from resumekit.basics.errors import INVALID, USAGE, InvalidFile, KitError, UsageError  # noqa: E402
+from resumekit.configuration import config, schema, yaml_reader, yaml_writer  # noqa: E402
 
 KIT = schema.load()
 SHIPPED = config.load_config()

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOOR = ROOT / "lib" / "config_resolver.py"
 sys.path.append(str(ROOT / "lib"))
 
-from resumekit import config  # noqa: E402
+from resumekit.configuration import config  # noqa: E402
 
 
 def run(

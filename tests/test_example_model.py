@@ -29,7 +29,7 @@ from hrm_optim import (
 )
 from hrm_schedule import Cycle, LearningRate, Schedule
 from hrm_segments import carry_from, empty_carry, refill, segment_loss
-from resumekit import schedules
+from resumekit.planning import schedules
 
 OPTIMIZER = SimpleNamespace(
     name="adamw", lr=1e-3, betas=[0.9, 0.95], weight_decay=0.1, puzzle_lr=1e-2, puzzle_weight_decay=0.1, swap_at=None,

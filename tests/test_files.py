@@ -1,4 +1,4 @@
-"""Single files, whole or not at all: resumekit.files."""
+"""Single files, whole or not at all: resumekit.basics.files."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from resumekit import files
-from resumekit.files import UnreadableFile
+from resumekit.basics import files
+from resumekit.basics.files import UnreadableFile
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from checkpoint_tools import NO_SPACE, failing, os_calls
-from resumekit.heartbeat import FIELDS, heartbeat_writer, make_status_payload
-from resumekit.output_guard import GuardedRaw
-from resumekit.trainer_env import journal_event, lineage
+from resumekit.trainer.heartbeat import FIELDS, heartbeat_writer, make_status_payload
+from resumekit.trainer.output_guard import GuardedRaw
+from resumekit.trainer.trainer_env import journal_event, lineage
 
 LIB = Path(__file__).resolve().parent.parent / "lib"
 
@@ -120,7 +120,7 @@ def test_a_payload_that_hangs_hangs_neither_the_training_nor_its_end(tmp_path: P
 
 
 def test_a_process_ends_with_its_heart_still_beating(tmp_path: Path) -> None:
-    program = "import resumekit.heartbeat as h; h.heartbeat_writer(sys.argv[1], dict, 0.001); raise SystemExit(5)"
+    program = "from resumekit.trainer.heartbeat import *; heartbeat_writer(sys.argv[1], dict, 0.001); sys.exit(5)"
     assert python(program, str(tmp_path / "status.json")).returncode == 5
 
 
@@ -146,7 +146,7 @@ def test_a_run_json_that_is_unusable_leaves_the_parent_unknown(run_dir: Path, co
     assert (lineage()["parent_run_id"], lineage()["parent_step"]) == (None, None)
 
 
-GUARDED = "from resumekit.output_guard import guard_output; guard_output(); "
+GUARDED = "from resumekit.trainer.output_guard import guard_output; guard_output(); "
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

@@ -1,4 +1,4 @@
-"""The journal: resumekit.journal."""
+"""The journal: resumekit.basics.journal."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import LIB
-from resumekit import journal
+from resumekit.basics import journal
 
 WRITER = """
 import sys; sys.path.append(sys.argv[1])
 from pathlib import Path
-from resumekit import journal
+from resumekit.basics import journal
 for i in range(400):
     journal.append(Path(sys.argv[2]), "step", "r", step=i, writer=int(sys.argv[3]), text="x" * 3000)
 """

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from conftest import Kit
-from resumekit import checkpoints, heads, status
-from resumekit.grades import witness
-from resumekit.request import parse
-from resumekit.runs import RunTable
+from resumekit.planning import heads
+from resumekit.planning.request import parse
+from resumekit.proving import checkpoints
+from resumekit.proving.grades import witness
+from resumekit.run_folder import status
+from resumekit.run_folder.runs import RunTable
 from test_run import record
 from toy_trainer import write_checkpoint
 

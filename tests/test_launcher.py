@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from conftest import LIB, Kit, events, marked_pids, wait_until
-from resumekit import processes
+from resumekit.basics import processes
 
 pytestmark = pytest.mark.usefixtures("valid_records")
 

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from resumekit.errors import UsageError
-from resumekit.lineage import RunName, check_experiment, check_name, make_run_id, parse_run_name
+from resumekit.basics.errors import UsageError
+from resumekit.run_folder.lineage import RunName, check_experiment, check_name, make_run_id, parse_run_name
 
 STAMP = "[0-9]{8}-[0-9]{4}"
 

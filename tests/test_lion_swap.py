@@ -13,10 +13,10 @@ from torch.optim import lr_scheduler as schedules
 
 from checkpoint_tools import quiet
 from resume_parts import OPTIMIZERS, Lion, Net, moments, same, train
-from resumekit import saving
-from resumekit.errors import InvalidFile, KitError
-from resumekit.loading import ResumeBundle, load_resume_bundle
-from resumekit.saving import save_checkpoint
+from resumekit.basics.errors import InvalidFile, KitError
+from resumekit.trainer import saving
+from resumekit.trainer.loading import ResumeBundle, load_resume_bundle
+from resumekit.trainer.saving import save_checkpoint
 
 
 @pytest.fixture(autouse=True)

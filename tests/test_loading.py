@@ -17,11 +17,12 @@ import pytest
 import torch
 
 from checkpoint_tools import Payload, pickle_zip, pickled, quiet, save_plain, save_steps, small_model, train
-from resumekit import loading, proof, proven_content, saving
-from resumekit.errors import InvalidFile, KitError, NoStableCheckpoint
-from resumekit.loading import ResumeBundle, load_resume_bundle
-from resumekit.paths import RunPaths
-from resumekit.saving import save_checkpoint
+from resumekit.basics.errors import InvalidFile, KitError, NoStableCheckpoint
+from resumekit.basics.paths import RunPaths
+from resumekit.proving import proof
+from resumekit.trainer import loading, proven_content, saving
+from resumekit.trainer.loading import ResumeBundle, load_resume_bundle
+from resumekit.trainer.saving import save_checkpoint
 
 LIB = Path(__file__).resolve().parent.parent / "lib"
 
@@ -409,12 +410,12 @@ def test_loading_asks_for_weights_only_and_nothing_else_does() -> None:
     """Every torch.load of the kit says weights_only=True; there is no second try without it."""
     calls = [
         line
-        for path in (LIB / "resumekit").glob("*.py")
+        for path in (LIB / "resumekit").rglob("*.py")
         for line in path.read_text().splitlines()
         if "torch.load(" in line
     ]
     assert len(calls) == 1 and "weights_only=True" in calls[0]
-    assert sys.modules["resumekit.loading"] is loading
+    assert sys.modules["resumekit.trainer.loading"] is loading
 
 
 def test_an_optimizer_step_after_the_load_changes_no_byte_of_the_file(tmp_path: Path) -> None:

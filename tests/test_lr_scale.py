@@ -10,11 +10,11 @@ import torch
 
 from checkpoint_tools import quiet
 from resume_parts import OPTIMIZERS, Net, train, write_plan
-from resumekit import lr_hook, saving
-from resumekit.errors import InvalidFile, KitError
-from resumekit.loading import load_resume_bundle
-from resumekit.lr_scale import LrScale, Ramp, from_fields
-from resumekit.saving import save_checkpoint
+from resumekit.basics.errors import InvalidFile, KitError
+from resumekit.basics.lr_scale import LrScale, Ramp, from_fields
+from resumekit.trainer import lr_hook, saving
+from resumekit.trainer.loading import load_resume_bundle
+from resumekit.trainer.saving import save_checkpoint
 
 
 @pytest.fixture(autouse=True)

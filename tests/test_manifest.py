@@ -9,9 +9,9 @@ from typing import Any
 import jsonschema
 import pytest
 
-from resumekit import manifest
-from resumekit.files import UnreadableFile, utc_now
-from resumekit.manifest import Manifest
+from resumekit.basics.files import UnreadableFile, utc_now
+from resumekit.proving import manifest
+from resumekit.proving.manifest import Manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = json.loads((ROOT / "schemas" / "manifest.schema.json").read_text())

@@ -10,10 +10,10 @@ import torch
 
 from checkpoint_tools import quiet
 from resume_parts import OPTIMIZERS, Lion, Net, moments, same, train
-from resumekit import optimizer_state, saved_optimizers, saving
-from resumekit.errors import InvalidFile
-from resumekit.loading import load_resume_bundle
-from resumekit.saving import save_checkpoint
+from resumekit.basics.errors import InvalidFile
+from resumekit.trainer import optimizer_state, saved_optimizers, saving
+from resumekit.trainer.loading import load_resume_bundle
+from resumekit.trainer.saving import save_checkpoint
 
 
 @pytest.fixture(autouse=True)

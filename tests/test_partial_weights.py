@@ -12,10 +12,10 @@ from torch import nn
 
 from checkpoint_tools import quiet
 from resume_parts import Net, train
-from resumekit import saving
-from resumekit.loading import load_resume_bundle
-from resumekit.parameter_paths import pair, plain_path
-from resumekit.saving import save_checkpoint
+from resumekit.proving.parameter_paths import pair, plain_path
+from resumekit.trainer import saving
+from resumekit.trainer.loading import load_resume_bundle
+from resumekit.trainer.saving import save_checkpoint
 
 
 @pytest.fixture(autouse=True)

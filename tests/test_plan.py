@@ -10,9 +10,10 @@ import jsonschema
 import pytest
 
 from conftest import ROOT, Kit
-from resumekit import forecast, lr_scale, schedules
-from resumekit.components import show
-from resumekit.description import match
+from resumekit.basics import lr_scale
+from resumekit.planning import forecast, schedules
+from resumekit.planning.components import show
+from resumekit.planning.description import match
 
 SCHEMA = json.loads((ROOT / "schemas" / "plan.schema.json").read_text())
 SECTIONS = {

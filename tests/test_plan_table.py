@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 
-from resumekit import components as c
-from resumekit import config, environment, paths, plan_rules, schema
-from resumekit.changes import changes
-from resumekit.choice import BRANCH, Choice
-from resumekit.components import Optimizers
-from resumekit.resume_config import with_swap
+from resumekit.basics import paths
+from resumekit.configuration import config, schema
+from resumekit.configuration.changes import changes
+from resumekit.planning import components as c
+from resumekit.planning import environment, plan_rules
+from resumekit.planning.choice import BRANCH, Choice
+from resumekit.planning.components import Optimizers
+from resumekit.planning.resume_config import with_swap
 
 FILE = config.load_config()
 SCHEMA = schema.load()

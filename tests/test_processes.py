@@ -1,4 +1,4 @@
-"""Which process is ours, and whom a signal reaches: resumekit.processes."""
+"""Which process is ours, and whom a signal reaches: resumekit.basics.processes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import pytest
 
 from conftest import wait_until
-from resumekit import processes
-from resumekit.processes import ALIVE, DEAD, UNKNOWN, Identity
+from resumekit.basics import processes
+from resumekit.basics.processes import ALIVE, DEAD, UNKNOWN, Identity
 
 TOKEN = "6f1ed002ab5595859014ebf0951522d9"
 

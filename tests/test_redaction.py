@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from resumekit.redaction import redact, secret_word
+from resumekit.basics.redaction import redact, secret_word
 
 # Put together here, so that no scanner of this repository takes them for real ones.
 SECRETS = [

@@ -421,8 +421,9 @@ def test_a_key_with_a_default_that_a_lab_has_added_since_does_not_make_a_branch_
 
 def test_a_file_that_the_trainer_loads_beside_its_checkpoint_puts_nothing_into_quarantine(kit: Kit):
     """The verdict in the run folder is about one file; a damaged teacher is not the checkpoint that was resumed."""
-    from resumekit import proof, quarantine
-    from resumekit.paths import RunPaths
+    from resumekit.basics.paths import RunPaths
+    from resumekit.proving import proof
+    from resumekit.run_folder import quarantine
 
     run = killed(kit, at=12)
     good, teacher = run / "checkpoints/hrm_arc_step_10.pt", kit.folder / "teacher.pt"
@@ -436,8 +437,8 @@ def test_a_file_that_the_trainer_loads_beside_its_checkpoint_puts_nothing_into_q
 
 
 def test_a_checkpoint_put_back_from_a_backup_is_no_longer_in_quarantine(kit: Kit):
-    from resumekit import quarantine
-    from resumekit.paths import RunPaths
+    from resumekit.basics.paths import RunPaths
+    from resumekit.run_folder import quarantine
 
     run = RunPaths(killed(kit, at=12))
     path = run.checkpoints / "hrm_arc_step_10.pt"

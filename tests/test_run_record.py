@@ -14,7 +14,8 @@ import pytest
 
 from conftest import ROOT, Kit
 from lab_repo import git
-from resumekit import answers, code_state, interpreter
+from resumekit.basics import answers
+from resumekit.planning import code_state, interpreter
 from test_run import killed, record
 
 SCHEMA = json.loads((ROOT / "schemas/run.schema.json").read_text())

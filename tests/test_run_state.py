@@ -1,4 +1,4 @@
-"""What a journal adds up to: resumekit.run_state."""
+"""What a journal adds up to: resumekit.run_folder.run_state."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resumekit import journal
-from resumekit.run_state import fold, is_sound, measured_speed
+from resumekit.basics import journal
+from resumekit.run_folder.run_state import fold, is_sound, measured_speed
 
 PROCESS = {"host": "h", "boot_id": "b", "pid": 77, "start_ticks": 5, "token": "t"}
 KINDS = ["launched", "resumed", "phase", "step", "eval", "best", "checkpoint", "heartbeat", "warning", "stopped",

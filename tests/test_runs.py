@@ -8,8 +8,8 @@ from pathlib import Path
 import jsonschema
 
 from conftest import ROOT, Kit
-from resumekit import listing
-from resumekit.runs import RunTable
+from resumekit.run_folder import listing
+from resumekit.run_folder.runs import RunTable
 from test_run import killed, tree
 from toy_trainer import write_checkpoint
 
@@ -88,7 +88,7 @@ def test_ten_thousand_folders_are_listed_and_only_those_of_the_experiment_are_op
         (tmp_path / f"MANY-{number % 1000:03d}_x_20261122-{number:04d}").mkdir()
     write_checkpoint(tmp_path / "T-1/checkpoints/hrm_arc_step_5.pt", 5)
     table, opened = RunTable(tmp_path), []
-    from resumekit import runs
+    from resumekit.run_folder import runs
 
     real = runs.open_run
     monkeypatch.setattr(runs, "open_run", lambda folder: opened.append(folder.name) or real(folder))

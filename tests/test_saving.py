@@ -32,10 +32,11 @@ from checkpoint_tools import (
     save_steps,
     small_model,
 )
-from resumekit import manifest, pruning, saving
-from resumekit.checkpoints import CheckpointFolder, select
-from resumekit.errors import KitError
-from resumekit.saving import save_checkpoint
+from resumekit.basics.errors import KitError
+from resumekit.proving import manifest, pruning
+from resumekit.proving.checkpoints import CheckpointFolder, select
+from resumekit.trainer import saving
+from resumekit.trainer.saving import save_checkpoint
 from save_crashes import die_at_call, in_child, kill_during_saves
 
 KILLS = 30
@@ -414,7 +415,7 @@ def test_b18_sweeping_removes_only_our_own_temp_files_of_dead_writers(tmp_path: 
 def test_b19_a_planted_link_under_the_temp_name_is_not_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from resumekit import durable_file
+    from resumekit.trainer import durable_file
 
     victim, planted = tmp_path / "victim", tmp_path / ".planted"
     victim.write_text("safe")
@@ -558,15 +559,15 @@ def test_a_best_that_can_not_be_linked_does_not_unsay_the_save(run_dir: Path) ->
 def test_the_module_is_imported_without_torch() -> None:
     program = (
         "import sys; sys.modules['torch'] = None; sys.path.append(sys.argv[1]); "
-        "import resumekit.saving, resumekit.loading"
+        "import resumekit.trainer.saving, resumekit.trainer.loading"
     )
-    lib = Path(saving.__file__).parent.parent
+    lib = Path(saving.__file__).parents[2]
     assert in_child(lambda: os.execv(sys.executable, [sys.executable, "-I", "-c", program, str(lib)])) == 0
 
 
 def test_under_the_kit_the_files_get_the_names_that_the_launcher_looks_for(run_dir: Path) -> None:
     """A trainer that says no pattern saves under the config's, else its checkpoints would never be found again."""
-    from resumekit import trainer_env
+    from resumekit.trainer import trainer_env
 
     trainer_env._patterns.cache_clear()
     names = {"pattern": "model_{step}.pt", "best_pattern": "model_best.pt"}

@@ -12,10 +12,10 @@ from torch.optim import lr_scheduler as schedules
 
 from checkpoint_tools import quiet
 from resume_parts import OPTIMIZERS, Net, moments, same, train
-from resumekit import saving, schedule_refit
-from resumekit.errors import InvalidFile
-from resumekit.loading import load_resume_bundle
-from resumekit.saving import save_checkpoint
+from resumekit.basics.errors import InvalidFile
+from resumekit.trainer import saving, schedule_refit
+from resumekit.trainer.loading import load_resume_bundle
+from resumekit.trainer.saving import save_checkpoint
 
 
 @pytest.fixture(autouse=True)

@@ -16,9 +16,9 @@ from jsonschema import Draft202012Validator
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "lib"))
 
-from resumekit import config, schema, schema_checks, yaml_reader  # noqa: E402
-from resumekit.errors import InvalidFile  # noqa: E402
-from resumekit.schema_glance import is_surely_valid  # noqa: E402
+from resumekit.basics.errors import InvalidFile  # noqa: E402
+from resumekit.configuration import config, schema, schema_checks, yaml_reader  # noqa: E402
+from resumekit.configuration.schema_glance import is_surely_valid  # noqa: E402
 
 EXAMPLES = ROOT / "schemas" / "examples"
 COMPONENTS = {"weights", "optimizer", "scheduler", "scaler", "ema", "swa", "counters", "rng", "data_position", "lr"}
@@ -210,7 +210,7 @@ def test_a_hundred_thousand_characters_of_unknown_keys_are_refused_at_once() -> 
 def test_without_jsonschema_types_and_keys_are_still_checked_and_the_rest_is_said_once() -> None:
     code = (
         "import sys; sys.modules['jsonschema'] = None; sys.path.append(sys.argv[1])\n"
-        "from resumekit import config, yaml_reader\n"
+        "from resumekit.configuration import config, yaml_reader\n"
         "for text in ('{seed: 1, batch_size: -1}', '{seed: 2}', '{batchsize: 1}', '{seed: x}'):\n"
         "    try:\n"
         "        document = yaml_reader.load('trainer: {command: [x]}\\ntraining: ' + text, 'c')\n"

@@ -1,4 +1,4 @@
-"""The process that starts a trainer, waits for it and writes exit.json: resumekit.shim."""
+"""The process that starts a trainer, waits for it and writes exit.json: resumekit.supervision.shim."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from conftest import LIB, assert_valid, events, wait_until
-from resumekit import processes
+from resumekit.basics import processes
 
-SHIM = LIB / "resumekit" / "shim.py"
+SHIM = LIB / "resumekit" / "supervision" / "shim.py"
 
 
 def argv(run_dir: Path, *command: str) -> list[str]:

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from conftest import LIB, ROOT, Kit, events, marked_pids, wait_until
-from resumekit import log_follower, witness
-from resumekit.log_follower import LogFollower
-from resumekit.paths import RunPaths, manifest_path
-from resumekit.runs import Run, open_run
-from resumekit.train_log import LineCleaner, stamp
+from resumekit.basics.paths import RunPaths, manifest_path
+from resumekit.run_folder.runs import Run, open_run
+from resumekit.supervision import log_follower, witness
+from resumekit.supervision.log_follower import LogFollower
+from resumekit.supervision.train_log import LineCleaner, stamp
 from toy_trainer import write_checkpoint
 
 pytestmark = pytest.mark.usefixtures("valid_records")
@@ -199,7 +199,7 @@ def test_a_killed_shim_is_a_run_that_is_lost(kit: Kit) -> None:
 def test_a_trainer_that_journals_its_steps_is_not_heard_twice(kit: Kit, tmp_path: Path) -> None:
     script = tmp_path / "trainer.py"
     script.write_text(
-        "import resumekit.trainer_env as kit, time\n"
+        "import resumekit.trainer.trainer_env as kit, time\n"
         "for i in range(1, 6):\n"
         "    print(f'step {i} loss 9' if i > 1 else 'begins', flush=True)\n"
         "    time.sleep(0.3)\n"
@@ -261,7 +261,7 @@ def test_a_log_that_cannot_be_written_is_made_up_for_later(kit: Kit) -> None:
 
 GUARDED = """
 import os, sys
-from resumekit.output_guard import guard_output
+from resumekit.trainer.output_guard import guard_output
 guard_output()
 ballast = os.path.join(sys.argv[1], "ballast")
 with open(ballast, "wb", buffering=0) as file:
@@ -397,9 +397,10 @@ def test_what_is_no_whole_checkpoint_gets_no_manifest(tmp_path: Path) -> None:
 
 def test_a_sidecar_imports_little() -> None:
     """It stands in the way of a short run's end; each of these costs between 3 and 75 ms."""
-    code = "import sys; sys.path.append(sys.argv[1]); import resumekit.sidecar; print(*sys.modules)"
+    code = "import sys; sys.path.append(sys.argv[1]); import resumekit.supervision.sidecar; print(*sys.modules)"
     argv = [sys.executable, "-I", "-S", "-c", code, str(ROOT / "lib")]
     loaded = set(subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split())
     costly = {"argparse", "dataclasses", "inspect", "hashlib", "subprocess", "socket", "yaml", "jsonschema", "torch",
-              "zipfile", "secrets", "resumekit.config", "resumekit.schema", "resumekit.archive"}  # fmt: skip
+              "zipfile", "secrets", "resumekit.configuration.config", "resumekit.configuration.schema",
+              "resumekit.proving.archive"}  # fmt: skip
     assert loaded & costly == set()

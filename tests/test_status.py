@@ -1,4 +1,4 @@
-"""The status of a run: resumekit.status, schemas/status.schema.json, schemas/event.schema.json."""
+"""The status of a run: resumekit.run_folder.status, schemas/status.schema.json, schemas/event.schema.json."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from conftest import ROOT, Kit, assert_valid, wait_until
-from resumekit import processes, status
-from resumekit.paths import RunPaths
-from resumekit.processes import ALIVE, DEAD, UNKNOWN
-from resumekit.run_state import fold
-from resumekit.runs import Run
-from resumekit.status import View
+from resumekit.basics import processes
+from resumekit.basics.paths import RunPaths
+from resumekit.basics.processes import ALIVE, DEAD, UNKNOWN
+from resumekit.run_folder import status
+from resumekit.run_folder.run_state import fold
+from resumekit.run_folder.runs import Run
+from resumekit.run_folder.status import View
 
 LAUNCHED = {
     "launched": {"trainer": None, "shim": None, "launcher": None, "at": None, "mono_s": 1.0},

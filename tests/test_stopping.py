@@ -1,4 +1,4 @@
-"""Ending a run on purpose: resumekit.stopping, asked for by the launcher's traps."""
+"""Ending a run on purpose: resumekit.supervision.stopping, asked for by the launcher's traps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from conftest import Kit, events, wait_until
-from resumekit import processes, stopping
+from resumekit.basics import processes
+from resumekit.supervision import stopping
 
 pytestmark = pytest.mark.usefixtures("valid_records")
 
@@ -122,8 +123,8 @@ def test_a_trainer_of_another_host_is_left_alone_and_said(kit: Kit, monkeypatch:
 
 @pytest.mark.parametrize(("grace", "seconds"), [(5, 5.0), ("5", 60.0), (-1, 60.0), (True, 60.0), (None, 60.0)])
 def test_a_grace_that_is_no_number_does_not_take_the_grace_away(kit: Kit, grace: object, seconds: float) -> None:
-    from resumekit.paths import RunPaths
-    from resumekit.runs import Run
+    from resumekit.basics.paths import RunPaths
+    from resumekit.run_folder.runs import Run
 
     kit.runs.mkdir()
     run = Run(RunPaths(kit.runs), {})

@@ -13,12 +13,12 @@ import torch
 
 from checkpoint_tools import quiet
 from resume_parts import OPTIMIZERS, Net, moments, same, train, write_plan
-from resumekit import saving, trainer_plan
-from resumekit.errors import InvalidFile, KitError
-from resumekit.loading import ResumeBundle, load_resume_bundle
-from resumekit.lr_scale import LrScale, Ramp
-from resumekit.saving import save_checkpoint
-from resumekit.trainer_plan import Decision
+from resumekit.basics.errors import InvalidFile, KitError
+from resumekit.basics.lr_scale import LrScale, Ramp
+from resumekit.trainer import saving, trainer_plan
+from resumekit.trainer.loading import ResumeBundle, load_resume_bundle
+from resumekit.trainer.saving import save_checkpoint
+from resumekit.trainer.trainer_plan import Decision
 
 
 @pytest.fixture(autouse=True)

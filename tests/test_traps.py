@@ -13,11 +13,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from checkpoint_tools import quiet
 from resume_parts import OPTIMIZERS, Net, moments, same, train, write_plan
-from resumekit import saving
-from resumekit.errors import InvalidFile
-from resumekit.loading import load_resume_bundle
-from resumekit.partial_weights import MIN_MATCHED_SHARE
-from resumekit.saving import save_checkpoint
+from resumekit.basics.errors import InvalidFile
+from resumekit.trainer import saving
+from resumekit.trainer.loading import load_resume_bundle
+from resumekit.trainer.partial_weights import MIN_MATCHED_SHARE
+from resumekit.trainer.saving import save_checkpoint
 
 
 @pytest.fixture(autouse=True)

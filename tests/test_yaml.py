@@ -19,9 +19,9 @@ sys.path.append(str(ROOT / "lib"))
 sys.path.append(str(ROOT / "tests"))
 
 import yaml_documents  # noqa: E402
-from resumekit import yaml_reader, yaml_scalars, yaml_writer  # noqa: E402
-from resumekit.changes import _same  # noqa: E402
-from resumekit.errors import InvalidFile  # noqa: E402
+from resumekit.basics.errors import InvalidFile  # noqa: E402
+from resumekit.configuration import yaml_reader, yaml_scalars, yaml_writer  # noqa: E402
+from resumekit.configuration.changes import _same  # noqa: E402
 
 READERS = ["pyyaml", "subset"]
 
@@ -241,7 +241,7 @@ def test_the_subset_reader_never_differs_from_pyyaml_on_what_it_accepts() -> Non
 def test_the_fuzz_would_notice_a_reader_that_differs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The alarm rings: with `1e-4` read as a text by the subset reader alone, the comparison fails."""
     real = yaml_scalars.plain
-    from resumekit import yaml_subset
+    from resumekit.configuration import yaml_subset
 
     class Bent:
         key, quoted, duplicate = yaml_scalars.key, yaml_scalars.quoted, yaml_scalars.duplicate
@@ -281,7 +281,7 @@ def test_the_shipped_config_reads_the_same_without_pyyaml() -> None:
 def test_without_pyyaml_installed_the_subset_reader_takes_over_and_says_so_where_it_refuses() -> None:
     code = (
         "import sys; sys.modules['yaml'] = None; sys.path.append(sys.argv[1])\n"
-        "from resumekit import yaml_reader\n"
+        "from resumekit.configuration import yaml_reader\n"
         "print(yaml_reader.load('a: 1e-4', 'c').data)\n"
         "yaml_reader.load('a: |\\n  b\\n', 'c')\n"
     )

@@ -17,7 +17,7 @@ PAGE = ROOT / "docs" / "policy.md"
 BEGIN, END = "<!-- the table begins: tools/policy_table.py -->\n", "<!-- the table ends -->\n"
 sys.path.append(str(ROOT / "lib"))
 
-from resumekit import schema  # noqa: E402
+from resumekit.configuration import schema  # noqa: E402
 
 
 def table() -> str:

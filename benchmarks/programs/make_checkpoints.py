@@ -17,9 +17,9 @@ from stack import make_optimizer, make_stack, plain_content, width_for
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "lib"))
 
-from resumekit import manifest
-from resumekit.files import utc_now
-from resumekit.manifest import Manifest
+from resumekit.basics.files import utc_now
+from resumekit.proving import manifest
+from resumekit.proving.manifest import Manifest
 
 FIRST_STEP = 1000
 # As many tensors as the example's small run has: what counts is the number of records, not their size.

@@ -1,0 +1,1 @@
+"""What everything else stands on: files, paths, processes, claims, errors, the journal."""

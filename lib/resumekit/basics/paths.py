@@ -1,0 +1,155 @@
+"""Where everything of a run lies. Every path is made here; nobody else joins strings."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+KIT_ROOT = Path(__file__).resolve().parents[3]
+LIB = KIT_ROOT / "lib"
+SCHEMAS = KIT_ROOT / "schemas"
+
+STEP_PATTERN = "hrm_arc_step_{step}.pt"
+BEST_PATTERN = "hrm_arc_best.pt"
+MANIFEST_SUFFIX = ".json"
+# No more than 12 digits, and only ASCII ones: `\d` also matches Arabic digits, and 20 digits are no step.
+_STEP = "([0-9]{1,12})"
+
+
+class RunPaths(NamedTuple):
+    """The files of one run folder. (No dataclass: importing those costs every start of a run 10 ms.)
+
+    Args:
+        run_dir: the run's own folder, `runs/<run_id>`.
+        checkpoints_name, logs_name, status_name: `paths.checkpoints`, `paths.logs`, `paths.status` of the config,
+            relative to the run folder.
+    """
+
+    run_dir: Path
+    checkpoints_name: str = "checkpoints"
+    logs_name: str = "logs"
+    status_name: str = "status.json"
+
+    @property
+    def run_json(self) -> Path:
+        return self.run_dir / "run.json"
+
+    @property
+    def config_copy(self) -> Path:
+        return self.run_dir / "config.yaml"
+
+    @property
+    def resolved_yaml(self) -> Path:
+        return self.run_dir / "resolved_config.yaml"
+
+    @property
+    def resume_plan(self) -> Path:
+        return self.run_dir / "resume_plan.json"
+
+    @property
+    def resolved_json(self) -> Path:
+        return self.run_dir / "resolved_config.json"
+
+    @property
+    def journal(self) -> Path:
+        return self.run_dir / "journal.jsonl"
+
+    @property
+    def status(self) -> Path:
+        return self.run_dir / self.status_name
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.run_dir / self.checkpoints_name
+
+    @property
+    def logs(self) -> Path:
+        return self.run_dir / self.logs_name
+
+    @property
+    def output_log(self) -> Path:
+        return self.logs / "output.log"
+
+    @property
+    def train_log(self) -> Path:
+        return self.logs / "train.log"
+
+    @property
+    def command_sh(self) -> Path:
+        return self.run_dir / "command.sh"
+
+    @property
+    def code_patch(self) -> Path:
+        return self.run_dir / "code.patch"
+
+    @property
+    def lock(self) -> Path:
+        return self.run_dir / "lock"
+
+    @property
+    def status_lock(self) -> Path:
+        return self.run_dir / ".status.lock"
+
+    @property
+    def sidecar_state(self) -> Path:
+        return self.run_dir / ".sidecar.json"
+
+    @property
+    def claims(self) -> Path:
+        return self.run_dir / "claims"
+
+    @property
+    def quarantine(self) -> Path:
+        return self.run_dir / "quarantine.json"
+
+    @property
+    def proof(self) -> Path:
+        """The verdict on the digest of the checkpoint that this run starts from (see proof.py)."""
+        return self.run_dir / "checkpoint_proof.json"
+
+    @property
+    def exit_json(self) -> Path:
+        return self.run_dir / "exit.json"
+
+    @property
+    def heartbeat_json(self) -> Path:
+        return self.run_dir / "heartbeat.json"
+
+    @property
+    def dataset(self) -> Path:
+        return self.run_dir / "dataset"
+
+    @property
+    def live_marker(self) -> Path:
+        return self.run_dir.parent / ".live" / self.run_dir.name
+
+
+def manifest_path(checkpoint: Path) -> Path:
+    """Return the manifest's name beside a checkpoint: `X.pt` -> `X.pt.json`."""
+    return checkpoint.with_name(checkpoint.name + MANIFEST_SUFFIX)
+
+
+def checkpoint_name(pattern: str, step: int) -> str:
+    """Return the file name of the checkpoint of `step` under `checkpoint.pattern`."""
+    return pattern.replace("{step}", str(step))
+
+
+def step_of_name(name: str, pattern: str) -> int | None:
+    """Return the step in a checkpoint's file name, or None if the whole name does not match `checkpoint.pattern`."""
+    match = step_form(pattern).fullmatch(name)
+    return int(match[1]) if match else None
+
+
+@functools.lru_cache(maxsize=16)
+def step_form(pattern: str) -> re.Pattern[str]:
+    """Return the form of a step checkpoint's whole name under `checkpoint.pattern`; its first group is the step."""
+    before, _, after = pattern.partition("{step}")
+    return re.compile(re.escape(before) + _STEP + re.escape(after))
+
+
+def relative_to_run(path: Path, run_dir: Path) -> str:
+    """Return `path` as written into a run's own files: relative to the run folder, so that the folder may move."""
+    return os.path.relpath(path, run_dir)

@@ -1,0 +1,132 @@
+"""Settings: what stands behind `--set`, `KEY=VALUE`, as part of a config.
+
+Decides which key a short name means and how its value is read. Reads no files.
+Try it: `python lib/config_resolver.py --logdir /tmp/look --set grad_accum_steps=5 --set eval_frequency=2000`
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..basics.errors import InvalidFile, UsageError
+from . import schema as schemas
+from . import yaml_reader, yaml_scalars
+from .schema import Schema
+from .yaml_scalars import Refusal, show
+
+Path = tuple[str, ...]
+
+
+def parse(setting: str, schema: Schema) -> tuple[Path, Any]:
+    """Read one `KEY=VALUE`.
+
+    Args:
+        setting: as typed. KEY is dotted, or a bare name that only one key has (or lists as an alias). VALUE is YAML;
+            for a key that takes a text it is that text as typed (in quotes, or null where null is allowed, it is YAML).
+        schema: says which keys there are.
+
+    Returns:
+        (path of the key, value), the value not yet checked against the schema.
+
+    Raises:
+        UsageError: no '=', an empty or ambiguous key.
+        InvalidFile: an unknown key, or a value that is not YAML.
+    """
+    name, equals, text = setting.partition("=")
+    if not equals:
+        raise UsageError(f"{show(setting)} (--set) has no '='; write KEY=VALUE")
+    if not name or name != name.strip() or "" in name.split("."):
+        raise UsageError(f"{show(setting)} (--set) has an empty part in its key; write section.key=VALUE")
+    path = find(name, schema, setting)
+    node = schema.leaves.get(".".join(path), {})
+    try:
+        return path, _value(text, node)
+    except Refusal as refusal:
+        what, _, advice = refusal.fault
+        raise InvalidFile(f"{what} (--set {show(setting)}); {advice}") from None
+
+
+def nest(settings: list[tuple[Path, Any]], schema: Schema) -> dict[str, Any]:
+    """Return settings as a nested part of a config; a later one replaces an earlier one of the same key."""
+    nested: dict[str, Any] = {}
+    for path, value in settings:
+        section = nested
+        for part in path[:-1]:
+            inner = section.get(part)
+            section[part] = section = inner if isinstance(inner, dict) else {}
+        old = section.get(path[-1])
+        # A whole section on --set adds to what an earlier --set gave it, as it does to the config.
+        is_section = ".".join(path) in schema.sections and isinstance(old, dict) and isinstance(value, dict)
+        section[path[-1]] = {**old, **value} if is_section else value
+    return nested
+
+
+def find(name: str, schema: Schema, setting: str) -> Path:
+    """Return the path of the key that a name on the command line means.
+
+    Raises:
+        UsageError: several keys have that name.
+        InvalidFile: none has.
+    """
+    path = tuple(name.split("."))
+    if path[0] == schemas.EXPERIMENTS:
+        raise UsageError(
+            f"{show(setting)} (--set) changes an entry of experiments; set the key itself, without the entry"
+        )
+    if len(path) == 1 and not name.startswith("x-"):
+        candidates = [
+            key
+            for key, node in schema.leaves.items()
+            if key.rpartition(".")[2] == name or name in node.get("x-aliases", ())
+        ]
+        if len(candidates) > 1:
+            raise UsageError(
+                f"{show(name)} (--set {show(setting)}) may mean {' or '.join(candidates)}; write one of them"
+            )
+        if candidates:
+            return tuple(candidates[0].split("."))
+    _known(path, schema, setting)
+    return path
+
+
+def _known(path: Path, schema: Schema, setting: str) -> None:
+    """Refuse a path that the schema has no place for: sections are made only where it knows them."""
+    node = schema.tree
+    for depth, part in enumerate(path):
+        if depth and "properties" not in node:
+            parent = ".".join(path[:depth])
+            if not any(piece.startswith("x-") for piece in path[:depth]):
+                raise InvalidFile(
+                    f"{show(parent)} is a value, not a section, so it has no {show(part)} (--set {show(setting)});"
+                    f" set {show(parent)} as a whole"
+                )
+            return
+        inner = schemas.child(part, node)
+        if inner is None:
+            known = [*schema.leaves, *schema.sections] if "." in setting.partition("=")[0] else _short_names(schema)
+            raise InvalidFile(
+                f"there is no key {show('.'.join(path))} (--set {show(setting)})"
+                f"{schemas.nearest('.'.join(path), known)}"
+            )
+        node = inner
+
+
+def _short_names(schema: Schema) -> list[str]:
+    aliases = [alias for node in schema.leaves.values() for alias in node.get("x-aliases", ())]
+    return [*(key.rpartition(".")[2] for key in schema.leaves), *aliases]
+
+
+def _value(text: str, node: schemas.Node) -> Any:
+    types = {node["type"]} if isinstance(node.get("type"), str) else set(node.get("type", ()))
+    if "string" not in types or not types <= {"string", "null"}:
+        return yaml_reader.load_value(text)
+    if "null" in types and text in ("", "~", "null"):
+        return None
+    if text[:1] in ("'", '"'):
+        try:
+            value = yaml_reader.load_value(text)
+        except Refusal:
+            value = None
+        if isinstance(value, str):
+            return value
+    return yaml_scalars.quoted(text, 1)

@@ -1,0 +1,211 @@
+"""What a start or a resume would do: begin anew, continue a head or branch, from which checkpoint, with which config.
+
+Reads the config, run folders and checkpoints; writes nothing. `launch` makes it so.
+Try it: `bin/resume.sh EXP-01 --dry-run`
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from ..basics import claims, processes
+from ..basics.errors import Refused, UsageError
+from ..configuration import config
+from ..configuration.changes import Change
+from ..proving.checkpoints import Candidate
+from ..run_folder import status
+from ..run_folder.lineage import check_name
+from ..run_folder.runs import Run, RunTable
+from . import heads
+from .request import Request
+from .resume_config import ResumeConfig, for_resume, resolve_anew
+
+# Data workers notice within seconds that their trainer is gone.
+ORPHANS_WAIT_S = 15.0
+
+FRESH = "fresh"
+CONTINUE = "continue"
+BRANCH = "branch"
+
+
+class Choice(NamedTuple):
+    """What will be done.
+
+    Args:
+        relation: FRESH, CONTINUE or BRANCH.
+        experiment, name: of the new run.
+        config: its resolved config.
+        table: the runs that it joins.
+        settings: every `--set` that went into the config, the parent's first.
+        parent: the run it comes from; None for a fresh one, or a checkpoint that lies in no run.
+        step: the optimizer step it starts from.
+        candidate: the checkpoint.
+        candidates: every checkpoint that was thought of, newest first.
+        changed: config keys that differ from the parent's.
+        said: sentences for the person.
+    """
+
+    relation: str
+    experiment: str
+    name: str | None
+    config: dict[str, Any]
+    table: RunTable
+    settings: tuple[str, ...] = ()
+    parent: Run | None = None
+    step: int | None = None
+    candidate: Candidate | None = None
+    candidates: tuple[Candidate, ...] = ()
+    changed: Sequence[Change] = ()
+    said: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """What will be done, in a line."""
+        if self.relation == FRESH:
+            return f"starting {self.experiment} anew"
+        origin = f"'{self.parent.run_id}'" if self.parent else f"'{self.candidate.path}'"
+        return f"{'continuing' if self.relation == CONTINUE else 'branching from'} {origin} at step {self.step}"
+
+    @property
+    def headline(self) -> str:
+        """The title, with the grade of the checkpoint and why it was taken."""
+        return f"{self.title} ({self.candidate.grade}: {self.candidate.reason})" if self.candidate else self.title
+
+
+def choose_start(request: Request) -> Choice:
+    """Decide for `run.sh`: continue what is unfinished, else begin anew.
+
+    Raises:
+        KitError: see `choose_resume`; a finished or a live run is not begun again without --fresh.
+    """
+    table = RunTable(request.runs_dir)
+    if request.checkpoint is not None:
+        return _resume(request, table, heads.search(request, table))
+    if request.fresh:
+        return _fresh(request, table, ())
+    found = heads.search(request, table)
+    head = found.head
+    _refuse_starting(table, heads.experiment_of(request))
+    if head is None:
+        return _fresh(request, table, ())
+    if heads.has_checkpoints(found, table):
+        said = f"'{head.run_id}' has checkpoints: resuming it as resume.sh does (--fresh begins anew)"
+        return _resume(request, table, found, said)
+    _refuse_live(head, "wait for its first checkpoint, or begin another with --fresh")
+    said = f"'{head.run_id}' has no checkpoint: beginning anew"
+    others = f"; other branches, for resume.sh --from: {heads.listed(found.others)}" if found.others else ""
+    return _fresh(request, table, (said + others,))
+
+
+def choose_resume(request: Request) -> Choice:
+    """Decide for `resume.sh`: which head, which checkpoint, which config.
+
+    Raises:
+        UsageError: the experiment or run is not there, or a step is on several branches.
+        NoStableCheckpoint: none was found, or none is stable.
+        Refused: another head is alive, the run is finished, or a change is asked for that cannot be made.
+        InvalidFile: the config is not valid.
+    """
+    table = RunTable(request.runs_dir)
+    found = heads.search(request, table)
+    if found.head is None and request.checkpoint is None:
+        raise UsageError(
+            f"there is no run of '{request.experiment}' in '{table.runs_dir}' to resume (run.sh starts one)"
+        )
+    return _resume(request, table, found)
+
+
+def refuse_continued(parent: Run, table: RunTable) -> None:
+    """Raise Refused if another run continues `parent` already."""
+    if sentence := claims.held_by_other(parent.paths, table.has_started):
+        raise Refused(sentence)
+
+
+def _fresh(request: Request, table: RunTable, said: tuple[str, ...]) -> Choice:
+    experiment = heads.experiment_of(request)
+    resolved = resolve_anew(request, experiment)
+    name = _name(request, config.get(resolved, "experiment.run_name"))
+    return Choice(FRESH, experiment, name, resolved, table, tuple(request.settings), said=said)
+
+
+def _resume(request: Request, table: RunTable, found: heads.Found, *said: str) -> Choice:
+    candidate, parent = found.selection.chosen, found.parent
+    if candidate is None:
+        raise heads.nothing_stable(request, table, found)
+    experiment = heads.experiment_of(request)
+    new = for_resume(request, experiment, parent)
+    name = _name(request, parent.name if parent else config.get(new.resolved, "experiment.run_name"))
+    relation = _relation(request, experiment, parent, new, name)
+    step = candidate.step
+    if step is None:
+        step, said = 0, (*said, f"'{candidate.path.name}' does not say its step: 0 is taken, as protocol §6 has it")
+    if relation == CONTINUE:
+        _refuse_live(parent, "stop it first, or branch from one of its steps with --step")
+        _refuse_orphans(parent)
+        _refuse_finished(parent)
+        refuse_continued(parent, table)
+    if found.others and not request.goes_back:
+        said += (f"'{found.head.run_id}' is the newest branch; the others, for --from: {heads.listed(found.others)}",)
+    return Choice(
+        relation, experiment, name, new.resolved, table, new.settings, parent, step, candidate,
+        found.selection.candidates, new.changed, (*said, *new.said, *heads.passed_over(found.selection)),
+    )  # fmt: skip
+
+
+def _name(request: Request, otherwise: str | None) -> str | None:
+    name = request.name if request.name is not None else otherwise
+    return None if name is None else check_name(name)
+
+
+def _relation(request: Request, experiment: str, parent: Run | None, new: ResumeConfig, name: str | None) -> str:
+    """Say whether this goes on with its parent's training: no place, no name and nothing of the hash is changed.
+
+    What differs is asked, not the recorded hash: a key with a default that a lab has added since changes every hash,
+    and must not let a second trainer start beside a live one.
+    """
+    if parent is None or not parent.config or request.goes_back or parent.name != name:
+        return BRANCH
+    if parent.experiment != experiment:
+        return BRANCH
+    schema = request.config_file.schema
+    return BRANCH if any(schema.hashed(change.key) for change in new.changed) else CONTINUE
+
+
+def _refuse_live(run: Run, advice: str) -> None:
+    seen = status.current(run)
+    if run.is_ours and seen["state"] in status.LIVE:
+        where = f"pid {seen['pid']} on {seen['host']}" if seen["pid"] else "it is starting"
+        raise Refused(f"'{run.run_id}' is alive ({seen['state']}, {where}): {advice}")
+
+
+def _refuse_starting(table: RunTable, experiment: str) -> None:
+    """Refuse while another command is just starting this experiment: its run is no head before it has a trainer."""
+    for run in table.of_experiment(experiment):
+        if run.is_ours and not run.has_started and status.current(run)["state"] == "starting":
+            raise Refused(f"'{run.run_id}' is just being started by another command: wait for it, or use --fresh")
+
+
+def _refuse_orphans(run: Run) -> None:
+    """Refuse while processes of its trainer's session still live: a wrapper may have died before what it wrapped."""
+    launched = status.read_state(run).get("launched") or {}
+    leader = processes.identity_from(launched.get("trainer"))
+    give_up = time.monotonic() + ORPHANS_WAIT_S
+    while (left := processes.session_members(leader) if leader else []) and time.monotonic() < give_up:
+        time.sleep(0.2)
+    if left:
+        pids = ", ".join(str(member.pid) for member in left)
+        raise Refused(
+            f"'{run.run_id}' has ended, but processes of its trainer still run (pid {pids}): end them first, "
+            "or branch from one of its steps with --step"
+        )
+
+
+def _refuse_finished(parent: Run) -> None:
+    seen = status.current(parent)
+    if seen["state"] == "finished":
+        raise Refused(
+            f"'{parent.run_id}' has finished at step {seen['global_step']}: "
+            "run.sh --fresh begins anew, --step branches from one of its steps"
+        )

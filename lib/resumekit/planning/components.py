@@ -1,0 +1,199 @@
+"""What a resume does with each component of a checkpoint, and why: the policy of protocol §1, applied to one case.
+
+Three voices, the later one wins: what the checkpoint holds, what the changed keys cost (the schema's `x-on-resume`),
+and what the person wrote under `resume:`. Pure: reads nothing.
+Try it: `bin/resume.sh EXP-01 --set optimizer.lr=5e-4 --dry-run`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from ..configuration import config
+from ..configuration.changes import Change
+
+# Each component, and the checkpoint's keys that hold it (protocol §6; one of the counters is enough).
+KEYS: dict[str, tuple[str, ...]] = {
+    "weights": ("model_state_dict",),
+    "optimizer": ("optimizer_state_dict",),
+    "scheduler": ("scheduler_state_dict",),
+    "scaler": ("scaler_state_dict",),
+    "ema": ("ema_state_dict",),
+    "swa": ("swa_state_dict",),
+    "counters": ("global_step", "epoch", "best_val_loss"),
+    "rng": ("rng_state",),
+    "data_position": ("data_state",),
+}
+LOAD, PARTIAL, REDERIVE, REFIT, FRESH, RESET, SWAP, ABSENT = (
+    "load", "partial", "rederive", "refit", "fresh", "reset", "swap", "absent"
+)  # fmt: skip
+# The further to the right, the less of the checkpoint is used: of two changes the one that keeps less decides.
+KEEPS_LESS = (LOAD, REDERIVE, PARTIAL, REFIT, FRESH, RESET, SWAP, ABSENT)
+
+
+class Component(NamedTuple):
+    """What is done with one component.
+
+    Args:
+        name: a name of KEYS; with several optimizers 'optimizer.<name>' for each.
+        action: 'load', 'partial' (by name and shape), 'rederive' (worked out from the step), 'refit' (a new function
+            of the step, which is kept), 'fresh' (from the weights just loaded), 'reset' (as newly made), 'swap'
+            (another optimizer takes over), 'absent' (not in the checkpoint, or not used).
+        why: in a few words; empty where it is simply loaded.
+    """
+
+    name: str
+    action: str
+    why: str
+
+
+class Held(NamedTuple):
+    """What a checkpoint holds, as far as the plan needs it.
+
+    Args:
+        components: the names of KEYS that are in it with a value.
+        optimizers: name -> class in lower case, None where it does not say; the name is '' for a single one.
+    """
+
+    components: frozenset[str]
+    optimizers: dict[str, str | None]
+
+
+class Optimizers(NamedTuple):
+    """Names as `optimizer.name` spells them: the one that the checkpoint's own run trained with, and the one wanted."""
+
+    before: str | None
+    wanted: str | None
+
+
+def held_by(keys: Iterable[str], counters: dict[str, Any], optimizers: Iterable[str]) -> Held:
+    """Return what a checkpoint holds.
+
+    Args:
+        keys: the names at its top level.
+        counters: its plain values, None among them: a component that is None is absent.
+        optimizers: the names of its optimizers, '' for a single one.
+    """
+    there = {key for key in keys if key not in counters or counters[key] is not None}
+    present = frozenset(name for name, own in KEYS.items() if not there.isdisjoint(own))
+    return Held(present, _classes(counters.get("optimizer_name"), list(optimizers)))
+
+
+def optimizer_at(resolved: dict[str, Any], start_step: int) -> str | None:
+    """Return the optimizer of a run that starts at `start_step`: past `optimizer.swap_at` it is `swap_to`.
+
+    A swap happens at a resume only: a run that trains past swap_at keeps what it started with.
+
+    Source: protocol §6.
+    """
+    swap_at = config.get(resolved, "optimizer.swap_at")
+    is_past = swap_at is not None and start_step >= swap_at
+    return config.get(resolved, "optimizer.swap_to" if is_past else "optimizer.name")
+
+
+def decide(
+    held: Held, changed: Sequence[Change], optimizers: Optimizers, policies: dict[str, Any]
+) -> tuple[Component, ...]:
+    """Decide for every component.
+
+    Args:
+        held: what the checkpoint holds.
+        changed: what differs from the parent, in config and environment.
+        optimizers: the one that it was trained with, and the wanted one.
+        policies: the `resume` section of the new config: component -> 'auto' or an action.
+
+    Returns:
+        One per component, in the order of KEYS; one per optimizer where there are several.
+
+    Source: protocol §1, §2.
+    """
+    found: list[Component] = []
+    for name in KEYS:
+        if name == "optimizer" and "" not in held.optimizers and held.optimizers:
+            found += [
+                _decide(f"{name}.{own}", held, changed, policies, _swap(held.optimizers[own], optimizers, False))
+                for own in held.optimizers
+            ]
+        else:
+            swap = _swap(held.optimizers.get(""), optimizers, True) if name == "optimizer" else ""
+            found.append(_decide(name, held, changed, policies, swap))
+    return tuple(_follow(one, found) for one in found)
+
+
+def _decide(name: str, held: Held, changed: Sequence[Change], policies: dict[str, Any], swap: str) -> Component:
+    kind = name.partition(".")[0]
+    action, why = LOAD, ""
+    if kind not in held.components:
+        action, why = ABSENT, "not in the checkpoint: starts as newly made"
+    for change in changed:
+        wanted = change.actions.get(kind, LOAD)
+        if wanted == SWAP:
+            continue  # whether there is one, the checkpoint says
+        if wanted == FRESH or (action != ABSENT and KEEPS_LESS.index(wanted) > KEEPS_LESS.index(action)):
+            action, why = wanted, _because(change)
+        elif wanted == action != LOAD and wanted != ABSENT:
+            why = f"{why}; {_because(change)}"
+    if swap and action != ABSENT:
+        action, why = SWAP, swap
+    policy = policies.get(kind, "auto")
+    if policy == "auto" or (action == ABSENT and policy == LOAD):
+        return Component(name, action, why)
+    if policy == action:
+        return Component(name, action, why or f"resume.{kind} is '{policy}'")
+    instead = f" (without it: {action})" if action != LOAD else ""
+    return Component(name, policy, f"resume.{kind} is '{policy}'{instead}")
+
+
+def _follow(one: Component, found: Sequence[Component]) -> Component:
+    """Return a loaded component as what it depends on asks for it: a schedule on its optimizer, averages on weights."""
+    if one.action != LOAD or one.why:
+        return one
+    if one.name == "scheduler" and any(other.action == SWAP for other in found):
+        # The old schedule's state has nothing to stand on: it is evaluated anew at the kept step.
+        return Component(one.name, REFIT, "the optimizer is swapped; the schedule keeps its phase")
+    if one.name in ("ema", "swa") and found[0].action == PARTIAL:
+        return Component(one.name, PARTIAL, "as the weights; what is new in them starts from them")
+    return one
+
+
+def _swap(held: str | None, optimizers: Optimizers, is_only: bool) -> str:
+    """Return why this optimizer is swapped, '' if it is not.
+
+    Of several optimizers only the one is swapped that `optimizer.name` was about. What the checkpoint holds decides,
+    so that a swap happens once: a later resume finds the new optimizer's state in it.
+    """
+    wanted = optimizers.wanted
+    before = optimizers.before or held
+    if wanted is None or before is None or held == plain_name(wanted) or plain_name(before) == plain_name(wanted):
+        return ""
+    if not is_only and held != plain_name(before):
+        return ""
+    return f"the checkpoint holds {before}, {wanted} takes over"
+
+
+def _because(change: Change) -> str:
+    return f"{change.key}: {show(change.old)} -> {show(change.new)}"
+
+
+def show(value: Any) -> str:
+    """Return a config value in the form of a config file, short enough for a line."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _classes(recorded: Any, names: list[str]) -> dict[str, str | None]:
+    """Read 'AdamW', or 'model=AdamW,puzzles=SignSgd', for the optimizers that the checkpoint has."""
+    if not isinstance(recorded, str):
+        return dict.fromkeys(names)
+    if "=" not in recorded:
+        return {name: plain_name(recorded) if name == "" else None for name in names}
+    pairs = dict(pair.partition("=")[::2] for pair in recorded.split(","))
+    return {name: plain_name(pairs[name]) if name in pairs else None for name in names}
+
+
+def plain_name(name: str) -> str:
+    """Return an optimizer's name as classes and configs have it alike: 'AdamW', 'adam_w' and 'adamw' are one."""
+    return "".join(letter for letter in name.lower() if letter.isalnum())

@@ -1,0 +1,62 @@
+"""What differs between the machine that a checkpoint was trained on and this one, and what that costs a resumed run.
+
+Compares run.json's record of versions, ranks and code with what the trainer's interpreter and git say now. Reads
+nothing. Try it: `bin/resume.sh EXP-01 --dry-run` after an upgrade of torch
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from ..configuration.changes import Change
+from .code_state import Code
+
+# What a change of each does to a resumed run (protocol §1 for the scaler; a generator's state is one rank's).
+EFFECTS: dict[str, dict[str, str]] = {
+    "python": {},
+    "torch": {"scaler": "reset"},
+    "cuda": {"scaler": "reset"},
+    "driver": {"scaler": "reset"},
+    "world_size": {"rng": "reset"},
+    "git.commit": {},
+    "git.diff_sha256": {},
+}
+
+
+def changes(record: Mapping[str, Any], versions: Mapping[str, Any], code: Code | None) -> list[Change]:
+    """Return what differs, in the order of EFFECTS.
+
+    Args:
+        record: run.json of the run that the checkpoint comes from; {} where there is none: then nothing is compared.
+        versions: of the trainer's interpreter now: python, torch, cuda, driver; None where it does not say.
+        code: what git says now; None where it was not asked.
+    """
+    if not record:
+        return []
+    before, now = _facts_of(record), {**versions, "world_size": _world_size(os.environ)}
+    if code is not None:
+        now |= {"git.commit": code.commit, "git.diff_sha256": code.diff_sha256}
+    return [
+        Change(key, before[key], now[key], effect, None, None)
+        for key, effect in EFFECTS.items()
+        if key in before and key in now and before[key] != now[key]
+    ]
+
+
+def _facts_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    versions, git, environment = (_mapping(record.get(name)) for name in ("versions", "git", "environment"))
+    return {
+        **{name: versions[name] for name in ("python", "torch", "cuda", "driver") if name in versions},
+        **{f"git.{name}": git[name] for name in ("commit", "diff_sha256") if name in git},
+        "world_size": _world_size(_mapping(environment.get("values"))),
+    }
+
+
+def _world_size(environment: Mapping[str, Any]) -> str:
+    return str(environment.get("WORLD_SIZE") or 1)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,135 @@
+"""What a resumed run will look like: its next learning rates, its totals, and what is worth a warning beforehand.
+
+Computed from the two configs, the checkpoint's manifest and the parent's status. Pure but for that status.
+Try it: `bin/resume.sh EXP-01 --set training.batch_size=16 --dry-run`
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from ..basics.lr_scale import LrScale
+from ..configuration import config
+from ..configuration.schema import Schema
+from ..run_folder import status
+from . import schedules
+from .choice import Choice
+
+STEPS_SHOWN = 3
+# A last evaluation older than this many of its own intervals says little about the checkpoint.
+OLD_EVAL_INTERVALS = 2
+# The best so far this many full evaluations back: training has not got better for long.
+FAR_BEST_INTERVALS = 5
+
+
+class Rate(NamedTuple):
+    """One base learning rate in the next steps.
+
+    Args:
+        key: of the config, 'optimizer.lr'.
+        first_step: the number of the first of these steps.
+        before: as the parent would have gone on; None where it cannot be known.
+        after: as the plan goes on; None where it cannot be known.
+    """
+
+    key: str
+    first_step: int
+    before: tuple[float, ...] | None
+    after: tuple[float, ...] | None
+
+
+class Forecast(NamedTuple):
+    """Learning rates, totals that were derived anew, warnings: the last two as sentences."""
+
+    rates: tuple[Rate, ...]
+    totals: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def of(choice: Choice, schema: Schema, inherited: LrScale, scale: LrScale) -> Forecast:
+    """Return the forecast of a resume.
+
+    Args:
+        schema: says which keys are base learning rates.
+        inherited: what the rates were multiplied by so far.
+        scale: what they are multiplied by from here on.
+    """
+    parent = choice.parent.config if choice.parent and choice.parent.config else choice.config
+    seen = status.current(choice.parent) if choice.parent and choice.parent.is_ours else {}
+    return Forecast(
+        _rates(choice, parent, schema, inherited, scale),
+        _totals(choice, parent, seen.get("steps_per_sec")),
+        tuple(_warnings(choice, seen)),
+    )
+
+
+def _rates(
+    choice: Choice, parent: dict[str, Any], schema: Schema, inherited: LrScale, scale: LrScale
+) -> tuple[Rate, ...]:
+    first = choice.step or 0
+    before, after = schedules.of_config(parent), schedules.of_config(choice.config)
+    was, now = schedules.base_rates(parent, schema), schedules.base_rates(choice.config, schema)
+
+    def of_steps(base: float | None, shape: Any, factor: LrScale) -> tuple[float, ...] | None:
+        if base is None or shape is None:
+            return None
+        return tuple(base * shape(step) * factor(step) for step in range(first, first + STEPS_SHOWN))
+
+    return tuple(
+        Rate(key, first + 1, of_steps(was.get(key), before, inherited), of_steps(now[key], after, scale)) for key in now
+    )
+
+
+def _totals(choice: Choice, parent: dict[str, Any], steps_per_sec: float | None) -> tuple[str, ...]:
+    keys = ("training.max_steps", "training.batch_size", "training.grad_accum_steps")
+    if not any(change.key in keys for change in choice.changed):
+        return ()
+    step, max_steps = choice.step or 0, config.get(choice.config, "training.max_steps")
+    was, now = _examples(parent), _examples(choice.config)
+    said = []
+    if was and now and was != now:
+        said.append(f"{now:,} examples in a step instead of {was:,}; {step * was:,} seen so far")
+    if max_steps:
+        left = max(0, max_steps - step)
+        seen = f", {step * was + left * now:,} examples in all" if was and now else ""
+        said.append(f"{left:,} steps left to {max_steps:,}{seen}")
+        if steps_per_sec and was and now:
+            seconds = left / steps_per_sec * now / was
+            said.append(f"about {_duration(seconds)} at the parent's {steps_per_sec * was:.3g} examples/s")
+    return tuple(said)
+
+
+def _examples(resolved: dict[str, Any]) -> int | None:
+    batch = config.get(resolved, "training.batch_size")
+    accumulation = config.get(resolved, "training.grad_accum_steps", 1)
+    return batch * accumulation if type(batch) is int and type(accumulation) is int else None
+
+
+def _warnings(choice: Choice, seen: dict[str, Any]) -> list[str]:
+    resolved, step = choice.config, choice.step or 0
+    said = []
+    max_steps, ratio = config.get(resolved, "training.max_steps"), config.get(resolved, "schedule.min_lr_ratio")
+    if type(max_steps) is int and step >= max_steps:
+        said.append(f"the schedule is exhausted: step {step} of {max_steps}; --set training.max_steps=N goes on")
+    elif (shape := schedules.of_config(resolved)) and isinstance(ratio, (int, float)) and shape(step) <= ratio * 1.01:
+        said.append(f"the learning rate is at its floor already: {shape(step):.3g} of its peak")
+    if config.get(resolved, "trainer.extra_args") and schedules.of_config(resolved):
+        said.append("the trainer has arguments of its own (trainer.extra_args): they may change what is foretold here")
+    known = choice.candidate.known
+    every = config.get(resolved, "validation.fast_eval_every")
+    last = known.last_fast_eval["step"] if known and known.last_fast_eval else None
+    if type(every) is int and last is not None and step - last > OLD_EVAL_INTERVALS * every:
+        said.append(f"the last fast eval is {step - last:,} steps old (step {last})")
+    full, best = config.get(resolved, "validation.full_eval_every"), seen.get("best_step")
+    if type(full) is int and type(best) is int and step - best > FAR_BEST_INTERVALS * full:
+        said.append(f"the best so far lies {step - best:,} steps back (step {best})")
+    return said
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h" if days else f"{hours} h {minutes} min" if hours else f"{minutes} min"

@@ -1,0 +1,102 @@
+"""Which Python a trainer runs under, and the versions that it has: python, torch, CUDA, driver.
+
+Asks another interpreter in a process beside the rest, and reads torch's version as text: importing torch costs more
+than all the rest of a launch.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..basics import answers
+
+TIMEOUT_S = 20.0
+MAX_BYTES = 1 << 20
+_QUESTION = "import sys; print('%d.%d.%d' % sys.version_info[:3], *sys.path, sep='\\0', end='')"
+
+
+def configured(resolved: Mapping[str, Any], root: Path) -> str:
+    """Return the interpreter that `{python}` stands for: `trainer.python`, else the one that the kit runs under."""
+    wanted = resolved["trainer"].get("python")
+    if wanted is None:
+        return sys.executable
+    return str(root / wanted) if "/" in wanted else shutil.which(wanted) or wanted
+
+
+def of_trainer(argv: Sequence[str], cwd: Path, python: str) -> str:
+    """Return the interpreter that a trainer's command runs under: its program if that is a Python, else `python`."""
+    program = argv[0]
+    if not re.fullmatch(r"python[0-9.]*", os.path.basename(program)):
+        return python
+    return os.path.join(cwd, program) if "/" in program else shutil.which(program) or python
+
+
+class Versions:
+    """The question for an interpreter's versions: asked when this is made, answered by `answer`."""
+
+    def __init__(self, python: str, search_path: str) -> None:
+        """Begin to ask.
+
+        Args:
+            python: the interpreter; the kit's own is not asked, it knows.
+            search_path: the PYTHONPATH that the trainer gets.
+        """
+        self._search_path = search_path
+        self._asked = None
+        self._answer: dict[str, str | None] | None = None
+        if os.path.abspath(python) != os.path.abspath(sys.executable):
+            self._asked = answers.ask([python, "-c", _QUESTION], {**os.environ, "PYTHONPATH": search_path})
+            self._is_ours = False
+        else:
+            self._is_ours = True
+
+    def answer(self) -> dict[str, str | None]:
+        """Return python, torch, cuda and driver versions; None where something is not there or does not say."""
+        if self._answer is None:
+            self._answer = self._read()
+        return self._answer
+
+    def _read(self) -> dict[str, str | None]:
+        if self._is_ours:
+            version: str | None = "{}.{}.{}".format(*sys.version_info[:3])
+            folders = [*self._search_path.split(os.pathsep), *sys.path, *_user_folder()]
+        else:
+            text = answers.collect(self._asked, MAX_BYTES, TIMEOUT_S).kept.decode("utf-8", "surrogateescape")
+            version, *folders = text.split("\0")
+            version = version if re.fullmatch(r"[0-9.]{3,20}", version) else None
+        torch, cuda = _torch_version(folders)
+        return {"python": version, "torch": torch, "cuda": cuda, "driver": _driver_version()}
+
+
+def _user_folder() -> list[str]:
+    """Return the user's own site-packages: `-I` leaves it out of our path, the trainer has it on its own."""
+    import site  # loaded already wherever it is of use
+
+    return [site.USER_SITE] if isinstance(site.USER_SITE, str) else []
+
+
+def _torch_version(folders: Sequence[str]) -> tuple[str | None, str | None]:
+    for folder in filter(None, folders):
+        try:
+            with open(os.path.join(folder, "torch", "version.py"), encoding="utf-8") as file:
+                text = file.read(MAX_BYTES)
+        except (OSError, ValueError):
+            continue
+        found = (re.search(rf"^{name}\b[^=\n]*=\s*'([^']*)'", text, re.MULTILINE) for name in ("__version__", "cuda"))
+        version, cuda = (match[1] if match else None for match in found)
+        return version, cuda
+    return None, None
+
+
+def _driver_version() -> str | None:
+    try:
+        with open("/sys/module/nvidia/version", encoding="ascii") as file:
+            return file.read(100).strip()
+    except (OSError, ValueError):
+        return None

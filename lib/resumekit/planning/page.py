@@ -1,0 +1,180 @@
+"""A plan, told to a person or to a program: what `--dry-run` prints. Fits a terminal of 80 by 24.
+
+What is simply loaded takes one line; what is not takes one each, with its reason. Reads nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ..basics.terminal import plain
+from ..proving.checkpoints import Candidate
+from . import plan as plans
+from .choice import Choice
+from .components import KEEPS_LESS, Component, show
+from .description import Match
+from .forecast import STEPS_SHOWN, Rate
+from .plan import Plan
+
+WIDTH = 80
+_SHOWN = 4
+_LABEL = 13
+
+
+def as_text(choice: Choice, plan: Plan | None) -> str:
+    """Return the page for a person.
+
+    Args:
+        plan: None for a fresh start.
+    """
+    lines = [choice.title]
+    if plan is not None:
+        lines += _plan_lines(plan)
+    lines += [line for sentence in choice.said if not _is_listed(sentence) for line in _row("note", sentence)]
+    if plan is not None:
+        lines += _verdict(plan)
+    lines.append("nothing was changed (--dry-run)")
+    return "\n".join(map(plain, lines))
+
+
+def as_json(choice: Choice, plan: Plan | None) -> str:
+    """Return the same for programs: the plan's fields, and every checkpoint that was thought of."""
+    fresh = {"relation": choice.relation, "experiment": choice.experiment, "parent_run_id": None, "checkpoint": None}
+    fields = plan.as_fields() if plan else fresh
+    candidates = [
+        {"step": one.step, "path": str(one.path), "run_id": one.run_id, "verdict": one.verdict, "reason": one.reason}
+        for one in choice.candidates
+    ]
+    return json.dumps(fields | {"candidates": candidates, "notes": list(choice.said)}, indent=2)
+
+
+def _plan_lines(plan: Plan) -> Iterator[str]:
+    choice = plan.choice
+    yield from _row("checkpoint", min(str(choice.candidate.path), _from_here(choice), key=len), can_break=False)
+    yield from _row("evidence", _evidence(choice.candidate))
+    passed = [one for one in choice.candidates if one.verdict == "passed"]
+    for one in passed[:_SHOWN]:
+        yield from _row("passed over", f"{one.path.name}: {one.reason}")
+    if len(passed) > _SHOWN:
+        yield from _row("", f"and {len(passed) - _SHOWN} more (--json lists all)")
+    yield from _changes(plan)
+    yield from _components(plan.components, plan.match)
+    yield from _rates(plan.forecast.rates)
+    ramp = plan.lr_scale.ramp
+    if ramp and ramp.from_step == choice.step:
+        how = "a warm restart" if ramp.warm_restart else f"x {ramp.factor:g}"
+        yield from _row("", f"{how} for {ramp.steps:,} steps, whole again from step {ramp.from_step + ramp.steps:,}")
+    if plan.forecast.totals:
+        yield from _row("totals", "; ".join(plan.forecast.totals))
+    for sentence in plan.forecast.warnings:
+        yield from _row("warning", sentence)
+
+
+def _evidence(candidate: Candidate) -> str:
+    """Say what makes the checkpoint stable."""
+    known, begin = candidate.known, f"{candidate.grade}: {candidate.reason}"
+    if known is None:
+        return begin
+    said = [f"{begin}; SHA-256 as in its manifest"]
+    said += ["optimizer step completed"] if known.step_completed else []
+    said += ["loss and weights finite"] if known.finite else []
+    said += [f"saved {known.created_at[:16].replace('T', ' ')} UTC"]
+    if known.last_fast_eval:
+        said.append(f"fast eval at step {known.last_fast_eval['step']}: {known.last_fast_eval['accuracy']:.1%}")
+    return ", ".join(said)
+
+
+def _from_here(choice: Choice) -> str:
+    try:
+        return os.path.relpath(choice.candidate.path)
+    except OSError:  # the current folder is gone
+        return str(choice.candidate.path)
+
+
+def _changes(plan: Plan) -> Iterator[str]:
+    free = []
+    # What a run is called costs nothing and is plain from the first line.
+    for change in (one for one in plan.changes if not one.key.startswith("experiment.")):
+        effect = ", ".join(f"{name}: {action}" for name, action in change.actions.items())
+        if change.consent or change.refuse:
+            effect = "refused" if change.refuse else "needs consent"
+        elif not effect:
+            free.append(f"{change.key}: {_value(change.old)} -> {_value(change.new)}")
+            continue
+        yield from _row("changed", f"{change.key}: {_value(change.old)} -> {_value(change.new)} ({effect})")
+    if free:
+        yield from _row("at no cost", "; ".join(free))
+
+
+def _value(value: Any) -> str:
+    """Return a value for the page; of a commit or digest its beginning, as git shows it."""
+    is_hash = isinstance(value, str) and len(value) in (40, 64) and set(value) <= set("0123456789abcdef")
+    return value[:12] if is_hash else show(value)
+
+
+def _components(components: Sequence[Component], match: Match | None) -> Iterator[str]:
+    groups: dict[tuple[str, str], list[str]] = {}
+    for one in components:
+        groups.setdefault((one.action, one.why), []).append(one.name)
+    for (action, why), names in sorted(groups.items(), key=lambda item: KEEPS_LESS.index(item[0][0])):
+        yield from _row(action, ", ".join(names) + (f": {why}" if why else ""))
+        if "weights" in names:
+            yield from _weights(match)
+
+
+def _weights(match: Match | None) -> Iterator[str]:
+    if match is None:
+        return
+    yield from _row("", f"{len(match.matched)} tensors match, {match.fraction:.1%} of the checkpoint's weights")
+    for word, names in (("new", match.new), ("left out", match.vanished), ("other shape", match.reshaped)):
+        if names:
+            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+            yield from _row("", f"{len(names)} {word}: {', '.join(names[:_SHOWN])}{more}")
+
+
+def _rates(rates: Sequence[Rate]) -> Iterator[str]:
+    unknown = [rate.key for rate in rates if rate.after is None]
+    if unknown:
+        yield from _row("lr", f"{', '.join(unknown)}: the trainer's own schedule decides; the kit cannot see it")
+    kept = [rate for rate in rates if rate.after is not None and rate.before == rate.after]
+    if kept:
+        shown = "; ".join(f"{rate.key} {_numbers(rate.after)}" for rate in kept)
+        yield from _row("lr", f"as before in {_steps(kept[0])}: {shown}")
+    for rate in rates:
+        if rate.after is not None and rate.before != rate.after:
+            was = _numbers(rate.before) if rate.before else "not known"
+            yield from _row("lr", f"{rate.key} in {_steps(rate)}: {was} -> {_numbers(rate.after)}")
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)
+
+
+def _steps(rate: Rate) -> str:
+    return f"steps {rate.first_step} to {rate.first_step + STEPS_SHOWN - 1}"
+
+
+def _verdict(plan: Plan) -> Iterator[str]:
+    yield f"verdict: {plan.verdict}" + (", --accept gives it" if plan.verdict == plans.NEEDS_CONSENT else "")
+    for reason in plan.refusals or plan.consents:
+        yield from _row("because", reason)
+
+
+def _row(label: str, text: str, *, can_break: bool = True) -> list[str]:
+    """Return '  label        text', wrapped; a path is kept whole, so that it can be copied."""
+    start = f"  {label:<{_LABEL}}"
+    if not can_break:
+        return [start + text]
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=start, subsequent_indent=" " * len(start), break_long_words=False,
+        break_on_hyphens=False,
+    ) or [start.rstrip()]  # fmt: skip
+
+
+def _is_listed(sentence: str) -> bool:
+    """What was passed over has its own lines on the page."""
+    return sentence.startswith("passed over ")

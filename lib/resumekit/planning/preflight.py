@@ -1,0 +1,176 @@
+"""What a start needs beside its choice, checked before anything is made: folders, data, program, command line.
+
+Reads the file system; writes nothing, so that --dry-run finds what the start would find.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+from ..basics.errors import InvalidFile, UsageError
+from ..basics.paths import KIT_ROOT, LIB, RunPaths, checkpoint_name
+from ..basics.redaction import secret_word
+from ..configuration import config
+from . import command, interpreter
+from .choice import Choice
+from .request import Request, root_of
+
+# Room that a launch wants to find: a full disk is refused before there is half a run folder.
+MIN_FREE_BYTES = 1 << 20
+
+
+class Ready(NamedTuple):
+    """What was found.
+
+    Args:
+        root: the folder that relative paths of the config begin at.
+        cwd: the trainer's working folder.
+        dataset: where data.path leads, or None.
+        python: what `{python}` stands for.
+        search_path: the trainer's PYTHONPATH.
+        versions: the question for the versions of the trainer's interpreter, under way.
+    """
+
+    root: Path
+    cwd: Path
+    dataset: Path | None
+    python: str
+    search_path: str
+    versions: interpreter.Versions | None = None
+
+
+def check(choice: Choice, request: Request) -> Ready:
+    """Look for everything that a start of this choice needs.
+
+    Raises:
+        UsageError: the command line carries what looks like a secret.
+        InvalidFile: data, folders or command of the config cannot be used.
+        ToolMissing: the trainer's program is not there.
+    """
+    root = root_of(choice.config, request.config_file)
+    _refuse_secrets(request)
+    ready = Ready(
+        root,
+        _folder(root, config.get(choice.config, "trainer.cwd")),
+        _dataset(root, config.get(choice.config, "data.path")),
+        interpreter.configured(choice.config, root),
+        os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(LIB)])),
+    )
+    _refuse_unresumable(choice)
+    argv = trainer_argv(choice, run_paths(choice, "RUN_ID"), ready)
+    command.check_program(argv, ready.cwd, os.environ.get("PATH", os.defpath))
+    _refuse_full_disk(choice.table.runs_dir)
+    python = interpreter.of_trainer(argv, ready.cwd, ready.python)
+    return ready._replace(versions=interpreter.Versions(python, ready.search_path))
+
+
+def run_paths(choice: Choice, run_id: str) -> RunPaths:
+    """Return where the files of the new run lie."""
+    names = choice.config["paths"]
+    return RunPaths(choice.table.runs_dir / run_id, names["checkpoints"], names["logs"], names["status"])
+
+
+def checkpoint_for_trainer(choice: Choice, paths: RunPaths) -> Path | None:
+    """Return the checkpoint that the trainer is told of: the chosen file, or its copy under `trainer.checkpoint_in`."""
+    if choice.candidate is None:
+        return None
+    wanted = config.get(choice.config, "trainer.checkpoint_in")
+    return chosen_file(choice) if wanted is None else paths.run_dir / wanted
+
+
+def chosen_file(choice: Choice) -> Path:
+    """Return the file of a choice; for the best one its step's own file, which is the same as long as it is there.
+
+    The best name moves on when a live parent has a new best, its step's file does not.
+    """
+    candidate = choice.candidate
+    path = candidate.path.absolute()
+    if choice.parent and path.name == choice.parent.best_pattern and candidate.step is not None:
+        own = path.with_name(checkpoint_name(choice.parent.step_pattern, candidate.step))
+        with contextlib.suppress(OSError):
+            if os.path.samefile(own, path):
+                return own
+    return path
+
+
+def trainer_argv(choice: Choice, paths: RunPaths, ready: Ready) -> list[str]:
+    """Return the trainer's command line in the run folder that `paths` names."""
+    values = {
+        "run_id": paths.run_dir.name,
+        "run_dir": str(paths.run_dir),
+        "checkpoints_dir": str(paths.checkpoints),
+        "logs_dir": str(paths.logs),
+        "heartbeat_json": str(paths.heartbeat_json),
+        "config_yaml": str(paths.resolved_yaml),
+        "config_json": str(paths.resolved_json),
+        "checkpoint": str(checkpoint_for_trainer(choice, paths) or ""),
+        "step": str(choice.step or 0),
+        "python": ready.python,
+        "kit": str(KIT_ROOT),
+    }
+    return command.build_argv(choice.config, values, is_resume=choice.candidate is not None)
+
+
+def _refuse_secrets(request: Request) -> None:
+    for words, origin in ((request.extra_args or (), "behind --"), (request.settings, "with --set")):
+        if found := secret_word(words):
+            raise UsageError(
+                f"'{found}' ({origin}) looks like a secret, and would be written into the run folder: "
+                "give it to the trainer in an environment variable instead"
+            )
+
+
+def _refuse_unresumable(choice: Choice) -> None:
+    trainer = choice.config["trainer"]
+    if choice.candidate and not trainer["resume_args"] and not trainer.get("checkpoint_in"):
+        raise InvalidFile(
+            "this trainer is never told which checkpoint to load: set trainer.resume_args, "
+            "or trainer.checkpoint_in where it reads a fixed name"
+        )
+
+
+def _refuse_full_disk(runs_dir: Path) -> None:
+    """Raise InvalidFile where the runs folder's disk has no room; what cannot be asked is found out by writing."""
+    folder = runs_dir
+    while not os.path.isdir(folder) and folder != folder.parent:
+        folder = folder.parent
+    try:
+        free = os.statvfs(folder)
+    except OSError:
+        return
+    if free.f_bavail * free.f_frsize < MIN_FREE_BYTES or (free.f_files and not free.f_favail):
+        what = f"{free.f_bavail * free.f_frsize:,} bytes" if free.f_favail or not free.f_files else "no inodes"
+        raise InvalidFile(f"the disk of '{runs_dir}' is full ({what} left): nothing was started; make room there")
+
+
+def _folder(root: Path, relative: str | None) -> Path:
+    folder = root / relative if relative else root
+    if not os.path.isdir(folder):
+        origin = "trainer.cwd" if relative else "paths.root"
+        raise InvalidFile(f"{origin} '{folder}' is not a folder")
+    return folder
+
+
+def _dataset(root: Path, relative: str | None) -> Path | None:
+    if relative is None:
+        return None
+    target = Path(os.path.abspath(root / relative))
+    if not target.exists():
+        leads_to = f", a link to '{os.readlink(target)}'" if target.is_symlink() else ""
+        raise InvalidFile(f"the data are not there: data.path is '{target}'{leads_to}")
+    return target
+
+
+def copy_checkpoint(choice: Choice, paths: RunPaths) -> None:
+    """Put the chosen checkpoint where a trainer that resumes from a fixed name looks for it.
+
+    A copy, not a link: the trainer may write into it, and the parent's file must stay as it is.
+    """
+    target = checkpoint_for_trainer(choice, paths)
+    if target is not None and choice.candidate is not None and target != chosen_file(choice):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(chosen_file(choice), target)

@@ -1,0 +1,1 @@
+"""Checkpoints looked at without torch: what is inside, is it whole, which one is taken."""

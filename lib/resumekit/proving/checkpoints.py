@@ -1,0 +1,292 @@
+"""Which checkpoint a run resumes from, and why each newer one was passed over.
+
+Names first, then the files from the newest down until one is good; older ones are not opened. Reads folder listings,
+manifests, zip directories and `data.pkl`, and the chosen file's bytes where a digest is asked for. Writes nothing.
+Try it: `python lib/resume_helper.py --ckpt_dir checkpoints --dry-run`
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ..basics.errors import NoStableCheckpoint
+from ..basics.files import UnreadableFile
+from ..basics.paths import BEST_PATTERN, MANIFEST_SUFFIX, STEP_PATTERN, step_form, step_of_name
+from .archive import Summary
+from .grades import PLAUSIBLE, PROVEN, WEIGHTS, WITNESSED, examine
+from .manifest import Manifest
+
+CHOSEN, PASSED, OLDER = "chosen", "passed", "older"
+MAX_ODD_NAMES = 20
+_ORDER = (PLAUSIBLE, WITNESSED, PROVEN)
+
+
+class CheckpointFolder(NamedTuple):
+    """One run's checkpoints, as a part of a history.
+
+    Args:
+        folder: where they lie.
+        run_id: whose they are; None where that is unknown. A manifest that names another run is passed over.
+        pattern, best_pattern: `checkpoint.pattern` and `checkpoint.best_pattern`.
+        max_step: the step at which the history left this run; None for the newest one.
+        quarantined: file names that failed before.
+    """
+
+    folder: Path
+    run_id: str | None = None
+    pattern: str = STEP_PATTERN
+    best_pattern: str = BEST_PATTERN
+    max_step: int | None = None
+    quarantined: frozenset[str] = frozenset()
+
+
+class Candidate(NamedTuple):
+    """One checkpoint that was thought of.
+
+    Args:
+        folder, name: where it lies.
+        step: by its name, else by its manifest or its content; None where nothing says.
+        verdict: 'chosen', 'passed' (looked at and not taken) or 'older' (not opened, a newer one is good).
+        grade: 'proven', 'witnessed', 'plausible', or None.
+        reason: short, one.
+        inside, known: of the chosen one, what it holds and its manifest, if it has one.
+    """
+
+    step: int | None
+    folder: Path
+    name: str
+    run_id: str | None
+    verdict: str
+    grade: str | None
+    reason: str
+    inside: Summary | None = None
+    known: Manifest | None = None
+
+    @property
+    def path(self) -> Path:
+        """The file; made when asked for, since of a thousand candidates one or two are looked at."""
+        return self.folder / self.name
+
+
+class Selection(NamedTuple):
+    """The choice, and every candidate, newest first."""
+
+    chosen: Candidate | None
+    candidates: tuple[Candidate, ...]
+
+
+class _Entry(NamedTuple):
+    step: int | None
+    folder: Path
+    name: str
+    home: CheckpointFolder
+    has_manifest: bool
+
+
+class _Rules(NamedTuple):
+    needs: frozenset[str]
+    prove: bool
+    weights_only: bool
+    minimum: str
+    why: str
+
+
+def select(
+    folders: Sequence[CheckpointFolder],
+    *,
+    step: int | None = None,
+    best: bool = False,
+    path: Path | None = None,
+    needs: frozenset[str] = WEIGHTS,
+    prove: bool = True,
+    weights_only: bool = True,
+    minimum: str = PLAUSIBLE,
+) -> Selection:
+    """Choose the checkpoint to resume from along a history.
+
+    Args:
+        folders: the history, newest run first.
+        step: only this step.
+        best: the best checkpoint instead of the latest.
+        path: this file, whatever its name.
+        needs: top-level keys that must be inside, such as 'optimizer_state_dict'.
+        prove: read the chosen file once and compare its digest (without a manifest: its checksums); else that is left
+            to whoever loads it.
+        weights_only: also pass over files that loading with weights_only=True would refuse.
+        minimum: the lowest grade to take: 'proven', 'witnessed' or 'plausible'. A plausible one is taken only where
+            the history has no better one, or where it was asked for by step, best or path.
+
+    Returns:
+        The selection; without candidates there was nothing to choose from, with candidates none was stable.
+
+    Source: protocol §0.
+    """
+    why = "the file asked for" if path else "the best one" if best else "newest stable"
+    rules = _Rules(needs, prove, weights_only, minimum, why if step is None else "the step asked for")
+    if path is not None:
+        home = folders[0] if folders else CheckpointFolder(path.parent)
+        # Whoever names a file may name it through a link, and take it from another run.
+        path = Path(os.path.realpath(path)) if path.is_symlink() else path
+        named = home._replace(folder=path.parent, run_id=None, max_step=None)
+        has_manifest = _is_there(path, MANIFEST_SUFFIX)
+        entry = _Entry(step_of_name(path.name, home.pattern), path.parent, path.name, named, has_manifest)
+        return _take_first([entry], rules, [])
+    if best:
+        return _take_first(list(_best_entries(folders)), rules, [])
+    entries, odd = _entries(folders)
+    if step is not None:
+        return _take_first([entry for entry in entries if entry.step == step], rules, [])
+    return _take_latest(entries, rules, odd)
+
+
+def require(selection: Selection, where: str) -> Candidate:
+    """Return the chosen candidate.
+
+    Args:
+        where: what was searched, for the message: "in 'runs/EXP-03/checkpoints'".
+
+    Raises:
+        NoStableCheckpoint: none was found, or none is stable; two different sentences.
+    """
+    if selection.chosen is not None:
+        return selection.chosen
+    if not selection.candidates:
+        raise NoStableCheckpoint(f"no checkpoint found {where}")
+    newest = selection.candidates[0]
+    count = len(selection.candidates)
+    raise NoStableCheckpoint(
+        f"no stable checkpoint {where}: {count} found, none usable; the newest, '{newest.path.name}': {newest.reason}"
+    )
+
+
+def _take_first(entries: list[_Entry], rules: _Rules, odd: list[Candidate]) -> Selection:
+    """Take the first good one of `entries`, whatever its grade."""
+    found: list[Candidate] = []
+    for position, entry in enumerate(entries):
+        candidate = _examined(entry, rules)
+        found.append(candidate)
+        if candidate.verdict == CHOSEN:
+            found += _older(entries[position + 1 :], candidate)
+            return Selection(candidate, (*found, *odd))
+    return Selection(None, (*found, *odd))
+
+
+def _take_latest(entries: list[_Entry], rules: _Rules, odd: list[Candidate]) -> Selection:
+    """Take the newest one that has a good manifest; only where there is none, the newest that is sound without."""
+    seen: dict[int, Candidate] = {}
+    chosen = _first_good(entries, [i for i, entry in enumerate(entries) if entry.has_manifest], rules, seen)
+    if chosen is None and rules.minimum == PLAUSIBLE:
+        chosen = _first_good(entries, [i for i, entry in enumerate(entries) if not entry.has_manifest], rules, seen)
+    unfinished = "no manifest: its save was not completed"
+    last = len(entries) if chosen is None else chosen + 1
+    candidates = [seen.get(i) or _candidate(entries[i], PASSED, None, unfinished) for i in range(last)]
+    if chosen is None:
+        return Selection(None, (*candidates, *odd))
+    older = _older(entries[last:], seen[chosen])
+    return Selection(seen[chosen], (*candidates, *older, *odd))
+
+
+def _first_good(entries: list[_Entry], order: list[int], rules: _Rules, seen: dict[int, Candidate]) -> int | None:
+    for position in order:
+        seen[position] = _examined(entries[position], rules)
+        if seen[position].verdict == CHOSEN:
+            return position
+    return None
+
+
+def _examined(entry: _Entry, rules: _Rules) -> Candidate:
+    home = entry.home
+    if entry.name in home.quarantined:
+        return _candidate(entry, PASSED, None, "quarantined: it failed before")
+    try:
+        grade = examine(
+            entry.folder / entry.name,
+            name_step=entry.step,
+            run_id=home.run_id,
+            has_manifest=entry.has_manifest,
+            needs=rules.needs,
+            prove=rules.prove,
+            weights_only=rules.weights_only,
+        )
+    except UnreadableFile as error:
+        return _candidate(entry, PASSED, None, str(error))
+    found = entry._replace(step=grade.step)
+    if home.max_step is not None and grade.step is not None and grade.step > home.max_step:
+        reason = f"step {grade.step} lies after the step {home.max_step} where the history left this run"
+        return _candidate(found, PASSED, grade.name, reason)
+    if _ORDER.index(grade.name) < _ORDER.index(rules.minimum):
+        return _candidate(found, PASSED, grade.name, f"only {grade.name}, {rules.minimum} is needed")
+    chosen = _candidate(found, CHOSEN, grade.name, "; ".join((rules.why, *grade.notes)))
+    return chosen._replace(inside=grade.inside, known=grade.known)
+
+
+def _older(entries: list[_Entry], chosen: Candidate) -> list[Candidate]:
+    same, older = "the chosen one of the same step is in a newer run", "older than the chosen one"
+    step = -1 if chosen.step is None else chosen.step
+    return [
+        Candidate(one.step, one.folder, one.name, one.home.run_id, OLDER, None, same if one.step == step else older)
+        for one in entries
+    ]
+
+
+def _candidate(entry: _Entry, verdict: str, grade: str | None, reason: str) -> Candidate:
+    return Candidate(entry.step, entry.folder, entry.name, entry.home.run_id, verdict, grade, reason)
+
+
+def _entries(folders: Sequence[CheckpointFolder]) -> tuple[list[_Entry], list[Candidate]]:
+    """List the history: newest step first, a child's before its parent's at the same step."""
+    entries: list[_Entry] = []
+    odd: list[Candidate] = []
+    for home in folders:
+        names = _names(home.folder)
+        steps, odd_names = _sorted_out(names, home.pattern)
+        entries += [
+            _Entry(step, home.folder, name, home, name + MANIFEST_SUFFIX in names)
+            for step, name in steps
+            if home.max_step is None or step <= home.max_step
+        ]
+        odd += [
+            Candidate(None, home.folder, name, home.run_id, PASSED, None, f"its name is not '{home.pattern}'")
+            for name in odd_names
+            if name != home.best_pattern
+        ]
+    if len(folders) > 1:
+        entries.sort(key=lambda entry: -(entry.step or 0))  # stable: newer runs stay first
+    return entries, odd
+
+
+def _best_entries(folders: Sequence[CheckpointFolder]) -> Iterator[_Entry]:
+    for home in folders:
+        path = home.folder / home.best_pattern
+        if os.path.lexists(path):
+            yield _Entry(None, home.folder, home.best_pattern, home, _is_there(path, MANIFEST_SUFFIX))
+
+
+def _sorted_out(names: set[str], pattern: str) -> tuple[list[tuple[int, str]], list[str]]:
+    """Return (step, name) newest first, and the names that look like step checkpoints and are none.
+
+    Those are step_-1, step_1e5, Arabic digits, a newline at the end and their like; the first few of them.
+    """
+    before, _, after = pattern.partition("{step}")
+    form = step_form(pattern)
+    steps, odd = [], []
+    for name in names:
+        if match := form.fullmatch(name):
+            steps.append((int(match[1]), name))
+        elif not name.endswith(MANIFEST_SUFFIX) and name.startswith(before) and name.rstrip().endswith(after):
+            odd.append(name)
+    return sorted(steps, reverse=True), sorted(odd)[:MAX_ODD_NAMES]
+
+
+def _names(folder: Path) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except OSError:
+        return set()
+
+
+def _is_there(path: Path, suffix: str) -> bool:
+    return os.path.lexists(f"{path}{suffix}")

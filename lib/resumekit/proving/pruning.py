@@ -1,0 +1,152 @@
+"""Which old checkpoints may go, and which leftovers of dead writers are swept.
+
+Only files that this run's save_checkpoint wrote are ever removed: never below two proven ones, never a pinned one,
+the best one, or one of somebody else. Reads manifests and the run's claims; removes files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..basics.claims import locked
+from ..basics.errors import KitError
+from ..basics.files import UnreadableFile, read_json
+from ..basics.paths import MANIFEST_SUFFIX, RunPaths, checkpoint_name, manifest_path, step_of_name
+from . import manifest
+from .proof import start_ticks
+
+MIN_PROVEN = 2
+_TEMP = re.compile(r"\.(?P<name>.+)\.tmp-(?P<pid>[0-9]{1,10})-(?P<ticks>[0-9]{1,20})-[0-9a-f]{8}", re.DOTALL)
+_PIN = re.compile(r"pin_(?P<step>[0-9]{1,12})(?![0-9]).*\.json", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What stays: the newest `last`, and every step that `every` divides; None switches one off."""
+
+    last: int | None
+    every: int | None
+
+
+def prune(
+    folder: Path, keep: Keep, *, run_id: str | None, claims: Path | None, pattern: str, best_name: str
+) -> list[Path]:
+    """Remove this run's old checkpoints; call it after the newest one is durable.
+
+    Args:
+        folder: the checkpoints.
+        run_id: whose may go; a manifest that names another run protects its file.
+        claims: the run's claims folder, where a branch pins the step that it starts from.
+        pattern, best_name: `checkpoint.pattern` and `checkpoint.best_pattern`.
+
+    Returns:
+        The files removed. One that can't be removed is left.
+    """
+    if keep.last is None:
+        return []
+    names = _names(folder)
+    steps = sorted({step for name in names if (step := step_of_name(name, pattern)) is not None}, reverse=True)
+    spared_inode = _inode(folder / best_name)
+    kept, removed = 0, []
+    for step in steps:
+        path = folder / checkpoint_name(pattern, step)
+        if path.name + MANIFEST_SUFFIX not in names or not _is_own(path, step, run_id):
+            continue
+        kept += 1
+        if kept <= max(keep.last, MIN_PROVEN) or (keep.every and step % keep.every == 0):
+            continue
+        if _inode(path) == spared_inode or step in pinned_steps(claims):
+            continue
+        with contextlib.suppress(OSError):
+            # The data first: a manifest without data is nothing, data without a manifest would be a riddle.
+            path.unlink()
+            removed.append(path)
+            manifest_path(path).unlink()
+    return removed
+
+
+def prune_own(folder: Path, keep: Keep, run_dir: Path | None, **names: str | None) -> None:
+    """Prune under the run's lock, so that no branch pins a step in between; not now if somebody holds it.
+
+    Args:
+        run_dir: the run folder; None without the kit, where nobody pins.
+        names: run_id, pattern and best_name, as for `prune`.
+    """
+    if run_dir is None:
+        prune(folder, keep, claims=None, **names)
+        return
+    own = RunPaths(run_dir)
+    with contextlib.suppress(OSError, KitError), locked(own.lock, wait_s=1.0):
+        prune(folder, keep, claims=own.claims, **names)
+
+
+def pinned_steps(claims: Path | None) -> frozenset[int]:
+    """Return the steps that `claims/pin_<step>*.json` protect."""
+    matches = (_PIN.fullmatch(name) for name in (_names(claims) if claims else ()))
+    return frozenset(int(match["step"]) for match in matches if match)
+
+
+def sweep(folder: Path) -> list[Path]:
+    """Remove our own temp files whose writer is dead, in one folder; nothing else, and nothing of another host's run.
+
+    Returns:
+        The files removed.
+    """
+    if _of_another_host(folder.parent):
+        return []
+    removed = []
+    for name in _names(folder):
+        match = _TEMP.fullmatch(name)
+        path = folder / name
+        if match is None or start_ticks(int(match["pid"])) == match["ticks"]:
+            continue
+        with contextlib.suppress(OSError):
+            if stat.S_ISREG(os.lstat(path).st_mode):
+                path.unlink()
+                removed.append(path)
+    return removed
+
+
+def _is_own(path: Path, step: int, run_id: str | None) -> bool:
+    try:
+        status, known = os.lstat(path), manifest.read(path)
+    except (OSError, UnreadableFile):
+        return False
+    return (
+        stat.S_ISREG(status.st_mode)
+        and status.st_size == known.size
+        and known.writer == manifest.SAVE_CHECKPOINT
+        and known.step == step
+        and known.run_id == run_id
+        and known.finite is True
+        and known.step_completed is True
+    )
+
+
+def _of_another_host(run_folder: Path) -> bool:
+    """A process id says nothing about a writer on another machine that shares the disk."""
+    try:
+        run = read_json(run_folder / "run.json", 1 << 20)
+    except UnreadableFile:
+        return False
+    return isinstance(run, dict) and run.get("host") not in (None, os.uname().nodename)
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _names(folder: Path) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except OSError:
+        return set()

@@ -1,0 +1,1 @@
+"""Run folders read back: which there are, what has happened in one, how it stands."""

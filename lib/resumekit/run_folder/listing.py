@@ -1,0 +1,138 @@
+"""The runs as a table and a tree, each with its state as it is now.
+
+Reads run.json, journal and processes of each run that is shown; writes nothing.
+Try it: `bin/runs.sh`
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from ..basics.errors import UsageError
+from . import status
+from .runs import Run, RunTable
+
+Row = tuple[Run, dict[str, Any]]
+UNKNOWN = "unknown"
+
+
+def choose(table: RunTable, wanted: str | None) -> list[Row]:
+    """Return (run, status) of the runs that are asked for, each behind the one it was resumed from.
+
+    Args:
+        table: all runs.
+        wanted: None for all, an experiment, or a run id for that run with its ancestors and descendants.
+
+    Raises:
+        UsageError: there is no such run or experiment.
+    """
+    runs = _wanted(table, wanted)
+    return [(run, state_of(run)) for run in _in_tree_order(table, runs)]
+
+
+def state_of(run: Run) -> dict[str, Any]:
+    """Return a run's status; of a folder that the kit did not make only what its name says is known."""
+    seen = status.current(run)
+    return seen if run.is_ours or not run.has_started else seen | {"state": UNKNOWN}
+
+
+def as_json(rows: list[Row]) -> str:
+    """Return the status objects, one per run, as a JSON array."""
+    return json.dumps([seen for _, seen in rows], indent=2)
+
+
+def as_text(table: RunTable, rows: list[Row]) -> str:
+    """Return the tree with one line per run; control characters cannot come in, run ids have none."""
+    if not rows:
+        return "no runs"
+    shown = {run.run_id for run, _ in rows}
+    lines = []
+    for run, seen in rows:
+        depth = _depth(table, run, shown)
+        name = "  " * max(0, depth - 1) + ("└ " if depth else "") + run.run_id
+        lines.append((name, seen["state"], _progress(seen), _detail(run, seen)))
+    widths = [max(len(line[i]) for line in lines) for i in range(3)]
+    return "\n".join(
+        "  ".join([*(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=False)), line[3]]).rstrip()
+        for line in lines
+    )
+
+
+def _wanted(table: RunTable, wanted: str | None) -> list[Run]:
+    if wanted is None:
+        return table.all()
+    if "_" not in wanted:
+        runs = table.of_experiment(wanted)
+        if not runs:
+            raise UsageError(f"there is no run of '{wanted}' in '{table.runs_dir}'")
+        return runs
+    run = table.get(wanted)
+    if run is None:
+        raise UsageError(f"there is no run '{wanted}' in '{table.runs_dir}'")
+    ancestors = {ancestor.run_id for ancestor, _ in table.history(run)}
+    return [r for r in table.all() if r.run_id in ancestors or wanted in {a.run_id for a, _ in table.history(r)}]
+
+
+def _in_tree_order(table: RunTable, runs: list[Run]) -> list[Run]:
+    """Put each run behind its parent, siblings by the time they were made."""
+    shown = {run.run_id for run in runs}
+    children: dict[str | None, list[Run]] = {}
+    for run in runs:
+        parent = table.parent(run)
+        children.setdefault(parent.run_id if parent and parent.run_id in shown else None, []).append(run)
+    order: list[Run] = []
+    stack = sorted(children.get(None, []), key=_age, reverse=True)
+    while stack:
+        run = stack.pop()
+        order.append(run)
+        stack += sorted(children.pop(run.run_id, []), key=_age, reverse=True)
+    # Two that say of each other that they are its parent hang on no root; they are runs all the same.
+    left = {run.run_id for run in runs} - {run.run_id for run in order}
+    return order + [run for run in runs if run.run_id in left]
+
+
+def _age(run: Run) -> tuple[str, str]:
+    return run.created_at, run.run_id
+
+
+def _depth(table: RunTable, run: Run, shown: set[str]) -> int:
+    return sum(1 for ancestor, _ in table.history(run)[1:] if ancestor.run_id in shown)
+
+
+def _progress(seen: dict[str, Any]) -> str:
+    step, end = _number(seen["global_step"]), _number(seen["max_steps"])
+    if step is None:
+        return ""
+    return f"step {step}/{end}" if end else f"step {step}"
+
+
+def _number(value: Any) -> int | float | None:
+    """Return a value that came from somebody's file if it is a number: only those are shown."""
+    return value if type(value) in (int, float) and math.isfinite(value) else None
+
+
+def _detail(run: Run, seen: dict[str, Any]) -> str:
+    parts = []
+    if run.parent_step is not None and run.record.get("relation") == "branch":
+        parts.append("branch")
+    if seen["state"] in status.LIVE and _number(seen["pid"]):
+        parts.append(f"pid {seen['pid']}")
+    score, best_step, speed = (_number(seen[key]) for key in ("best_eval_acc", "best_step", "steps_per_sec"))
+    if score is not None:
+        parts.append(f"best {score:.4f}" + (f" at {best_step}" if best_step is not None else ""))
+    if seen["state"] in status.LIVE and speed is not None and _number(seen["eta_s"]) is not None:
+        parts.append(f"{speed:.2f} steps/s, {_duration(seen['eta_s'])} left")
+    if _number(seen["exit_code"]):
+        parts.append(f"exit {seen['exit_code']}")
+    return ", ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = int(seconds // 60), int(seconds // 3600)
+    if hours >= 48:
+        return f"{hours // 24} d"
+    if hours:
+        return f"{hours} h {minutes % 60:02d} min"
+    return f"{minutes} min" if minutes else f"{int(seconds)} s"

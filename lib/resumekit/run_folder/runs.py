@@ -1,0 +1,238 @@
+"""The runs in a folder: which there are, which came from which, and where the newest head stands.
+
+Reads folder names and each run's run.json; opens no checkpoint. Folders in the protocol's form that the kit did not
+make are runs too: what they are is taken from their name.
+Try it: `bin/runs.sh`
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..basics.errors import UsageError
+from ..basics.files import UnreadableFile, read_json
+from ..basics.paths import BEST_PATTERN, STEP_PATTERN, RunPaths
+from .lineage import parse_run_name
+
+MAX_CONFIG_BYTES = 4 << 20
+# A trainer may be given a long command line: it stands in run.json.
+MAX_RECORD_BYTES = 1 << 20
+
+
+class Run:
+    """One run folder. (No dataclass: importing those costs the sidecar, and so every short run, 10 ms.)
+
+    Args:
+        paths: where its files lie.
+        record: run.json, or {} in a folder that the kit did not make (or that was left before it was written).
+    """
+
+    def __init__(self, paths: RunPaths, record: dict[str, Any]) -> None:
+        self.paths = paths
+        self.record = record
+
+    @property
+    def run_id(self) -> str:
+        return self.paths.run_dir.name
+
+    @property
+    def is_ours(self) -> bool:
+        return bool(self.record)
+
+    @cached_property
+    def experiment(self) -> str | None:
+        name = parse_run_name(self.run_id)
+        return _text(self.record.get("experiment")) or (name.experiment if name else None)
+
+    @cached_property
+    def name(self) -> str | None:
+        if self.is_ours:
+            return _text(self.record.get("name"))
+        parsed = parse_run_name(self.run_id)
+        return parsed.name if parsed else None
+
+    @property
+    def parent_step(self) -> int | None:
+        if self.is_ours:
+            step = self.record.get("parent_step")
+            return step if type(step) is int else None
+        parsed = parse_run_name(self.run_id)
+        return parsed.step if parsed else None
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """Every `--set` that its config is made with, its ancestors' first."""
+        settings = self.record.get("settings")
+        return tuple(filter(_text, settings)) if isinstance(settings, list) else ()
+
+    @cached_property
+    def has_started(self) -> bool:
+        """Whether it ever had a trainer: its journal says `launched`; in a folder of somebody else, anything of one.
+
+        A folder of ours without even a run.json is what is left of a launch that was killed right after its mkdir.
+        """
+        own = self.paths
+        theirs = (own.checkpoints, own.logs, own.status)
+        return _was_launched(own.journal) if self.is_ours else any(map(os.path.lexists, theirs))
+
+    @cached_property
+    def created_at(self) -> str:
+        """When it was made (UTC, ISO 8601); for a folder of somebody else the stamp in its name, else ''."""
+        if self.is_ours:
+            return _text(self.record.get("created_at")) or ""
+        parsed = parse_run_name(self.run_id)
+        if not parsed or not parsed.stamp:
+            return ""
+        day = parsed.stamp
+        return f"{day[:4]}-{day[4:6]}-{day[6:8]}T{day[9:11]}:{day[11:13]}:00.000000Z"
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The resolved config of the run; {} where there is none that can be read."""
+        try:
+            config = read_json(self.paths.resolved_json, MAX_CONFIG_BYTES)
+        except UnreadableFile:
+            return {}
+        return config if isinstance(config, dict) else {}
+
+    def setting(self, section: str, key: str, default: Any = None) -> Any:
+        """Return one value of the run's resolved config."""
+        values = self.config.get(section)
+        return values.get(key, default) if isinstance(values, dict) else default
+
+    @property
+    def step_pattern(self) -> str:
+        pattern = _text(self.setting("checkpoint", "pattern"))
+        return pattern if pattern and "{step}" in pattern and "/" not in pattern else STEP_PATTERN
+
+    @property
+    def best_pattern(self) -> str:
+        pattern = _text(self.setting("checkpoint", "best_pattern"))
+        return pattern if pattern and "/" not in pattern else BEST_PATTERN
+
+
+def _was_launched(journal: Path) -> bool:
+    """Whether a journal begins with the `launched` event; it is the first that a run with a trainer has."""
+    try:
+        with open(journal, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            return b'"event":"launched"' in file.read(64 * 1024)
+    except OSError:
+        return False
+
+
+def open_run(run_dir: Path) -> Run:
+    """Read one run folder's run.json; a missing or broken one makes it a run that is known by its name alone."""
+    paths = RunPaths(run_dir)
+    try:
+        record = read_json(paths.run_json, MAX_RECORD_BYTES)
+    except UnreadableFile:
+        return Run(paths, {})
+    if not isinstance(record, dict) or record.get("run_id") != run_dir.name:
+        return Run(paths, {})  # a copied folder under another name is not the run that it says it is
+    folders = record.get("paths")
+    if isinstance(folders, dict):
+        names = [folders.get(key) for key in ("checkpoints", "logs", "status")]
+        if all(isinstance(name, str) and _is_inside(name) for name in names):
+            paths = RunPaths(run_dir, *names)
+    return Run(paths, record)
+
+
+class RunTable:
+    """All runs of one `runs/` folder, read as they are asked for."""
+
+    def __init__(self, runs_dir: Path) -> None:
+        self.runs_dir = runs_dir
+        self._runs: dict[str, Run] = {}
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The folder names that may be runs, sorted; one directory listing."""
+        try:
+            entries = list(os.scandir(self.runs_dir))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise UsageError(f"the runs folder '{self.runs_dir}' cannot be read: {error.strerror}") from error
+        return sorted(e.name for e in entries if e.is_dir(follow_symlinks=True) and parse_run_name(e.name))
+
+    def get(self, run_id: str | None) -> Run | None:
+        """Return the run of that id, or None."""
+        if not run_id or len(run_id) > 255 or parse_run_name(run_id) is None:
+            return None
+        if run_id not in self._runs:
+            if not os.path.isdir(self.runs_dir / run_id):
+                return None
+            self._runs[run_id] = open_run(self.runs_dir / run_id)
+        return self._runs[run_id]
+
+    def has_started(self, run_id: str) -> bool:
+        """Return whether there is a run of that id that ever had a trainer; looks again each time."""
+        self._runs.pop(run_id, None)
+        run = self.get(run_id)
+        return run is not None and run.has_started
+
+    def all(self) -> list[Run]:
+        """Return every run, sorted by folder name."""
+        return [run for name in self.names if (run := self.get(name))]
+
+    def of_experiment(self, experiment: str) -> list[Run]:
+        """Return the runs of one experiment; opens only folders whose name begins with it."""
+        mine = [n for n in self.names if n == experiment or n.startswith(experiment + "_")]
+        return [run for name in mine if (run := self.get(name)) and run.experiment == experiment]
+
+    def parent(self, run: Run) -> Run | None:
+        """Return the run that `run` was resumed from, or None: it has none, or its folder is not here."""
+        if run.is_ours:
+            return self.get(_text(run.record.get("parent_run_id")))
+        parsed = parse_run_name(run.run_id)
+        return self.get(parsed.base) if parsed and parsed.step is not None and parsed.base != run.run_id else None
+
+    def heads(self, experiment: str) -> list[Run]:
+        """Return the started runs of an experiment that no started run of it came from, newest first.
+
+        A child is newer than its parent, whatever the clocks said; between branches `created_at` decides.
+        """
+        started = [run for run in self.of_experiment(experiment) if run.has_started]
+        parents = {parent.run_id for run in started if (parent := self.parent(run))}
+        leaves = [run for run in started if run.run_id not in parents]
+        return sorted(leaves, key=lambda run: (run.created_at, run.run_id), reverse=True)
+
+    def history(self, run: Run) -> list[tuple[Run, int | None]]:
+        """Return (run, highest step that belongs to the history), newest first: the run, its parent, to the root.
+
+        The run itself has no limit (None); a parent counts up to the step that its child was resumed at.
+        """
+        result: list[tuple[Run, int | None]] = [(run, None)]
+        limit: int | None = None
+        seen = {run.run_id}
+        while (parent := self.parent(run)) and parent.run_id not in seen:
+            step = run.parent_step
+            limit = step if limit is None else min(limit, step) if step is not None else limit
+            result.append((parent, limit))
+            seen.add(parent.run_id)
+            run = parent
+        return result
+
+
+def run_around(table: RunTable, checkpoint: Path) -> Run | None:
+    """Return the run that a checkpoint file lies in, if there is one: in this runs folder, or one of ours elsewhere."""
+    path, runs_dir = Path(os.path.realpath(checkpoint.parent)), Path(os.path.realpath(table.runs_dir))
+    for folder in (path, *path.parents):
+        if folder.parent == runs_dir:
+            return table.get(folder.name)
+        if (folder / "run.json").is_file():
+            return open_run(folder)
+    return None
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a relative path stays inside the folder that it is relative to."""
+    parts = Path(name).parts
+    return bool(parts) and not name.startswith("/") and ".." not in parts and "\0" not in name

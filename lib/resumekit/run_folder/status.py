@@ -1,0 +1,217 @@
+"""The status of a run: a view on its journal, the clock and the processes, never a source of its own.
+
+`observe` is pure; `current` reads what it needs; `write` puts status.json down whole. Whoever holds the status lock
+writes: the sidecar, else the watcher.
+Try it: `bin/runs.sh --json EXP-01`
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any, NamedTuple
+
+from ..basics import journal, processes
+from ..basics.files import UnreadableFile, read_json, to_json, utc_now, write_atomic
+from .run_state import State, fold, is_sound, measured_speed
+from .runs import Run
+
+ENDED = frozenset({"finished", "ended_early", "stopped", "preempted", "failed", "aborted", "lost", "needs_attention"})
+LIVE = frozenset({"starting", "running", "unsupervised"})
+# Thirty years: nobody waits for more, and the calendar may not reach there.
+MAX_ETA_S = 1e9
+
+
+class View(NamedTuple):
+    """What is known of a run beside its journal, at one moment.
+
+    Args:
+        trainer, launcher: 'alive', 'dead' or 'unknown', from processes.probe.
+        end: exit.json, or None.
+        now: seconds since the epoch.
+    """
+
+    trainer: str
+    launcher: str
+    end: dict[str, Any] | None
+    now: float
+
+
+def observe(run: Run, state: State, view: View) -> dict[str, Any]:
+    """Return the status of a run, by schemas/status.schema.json; protocol §3's fields come first.
+
+    Args:
+        run: the run, for what was fixed at its start; its files may be anybody's, so no type in them is trusted.
+        state: its folded journal.
+        view: processes, end and clock.
+    """
+    launched = state.get("launched") or {}
+    trainer = launched.get("trainer") or {}
+    max_steps, parent_step = _count(run.setting("training", "max_steps")), _count(run.parent_step)
+    step, speed = state.get("step"), measured_speed(state) or state.get("steps_per_sec")
+    record = run.record
+    is_now = state_of(state, view, max_steps, shows_steps=_shows_steps(run))
+    ended_at = _text((state.get("exited") or {}).get("at"))
+    return {
+        "run_id": run.run_id,
+        "global_step": step if step is not None else parent_step,
+        "steps_per_sec": speed,
+        "lr": state.get("lr"),
+        "last_fast_eval_step": state.get("last_fast_eval_step"),
+        "last_full_eval_step": state.get("last_full_eval_step"),
+        "best_eval_acc": state.get("best_eval_acc"),
+        **_etas(run, step, speed if is_now in LIVE else None, max_steps, view.now),
+        "state": is_now,
+        "phase": state.get("phase"),
+        "experiment": _text(run.experiment),
+        "parent_run_id": _text(record.get("parent_run_id")),
+        "parent_step": parent_step,
+        "config_hash": _text(record.get("config_hash")),
+        "epoch": state.get("epoch"),
+        "max_steps": max_steps,
+        "loss": state.get("loss"),
+        "lr_scale": state.get("lr_scale", 1.0),
+        "optimizer": state.get("optimizer") or _text(run.setting("optimizer", "name")),
+        "swap_from_step": state.get("swap_from_step"),
+        "scheduler_phase": state.get("scheduler_phase"),
+        "last_checkpoint_step": state.get("last_checkpoint_step"),
+        "best_step": state.get("best_step"),
+        "host": trainer.get("host"),
+        "boot_id": trainer.get("boot_id"),
+        "pid": trainer.get("pid"),
+        "pid_started_at": launched.get("at"),
+        "pid_start_ticks": trainer.get("start_ticks"),
+        "started_at": launched.get("at"),
+        "heartbeat_at": ended_at if is_now in ENDED and ended_at else utc_now(view.now),
+        "last_progress_at": state.get("last_progress_at"),
+        "exit_code": view.end.get("code") if view.end else None,
+        "last_warning": state.get("last_warning"),
+        "checks": None,
+        "recovery": None,
+    }
+
+
+def state_of(state: State, view: View, max_steps: int | None, *, shows_steps: bool = True) -> str:
+    """Name the state of a run; a trainer is never called dead on doubt.
+
+    Args:
+        state: its folded journal.
+        view: processes, end and clock.
+        max_steps: where the run is whole; None if that is not known.
+        shows_steps: whether steps can be expected to be seen. Without, a trainer that is there counts as running.
+    """
+    if view.end is not None:
+        return _end_state(state, view.end, max_steps, shows_steps)
+    if not state.get("launched"):
+        return "starting" if view.launcher == processes.ALIVE else "never_started"
+    if view.trainer == processes.DEAD:
+        return "lost"
+    if view.launcher == processes.DEAD:
+        return "unsupervised"
+    has_begun = "step" in state or state.get("phase") not in ("startup", "compile")
+    return "running" if has_begun or not shows_steps else "starting"
+
+
+def _end_state(state: State, end: dict[str, Any], max_steps: int | None, shows_steps: bool) -> str:
+    code, step = end.get("code"), state.get("step")
+    has_reached_end = step is not None and max_steps is not None and step >= max_steps
+    if code == 0 and has_reached_end:
+        return "finished"
+    if state.get("stopped"):
+        return "stopped"
+    if code == 0:
+        # Where steps can be seen and there is an end, code 0 alone proves nothing; where they cannot, it has to do.
+        is_unseen = step is None and (not shows_steps or state.get("last_checkpoint_step") is not None)
+        return "finished" if max_steps is None or is_unseen else "ended_early"
+    # 143: a trainer that saved and ended on the scheduler's TERM; one that was killed by it has a signal instead.
+    return "preempted" if code == 143 and end.get("signal") is None else "failed"
+
+
+def _shows_steps(run: Run) -> bool:
+    """Whether this trainer journals, or has a pattern by which its steps are read out of its log."""
+    patterns = run.setting("trainer", "log_patterns")
+    return run.setting("trainer", "loads_with_kit") is True or (isinstance(patterns, dict) and "step" in patterns)
+
+
+def _etas(run: Run, step: int | None, speed: float | None, max_steps: int | None, now: float) -> dict[str, Any]:
+    """Return the seconds to the next evals and the end, at the speed measured since the resume point."""
+
+    def seconds_to(target: int | None) -> float | None:
+        if step is None or target is None or not speed or speed <= 0:
+            return None
+        seconds = max(0, target - step) / speed
+        return seconds if seconds < MAX_ETA_S else None
+
+    def next_multiple(every: int | None) -> int | None:
+        return (step // every + 1) * every if step is not None and every else None
+
+    end_s = seconds_to(max_steps)
+    return {
+        "eta_s": end_s,
+        "eta_at": utc_now(now + end_s) if end_s is not None else None,
+        "eta_fast_eval_s": seconds_to(next_multiple(_count(run.setting("validation", "fast_eval_every")))),
+        "eta_full_eval_s": seconds_to(next_multiple(_count(run.setting("validation", "full_eval_every")))),
+    }
+
+
+def look(run: Run, state: State) -> View:
+    """Probe the run's processes and its exit.json, now."""
+    launched = state.get("launched") or {}
+    launcher = processes.identity_from(launched.get("launcher") or run.record.get("launcher"))
+    trainer = processes.identity_from(launched.get("trainer"))
+    # Processes before exit.json: read the other way round, an end between the two would look like a lost trainer.
+    trainer_probe = processes.probe(trainer)
+    shim = processes.identity_from(launched.get("shim"))
+    if trainer_probe == processes.DEAD and processes.probe(shim) == processes.ALIVE:
+        trainer_probe = processes.ALIVE  # its end is being written down
+    return View(trainer_probe, processes.probe(launcher), read_end(run), time.time())
+
+
+def read_end(run: Run) -> dict[str, Any] | None:
+    """Return exit.json if it is there and has a code."""
+    try:
+        end = read_json(run.paths.exit_json)
+    except UnreadableFile:
+        return None
+    is_end = isinstance(end, dict) and type(end.get("code")) is int and 0 <= end["code"] < 256
+    return end if is_end else None
+
+
+def read_state(run: Run) -> State:
+    """Fold the run's journal, from where the sidecar's saved fold ended."""
+    state, offset = saved_state(run)
+    return fold(state, (event for event, _ in journal.read(run.paths.journal, offset)))
+
+
+def saved_state(run: Run) -> tuple[State, int]:
+    """Return (state, byte offset in the journal) as the sidecar last saved them; ({}, 0) if there is nothing usable."""
+    try:
+        saved = read_json(run.paths.sidecar_state)
+        size = os.stat(run.paths.journal).st_size
+    except (UnreadableFile, OSError):
+        return {}, 0
+    if not isinstance(saved, dict) or saved.get("run_id") != run.run_id:
+        return {}, 0
+    state, offset = saved.get("state"), saved.get("journal_offset")
+    if not is_sound(state) or type(offset) is not int or not 0 <= offset <= size:
+        return {}, 0
+    return state, offset
+
+
+def current(run: Run) -> dict[str, Any]:
+    """Return the status of a run as it is now, without writing anything."""
+    state = read_state(run)
+    return observe(run, state, look(run, state))
+
+
+def write(run: Run, status: dict[str, Any]) -> None:
+    """Replace status.json; a reader sees the old one or the new one, never half of either."""
+    write_atomic(run.paths.status, to_json(status))
+
+
+def _count(value: Any) -> int | None:
+    return value if type(value) is int and 0 <= value < 10**12 else None
+
+
+def _text(value: Any) -> str | None:
+    return value[:500] if isinstance(value, str) else None

@@ -1,0 +1,1 @@
+"""A run made, started, watched and ended."""

@@ -1,0 +1,176 @@
+"""The verbs that the shell asks for: start, resume, runs, sidecar, prove, quarantine-damaged, stop.
+
+Answers for Bash go to stdout as NUL-separated fields, everything for people to stderr. Imports are late: each verb
+pays only for what it needs, and the launcher waits for it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..basics.errors import DONE, FAILED, NEEDS_ACCEPT, REFUSED, USAGE, InvalidFile, KitError, UsageError, report
+from ..basics.terminal import plain
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code (see errors.py)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] not in _VERBS:
+        print(f"resumekit_cli.py: the first argument is one of {', '.join(_VERBS)}", file=sys.stderr)
+        return USAGE
+    verb, prog = _VERBS[arguments[0]]
+    return report(lambda: _in_one_sentence(verb, arguments[1:]), prog)
+
+
+def _in_one_sentence(verb: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """Run a verb; whatever ends it becomes one printable sentence."""
+    try:
+        return verb(arguments)
+    except KitError as error:
+        raise type(error)(plain(str(error))) from error
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        where = f" ('{plain(os.fsdecode(error.filename))}')" if error.filename else ""
+        raise KitError(f"{(error.strerror or str(error)).lower()}{where}") from error
+    except ValueError as error:
+        if "null byte" not in str(error) and "null character" not in str(error):
+            raise
+        raise InvalidFile("a path in the config holds a NUL character") from error
+
+
+def _start(arguments: list[str]) -> int:
+    from ..planning.choice import choose_start
+
+    return _launch(arguments, choose_start, "run.sh")
+
+
+def _resume(arguments: list[str]) -> int:
+    from ..planning.choice import choose_resume
+
+    return _launch(arguments, choose_resume, "resume.sh")
+
+
+def _launch(arguments: list[str], choose: Callable[[Any], Any], prog: str) -> int:
+    from ..planning.request import parse
+
+    options = parse(arguments)
+    request = options.request()
+    from ..planning import code_state
+    from . import launch
+
+    snapshot = code_state.start_snapshot(request.root)  # git looks while we choose
+    if request.is_dry_run:
+        return _show(*_planned(request, choose, snapshot)[:2], is_json="json" in options.switches)
+    with launch.one_start_at_a_time(request):
+        choice, plan, ready, code = _planned(request, choose, snapshot)
+        if plan is not None:
+            plan.require("accept" in options.switches)
+        for sentence in (*choice.said, choice.headline, *(plan.said if plan else ())):
+            _say(prog, sentence)
+        fields = plan.as_fields() if plan else None
+        run = launch.prepare(choice, request, ready, code, fields, options.launcher_pid, [prog, *_typed(arguments)])
+    _say(prog, f"run {run.run_id}")
+    # Paths are bytes to the shell: what Python could not decode goes out as it came in.
+    sys.stdout.buffer.write(b"".join(os.fsencode(field) + b"\0" for field in run.answer()))
+    sys.stdout.flush()
+    return DONE
+
+
+def _planned(request: Any, choose: Callable[[Any], Any], snapshot: Any) -> tuple[Any, Any, Any, Any]:
+    """Return (choice, plan, ready, code); the plan is None where nothing is resumed."""
+    from ..planning import code_state, preflight
+
+    choice = choose(request)
+    ready = preflight.check(choice, request)
+    code = code_state.finish_snapshot(
+        snapshot if ready.root == snapshot.root else code_state.start_snapshot(ready.root)
+    )
+    if choice.candidate is None:
+        return choice, None, ready, code
+    from ..planning import plan as plans  # a fresh start need not pay for it
+
+    return choice, plans.make(choice, request.config_file.schema, ready, code), ready, code
+
+
+def _show(choice: Any, plan: Any, *, is_json: bool) -> int:
+    from ..planning import page
+
+    _print(page.as_json(choice, plan) if is_json else page.as_text(choice, plan))
+    if plan is None:
+        return DONE
+    return REFUSED if plan.refusals else NEEDS_ACCEPT if plan.consents else DONE
+
+
+def _typed(arguments: list[str]) -> list[str]:
+    """Return the arguments as the person gave them, without what the launcher adds."""
+    return [word for word in arguments if not word.startswith("--launcher-pid=")]
+
+
+def _runs(arguments: list[str]) -> int:
+    from ..configuration.config import load_config, resolve
+    from ..planning.request import parse, runs_folder
+    from ..run_folder import listing
+    from ..run_folder.runs import RunTable
+
+    options = parse(arguments)
+    runs_dir = options.runs
+    if runs_dir is None:
+        file = load_config(options.config)
+        runs_dir = runs_folder(resolve(file.document, schema=file.schema), file)
+    elif not runs_dir.is_dir():
+        raise UsageError(f"there is no runs folder '{runs_dir}' (given with --runs)")
+    table = RunTable(runs_dir.absolute())
+    rows = listing.choose(table, options.values.get("experiment"))
+    _print(listing.as_json(rows) if "json" in options.switches else listing.as_text(table, rows))
+    return DONE
+
+
+def _sidecar(arguments: list[str]) -> int:
+    from . import sidecar
+
+    return sidecar.main(Path(arguments[0]), has_echo="--echo" in arguments[1:])
+
+
+def _prove(arguments: list[str]) -> int:
+    from ..proving.proof import prove_for_run
+
+    return prove_for_run(Path(arguments[0]), Path(arguments[1]))
+
+
+def _quarantine_damaged(arguments: list[str]) -> int:
+    """0 if the run's checkpoint failed its proof; it is in quarantine then. 1 if it did not, or cannot be put there."""
+    from ..run_folder.quarantine import quarantine_damaged
+
+    return DONE if quarantine_damaged(Path(arguments[0]), Path(arguments[1])) else FAILED
+
+
+def _stop(arguments: list[str]) -> int:
+    from . import stopping
+
+    return stopping.stop(Path(arguments[0]), arguments[1], is_now="--now" in arguments[2:])
+
+
+def _say(prog: str, sentence: str) -> None:
+    print(f"{prog}: {plain(sentence)}", file=sys.stderr)
+
+
+def _print(text: str) -> None:
+    """Print an answer, whatever the locale can encode."""
+    sys.stdout.buffer.write(text.encode(sys.stdout.encoding or "utf-8", "backslashreplace") + b"\n")
+    sys.stdout.flush()
+
+
+_VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
+    "start": (_start, "run.sh"),
+    "resume": (_resume, "resume.sh"),
+    "runs": (_runs, "runs.sh"),
+    "sidecar": (_sidecar, "sidecar"),
+    "prove": (_prove, "prove"),
+    "quarantine-damaged": (_quarantine_damaged, "quarantine-damaged"),
+    "stop": (_stop, "stop"),
+}

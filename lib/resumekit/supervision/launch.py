@@ -1,0 +1,215 @@
+"""From a choice to a run folder: claimed, filled and ready for its trainer. Bash starts it.
+
+One Python process decides and writes, because a second one would cost every launch as much again. Killed at any point,
+it leaves at most a folder that is listed as `never_started` and a claim that counts for nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..basics import claims, processes
+from ..basics.errors import KitError, Refused
+from ..basics.files import to_json, utc_now, write_atomic, write_new
+from ..basics.paths import RunPaths
+from ..configuration import config
+from ..planning import command, preflight
+from ..planning.choice import CONTINUE, FRESH, Choice, refuse_continued
+from ..planning.code_state import Code
+from ..planning.heads import holder_of
+from ..planning.request import Request
+from ..run_folder import lineage
+from ..run_folder.runs import Run
+from . import run_record
+
+# Fifty commands at once take a tenth of a second each.
+START_WAIT_S = 60.0
+
+
+class Launch(NamedTuple):
+    """A run that is ready to start.
+
+    Args:
+        run_id, paths: the run and its files.
+        cwd: the trainer's working folder.
+        token: its run token.
+        config_hash: 64 hex digits.
+        prove: the checkpoint whose digest is to be computed beside the trainer's start, or None.
+        head: the folder of the run that this one continues, or None; its claim is checked once more at the start.
+        argv: the trainer's command.
+    """
+
+    run_id: str
+    paths: RunPaths
+    cwd: Path
+    token: str
+    config_hash: str
+    prove: Path | None
+    head: Path | None
+    argv: list[str]
+
+    def answer(self) -> list[str]:
+        """Return the fields for Bash, in the order of kit_supervise in lib/launcher.sh."""
+        prove = str(self.prove) if self.prove else ""
+        return [self.run_id, str(self.paths.run_dir), str(self.cwd), self.token, self.config_hash,
+                str(self.paths.output_log), prove, str(self.head or ""), *self.argv]  # fmt: skip
+
+
+@contextlib.contextmanager
+def one_start_at_a_time(request: Request) -> Iterator[None]:
+    """Let one command choose and make its folder at a time, where it may begin anew without being told to.
+
+    Two `run.sh EXP` at once, a person's and cron's, must not both find nothing and both begin.
+    """
+    if request.fresh or request.goes_back:
+        yield
+        return
+    # The config file is locked: it is there, and nothing has to be made before it is known that a run will be.
+    path = request.config_file.path
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # a file system without locks
+            stack.enter_context(claims.held(os.open(path, os.O_RDONLY | os.O_CLOEXEC), path, START_WAIT_S))
+        yield
+
+
+def prepare(
+    choice: Choice, request: Request, ready: preflight.Ready, code: Code, plan: dict[str, Any] | None,
+    launcher_pid: int, kit_argv: Sequence[str],
+) -> Launch:  # fmt: skip
+    """Make the run folder of a choice, with everything in it that is known before the trainer starts.
+
+    Args:
+        ready: what preflight found.
+        code: the state of the lab's code.
+        plan: the fields of resume_plan.json; None for a fresh start.
+        launcher_pid: the process that starts the trainer.
+        kit_argv: what the person typed, for run.json.
+
+    Raises:
+        Refused: another run continues this head already, or it cannot be claimed.
+        KitError: something cannot be written; what was made for this run is taken away again.
+    """
+    launcher = processes.identify(launcher_pid)
+    paths = _claim_folder(choice)
+    try:
+        argv = preflight.trainer_argv(choice, paths, ready)
+        _claim_parent(choice, paths, launcher)
+        digest = config.config_hash(choice.config, request.config_file.schema)
+        head = choice.parent.paths.run_dir if choice.relation == CONTINUE and choice.parent else None
+        token = os.urandom(16).hex()
+        launch = Launch(paths.run_dir.name, paths, ready.cwd, token, digest, _to_prove(choice), head, argv)
+        _fill(choice, request, launch, ready, code, plan, launcher, kit_argv)
+    except BaseException as error:
+        _take_back(choice, paths)
+        if isinstance(error, OSError):
+            raise KitError(f"the run folder '{paths.run_dir}' cannot be written: {error.strerror}") from error
+        raise
+    return launch
+
+
+def _claim_folder(choice: Choice) -> RunPaths:
+    """Make the run's folder under a name that nobody has; plain mkdir is what makes it ours alone."""
+    exp_name = str(lineage.RunName(choice.experiment, choice.name))
+    if choice.relation == FRESH:
+        run_id = lineage.make_run_id(exp_name)
+    else:
+        run_id = lineage.make_run_id(exp_name, choice.parent.run_id if choice.parent else None, choice.step)
+    runs_dir = choice.table.runs_dir
+    try:
+        runs_dir.mkdir(parents=True, exist_ok=True)
+        for number in range(1, 10000):
+            paths = preflight.run_paths(choice, run_id if number == 1 else f"{run_id}-{number}")
+            with contextlib.suppress(FileExistsError):
+                paths.run_dir.mkdir()
+                return paths
+    except OSError as error:
+        raise KitError(f"no run folder can be made in '{runs_dir}': {error.strerror}") from error
+    raise KitError(f"no free name for '{run_id}' in '{runs_dir}'")
+
+
+def _claim_parent(choice: Choice, paths: RunPaths, launcher: processes.Identity | None) -> None:
+    """Claim the head that is continued; pin the step that the new run stands on."""
+    parent, candidate = choice.parent, choice.candidate
+    if parent is None or candidate is None or choice.step is None:
+        return
+    if choice.relation == CONTINUE:
+        _claim_head(choice, parent, paths.run_dir.name, launcher)
+    with contextlib.suppress(OSError, Refused):  # a folder we may not write to is not pruned by a run of ours either
+        claims.pin_step(holder_of(candidate, parent, choice.table).paths, choice.step, paths.run_dir.name)
+    if not os.path.lexists(candidate.path):
+        raise Refused(f"'{candidate.path}' was pruned while this resume was being made: try again")
+
+
+def _claim_head(choice: Choice, parent: Run, run_id: str, launcher: processes.Identity | None) -> None:
+    if launcher is None:
+        raise Refused("the launcher that asks has ended")
+    try:
+        claims.claim_continuation(parent.paths, run_id, launcher, choice.table.has_started)
+    except OSError as error:
+        refuse_continued(parent, choice.table)
+        raise Refused(
+            f"'{parent.run_id}' cannot be claimed ({error.strerror}): it may belong to somebody else; "
+            "name a step with --step to branch from it"
+        ) from error
+
+
+def _to_prove(choice: Choice) -> Path | None:
+    """Return the checkpoint that is proven beside the trainer's start: where the trainer's own load waits for it."""
+    if choice.candidate is None or not choice.config["trainer"]["loads_with_kit"]:
+        return None
+    return preflight.chosen_file(choice)
+
+
+def _fill(
+    choice: Choice, request: Request, launch: Launch, ready: preflight.Ready, code: Code,
+    plan: dict[str, Any] | None, launcher: processes.Identity | None, kit_argv: Sequence[str],
+) -> None:  # fmt: skip
+    """Write everything into the new folder; run.json first, it says what the folder is."""
+    paths = launch.paths
+    record = run_record.record(
+        choice, request, paths, root=ready.root, cwd=ready.cwd, argv=launch.argv, kit_argv=kit_argv, code=code,
+        versions=ready.versions.answer(), config_hash=launch.config_hash, token=launch.token, launcher=launcher,
+    )  # fmt: skip
+    write_atomic(paths.run_json, to_json(record), durable=True)
+    paths.checkpoints.mkdir(parents=True, exist_ok=True)
+    paths.logs.mkdir(parents=True, exist_ok=True)
+    paths.status.parent.mkdir(parents=True, exist_ok=True)
+    config.write_resolved(paths.run_dir, choice.config)
+    write_new(paths.config_copy, request.config_file.content)
+    if plan is not None:
+        write_new(paths.resume_plan, to_json({"run_id": launch.run_id, "created_at": utc_now(), **plan}))
+    environment = {
+        "RESUMEKIT_RUN_DIR": str(paths.run_dir),
+        "RESUMEKIT_RUN_ID": launch.run_id,
+        "RESUMEKIT_CONFIG_HASH": launch.config_hash,
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONPATH": ready.search_path,
+        **({"RESUMEKIT_PLAN": str(paths.resume_plan)} if plan is not None else {}),
+    }
+    script = command.as_script(launch.argv, ready.cwd, environment, launch.run_id)
+    write_new(paths.command_sh, script, mode=0o777)
+    if code.patch:
+        write_new(paths.code_patch, code.patch)
+    if ready.dataset is not None:
+        paths.dataset.symlink_to(ready.dataset)
+    preflight.copy_checkpoint(choice, paths)
+    write_new(paths.output_log, b"")
+    with contextlib.suppress(FileExistsError):
+        paths.live_marker.parent.mkdir()
+    write_atomic(paths.live_marker, b"")
+
+
+def _take_back(choice: Choice, paths: RunPaths) -> None:
+    """Remove the folder that this process has just made, and its claims; nobody else has seen it."""
+    shutil.rmtree(paths.run_dir, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        paths.live_marker.unlink()
+    if choice.parent is not None and choice.candidate is not None and choice.step is not None:
+        run_id = paths.run_dir.name
+        claims.release_continuation(choice.parent.paths, run_id)
+        claims.release_pin(holder_of(choice.candidate, choice.parent, choice.table).paths, choice.step, run_id)

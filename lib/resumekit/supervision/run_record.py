@@ -1,0 +1,75 @@
+"""run.json: what is known of a run at its start. Where it came from, what code, which versions, which machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..basics import processes
+from ..basics.files import utc_now
+from ..basics.paths import KIT_ROOT, RunPaths, relative_to_run
+from ..basics.redaction import redact
+from ..configuration import config
+from ..planning.choice import Choice
+from ..planning.code_state import Code
+from ..planning.request import Request
+
+# Values that say where a run ran and are no secrets; nothing else of the environment is written down.
+RECORDED_ENVIRONMENT = (
+    "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG",
+    "LD_LIBRARY_PATH", "LD_PRELOAD", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "NCCL_DEBUG", "PATH", "PYTHONHASHSEED",
+    "PYTHONPATH", "SLURM_ARRAY_TASK_ID", "SLURM_JOB_ID", "SLURM_JOB_PARTITION", "VIRTUAL_ENV", "CONDA_PREFIX",
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LANG", "LC_ALL", "TZ",
+)  # fmt: skip
+
+
+def record(
+    choice: Choice, request: Request, paths: RunPaths, *, root: Path, cwd: Path, argv: Sequence[str],
+    kit_argv: Sequence[str], code: Code, versions: Mapping[str, str | None], config_hash: str, token: str,
+    launcher: processes.Identity | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Return run.json's content, by schemas/run.schema.json; paths inside runs/ are relative, so that it may move."""
+    resolved, parent, candidate = choice.config, choice.parent, choice.candidate
+    notes = request.notes if request.notes is not None else config.get(resolved, "experiment.notes")
+    return {
+        "run_id": paths.run_dir.name,
+        "experiment": choice.experiment,
+        "name": choice.name,
+        "notes": notes and _clean(notes),
+        "parent_run_id": parent.run_id if parent else None,
+        "parent_step": choice.step,
+        "checkpoint": relative_to_run(candidate.path.absolute(), paths.run_dir) if candidate else None,
+        "relation": choice.relation,
+        "config_hash": config_hash,
+        "config_file": str(request.config_file.path.absolute()),
+        "config_sha256": request.config_file.sha256,
+        "settings": list(choice.settings),
+        "argv": list(argv),
+        "kit_argv": [_clean(word) for word in kit_argv],
+        "cwd": str(cwd),
+        "root": str(root),
+        "paths": {key: resolved["paths"][key] for key in ("checkpoints", "logs", "status")},
+        "git": {"commit": code.commit, "diff_sha256": code.diff_sha256, "redacted": code.redacted},
+        "host": processes.host_name(),
+        "boot_id": processes.boot_id(),
+        "token": token,
+        "launcher": launcher.as_fields() if launcher else None,
+        "versions": dict(versions),
+        "environment": environment(resolved["trainer"]["env"]),
+        "seed": config.get(resolved, "training.seed"),
+        "created_at": utc_now(),
+        "kit_version": (KIT_ROOT / "VERSION").read_text(encoding="utf-8").strip(),
+    }
+
+
+def environment(extra_names: Sequence[str]) -> dict[str, Any]:
+    """Return the recorded part of the environment; of `trainer.env` the names that are set, never the values."""
+    kept = {name: _clean(os.environ[name]) for name in RECORDED_ENVIRONMENT if name in os.environ}
+    return {"values": kept, "passed": [name for name in extra_names if name in os.environ]}
+
+
+def _clean(text: str) -> str:
+    """Return a text of the person's without what looks like a secret."""
+    return redact(text.encode("utf-8", "surrogatepass"))[0].decode("utf-8", "surrogatepass")

@@ -1,0 +1,272 @@
+"""The process beside the trainer: follows its output and its journal, writes train.log and status.json.
+
+It is our `tee`: the trainer writes to a plain file and never waits for us. It may be killed at any moment; the next one
+goes on where `.sidecar.json` says this one stood. It ends when the trainer's end is known and written down.
+
+    python -I -S lib/resumekit_cli.py sidecar RUN_DIR [--echo]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ..basics import journal, processes
+from ..basics.claims import try_lock
+from ..basics.errors import DONE, FAILED
+from ..basics.files import TEMP_MARK, UnreadableFile, read_json, to_json, utc_now, write_atomic
+from ..run_folder import status
+from ..run_folder.run_state import fold
+from ..run_folder.runs import Run, open_run
+from .echo import Echo
+from .log_follower import LogFollower
+from .witness import Witness
+
+# Ten times a second would cost a busy run 0.8 % of a core; the terminal has a thread of its own.
+POLL_S = 0.25
+# Before the trainer is there, a short run would be over in one POLL_S.
+START_POLL_S = 0.005
+PROBE_S = 1.0
+# What a successor reads again at most.
+SAVE_S = 5.0
+# Of one beat at most this much is spent on the log.
+PUMP_S = 0.5
+# A grandchild may hold the output open and go on writing for ever; a terminal may be blocked.
+LAST_LINES_S = 5.0
+# A launcher that was killed may have left a shim that is just starting.
+NEVER_STARTED_S = 10.0
+# How long the end is tried to be written down while the disk is full.
+CATCH_UP_S = 24 * 3600.0
+
+
+class Sidecar:
+    """Holds the status lock of one run and keeps its views up to date until the trainer has ended."""
+
+    def __init__(self, run: Run, *, has_echo: bool) -> None:
+        self._run = run
+        saved = _saved(run)
+        self._state, self._journal_offset = status.saved_state(run)
+        self._log = LogFollower(run, saved)
+        self._witness = Witness(run)
+        offset = saved.get("echo_offset")
+        self._echo = Echo(run.paths.output_log, offset if type(offset) is int else 0) if has_echo else None
+        self._alarm: processes.Alarm | None = None
+        self._heartbeat_mtime = 0.0
+        self._found_steps: list[dict[str, Any]] = []
+        self._started = time.monotonic()
+        self._last_save = self._last_probe = self._last_status = float("-inf")
+        self._saved_account: dict[str, Any] = {}
+        self._shown_state: str | None = None
+
+    def run_until_end(self) -> None:
+        """Follow the run; return when its end is in journal, log and status."""
+        if self._echo:
+            self._echo.start()
+        while True:
+            end = status.read_end(self._run)
+            self._beat(has_ended=end is not None)
+            if end is not None or self._is_over_unseen():
+                break
+            self._sleep()
+        give_up = time.monotonic() + CATCH_UP_S
+        while not self._conclude(end) and time.monotonic() < give_up:
+            time.sleep(PROBE_S)
+        if self._echo:
+            self._echo.finish(LAST_LINES_S)
+
+    def _beat(self, *, has_ended: bool) -> None:
+        known = self._milestones()
+        self._fold_heartbeat_file()
+        self._fold_journal()
+        self._append_steps()
+        self._found_steps = self._log.pump(PUMP_S)
+        now = time.monotonic()
+        if self._milestones() != known:  # a pid, a first step: the status says so at once
+            self._last_probe, self._shown_state = float("-inf"), None
+        if now - self._last_probe >= PROBE_S and not has_ended:
+            self._last_probe = now
+            self._witness.look()
+            self._show(now)
+        if now - self._last_save >= SAVE_S:
+            self._save(now)
+
+    def _milestones(self) -> tuple[bool, bool]:
+        return "launched" in self._state, "step" in self._state
+
+    def _is_over_unseen(self) -> bool:
+        """Whether nobody will ever say how the trainer ended: its shim is dead too, or never came."""
+        has_waited = time.monotonic() - self._started > NEVER_STARTED_S
+        return self._shown_state == "lost" or (self._shown_state == "never_started" and has_waited)
+
+    def _sleep(self) -> None:
+        """Until the next beat, or until the shim has written down the trainer's end."""
+        if self._alarm is None:
+            launched = self._state.get("launched") or {}
+            if shim := processes.identity_from(launched.get("shim")):
+                self._alarm = processes.Alarm(shim)
+        if self._alarm:
+            has_more = self._log.left_bytes > 0 and not self._log.is_blocked
+            self._alarm.wait(0.0 if has_more else POLL_S)
+        else:
+            time.sleep(START_POLL_S if time.monotonic() - self._started < PROBE_S else POLL_S)
+
+    def _show(self, now: float) -> None:
+        """Write status.json if its interval is over or the state has changed; a full disk is tried again."""
+        seen = status.observe(self._run, self._state, status.look(self._run, self._state))
+        interval_s = self._run.setting("status", "interval_s", 60)
+        if seen["exit_code"] is not None:
+            return  # it has ended meanwhile: what it was is said when its last lines are read
+        if seen["state"] == self._shown_state and now - self._last_status < interval_s:
+            return
+        with contextlib.suppress(OSError):
+            status.write(self._run, seen)
+            self._last_status = now
+        self._shown_state = seen["state"]
+
+    def _conclude(self, end: dict[str, Any] | None) -> bool:
+        """Write down the end: last lines, event, status; False while something cannot be written. Safe to repeat."""
+        if not self._read_last_lines():
+            return False
+        self._witness.look_last()
+        if not self._log.close(f"resumekit: {end_words(end)}\n".encode()):
+            return False
+        self._save(time.monotonic())
+        self._fold_journal()
+        if "exited" not in self._state and not self._append("exited", **_exit_fields(end)):
+            return False
+        self._fold_journal()
+        try:
+            status.write(self._run, status.observe(self._run, self._state, status.look(self._run, self._state)))
+            if end is None:
+                _unlink_temps([self._run.paths.exit_json])  # what the shim had set aside for it
+            else:
+                self._run.paths.live_marker.unlink(missing_ok=True)
+        except OSError:
+            return False
+        self._save(time.monotonic())
+        return True
+
+    def _read_last_lines(self) -> bool:
+        """Read all that was written when the trainer ended, and for a while what its children still write."""
+        until, goal = time.monotonic() + LAST_LINES_S, self._log.offset + self._log.left_bytes
+        while True:
+            self._found_steps += self._log.pump(PUMP_S)
+            is_over = not self._log.left_bytes or (self._log.offset >= goal and time.monotonic() > until)
+            if self._log.is_blocked or is_over:
+                break
+        self._fold_journal()
+        self._append_steps()
+        return not self._log.is_blocked
+
+    def _append(self, event: str, /, **fields: Any) -> bool:
+        with contextlib.suppress(OSError):
+            journal.append(self._run.paths.journal, event, self._run.run_id, **fields)
+            return True
+        return False
+
+    def _append_steps(self) -> None:
+        """Journal the steps that the log told, unless the trainer does so itself; a successor may see a line again."""
+        steps, self._found_steps = self._found_steps, []
+        last = self._state.get("step", -1)
+        for step in steps if not self._state.get("tells_steps") else ():
+            if step["step"] > last:
+                last = step["step"]
+                self._append("step", **step, source="log")
+        if steps:
+            self._fold_journal()
+
+    def _fold_journal(self) -> None:
+        events = []
+        for event, offset in journal.read(self._run.paths.journal, self._journal_offset):
+            events.append(event)
+            self._journal_offset = offset
+        if events:
+            self._state = fold(self._state, events)
+
+    def _fold_heartbeat_file(self) -> None:
+        """Take in heartbeat.json, where a trainer that knows nothing of the kit writes a status of its own."""
+        path = self._run.paths.heartbeat_json
+        try:
+            mtime = os.stat(path).st_mtime
+            if mtime == self._heartbeat_mtime:
+                return
+            self._heartbeat_mtime = mtime
+            payload = read_json(path)
+        except (OSError, UnreadableFile):
+            return
+        if isinstance(payload, dict) and payload.get("run_id") in (None, self._run.run_id):
+            self._append("heartbeat", **payload)
+
+    def _save(self, now: float) -> None:
+        self._last_save = now
+        account = {
+            "run_id": self._run.run_id,
+            "journal_offset": self._journal_offset,
+            "state": self._state,
+            "echo_offset": self._echo.offset if self._echo else 0,
+            **self._log.account,
+        }
+        if account == self._saved_account:
+            return
+        with contextlib.suppress(OSError):
+            write_atomic(self._run.paths.sidecar_state, to_json(account, indent=None))
+            self._saved_account = account
+
+
+def main(run_dir: Path, *, has_echo: bool) -> int:
+    """Run the sidecar of one run; 0 when its end is written down, or when another sidecar is at it already."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    run = open_run(run_dir)
+    try:
+        if not _take_status_lock(run):
+            return DONE
+    except OSError as error:
+        print(f"sidecar: the lock '{run.paths.status_lock}' cannot be taken: {error.strerror}", file=sys.stderr)
+        return FAILED
+    _unlink_temps([run.paths.status, run.paths.sidecar_state])  # the lock is ours: nobody else writes these
+    Sidecar(run, has_echo=has_echo).run_until_end()
+    sys.stdout = None  # its flush at exit may fail or block; there is nothing in it
+    return DONE
+
+
+def end_words(end: dict[str, Any] | None) -> str:
+    """Say how a trainer ended: 'ended (code 137; signal 9), elapsed 12.3 s'."""
+    if end is None:
+        return f"ended, nobody saw how (its shim was killed too), {utc_now()}"
+    by_signal = f"; signal {end['signal']}" if end.get("signal") else ""
+    elapsed_s = end.get("elapsed_s")
+    elapsed = f", elapsed {elapsed_s:.1f} s" if isinstance(elapsed_s, (int, float)) else ""
+    return f"ended (code {end['code']}{by_signal}){elapsed}, {end.get('at')}"
+
+
+def _exit_fields(end: dict[str, Any] | None) -> dict[str, Any]:
+    return {key: end.get(key) if end else None for key in ("code", "signal", "elapsed_s", "pid")}
+
+
+def _take_status_lock(run: Run) -> bool:
+    """Become the one who writes status.json; the lock ends with the process."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    return try_lock(os.open(run.paths.status_lock, flags, 0o666))
+
+
+def _unlink_temps(targets: list[Path]) -> None:
+    """Remove the temp files of a writer that was killed; only for targets whose writer is known to be dead."""
+    with contextlib.suppress(OSError):
+        for target in targets:
+            for name in os.listdir(target.parent):
+                if name.startswith(f".{target.name}{TEMP_MARK}"):
+                    (target.parent / name).unlink(missing_ok=True)
+
+
+def _saved(run: Run) -> dict[str, Any]:
+    try:
+        saved = read_json(run.paths.sidecar_state)
+    except UnreadableFile:
+        return {}
+    return saved if isinstance(saved, dict) and saved.get("run_id") == run.run_id else {}

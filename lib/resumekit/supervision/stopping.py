@@ -1,0 +1,103 @@
+"""Ending a run because a person, or a signal to the launcher, asked for it.
+
+The signal goes to the trainer, which saves and ends; after the grace, or the second time, KILL goes to everything in
+its session. `stopped` is in the journal before the signal is sent: what was ended on purpose is never recovered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import time
+from pathlib import Path
+
+from ..basics import journal, processes
+from ..basics.errors import DONE, FAILED
+from ..run_folder import status
+from ..run_folder.runs import Run, open_run
+
+# How long a trainer that is just being started is waited for before a stop gives up on it.
+START_WAIT_S = 10.0
+# A twentieth of a second apart.
+SEND_TRIES = 10
+# How long KILL is given to work: a process in uninterruptible sleep does not end on it.
+KILL_WAIT_S = 10.0
+
+
+def stop(run_dir: Path, signal_name: str, *, is_now: bool = False) -> int:
+    """Stop a run's trainer.
+
+    Args:
+        run_dir: its run folder.
+        signal_name: 'INT' or 'TERM', passed on to the trainer.
+        is_now: KILL its whole session at once.
+
+    Returns:
+        0 when it has ended, 1 when there was nothing to stop or it cannot be stopped from here.
+    """
+    run = open_run(run_dir)
+    trainer = _wait_for_trainer(run)
+    if trainer is None:
+        return FAILED
+    with contextlib.suppress(OSError):  # a full disk must not keep anybody from stopping
+        journal.append(run.paths.journal, "stopped", run.run_id, by=signal_name, now=is_now)
+    if not is_now:
+        grace_s = _grace_s(run)
+        deadline = time.monotonic() + grace_s
+        if not _send(trainer, signal.Signals[f"SIG{signal_name}"]) and _is_unknown(run, trainer):
+            return FAILED
+        if processes.wait_for_end(trainer, grace_s):
+            # What it has left behind (data workers) may still be putting away its things.
+            while processes.session_members(trainer) and time.monotonic() < deadline:
+                time.sleep(0.05)
+    if left := processes.kill_session(trainer, KILL_WAIT_S):
+        _warn(run, "cannot_be_killed", f"{left} processes of session {trainer.pid} do not end on KILL")
+        return FAILED
+    return FAILED if _is_unknown(run, trainer) else DONE
+
+
+def _send(trainer: processes.Identity, number: int) -> bool:
+    """Send a signal to the trainer; in the middle of its exec it cannot be told from a stranger, for a moment."""
+    for _ in range(SEND_TRIES):
+        if processes.send(trainer, number):
+            return True
+        if processes.probe(trainer) == processes.DEAD:
+            return False
+        time.sleep(0.05)
+    return False
+
+
+def _is_unknown(run: Run, trainer: processes.Identity) -> bool:
+    """Whether somebody lives under the trainer's pid who cannot be told from a stranger: nobody we may signal."""
+    if processes.probe(trainer) != processes.UNKNOWN:
+        return False
+    _warn(
+        run, "not_signalled", f"pid {trainer.pid} on {trainer.host} cannot be seen to be this run's trainer from here"
+    )
+    return True
+
+
+def _warn(run: Run, kind: str, message: str) -> None:
+    with contextlib.suppress(OSError):
+        print(f"resumekit: {message}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        journal.append(run.paths.journal, "warning", run.run_id, kind=kind, message=message)
+
+
+def _grace_s(run: Run) -> float:
+    """Return abort.grace_s; a config that cannot be read does not take the grace away."""
+    grace_s = run.setting("abort", "grace_s", 60)
+    return float(grace_s) if type(grace_s) in (int, float) and 0 <= grace_s < 1e6 else 60.0
+
+
+def _wait_for_trainer(run: Run) -> processes.Identity | None:
+    """Return the live trainer; None when it has ended already or never comes."""
+    deadline = time.monotonic() + START_WAIT_S
+    while time.monotonic() < deadline and status.read_end(run) is None:
+        for event, _ in journal.read(run.paths.journal):
+            if event["event"] == "launched":
+                trainer = processes.identity_from(event.get("trainer"))
+                return trainer if trainer and processes.probe(trainer) != processes.DEAD else None
+        time.sleep(0.05)
+    return None

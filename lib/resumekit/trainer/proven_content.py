@@ -1,0 +1,91 @@
+"""The content of a checkpoint whose every byte was proven through the descriptor that it is loaded from.
+
+Opens the file once, proves its bytes (or waits for the launcher's proof of the very same file) while torch maps it, and
+hands nothing out before the proof is good. Reads the checkpoint, its manifest and the run's proof.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+from ..basics.errors import InvalidFile, NoStableCheckpoint
+from ..basics.files import UnreadableFile, open_regular
+from ..basics.paths import RunPaths
+from ..proving import archive, proof
+from .trainer_env import run_dir
+
+
+def read_proven(path: Path) -> dict[str, Any]:
+    """Return the content of the file.
+
+    Raises:
+        NoStableCheckpoint: the file is not whole or its bytes are not the proven ones.
+        InvalidFile: it has no weights.
+    """
+    try:
+        descriptor = open_regular(path)
+    except UnreadableFile as error:
+        raise NoStableCheckpoint(f"checkpoint '{path}' can't be resumed from: {error}") from error
+    try:
+        # Bombs and code are looked for before torch sees the file.
+        inside = archive.summarize(descriptor)
+        if inside.unsafe:
+            raise UnreadableFile(f"it holds '{inside.unsafe[0]}', which loading with weights_only=True refuses")
+        before = os.fstat(descriptor)
+        content = _load_beside_proof(descriptor, path)
+        after = os.fstat(descriptor)
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise UnreadableFile("it changed while it was loaded")
+    except UnreadableFile as error:
+        raise NoStableCheckpoint(f"checkpoint '{path}' can't be resumed from: {error}") from error
+    finally:
+        os.close(descriptor)
+    if not isinstance(content, dict) or not isinstance(content.get("model_state_dict"), dict):
+        raise InvalidFile(f"checkpoint '{path}' has no 'model_state_dict'")
+    return content
+
+
+def _load_beside_proof(descriptor: int, path: Path) -> Any:
+    """Map the file with torch while a thread proves its bytes; nothing is handed out before the proof is good."""
+    verdicts: list[proof.Proof] = []
+    prover = threading.Thread(target=lambda: verdicts.append(_proof_of(descriptor, path)), name="resumekit-proof")
+    prover.start()
+    failure: Exception | None = None
+    content = None
+    try:
+        content = _torch_load(descriptor)
+    except Exception as error:  # torch raises many kinds for a bad file; the proof below says better what is wrong
+        failure = error
+    finally:
+        prover.join()
+    if not verdicts or not verdicts[0].is_good:
+        raise UnreadableFile(verdicts[0].reason if verdicts else "its proof failed")
+    if failure is not None:
+        raise UnreadableFile(f"torch can't load it: {str(failure).splitlines()[0]}") from failure
+    return content
+
+
+def _torch_load(descriptor: int) -> Any:
+    import torch  # the trainer has it already
+
+    # mmap: only the pages that are used are read, and the optimizer's tensors need no copy.
+    return torch.load(f"/proc/self/fd/{descriptor}", map_location="cpu", weights_only=True, mmap=True)
+
+
+def _proof_of(descriptor: int, path: Path) -> proof.Proof:
+    """Take the launcher's proof if it is of this very file; else compute one, and leave it a bad verdict."""
+    folder = run_dir()
+    target = RunPaths(folder).proof if folder else None
+    found = proof.wait_for(target, descriptor) if target else None
+    if found is None:
+        found = proof.prove(descriptor, path)
+        pending = proof.read(target) if target is not None else None
+        is_ours = pending is None or os.path.realpath(pending.path) == os.path.realpath(path)
+        if target is not None and not found.is_good and is_ours:
+            with contextlib.suppress(OSError):  # the verdict holds all the same; the launcher computes its own
+                proof.write(target, found)
+    return found

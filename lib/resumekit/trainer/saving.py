@@ -1,0 +1,294 @@
+"""Save a checkpoint so that there is never half of one: the trainer's side.
+
+Order: exclusive temp file, write, fsync, final name, folder fsync, then the manifest the same way, then the best link,
+and pruning last. A save that fails is said loudly and journalled, and training goes on with the older checkpoints.
+Try it: `save_checkpoint("checkpoints", step, model=model, optimizer=optimizer)` in a training loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..basics.disk_errors import cause
+from ..basics.errors import KitError
+from ..basics.files import UnreadableFile, fsync_directory, temp_path, utc_now
+from ..basics.paths import RunPaths, checkpoint_name, manifest_path, relative_to_run
+from ..proving import manifest, pruning
+from ..proving.manifest import Manifest
+from . import checkpoint_content, lr_hook
+from .deferred_signals import deferred_signals
+from .durable_file import NO_HARD_LINKS, DurableFile
+from .trainer_env import checkpoint_patterns, journal_event, lineage, run_dir
+
+# Two in a row: the disk is dying, and training on would only pretend to be saved.
+MAX_IO_ERRORS = 2
+_swept: set[str] = set()
+_saved: dict[str, Manifest] = {}
+_io_errors = 0
+
+
+def save_checkpoint(
+    directory: str | Path,
+    step: int,
+    *,
+    model: Any,
+    optimizer: Any = None,
+    scheduler: Any = None,
+    scaler: Any = None,
+    ema: Any = None,
+    swa: Any = None,
+    epoch: int = 0,
+    best_val_loss: float = math.inf,
+    loss: Any = None,
+    data_state: Any = None,
+    extra: dict[str, Any] | None = None,
+    lr_scale: float | None = None,
+    lr_ramp: dict[str, Any] | None = None,
+    last_fast_eval: dict[str, Any] | None = None,
+    best: dict[str, Any] | None = None,
+    keep_last: int | None = None,
+    keep_every: int | None = None,
+    pattern: str | None = None,
+    best_pattern: str | None = None,
+    log_fn: Callable[[str], Any] = print,
+) -> Path | None:
+    """Save everything that makes the next step what it is; call it between two optimizer steps.
+
+    Args:
+        directory: the checkpoint folder; made if it is not there.
+        step: optimizer steps done.
+        model, scheduler, scaler, ema, swa: whatever has a state_dict(); None where there is none.
+        optimizer: one optimizer, or a dict name -> optimizer.
+        epoch, best_val_loss: counters, kept as they are.
+        lr_scale, lr_ramp: of a trainer that multiplies its learning rate itself, for the next resume (bundle.lr_scale
+            and bundle.lr_ramp, if it changes nothing); None for what the kit itself multiplies this optimizer's by.
+        loss: the last loss, for the finite check only.
+        data_state, extra: the trainer's own state, plain values and tensors.
+        last_fast_eval: {'step': int, 'accuracy': float} or None.
+        best: {'score': float, 'weights': 'raw'|'ema'|'swa'} where this step is a new best.
+        keep_last: how many of the newest to keep (at least two stay); None: nothing is ever removed.
+        keep_every: steps that this divides are kept for good.
+        pattern, best_pattern: file names, with {step} in the first; None for `checkpoint.pattern` and
+            `checkpoint.best_pattern` of the run's config, which is where the launcher looks for them.
+
+    Returns:
+        The checkpoint, durable and with its manifest; None where the save failed (disk full, ...): that is said,
+        journalled, and training can go on.
+
+    Raises:
+        KitError: something in it could not be loaded again, or the disk failed twice in a row.
+    """
+    started = time.monotonic()
+    _refuse_arguments(step, best, last_fast_eval)
+    folder = Path(directory)
+    own_pattern, own_best_pattern = checkpoint_patterns()
+    pattern, best_pattern = pattern or own_pattern, best_pattern or own_best_pattern
+    target = folder / checkpoint_name(pattern, step)
+    kinds = {"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "ema": ema, "swa": swa}
+    counters = {"epoch": epoch, "best_val_loss": best_val_loss, **lr_hook.fields(optimizer, lr_scale, lr_ramp)}
+    content = checkpoint_content.collect(step, model=model, data_state=data_state, extra=extra, **kinds, **counters)
+    try:
+        with deferred_signals():
+            known = _write(target, content, loss, last_fast_eval)
+            best_error = _link_best(target, folder / best_pattern, known, best) if best and known.finite else None
+    except OSError as error:
+        _failed(target, step, error, content, log_fn)
+        return None
+    _succeeded(target, known, time.monotonic() - started, log_fn)
+    if best_error is not None:
+        _warn("best_failed", f"step {step} is saved, but '{best_pattern}' still is an older one: {best_error}", log_fn)
+    keep = pruning.Keep(keep_last, keep_every)
+    pruning.prune_own(folder, keep, run_dir(), run_id=known.run_id, pattern=pattern, best_name=best_pattern)
+    return target
+
+
+def _refuse_arguments(step: int, best: Any, last_fast_eval: Any) -> None:
+    if type(step) is not int or not 0 <= step < 10**12:
+        raise KitError(f"save_checkpoint: step '{step}' is not a whole number of at most 12 digits")
+    if best and (best.get("weights", "raw") not in manifest.WEIGHTS or not math.isfinite(best["score"])):
+        raise KitError(f"save_checkpoint: best={best!r} must have a finite 'score' and 'weights' raw, ema or swa")
+    if last_fast_eval and (
+        set(last_fast_eval) != {"step", "accuracy"} or not math.isfinite(last_fast_eval["accuracy"])
+    ):
+        raise KitError(f"save_checkpoint: last_fast_eval={last_fast_eval!r} must be {{'step': int, 'accuracy': float}}")
+
+
+def _write(target: Path, content: dict[str, Any], loss: Any, last_fast_eval: Any) -> Manifest:
+    """Write data and manifest; the step that was saved last stays as it is and gets the newer manifest."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _sweep_once(target.parent)
+    saved = _saved.get(str(target.absolute()))
+    if saved is not None and not _is_unchanged(target, saved):
+        # What a branch stands on stays, whatever was trained again: then the save fails, and says so.
+        own = run_dir()
+        if own is not None and content["global_step"] in pruning.pinned_steps(RunPaths(own).claims):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+        _withdraw_own(target, saved)
+        saved = None
+    if saved is not None and os.path.lexists(target):
+        known = saved._replace(last_fast_eval=last_fast_eval or saved.last_fast_eval)
+        if known != saved:
+            manifest.write(target, known)
+    else:
+        known = _write_new(target, content, loss, last_fast_eval)
+    _saved.pop(str(target.absolute()), None)
+    _saved[str(target.absolute())] = known  # the last one saved is the last key
+    return known
+
+
+def _is_unchanged(target: Path, saved: Manifest) -> bool:
+    """Whether a step that is saved again is what it was: the last one saved, and finite.
+
+    A trainer that went back and trained the same steps again has other weights under the same number.
+    """
+    return saved.finite is True and next(reversed(_saved)) == str(target.absolute())
+
+
+def _withdraw_own(target: Path, saved: Manifest) -> None:
+    """Take an earlier file of this process out of the way of the step's new content; the manifest goes first."""
+    del _saved[str(target.absolute())]
+    with contextlib.suppress(OSError, UnreadableFile):
+        if manifest.read(target).sha256 == saved.sha256:
+            manifest_path(target).unlink()
+            target.unlink()
+
+
+def _write_new(target: Path, content: dict[str, Any], loss: Any, last_fast_eval: Any) -> Manifest:
+    if os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+    file = DurableFile(target)
+    try:
+        _torch_save(content, file)
+        file.seal()
+        nonfinite = checkpoint_content.nonfinite(content, loss)  # while the disk and the digest are at work
+        known = Manifest(
+            manifest.SAVE_CHECKPOINT,
+            target.name,
+            file.size,
+            file.finish(),
+            content["global_step"],
+            utc_now(),
+            content["versions"],
+            optimizer_name=content["optimizer_name"],
+            weights=("raw", *(kind for kind in ("ema", "swa") if content[f"{kind}_state_dict"] is not None)),
+            step_completed=True,
+            finite=not nonfinite,
+            nonfinite=nonfinite,
+            last_fast_eval=last_fast_eval,
+            **lineage(),
+        )
+        _publish(file, known)
+    finally:
+        file.close()
+    return known
+
+
+def _publish(file: DurableFile, known: Manifest) -> None:
+    """Data first, then its manifest, which is ready on the disk before the data gets its name."""
+    manifest_temp = manifest.write_temp(file.target, known)
+    beside = manifest_path(file.target)
+    try:
+        file.publish()
+        try:
+            os.replace(manifest_temp, beside)
+            fsync_directory(file.target.parent)
+        except BaseException:
+            file.withdraw()
+            if not os.path.lexists(manifest_temp):
+                beside.unlink(missing_ok=True)
+            raise
+    except BaseException:
+        manifest_temp.unlink(missing_ok=True)
+        raise
+
+
+def _torch_save(content: dict[str, Any], file: DurableFile) -> None:
+    import torch  # the trainer has it already
+
+    # The archive's checksums are a third of what a save costs; torch.load never reads them, and the digest says more.
+    with_checksums = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(content, file)
+    except BaseException as error:
+        # torch reports 'unexpected pos ...' and no errno; what really happened was kept by the file.
+        if file.error is not None and file.error is not error:
+            raise file.error from None
+        raise
+    finally:
+        torch.serialization.set_crc32_options(with_checksums)
+
+
+def _link_best(target: Path, best_path: Path, known: Manifest, best: dict[str, Any]) -> OSError | None:
+    """Point the best name at this step's file (a hard link, so that pruning the step's name leaves it)."""
+    score, weights = float(best["score"]), str(best.get("weights", "raw"))
+    named = known._replace(file=best_path.name, best_score=score, best_weights=weights)
+    temp = temp_path(best_path)
+    try:
+        try:
+            _link_or_copy(target, temp)
+            os.replace(temp, best_path)
+        finally:
+            temp.unlink(missing_ok=True)
+        fsync_directory(best_path.parent)
+        manifest.write(best_path, named)
+    except OSError as error:
+        return error
+    return None
+
+
+def _link_or_copy(target: Path, temp: Path) -> None:
+    try:
+        os.link(target, temp, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in NO_HARD_LINKS:
+            raise
+        import shutil  # only where the file system has no hard links (exFAT, some network drives)
+
+        shutil.copyfile(target, temp)
+        with open(temp, "rb") as file:
+            os.fsync(file.fileno())
+
+
+def _sweep_once(folder: Path) -> None:
+    key = str(folder.absolute())
+    if key not in _swept:
+        _swept.add(key)
+        pruning.sweep(folder)
+
+
+def _succeeded(target: Path, known: Manifest, seconds: float, log_fn: Callable[[str], Any]) -> None:
+    global _io_errors
+    _io_errors = 0
+    folder = run_dir()
+    shown = relative_to_run(target, folder) if folder else str(target)
+    fields = {"sha256": known.sha256, "size": known.size, "seconds": round(seconds, 6), "finite": known.finite}
+    journal_event("checkpoint", step=known.step, path=shown, **fields)
+    log_fn(f"[checkpoint] step={known.step} saved as {target.name} ({known.size / 1e6:,.1f} MB, {seconds:.2f} s)")
+    if known.nonfinite:
+        names = ", ".join(known.nonfinite)
+        _warn(
+            "checkpoint_not_finite", f"step {known.step} is kept, but never resumed from: not finite: {names}", log_fn
+        )
+
+
+def _warn(kind: str, message: str, log_fn: Callable[[str], Any]) -> None:
+    journal_event("warning", kind=kind, message=message)
+    log_fn(f"[warn] {message}")
+
+
+def _failed(target: Path, step: int, error: OSError, content: dict[str, Any], log_fn: Callable[[str], Any]) -> None:
+    global _io_errors
+    _io_errors = _io_errors + 1 if error.errno == errno.EIO else 0
+    reason = cause(error, target, checkpoint_content.tensor_bytes(content))
+    message = f"step {step} was not saved to '{target.parent}': {reason}"
+    _warn("save_failed", f"{message}; training goes on, older checkpoints are as they were", log_fn)
+    if _io_errors >= MAX_IO_ERRORS:
+        raise KitError(f"{message}; that is {_io_errors} in a row, the disk is failing: move the run to another one")

@@ -1,0 +1,161 @@
+"""The plan of this resume, as the launcher wrote it and the trainer carries it out.
+
+Reads the file that RESUMEKIT_PLAN names, checks every field that it uses, and takes nothing of a broken one. Without
+the variable there is no plan, and the trainer's own arguments decide.
+Try it: `RESUMEKIT_PLAN=FILE PYTHONPATH=lib python -c "from resumekit.trainer import trainer_plan; trainer_plan.read()"`
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..basics import lr_scale
+from ..basics.errors import InvalidFile
+from ..basics.files import UnreadableFile, read_json
+from ..basics.lr_scale import LrScale
+from .partial_weights import NEW_PARAMS
+from .trainer_env import run_dir
+
+VARIABLE = "RESUMEKIT_PLAN"
+VERSION = 1
+MAX_PLAN_BYTES = 4 << 20
+MAX_WHY = 500
+LOAD, PARTIAL, RESET, SWAP, REFIT, REDERIVE, FRESH, ABSENT = (
+    "load", "partial", "reset", "swap", "refit", "rederive", "fresh", "absent"
+)  # fmt: skip
+ACTIONS: dict[str, tuple[str, ...]] = {
+    "weights": (LOAD, PARTIAL, RESET),
+    "optimizer": (LOAD, PARTIAL, RESET, SWAP, ABSENT),
+    "scheduler": (LOAD, REFIT, RESET, ABSENT),
+    "scaler": (LOAD, RESET, ABSENT),
+    "ema": (LOAD, PARTIAL, FRESH, RESET, ABSENT),
+    "swa": (LOAD, PARTIAL, FRESH, RESET, ABSENT),
+    "counters": (LOAD, RESET, ABSENT),
+    "rng": (LOAD, RESET, ABSENT),
+    "data_position": (LOAD, REDERIVE, RESET, ABSENT),
+}
+
+
+class Decision(NamedTuple):
+    """What is done with a component, and why; the reason is empty where it is simply loaded.
+
+    Forced: a partial load that a person asked for by name, however little fits.
+    """
+
+    action: str
+    why: str = ""
+    forced: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.action}: {self.why}" if self.why else self.action
+
+
+@dataclass(frozen=True)
+class TrainerPlan:
+    """What a trainer needs of the plan.
+
+    Args:
+        path: the plan's own file, for messages.
+        checkpoint: the file that it is about; None where it does not say.
+        step: optimizer steps done in that checkpoint; None where it does not say.
+        components: 'weights', 'optimizer' or 'optimizer.<name>', ... -> decision.
+        new_params: 'module' or 'kaiming'.
+        lr_scale: from here on; None where it does not say.
+    """
+
+    path: str
+    checkpoint: str | None
+    step: int | None
+    components: dict[str, Decision]
+    new_params: str
+    lr_scale: LrScale | None
+
+    def is_about(self, ckpt_path: Path) -> bool:
+        """Whether it plans the load of this file.
+
+        A copy inside the run's own folder counts (for trainers that resume from a fixed name); a teacher's checkpoint
+        that the trainer loads besides does not.
+        """
+        if self.checkpoint is None:
+            return True
+        found, folder = os.path.realpath(ckpt_path), run_dir()
+        inside = folder is not None and found.startswith(os.path.join(os.path.realpath(folder), ""))
+        return inside or found == os.path.realpath(self.checkpoint)
+
+
+def read() -> TrainerPlan | None:
+    """Return the plan that RESUMEKIT_PLAN names; None without it.
+
+    Raises:
+        InvalidFile: it can't be read, or a field is not what it must be.
+    """
+    name = os.environ.get(VARIABLE)
+    if not name:
+        return None
+    try:
+        return _parse(name, read_json(Path(name), MAX_PLAN_BYTES))
+    except (UnreadableFile, ValueError) as error:
+        raise InvalidFile(
+            f"the plan '{name}' (named by {VARIABLE}) can't be carried out, and nothing was loaded: {error}; "
+            f"let bin/resume.sh write a new one"
+        ) from error
+
+
+def _parse(name: str, fields: Any) -> TrainerPlan:
+    _require(isinstance(fields, dict), "it is not an object")
+    version, step, params = fields.get("version"), fields.get("step"), fields.get("new_params", "module")
+    _require(type(version) is int and version == VERSION, f"its version is {_short(version)}, not {VERSION}")
+    _require(
+        step is None or (type(step) is int and 0 <= step < 10**12), f"its step {_short(step)} is not a whole number"
+    )
+    _require(params in NEW_PARAMS, f"its new_params {_short(params)} is not one of {', '.join(NEW_PARAMS)}")
+    components = fields.get("components")
+    _require(isinstance(components, dict) and "weights" in components, "its components do not name the weights")
+    scale = fields.get("lr_scale")
+    _require(scale is None or isinstance(scale, dict), "its lr_scale is not an object")
+    return TrainerPlan(
+        name,
+        _checkpoint(fields.get("checkpoint")),
+        step,
+        {str(key): _decision(str(key), value) for key, value in components.items()},
+        params,
+        None if scale is None else lr_scale.from_fields(scale.get("factor"), scale.get("ramp")),
+    )
+
+
+def _decision(name: str, value: Any) -> Decision:
+    kind, dot, _ = name.partition(".")
+    _require(
+        kind in ACTIONS and (not dot or kind == "optimizer"), f"it has a component {_short(name)}, which there is not"
+    )
+    _require(isinstance(value, dict), f"its component {_short(name)} is not an object")
+    action, why = value.get("action"), value.get("why", "")
+    _require(
+        action in ACTIONS[kind],
+        f"its action {_short(action)} of {_short(name)} is not one of {', '.join(ACTIONS[kind])}",
+    )
+    _require(isinstance(why, str), f"its reason for {_short(name)} is not a text")
+    # It goes to a terminal and into the journal.
+    return Decision(
+        action,
+        "".join(letter if letter.isprintable() else " " for letter in why[:MAX_WHY]),
+        value.get("forced") is True,
+    )
+
+
+def _checkpoint(value: Any) -> str | None:
+    path = value.get("path") if isinstance(value, dict) else None
+    return path if isinstance(path, str) and path and "\0" not in path else None
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise ValueError(otherwise)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return f"'{text if len(text) <= 40 else text[:40] + '...'}'"
