@@ -9,7 +9,7 @@ KIT_LIB="${KIT_LIB%/}"
 KIT_ROOT="${KIT_LIB%/*}"
 
 # Exit codes with a name of their own; the trainer's code passes through untouched.
-readonly KIT_FAILED=1 KIT_USAGE=2 KIT_TOOL_MISSING=127
+readonly KIT_FAILED=1 KIT_USAGE=2 KIT_CHECKS_FAILED=7 KIT_TOOL_MISSING=127
 # How long the last lines of the log are waited for when the trainer has ended.
 readonly KIT_LAST_LINES_S=15
 
@@ -191,7 +191,7 @@ kit_supervise() { # <run-id> <run-dir> <cwd> <token> <config-hash> <output-log> 
     kit_wait_for "$keeper" || true
     return "$KIT_FAILED"
   fi
-  kit_wait_for_last_lines "$keeper"
+  kit_wait_for_last_lines "$keeper" || return "$KIT_CHECKS_FAILED"
   if ((code != 0 && KIT_SIGNALS == 0)) && [[ -n $KIT_CHECKPOINT ]] && kit_checkpoint_is_damaged; then
     kit_say "the checkpoint failed its proof: quarantined, taking the next one"
     exec "$KIT_COMMAND" "${KIT_ARGUMENTS[@]}"
@@ -219,13 +219,14 @@ kit_run_trainer() { # <argv>...: become the shim that starts the trainer in a se
     </dev/null >>"$KIT_OUTPUT_LOG" 2>&1
 }
 
-kit_keep_sidecar() { # start the sidecar again until it has written down the end (then it returns 0)
+kit_keep_sidecar() { # start the sidecar again until it has written down the end: 0, or 7 if failed checks ended the run
   trap '' INT TERM HUP
-  local pause_s=1 started echo=()
+  local pause_s=1 started code echo=()
   ((KIT_DETACHED)) || echo=(--echo)
   while [[ -d $KIT_RUN_DIR ]]; do
-    started=$SECONDS
-    "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit_cli.py" sidecar "$KIT_RUN_DIR" "${echo[@]}" && return 0
+    started=$SECONDS code=0
+    "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit_cli.py" sidecar "$KIT_RUN_DIR" "${echo[@]}" || code=$?
+    if ((code == 0 || code == KIT_CHECKS_FAILED)); then return "$code"; fi
     # One that lived for a minute was killed; one that did not has something to wait for.
     if ((SECONDS - started >= 60)); then pause_s=1; fi
     sleep "$pause_s"
@@ -264,8 +265,8 @@ kit_job_runs() { # <job's pid>
   [[ $'\n'$running$'\n' == *$'\n'"$1"$'\n'* ]]
 }
 
-kit_wait_for_last_lines() { # <keeper's pid>: bounded, a grandchild of the trainer may hold the log open
-  local timer
+kit_wait_for_last_lines() { # <keeper's pid>: bounded, a grandchild may hold the log open; false if checks failed
+  local timer code=0
   (
     trap 'kill "$!"; exit' TERM
     sleep "$KIT_LAST_LINES_S" &
@@ -274,8 +275,9 @@ kit_wait_for_last_lines() { # <keeper's pid>: bounded, a grandchild of the train
   ) </dev/null >/dev/null 2>&1 &
   timer=$!
   disown "$timer"
-  kit_wait_for "$1" 2>/dev/null || true
+  kit_wait_for "$1" 2>/dev/null || code=$?
   kill "$timer" 2>/dev/null || true
+  ((code != KIT_CHECKS_FAILED))
 }
 
 kit_on_signal() { # <INT|TERM>: pass the first one on, let the second one mean now

@@ -2,7 +2,7 @@
 """The door for trainers: save and load checkpoints, beat, write into the journal. Re-exports, no logic.
 
 In a trainer:
-    from resume_helper import load_resume_bundle, save_checkpoint, heartbeat_writer, make_status_payload, make_run_id
+    from resume_helper import load_resume_bundle, check_resume, save_checkpoint, heartbeat_writer, make_run_id
 On the command line, without torch:
     python lib/resume_helper.py --ckpt_dir runs/EXP-01_.../checkpoints --dry-run
 """
@@ -17,11 +17,13 @@ sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or os.curdir
 from resumekit.run_folder.lineage import make_run_id  # noqa: E402
 from resumekit.trainer.heartbeat import heartbeat_writer, make_status_payload  # noqa: E402
 from resumekit.trainer.loading import ResumeBundle, load_resume_bundle  # noqa: E402
+from resumekit.trainer.resume_checks import check_resume  # noqa: E402
 from resumekit.trainer.saving import save_checkpoint  # noqa: E402
 from resumekit.trainer.trainer_env import journal_event  # noqa: E402
 
 __all__ = [
     "ResumeBundle",
+    "check_resume",
     "heartbeat_writer",
     "journal_event",
     "load_resume_bundle",

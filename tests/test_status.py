@@ -13,7 +13,7 @@ from conftest import ROOT, Kit, assert_valid, wait_until
 from resumekit.basics import processes
 from resumekit.basics.paths import RunPaths
 from resumekit.basics.processes import ALIVE, DEAD, UNKNOWN
-from resumekit.run_folder import status
+from resumekit.run_folder import run_end, status
 from resumekit.run_folder.run_state import fold
 from resumekit.run_folder.runs import Run
 from resumekit.run_folder.status import View
@@ -138,7 +138,7 @@ def test_processes_are_looked_at_before_the_end_is_read(tmp_path: Path, monkeypa
     """The other way round, a trainer that ends between the two would look lost."""
     run, order = make_run(tmp_path, {}), []
     monkeypatch.setattr(processes, "probe", lambda identity: order.append("probe") or DEAD)
-    monkeypatch.setattr(status, "read_end", lambda run: order.append("end") or end(0))
+    monkeypatch.setattr(run_end, "read", lambda run: order.append("end") or end(0))
     status.look(run, LAUNCHED)
     assert order.index("end") > order.index("probe")
 

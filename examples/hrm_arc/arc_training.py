@@ -16,6 +16,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -23,7 +24,7 @@ import arc_swa
 from arc_build import learning_rate, make_batches, model_shape
 from arc_eval import Score, evaluate, fast_subset
 from arc_runtime import autocast
-from arc_validation import Progress, evals_due, run_pending
+from arc_validation import Progress, best_of, evals_due, run_pending
 from hrm_model import Hrm
 from hrm_noise import add_noise
 from hrm_optim import dense_parameters, kind_of, make_optimizers, set_hyperparameters
@@ -67,7 +68,7 @@ class Training:
         self.swa = AveragedModel(self.model) if cfg.swa.enabled else None
         self.carries: list[Carry] = [self._empty_carry() for _ in range(cfg.training.grad_accum_steps)]
         self.progress = Progress(optimizer=kind_of(self.optimizers))
-        self.lr_scale, self.lr_ramp = 1.0, None
+        self.lr_scale, self.lr_ramp, self.bundle = 1.0, None, None
         self._fast_pairs = fast_subset(self.data.test, cfg.validation.fast_fraction)
 
     @property
@@ -103,16 +104,11 @@ class Training:
 
         A fast evaluation that improves after a stall begins the SWA tail.
         """
-        weights, stalled = self.weights, self.progress.fast_stalled
-
-        def score(kind: str, name: str) -> Score | None:
-            return evaluate(
-                weights[name], self.data, self._fast_pairs if kind == "fast" else self.data.test,
-                segments=self.cfg.model.halt_max_steps, variants=self.batches.variants, precision=self.precision,
-                should_stop=should_stop,
-            )  # fmt: skip
-
-        best = run_pending(self.progress, self.cfg.validation, score, tuple(weights), journal)
+        stalled = self.progress.fast_stalled
+        best = run_pending(
+            self.progress, self.cfg.validation, lambda kind, name: self._score(kind, name, should_stop),
+            tuple(self.weights), journal,
+        )  # fmt: skip
         if self.swa and arc_swa.ends_a_stall(self.progress, stalled, self.cfg.swa):
             self._begin_tail("fast eval improved after a stall")
         return best
@@ -140,6 +136,7 @@ class Training:
             ema=self.ema, swa=self.swa, own_lr_scale=True,
         )  # fmt: skip
         self.take_lr_scale(bundle)
+        self.bundle = bundle
         if path:
             self._load_progress(bundle)
             self._load_carries(bundle.extra.get("carry"))
@@ -149,6 +146,14 @@ class Training:
         self._place_rates()
         if self.swa and arc_swa.is_due(self.progress, self.cfg.swa):
             self._begin_tail(f"swa.start_step is {self.cfg.swa.start_step}")
+
+    def check(self, kit: ModuleType) -> None:
+        """Let the kit check the resume: a dry batch, the fast subset, where the data stands. Moves nothing."""
+        if self.bundle is not None:
+            kit.check_resume(
+                self.bundle, self.model, dry_batch=self._dry_batch, fast_eval=self._fast_accuracy,
+                data_state=self._data_state(),
+            )  # fmt: skip
 
     def take_lr_scale(self, bundle: Any) -> None:
         """Multiply every learning rate by the bundle's lr_scale(step) from now on, and keep it for the next save."""
@@ -188,6 +193,32 @@ class Training:
             (self.scaler.scale(share) if self.scaler else share).backward()
             total += loss.item() / training.grad_accum_steps
         return total
+
+    def _score(self, kind: str, name: str, should_stop: Callable[[], bool]) -> Score | None:
+        return evaluate(
+            self.weights[name], self.data, self._fast_pairs if kind == "fast" else self.data.test,
+            segments=self.cfg.model.halt_max_steps, variants=self.batches.variants, precision=self.precision,
+            should_stop=should_stop,
+        )  # fmt: skip
+
+    def _dry_batch(self) -> list[Tensor]:
+        """Return the losses of the next step's micro-batches."""
+        losses = []
+        for micro, begun in enumerate(self.carries):
+            carry = refill(self.model, begun, self.batches, self.progress.step, micro)
+            with self.precision():
+                losses.append(
+                    segment_loss(
+                        self.model, carry, max_segments=self.cfg.model.halt_max_steps,
+                        exploration=self.cfg.model.halt_exploration, rules=self.rules,
+                    )[0]
+                )  # fmt: skip
+        return losses
+
+    def _fast_accuracy(self) -> float:
+        """Return the accuracy on the fast subset, as `Progress.last_fast` keeps it: of the weights that do best."""
+        scores = {name: self._score("fast", name, lambda: False) for name in self.weights}
+        return scores[best_of(scores, self.cfg.validation)[0]].accuracy
 
     def _move(self) -> bool:
         """Move the weights along the gathered gradients; False where these are not finite: nothing has moved then."""

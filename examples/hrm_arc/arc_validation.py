@@ -99,11 +99,11 @@ def run_pending(
 def _gate_open(progress: Progress, done: dict[str, dict[str, Score]], cfg: SimpleNamespace) -> bool:
     if progress.fast_improved or "fast" not in done:
         return progress.fast_improved
-    return _better(_best(done["fast"], cfg)[1], progress.fast_best, cfg)
+    return _better(best_of(done["fast"], cfg)[1], progress.fast_best, cfg)
 
 
 def _note_fast(progress: Progress, scores: dict[str, Score], cfg: SimpleNamespace) -> None:
-    name, value = _best(scores, cfg)
+    name, value = best_of(scores, cfg)
     progress.last_fast = {"step": progress.step, "accuracy": scores[name].accuracy}
     if _better(value, progress.fast_best, cfg):
         progress.fast_best, progress.fast_improved, progress.fast_stalled = value, True, 0
@@ -116,7 +116,7 @@ def _note_full(
 ) -> dict[str, Any] | None:
     progress.last_full_step, progress.fast_improved = progress.step, False
     progress.best_val_loss = min(progress.best_val_loss, *(score.loss for score in scores.values()))
-    name, value = _best(scores, cfg)
+    name, value = best_of(scores, cfg)
     if not _better(value, progress.best_score, cfg):
         return None
     progress.best_score, progress.best_step, progress.best_weights = value, progress.step, name
@@ -134,7 +134,7 @@ def _say(journal: Callable[..., None], step: int, kind: str, weights: str, score
     )
 
 
-def _best(scores: dict[str, Score], cfg: SimpleNamespace) -> tuple[str, float]:
+def best_of(scores: dict[str, Score], cfg: SimpleNamespace) -> tuple[str, float]:
     """Return the kind of weights that did best, and its value of the metric; raw where they are level."""
     values = {name: getattr(score, cfg.best_metric) for name, score in scores.items()}
     name = (max if cfg.best_mode == "max" else min)(values, key=values.__getitem__)

@@ -65,6 +65,14 @@ class LearningRate:
             factor = self.cycle(step - self.cycle_from, factor)
         return self.scale_at(step) * factor
 
+    def phase(self, step: int) -> str:
+        """Return the phase of the step that follows `step` completed ones: 'warmup', 'cosine', 'floor' or 'tail'."""
+        if self.cycle is not None and self.cycle_from is not None and step >= self.cycle_from:
+            return "tail"
+        if step < self.warmup_steps:
+            return "warmup"
+        return "floor" if step >= self.max_steps else "cosine"
+
     def _shape(self, step: int) -> float:
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps

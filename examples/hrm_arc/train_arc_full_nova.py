@@ -83,6 +83,7 @@ def train(args: argparse.Namespace, cfg: SimpleNamespace) -> int:
         schedule_policy=args.schedule_policy,
     )  # fmt: skip
     print(f"run {run_id}: {job.describe()}", flush=True)
+    job.check(kit)
 
     speed, now = Speed(), Now(phase="startup")
     status_json = args.status_json_path or run_dir / "status.json"
@@ -174,7 +175,8 @@ def status_fields(run_id: str, cfg: SimpleNamespace, job: Any, speed: Speed, now
     return kit.make_status_payload(
         run_id=run_id, global_step=progress.step, max_steps=cfg.training.max_steps, epoch=job.epoch, phase=now.phase,
         steps_per_sec=rate, loss=now.loss, lr=job.schedule.get_last_lr()[0],
-        lr_scale=job.schedule.rate.scale_at(progress.step), optimizer=progress.optimizer,
+        lr_scale=job.schedule.rate.scale_at(progress.step), scheduler_phase=job.schedule.rate.phase(progress.step),
+        optimizer=progress.optimizer,
         swap_from_step=progress.swap_from_step, last_fast_eval_step=progress.last_fast and progress.last_fast["step"],
         last_full_eval_step=progress.last_full_step, best_eval_acc=progress.best_accuracy,
         best_step=progress.best_step, eta_s=seconds_to(cfg.training.max_steps),

@@ -28,12 +28,14 @@ class Rate(NamedTuple):
     Args:
         key: of the config, 'optimizer.lr'.
         first_step: the number of the first of these steps.
+        base: its value from here on, before the schedule.
         before: as the parent would have gone on; None where it cannot be known.
         after: as the plan goes on; None where it cannot be known.
     """
 
     key: str
     first_step: int
+    base: float
     before: tuple[float, ...] | None
     after: tuple[float, ...] | None
 
@@ -76,7 +78,8 @@ def _rates(
         return tuple(base * shape(step) * factor(step) for step in range(first, first + STEPS_SHOWN))
 
     return tuple(
-        Rate(key, first + 1, of_steps(was.get(key), before, inherited), of_steps(now[key], after, scale)) for key in now
+        Rate(key, first + 1, now[key], of_steps(was.get(key), before, inherited), of_steps(now[key], after, scale))
+        for key in now
     )
 
 

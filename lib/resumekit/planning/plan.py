@@ -17,7 +17,7 @@ from ..configuration import config
 from ..configuration.changes import Change
 from ..configuration.schema import Schema
 from ..proving.checkpoints import Candidate
-from . import components, description, environment, forecast, plan_rules
+from . import components, description, environment, forecast, plan_rules, schedules
 from .choice import Choice
 from .code_state import Code
 from .components import ABSENT, LOAD, PARTIAL, SWAP, Component, Optimizers
@@ -112,6 +112,7 @@ class Plan(NamedTuple):
             "weights": _match_fields(self.match),
             "new_params": config.get(choice.config, "resume.new_params", "module"),
             "lr_scale": self.lr_scale.as_fields(),
+            "phase": schedules.phase_of(choice.config, choice.step or 0),
             "learning_rates": [rate._asdict() for rate in self.forecast.rates],
             "totals": list(self.forecast.totals),
             "warnings": list(self.forecast.warnings),

@@ -51,6 +51,19 @@ def of_config(resolved: dict[str, Any]) -> Callable[[int], float] | None:
     return lambda step: factor(name, step, warmup_steps=warmup, max_steps=max_steps, min_lr_ratio=ratio)
 
 
+def phase_of(resolved: dict[str, Any], step: int) -> str | None:
+    """Return the phase of the schedule in the step that follows `step` completed ones; None where nobody can know.
+
+    'warmup', then the schedule's name; 'floor' where it has come to its end.
+    """
+    if of_config(resolved) is None:
+        return None
+    if step < config.get(resolved, "schedule.warmup_steps", 0):
+        return "warmup"
+    name = config.get(resolved, "schedule.name")
+    return "floor" if name != "constant" and step >= config.get(resolved, "training.max_steps") else name
+
+
 def base_rates(resolved: dict[str, Any], schema: Schema) -> dict[str, float]:
     """Return the base learning rates of a config: every number whose key the schema marks with `x-base-lr`."""
     keys = (key for key, node in schema.leaves.items() if node.get("x-base-lr"))

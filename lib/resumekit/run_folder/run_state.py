@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from ..basics import check
 from ..basics.processes import identity_from
 
 # Phases in which no step is expected; their time is left out of the speed.
@@ -136,6 +137,18 @@ def _warning(state: State, event: Event) -> None:
     _take(state, event, "message", _text, "last_warning")
 
 
+def _check(state: State, event: Event) -> None:
+    name, verdict = event.get("name"), event.get("verdict")
+    if name in check.NAMES and verdict in check.VERDICTS:
+        state["checks"] = {**state.get("checks", {}), name: verdict}
+        if verdict in (check.WARNED, check.FAILED):
+            state["last_warning"] = f"check {name} {verdict}"
+
+
+def _abort(state: State, event: Event) -> None:
+    state["aborted"] = {"cause": _text(event.get("cause")), "at": _at(event.get("at"))}
+
+
 def _stopped(state: State, event: Event) -> None:
     state["stopped"] = {"by": _text(event.get("by")), "at": _at(event.get("at"))}
 
@@ -148,7 +161,7 @@ def _exited(state: State, event: Event) -> None:
 _FOLDS: dict[str, Callable[[State, Event], None]] = {
     "launched": _launched, "resumed": _resumed, "step": _step, "phase": _phase, "eval": _eval, "best": _best,
     "checkpoint": _checkpoint, "heartbeat": _heartbeat, "warning": _warning, "stopped": _stopped,
-    "exited": _exited,
+    "exited": _exited, "check": _check, "abort": _abort,
 }  # fmt: skip
 
 
@@ -188,6 +201,13 @@ def _flag(value: Any) -> bool | None:
     return value if value is True else None
 
 
+def _verdicts(value: Any) -> dict[str, str] | None:
+    is_sound = isinstance(value, dict) and all(
+        name in check.NAMES and verdict in check.VERDICTS for name, verdict in value.items()
+    )
+    return value if is_sound else None
+
+
 def _process(value: Any) -> dict[str, Any] | None:
     found = identity_from(value)
     return found.as_fields() if found else None
@@ -215,6 +235,8 @@ _TYPES: dict[str, Callable[[Any], Any]] = {
     "last_progress_at": _at,
     "tells_steps": _flag,
     "launched": _fields(trainer=_process, shim=_process, launcher=_process, at=_at, mono_s=_seconds),
+    "checks": _verdicts,
+    "aborted": _fields(cause=_text, at=_at),
     "stopped": _fields(by=_text, at=_at),
     "exited": _fields(code=_integer, signal=_integer, at=_at),
 }  # fmt: skip

@@ -11,8 +11,9 @@ import os
 import time
 from typing import Any, NamedTuple
 
-from ..basics import journal, processes
+from ..basics import check, journal, processes
 from ..basics.files import UnreadableFile, read_json, to_json, utc_now, write_atomic
+from . import run_end
 from .run_state import State, fold, is_sound, measured_speed
 from .runs import Run
 
@@ -86,7 +87,7 @@ def observe(run: Run, state: State, view: View) -> dict[str, Any]:
         "last_progress_at": state.get("last_progress_at"),
         "exit_code": view.end.get("code") if view.end else None,
         "last_warning": state.get("last_warning"),
-        "checks": None,
+        "checks": check.summary(state.get("checks", {})),
         "recovery": None,
     }
 
@@ -119,6 +120,8 @@ def _end_state(state: State, end: dict[str, Any], max_steps: int | None, shows_s
         return "finished"
     if state.get("stopped"):
         return "stopped"
+    if state.get("aborted"):
+        return "aborted"
     if code == 0:
         # Where steps can be seen and there is an end, code 0 alone proves nothing; where they cannot, it has to do.
         is_unseen = step is None and (not shows_steps or state.get("last_checkpoint_step") is not None)
@@ -164,17 +167,7 @@ def look(run: Run, state: State) -> View:
     shim = processes.identity_from(launched.get("shim"))
     if trainer_probe == processes.DEAD and processes.probe(shim) == processes.ALIVE:
         trainer_probe = processes.ALIVE  # its end is being written down
-    return View(trainer_probe, processes.probe(launcher), read_end(run), time.time())
-
-
-def read_end(run: Run) -> dict[str, Any] | None:
-    """Return exit.json if it is there and has a code."""
-    try:
-        end = read_json(run.paths.exit_json)
-    except UnreadableFile:
-        return None
-    is_end = isinstance(end, dict) and type(end.get("code")) is int and 0 <= end["code"] < 256
-    return end if is_end else None
+    return View(trainer_probe, processes.probe(launcher), run_end.read(run), time.time())
 
 
 def read_state(run: Run) -> State:

@@ -152,7 +152,8 @@ def _quarantine_damaged(arguments: list[str]) -> int:
 def _stop(arguments: list[str]) -> int:
     from . import stopping
 
-    return stopping.stop(Path(arguments[0]), arguments[1], is_now="--now" in arguments[2:])
+    how = arguments[2:]
+    return stopping.stop(Path(arguments[0]), arguments[1], is_now="--now" in how, is_aborted="--aborted" in how)
 
 
 def _say(prog: str, sentence: str) -> None:

@@ -10,6 +10,7 @@ import os
 import select
 import threading
 import time
+from collections import deque
 from pathlib import Path
 
 POLL_S = 0.05
@@ -28,7 +29,12 @@ class Echo(threading.Thread):
         super().__init__(daemon=True)
         self._path = path
         self._is_over = threading.Event()
+        self._notes: deque[bytes] = deque()
         self.offset = offset
+
+    def say(self, line: bytes) -> None:
+        """Show a line of our own, between two pieces of the output; never waits for the terminal."""
+        self._notes.append(line)
 
     def finish(self, stall_s: float) -> None:
         """Show what is left; give up when nothing has moved for `stall_s` seconds."""
@@ -46,6 +52,10 @@ class Echo(threading.Thread):
                 is_over = self._is_over.is_set()
                 while chunk := os.pread(descriptor, READ_BYTES, self.offset):
                     self.offset += _write_some(chunk)
+                while self._notes:
+                    note = self._notes.popleft()
+                    while note:
+                        note = note[_write_some(note) :]
                 if is_over:
                     return
                 self._is_over.wait(POLL_S)

@@ -70,6 +70,11 @@ class LogFollower:
         self._write()
         return steps
 
+    def note(self, line: bytes) -> None:
+        """Put a line of our own into train.log, with the next pump."""
+        if not self._is_closed:
+            self._unwritten += stamp(line, self._prefix)
+
     def close(self, last_line: bytes) -> bool:
         """Write what is pending and the closing line, once; False if that could not be written yet."""
         if not self._is_closed:

@@ -18,9 +18,9 @@ from typing import Any
 
 from ..basics import journal, processes
 from ..basics.claims import try_lock
-from ..basics.errors import DONE, FAILED
-from ..basics.files import TEMP_MARK, UnreadableFile, read_json, to_json, utc_now, write_atomic
-from ..run_folder import status
+from ..basics.errors import CHECKS_FAILED, DONE, FAILED
+from ..basics.files import TEMP_MARK, UnreadableFile, read_json, to_json, write_atomic
+from ..run_folder import run_end, status
 from ..run_folder.run_state import fold
 from ..run_folder.runs import Run, open_run
 from .echo import Echo
@@ -53,6 +53,7 @@ class Sidecar:
         self._state, self._journal_offset = status.saved_state(run)
         self._log = LogFollower(run, saved)
         self._witness = Witness(run)
+        self._acceptance = _acceptance(run, self._state, self._journal_offset)
         offset = saved.get("echo_offset")
         self._echo = Echo(run.paths.output_log, offset if type(offset) is int else 0) if has_echo else None
         self._alarm: processes.Alarm | None = None
@@ -63,12 +64,12 @@ class Sidecar:
         self._saved_account: dict[str, Any] = {}
         self._shown_state: str | None = None
 
-    def run_until_end(self) -> None:
-        """Follow the run; return when its end is in journal, log and status."""
+    def run_until_end(self) -> int:
+        """Follow the run; return when its end is in journal, log and status, with 7 if its checks have ended it."""
         if self._echo:
             self._echo.start()
         while True:
-            end = status.read_end(self._run)
+            end = run_end.read(self._run)
             self._beat(has_ended=end is not None)
             if end is not None or self._is_over_unseen():
                 break
@@ -78,6 +79,7 @@ class Sidecar:
             time.sleep(PROBE_S)
         if self._echo:
             self._echo.finish(LAST_LINES_S)
+        return CHECKS_FAILED if self._has_failed_checks else DONE
 
     def _beat(self, *, has_ended: bool) -> None:
         known = self._milestones()
@@ -92,8 +94,21 @@ class Sidecar:
             self._last_probe = now
             self._witness.look()
             self._show(now)
+        if not has_ended:
+            self._accept(has_ended=False)
         if now - self._last_save >= SAVE_S:
             self._save(now)
+
+    def _accept(self, *, has_ended: bool) -> None:
+        """Let the checks of a resumed run decide what they can by now."""
+        if self._acceptance is not None and not self._acceptance.decide(self._append, self._say, has_ended=has_ended):
+            self._acceptance = None
+        self._fold_journal()
+
+    def _say(self, line: bytes) -> None:
+        self._log.note(line)
+        if self._echo:
+            self._echo.say(line)
 
     def _milestones(self) -> tuple[bool, bool]:
         return "launched" in self._state, "step" in self._state
@@ -133,11 +148,16 @@ class Sidecar:
         if not self._read_last_lines():
             return False
         self._witness.look_last()
-        if not self._log.close(f"resumekit: {end_words(end)}\n".encode()):
+        self._accept(has_ended=True)
+        if not self._log.close(f"resumekit: {run_end.words(end)}\n".encode()):
             return False
         self._save(time.monotonic())
         self._fold_journal()
-        if "exited" not in self._state and not self._append("exited", **_exit_fields(end)):
+        if self._has_failed_checks:
+            from .acceptance import quarantine_all  # late, as in _acceptance
+
+            quarantine_all(self._run)
+        if "exited" not in self._state and not self._append("exited", **run_end.fields(end)):
             return False
         self._fold_journal()
         try:
@@ -150,6 +170,10 @@ class Sidecar:
             return False
         self._save(time.monotonic())
         return True
+
+    @property
+    def _has_failed_checks(self) -> bool:
+        return (self._state.get("aborted") or {}).get("cause") == "checks_failed"
 
     def _read_last_lines(self) -> bool:
         """Read all that was written when the trainer ended, and for a while what its children still write."""
@@ -185,6 +209,8 @@ class Sidecar:
         for event, offset in journal.read(self._run.paths.journal, self._journal_offset):
             events.append(event)
             self._journal_offset = offset
+            if self._acceptance is not None:
+                self._acceptance.see(event)
         if events:
             self._state = fold(self._state, events)
 
@@ -219,7 +245,11 @@ class Sidecar:
 
 
 def main(run_dir: Path, *, has_echo: bool) -> int:
-    """Run the sidecar of one run; 0 when its end is written down, or when another sidecar is at it already."""
+    """Run the sidecar of one run.
+
+    Returns:
+        0 when its end is written down, or when another sidecar is at it already; 7 where failed checks have ended it.
+    """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     run = open_run(run_dir)
@@ -230,23 +260,18 @@ def main(run_dir: Path, *, has_echo: bool) -> int:
         print(f"sidecar: the lock '{run.paths.status_lock}' cannot be taken: {error.strerror}", file=sys.stderr)
         return FAILED
     _unlink_temps([run.paths.status, run.paths.sidecar_state])  # the lock is ours: nobody else writes these
-    Sidecar(run, has_echo=has_echo).run_until_end()
+    code = Sidecar(run, has_echo=has_echo).run_until_end()
     sys.stdout = None  # its flush at exit may fail or block; there is nothing in it
-    return DONE
+    return code
 
 
-def end_words(end: dict[str, Any] | None) -> str:
-    """Say how a trainer ended: 'ended (code 137; signal 9), elapsed 12.3 s'."""
-    if end is None:
-        return f"ended, nobody saw how (its shim was killed too), {utc_now()}"
-    by_signal = f"; signal {end['signal']}" if end.get("signal") else ""
-    elapsed_s = end.get("elapsed_s")
-    elapsed = f", elapsed {elapsed_s:.1f} s" if isinstance(elapsed_s, (int, float)) else ""
-    return f"ended (code {end['code']}{by_signal}){elapsed}, {end.get('at')}"
+def _acceptance(run: Run, state: dict[str, Any], offset: int) -> Any:
+    """Return what checks a resumed run; None for any other."""
+    if not os.path.lexists(run.paths.resume_plan):
+        return None
+    from .acceptance import Acceptance  # late: 5 ms, and most runs were not resumed
 
-
-def _exit_fields(end: dict[str, Any] | None) -> dict[str, Any]:
-    return {key: end.get(key) if end else None for key in ("code", "signal", "elapsed_s", "pid")}
+    return Acceptance(run, state.get("checks", {}), offset)
 
 
 def _take_status_lock(run: Run) -> bool:

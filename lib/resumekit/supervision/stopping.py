@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..basics import journal, processes
 from ..basics.errors import DONE, FAILED
-from ..run_folder import status
+from ..run_folder import run_end
 from ..run_folder.runs import Run, open_run
 
 # How long a trainer that is just being started is waited for before a stop gives up on it.
@@ -25,13 +25,14 @@ SEND_TRIES = 10
 KILL_WAIT_S = 10.0
 
 
-def stop(run_dir: Path, signal_name: str, *, is_now: bool = False) -> int:
+def stop(run_dir: Path, signal_name: str, *, is_now: bool = False, is_aborted: bool = False) -> int:
     """Stop a run's trainer.
 
     Args:
         run_dir: its run folder.
         signal_name: 'INT' or 'TERM', passed on to the trainer.
         is_now: KILL its whole session at once.
+        is_aborted: a check or a rule ends it, not a person: its `abort` event is in the journal already.
 
     Returns:
         0 when it has ended, 1 when there was nothing to stop or it cannot be stopped from here.
@@ -40,8 +41,9 @@ def stop(run_dir: Path, signal_name: str, *, is_now: bool = False) -> int:
     trainer = _wait_for_trainer(run)
     if trainer is None:
         return FAILED
-    with contextlib.suppress(OSError):  # a full disk must not keep anybody from stopping
-        journal.append(run.paths.journal, "stopped", run.run_id, by=signal_name, now=is_now)
+    if not is_aborted:
+        with contextlib.suppress(OSError):  # a full disk must not keep anybody from stopping
+            journal.append(run.paths.journal, "stopped", run.run_id, by=signal_name, now=is_now)
     if not is_now:
         grace_s = _grace_s(run)
         deadline = time.monotonic() + grace_s
@@ -94,7 +96,7 @@ def _grace_s(run: Run) -> float:
 def _wait_for_trainer(run: Run) -> processes.Identity | None:
     """Return the live trainer; None when it has ended already or never comes."""
     deadline = time.monotonic() + START_WAIT_S
-    while time.monotonic() < deadline and status.read_end(run) is None:
+    while time.monotonic() < deadline and run_end.read(run) is None:
         for event, _ in journal.read(run.paths.journal):
             if event["event"] == "launched":
                 trainer = processes.identity_from(event.get("trainer"))

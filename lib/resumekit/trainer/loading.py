@@ -26,6 +26,7 @@ from . import (
     rng_state,
     schedule_refit,
     trainer_plan,
+    verification,
 )
 from .checkpoint_content import OWN_KEYS
 from .decisions import Wishes
@@ -37,6 +38,7 @@ from .resume_bundle import ResumeBundle
 from .saved_optimizers import is_state, match, named
 from .trainer_env import journal_event
 from .trainer_plan import ABSENT, FRESH, LOAD, PARTIAL, REFIT, RESET, SWAP, TrainerPlan
+from .verification import Loaded
 
 _NOT_IN_EXTRA = frozenset(OWN_KEYS) - {"data_state"}
 # Protocol §7: 80 % of the prior rate for the first 1-2k steps; without a plan there is no config to say otherwise.
@@ -91,25 +93,21 @@ def load_resume_bundle(
     wishes = Wishes(allow_partial_weights, optimizer_policy, schedule_policy, new_params, restore_rng)
     wishes.check()
     plan = trainer_plan.read()
-    if ckpt_path is None or str(ckpt_path) == "":
+    if not ckpt_path:
         _refuse_fresh_start(plan)
         return ResumeBundle(optimizer=optimizer)
     path = Path(ckpt_path)
     plan = plan if plan is not None and plan.is_about(path) else None
     content = read_proven(path)
-    lion = lion_swap.stand_in(optimizer, scheduler) if optimizer_policy == "swap_to_lion" else None
-    parts = {
-        "optimizer": optimizer if lion is None else lion,
-        "scheduler": scheduler,
-        "scaler": scaler,
-        "ema": ema,
-        "swa": swa,
-    }
+    lion_is_wished = optimizer_policy == "swap_to_lion"
+    lion = lion_swap.stand_in(optimizer, scheduler) if lion_is_wished else None
+    parts = {"optimizer": optimizer if lion is None else lion, "scheduler": scheduler, "scaler": scaler, "ema": ema,
+             "swa": swa}  # fmt: skip
     changes = changed(_saved_versions(content), versions(), SCALER_DEPENDS_ON)
     decided = decisions.decide(content, parts, wishes, plan, changes)
     counters = _counters(content, decided["counters"].action, plan, path)
     scale = _scale(content, decided, counters["global_step"], plan, path)
-    found = matching.check(content, model, decided, parts, optimizer_policy == "swap_to_lion", path)
+    found = matching.check(content, model, decided, parts, lion_is_wished, path)
     if lion is not None:
         lion_swap.take_over(lion, optimizer, scheduler)
     _warn(content, found, scheduler, log_fn)
@@ -123,13 +121,15 @@ def load_resume_bundle(
         lr_hook.attach(named(parts["optimizer"]).values(), scale, counters["global_step"])
     report = {name: str(decision) for name, decision in found.decisions.items()}
     report["rng"] = _restore_rng(content, found)
-    bundle = _bundle(content, counters, found, reinitialised, scale, report, parts["optimizer"])
+    loaded = Loaded(path, model, parts, decided, lion_is_wished, plan)
+    bundle = _bundle(content, counters, found, reinitialised, scale, report, loaded)
     is_scaled = own_lr_scale and found.decisions["scheduler"].action == LOAD
     _say(bundle, 1.0 if is_scaled else bundle.lr_scale_at(bundle.global_step), log_fn)
     journal_event(
         "resumed", step=bundle.global_step, checkpoint=str(path), report=report,
         lr_scale=bundle.lr_scale_at(bundle.global_step),
     )  # fmt: skip
+    verification.at_first_step(loaded, log_fn)
     return bundle
 
 
@@ -233,7 +233,7 @@ def _restore_rng(content: dict[str, Any], found: Matched) -> str:
 
 def _bundle(
     content: dict[str, Any], counters: dict[str, Any], found: Matched, new: tuple[str, ...], scale: LrScale,
-    report: dict[str, str], optimizer: Any,
+    report: dict[str, str], loaded: Loaded,
 ) -> ResumeBundle:  # fmt: skip
     extra = {name: value for name, value in content.items() if name not in _NOT_IN_EXTRA}
     if "data_state" in extra and found.decisions["data_position"].action in (RESET, ABSENT):
@@ -249,7 +249,9 @@ def _bundle(
         report=report,
         reshaped=tuple(fit.reshaped) if fit else (),
         lr_ramp=scale.as_fields()["ramp"],
-        optimizer=optimizer,
+        optimizer=loaded.parts["optimizer"],
+        loaded=loaded,
+        saved_rng=content.get("rng_state"),
     )
 
 

@@ -80,6 +80,17 @@ def detach(optimizer: Any) -> None:
         handle.remove()
 
 
+def rates(optimizer: Any, *, is_stepping: bool) -> list[float]:
+    """Return each group's learning rate as its next step uses it.
+
+    Args:
+        is_stepping: asked from inside optimizer.step, where the scale is in the groups' rates already.
+    """
+    hook = _hooks[optimizer] if optimizer in _hooks and not is_stepping else None
+    factor = hook.scale(hook.step) if hook else 1.0
+    return [float(group["lr"]) * factor for group in optimizer.param_groups]
+
+
 def scale_of(optimizer: Any) -> LrScale | None:
     """Return the scale that the kit puts on an optimizer, or on the first of several; None where it puts none."""
     for one in optimizer.values() if isinstance(optimizer, dict) else [optimizer]:

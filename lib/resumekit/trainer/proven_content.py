@@ -49,6 +49,19 @@ def read_proven(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_again(path: Path) -> dict[str, Any]:
+    """Return the content of a file that was proven before, for a comparison; nothing of it is used to train.
+
+    Raises:
+        UnreadableFile: it is gone or not a regular file.
+    """
+    descriptor = open_regular(path)
+    try:
+        return _torch_load(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _load_beside_proof(descriptor: int, path: Path) -> Any:
     """Map the file with torch while a thread proves its bytes; nothing is handed out before the proof is good."""
     verdicts: list[proof.Proof] = []

@@ -23,6 +23,7 @@ class ResumeBundle:
         reshaped: names of parameters that have another shape in the checkpoint; new, as the missing ones are.
         lr_ramp: the ramp after a swap, as `save_checkpoint` takes it; None where there was none.
         optimizer: the one to go on with: the trainer's own, or the Lion that took its place.
+        loaded, saved_rng: for `check_resume`; None where nothing was resumed.
     """
 
     global_step: int = 0
@@ -37,6 +38,8 @@ class ResumeBundle:
     reshaped: tuple[str, ...] = ()
     lr_ramp: dict[str, Any] | None = None
     optimizer: Any = field(default=None, compare=False, repr=False)
+    loaded: Any = field(default=None, compare=False, repr=False)
+    saved_rng: Any = field(default=None, compare=False, repr=False)
 
     def lr_scale_at(self, step: int) -> float:
         """Return what the schedule's rate is multiplied by in the optimizer step that follows `step` done ones.

@@ -39,6 +39,14 @@ ACTIONS: dict[str, tuple[str, ...]] = {
 }
 
 
+class PlannedRate(NamedTuple):
+    """A base learning rate and what the plan makes of it in the next steps; after is empty where nobody can know."""
+
+    key: str
+    base: float | None
+    after: tuple[float, ...]
+
+
 class Decision(NamedTuple):
     """What is done with a component, and why; the reason is empty where it is simply loaded.
 
@@ -64,6 +72,7 @@ class TrainerPlan:
         components: 'weights', 'optimizer' or 'optimizer.<name>', ... -> decision.
         new_params: 'module' or 'kaiming'.
         lr_scale: from here on; None where it does not say.
+        rates: the learning rates of the next steps, to check them by.
     """
 
     path: str
@@ -72,6 +81,7 @@ class TrainerPlan:
     components: dict[str, Decision]
     new_params: str
     lr_scale: LrScale | None
+    rates: tuple[PlannedRate, ...] = ()
 
     def is_about(self, ckpt_path: Path) -> bool:
         """Whether it plans the load of this file.
@@ -123,7 +133,18 @@ def _parse(name: str, fields: Any) -> TrainerPlan:
         {str(key): _decision(str(key), value) for key, value in components.items()},
         params,
         None if scale is None else lr_scale.from_fields(scale.get("factor"), scale.get("ramp")),
+        tuple(_rate(one) for one in fields.get("learning_rates") or ()),
     )
+
+
+def _rate(value: Any) -> PlannedRate:
+    _require(isinstance(value, dict), "one of its learning_rates is not an object")
+    base, after = value.get("base"), value.get("after") or []
+    numbers = [*after, *([] if base is None else [base])]
+    _require(
+        all(type(one) in (int, float) for one in numbers), f"the rates of {_short(value.get('key'))} are not numbers"
+    )
+    return PlannedRate(str(value.get("key"))[:MAX_WHY], base, tuple(map(float, after)))
 
 
 def _decision(name: str, value: Any) -> Decision:

@@ -1,0 +1,36 @@
+"""How a run's trainer ended: exit.json, which the shim that started it writes.
+
+Try it: `cat runs/<run_id>/exit.json`
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..basics.files import UnreadableFile, read_json, utc_now
+from .runs import Run
+
+
+def read(run: Run) -> dict[str, Any] | None:
+    """Return exit.json if it is there and has a code."""
+    try:
+        end = read_json(run.paths.exit_json)
+    except UnreadableFile:
+        return None
+    is_end = isinstance(end, dict) and type(end.get("code")) is int and 0 <= end["code"] < 256
+    return end if is_end else None
+
+
+def words(end: dict[str, Any] | None) -> str:
+    """Say how a trainer ended: 'ended (code 137; signal 9), elapsed 12.3 s'."""
+    if end is None:
+        return f"ended, nobody saw how (its shim was killed too), {utc_now()}"
+    by_signal = f"; signal {end['signal']}" if end.get("signal") else ""
+    elapsed_s = end.get("elapsed_s")
+    elapsed = f", elapsed {elapsed_s:.1f} s" if isinstance(elapsed_s, (int, float)) else ""
+    return f"ended (code {end['code']}{by_signal}){elapsed}, {end.get('at')}"
+
+
+def fields(end: dict[str, Any] | None) -> dict[str, Any]:
+    """Return what the `exited` event says of it."""
+    return {key: end.get(key) if end else None for key in ("code", "signal", "elapsed_s", "pid")}

@@ -1,0 +1,102 @@
+"""The acceptance of a resumed run: feeds the rules with its journal, hands on their verdicts, ends it if it must.
+
+The sidecar's; reads the run's own journal, its plan and its parent's journal. A run whose checks failed under
+`resume.strict_checks` is stopped and its checkpoints are quarantined, so that nothing goes on from them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..basics import journal
+from ..basics.check import FAILED, WARNED, WHOLE
+from ..basics.errors import KitError
+from ..basics.paths import LIB, step_of_name
+from ..run_folder.quarantine import put_in_quarantine
+from ..run_folder.runs import Run
+from . import expectations
+from .acceptance_rules import Rules
+
+# The cause in the `abort` event of a run that its checks have ended.
+CAUSE = "checks_failed"
+# A sidecar that was started again looks at no more than this of the journal before it.
+MAX_READ_BYTES = 8 << 20
+
+
+class Acceptance:
+    """The checks of one resumed run.
+
+    Args:
+        run: its folder.
+        known: verdicts that its journal holds already.
+        offset: where the sidecar reads its journal on; what stands before is read here.
+    """
+
+    def __init__(self, run: Run, known: Mapping[str, str], offset: int) -> None:
+        self._run = run
+        self._is_strict = run.setting("resume", "strict_checks") is True
+        expected = expectations.read(run) if WHOLE not in known else None
+        self._rules = Rules(expected, _share(run, "throughput_band") or 0.15, _share(run, "loss_band"), known)
+        for event, place in journal.read(run.paths.journal):
+            if place > min(offset, MAX_READ_BYTES):
+                break
+            self._rules.see(event)
+
+    def see(self, event: Mapping[str, Any]) -> None:
+        """Take in an event of the run's journal."""
+        self._rules.see(event)
+
+    def decide(self, append: Callable[..., bool], say: Callable[[bytes], Any], *, has_ended: bool) -> bool:
+        """Decide what can be decided by now.
+
+        Args:
+            append: (event, **fields) writes into the run's journal.
+            say: takes a line for the log and the terminal.
+            has_ended: the trainer has: nothing more will come.
+
+        Returns:
+            Whether there is more to decide.
+        """
+        for one in self._rules.verdicts(time.monotonic(), has_ended=has_ended):
+            append("check", **one.as_fields())
+            if one.verdict in (FAILED, WARNED) or one.name == WHOLE:
+                say(f"resumekit: {one.sentence()}\n".encode("utf-8", "backslashreplace"))
+        if self._is_strict and self._rules.failed and not has_ended:
+            if append("abort", cause=CAUSE, evidence=f"failed: {', '.join(self._rules.failed)}"):
+                _stop(self._run)
+            return False
+        return not self._rules.is_over
+
+
+def _stop(run: Run) -> None:
+    """Start a process that stops the run's trainer, with its grace; the sidecar goes on meanwhile."""
+    import subprocess  # 11 ms, and hardly ever
+
+    cli, folder = str(LIB / "resumekit_cli.py"), str(run.paths.run_dir)
+    with contextlib.suppress(OSError):
+        subprocess.Popen(
+            [sys.executable, "-I", "-S", cli, "stop", folder, "TERM", "--aborted"], stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+
+
+def quarantine_all(run: Run) -> None:
+    """Put every checkpoint of a run that failed its checks into quarantine; the files stay."""
+    try:
+        names = os.listdir(run.paths.checkpoints)
+    except OSError:
+        return
+    for name in sorted(names):
+        if name == run.best_pattern or step_of_name(name, run.step_pattern) is not None:
+            with contextlib.suppress(OSError, KitError):
+                put_in_quarantine(run.paths, name, "the checks right after the resume failed")
+
+
+def _share(run: Run, key: str) -> float | None:
+    value = run.setting("resume", key)
+    return float(value) if type(value) in (int, float) and value > 0 else None

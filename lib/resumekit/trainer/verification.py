@@ -1,0 +1,265 @@
+"""Whether the trainer's objects still hold, at their first step, what was to be loaded into them.
+
+The checkpoint is read anew, matched anew and compared with the live weights, moments, averages, schedule and rates,
+right before the first optimizer.step moves anything: whatever was dropped, mixed up or overwritten between the load and
+here shows. A tensor is compared at up to 256 places, spread over it. Journals one `check` event for each component.
+Source: protocol §4.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from ..basics.check import FAILED, PASSED, UNKNOWN, WARNED, Check
+from . import averages, lr_hook, matching, partial_weights
+from .matching import Matched
+from .proven_content import read_again
+from .saved_optimizers import named
+from .trainer_env import journal_event
+from .trainer_plan import FRESH, LOAD, PARTIAL, RESET, SWAP, Decision, TrainerPlan
+
+PLACES = 256
+MAX_NAMED = 3
+# The same formula computed elsewhere may differ in its last bits.
+RATE_TOLERANCE = 1e-6
+# How far a schedule that the kit cannot foresee may move in one step without a word.
+UNFORESEEN_TOLERANCE = 0.1
+
+_waiting: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a load did, kept until it is verified.
+
+    Args:
+        path: the checkpoint.
+        model: the trainer's.
+        parts: 'optimizer', 'scheduler', ... -> the trainer's object.
+        decided: component -> what was to be done, before it was matched.
+        swap_is_wished: the trainer asked for a Lion.
+        plan: the launcher's; None without.
+    """
+
+    path: Path
+    model: Any
+    parts: dict[str, Any]
+    decided: dict[str, Decision]
+    swap_is_wished: bool
+    plan: TrainerPlan | None
+
+
+def at_first_step(loaded: Loaded, log_fn: Callable[[str], Any]) -> None:
+    """Verify the load once, when the first of its optimizers is about to step; nothing without one that has hooks.
+
+    Args:
+        log_fn: takes a line for each check that did not pass.
+    """
+    left = [loaded]
+
+    def verify_once(stepping: Any, _args: Any, _kwargs: Any) -> None:
+        if left:  # the hook stays, for torch is going through its hooks here; what it held is let go
+            report(verify(left.pop(), stepping), log_fn)
+
+    for one in named(loaded.parts["optimizer"]).values():
+        if hasattr(one, "register_step_pre_hook"):
+            if one in _waiting:
+                _waiting.pop(one).remove()  # a second load into the same optimizer: the first one's state is gone
+            _waiting[one] = one.register_step_pre_hook(verify_once)
+
+
+def report(checks: Iterable[Check], log_fn: Callable[[str], Any]) -> None:
+    """Journal the checks, and say those that did not pass."""
+    for one in checks:
+        journal_event("check", **one.as_fields())
+        if one.verdict in (WARNED, FAILED):
+            log_fn(f"[warn] {one.sentence()}")
+
+
+def verify(loaded: Loaded, stepping: Any = None) -> Iterator[Check]:
+    """Compare every loaded component with the checkpoint; no error of a comparison leaves this function.
+
+    Args:
+        stepping: the optimizer that is inside its step, where the kit's scale is in its rates already.
+    """
+    try:
+        content = read_again(loaded.path)
+        found = matching.check(
+            content, loaded.model, dict(loaded.decided), loaded.parts, loaded.swap_is_wished, loaded.path
+        )
+    except Exception as error:
+        yield Check("weights", UNKNOWN, why=f"the checkpoint cannot be compared: {_first_line(error)}")
+        return
+    for name, compare in (("weights", _weights), ("optimizer", _optimizers), ("averages", _averages),
+                          ("scheduler", _scheduler), ("scaler", _scaler)):  # fmt: skip
+        try:
+            yield from compare(loaded, found, content)
+        except Exception as error:  # an object of the lab's own that works otherwise than torch's
+            yield Check(name, UNKNOWN, why=f"cannot be compared: {_first_line(error)}")
+    try:
+        yield from _rates(loaded, found, content, stepping)
+    except Exception as error:
+        yield Check("lr", UNKNOWN, why=f"cannot be compared: {_first_line(error)}")
+
+
+def _weights(loaded: Loaded, found: Matched, content: dict[str, Any]) -> Iterator[Check]:
+    if found.decisions["weights"].action not in (LOAD, PARTIAL):
+        return
+    saved = content["model_state_dict"]
+    # Buffers have gone through a forward pass by now, and what takes no gradient may be moved by the trainer itself.
+    pairs = [
+        (name, saved[found.weights.pairs[name]], parameter)
+        for name, parameter in loaded.model.named_parameters()
+        if parameter.requires_grad and name in found.weights.pairs
+    ]
+    yield _outcome("weights", pairs, "as in the checkpoint")
+
+
+def _optimizers(loaded: Loaded, found: Matched, content: dict[str, Any]) -> Iterator[Check]:
+    pairs, anew = [], []
+    for key, one in named(loaded.parts["optimizer"]).items():
+        prefix = f"{key}: " if key else ""
+        refitted = found.optimizers.get(key)
+        decision = found.decisions[f"optimizer.{key}" if key else "optimizer"]
+        if refitted is None:
+            if decision.action in (RESET, SWAP):
+                anew += [f"{prefix}step {_step_of(state):g}" for state in one.state.values() if _step_of(state)]
+            continue
+        parameters = [parameter for group in one.param_groups for parameter in group["params"]]
+        for index, state in refitted.state["state"].items():
+            live = one.state.get(parameters[index], {}) if isinstance(index, int) else {}
+            pairs += [(f"{prefix}{key} of parameter {index}", value, live.get(key)) for key, value in state.items()]
+    if anew:
+        yield Check("optimizer", FAILED, "a state that begins anew", anew[0], "an old optimizer's state is in it")
+    elif pairs:
+        yield _outcome("optimizer", pairs, "as in the checkpoint")
+
+
+def _averages(loaded: Loaded, found: Matched, content: dict[str, Any]) -> Iterator[Check]:
+    pairs = []
+    for name in ("ema", "swa"):
+        action, own = found.decisions[name].action, loaded.parts[name]
+        if own is None or not isinstance(own.state_dict(), Mapping):
+            continue
+        live = own.state_dict()
+        if action in (LOAD, PARTIAL):
+            saved = content[f"{name}_state_dict"]
+            fit = partial_weights.fit(saved, live)
+            pairs += [(f"{name}: {key}", saved[old], live[key]) for key, old in fit.pairs.items()]
+        elif action in (FRESH, RESET):
+            fresh = averages.current(own, loaded.model)
+            pairs += [(f"{name}: {key}", value, live[key]) for key, value in fresh.items() if key in live]
+    if pairs:
+        yield _outcome("averages", pairs, "as planned")
+
+
+def _scheduler(loaded: Loaded, found: Matched, content: dict[str, Any]) -> Iterator[Check]:
+    if found.decisions["scheduler"].action != LOAD:
+        return
+    part = loaded.parts["scheduler"]
+    live = {key: one.state_dict() for key, one in part.items()} if isinstance(part, dict) else part.state_dict()
+    places = list(_places(content["scheduler_state_dict"], live))
+    # Some trainers advance their schedule before the optimizer's step.
+    wrong = [one for one in places if one[1] not in (one[0], one[0] + 1)]
+    if places:
+        then, now = wrong[0] if wrong else places[0]
+        yield Check("scheduler", FAILED if wrong else PASSED, f"place {then}", f"place {now}")
+
+
+def _places(saved: Any, live: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield (place in the checkpoint, place now) of a schedule, or of each of several."""
+    if isinstance(saved, Mapping) and isinstance(live, Mapping):
+        if "last_epoch" in saved and "last_epoch" in live:
+            yield saved["last_epoch"], live["last_epoch"]
+        else:
+            for key in saved.keys() & live.keys():
+                yield from _places(saved[key], live[key])
+
+
+def _scaler(loaded: Loaded, found: Matched, content: dict[str, Any]) -> Iterator[Check]:
+    if found.decisions["scaler"].action == LOAD:
+        then = content["scaler_state_dict"].get("scale")
+        now = loaded.parts["scaler"].state_dict().get("scale")
+        yield Check("scaler", PASSED if then == now else FAILED, f"scale {then}", f"scale {now}")
+
+
+def _rates(loaded: Loaded, found: Matched, content: dict[str, Any], stepping: Any) -> Iterator[Check]:
+    """Compare every group's rate with the plan's; without one, with what the schedule left in the checkpoint."""
+    groups = [
+        (f"{key}[{index}]" if key else f"[{index}]", rate, group)
+        for key, one in named(loaded.parts["optimizer"]).items()
+        for index, (rate, group) in enumerate(
+            zip(lr_hook.rates(one, is_stepping=one is stepping), one.param_groups, strict=True)
+        )
+    ]
+    shown = ", ".join(f"{name} {rate:.6g}" for name, rate, _ in groups)
+    planned = [one for one in loaded.plan.rates if one.after] if loaded.plan else []
+    if planned:
+        wrong = [name for name, rate, group in groups if not _is_planned(rate, group, planned)]
+        said = "; ".join(f"{one.key} {one.after[0]:.6g}" for one in planned)
+        why = f"group {', '.join(wrong[:MAX_NAMED])}" if wrong else ""
+        yield Check("lr", FAILED if wrong else PASSED, said, shown, why)
+    elif found.decisions["scheduler"].action == LOAD and found.optimizers:
+        moved = [
+            name
+            for key, refitted in found.optimizers.items()
+            for (name, rate, _), old in zip(
+                [one for one in groups if one[0].startswith(f"{key}[")], refitted.state["param_groups"], strict=False
+            )
+            if not math.isclose(rate, float(old["lr"]) * _scale(loaded), rel_tol=UNFORESEEN_TOLERANCE)
+        ]
+        why = f"group {', '.join(moved[:MAX_NAMED])} is not near the checkpoint's rate" if moved else ""
+        yield Check("lr", WARNED if moved else PASSED, "near the checkpoint's", shown, why)
+
+
+def _is_planned(rate: float, group: dict[str, Any], planned: list[Any]) -> bool:
+    """Whether a rate is one of the plan's next ones; a group with a base rate of its own follows the same curve."""
+    wanted = [value for one in planned for value in one.after]
+    own = group.get("initial_lr")
+    if own is not None:
+        wanted += [float(own) * value / one.base for one in planned if one.base for value in one.after]
+    return any(math.isclose(rate, value, rel_tol=RATE_TOLERANCE, abs_tol=1e-18) for value in wanted)
+
+
+def _scale(loaded: Loaded) -> float:
+    scale = loaded.plan.lr_scale if loaded.plan else None
+    return scale(loaded.plan.step or 0) if scale else 1.0
+
+
+def _outcome(name: str, pairs: list[tuple[str, Any, Any]], expected: str) -> Check:
+    wrong = [key for key, saved, live in pairs if not is_alike(saved, live)]
+    found = f"{len(pairs) - len(wrong)} of {len(pairs)}"
+    return Check(name, FAILED if wrong else PASSED, f"{len(pairs)} {expected}", found, ", ".join(wrong[:MAX_NAMED]))
+
+
+def is_alike(saved: Any, live: Any) -> bool:
+    """Whether a live value is the saved one, bit for bit; of a large tensor, at 256 places spread over it."""
+    if not hasattr(saved, "reshape") or not hasattr(live, "reshape"):
+        return _plain(saved) == _plain(live)
+    if tuple(saved.shape) != tuple(live.shape):
+        return False
+    mine, theirs = _sample(saved), _sample(live)
+    mine = mine.to(theirs.dtype)  # a model in another precision took the weights over in its own
+    return bool(((mine == theirs) | ((mine != mine) & (theirs != theirs))).all())
+
+
+def _sample(tensor: Any) -> Any:
+    flat = tensor.detach().reshape(-1)
+    return flat[:: max(1, flat.numel() // PLACES)].cpu()
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") and getattr(value, "numel", lambda: 1)() == 1 else value
+
+
+def _step_of(state: dict[str, Any]) -> float:
+    return float(_plain(state.get("step", 0)) or 0)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
