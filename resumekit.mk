@@ -4,7 +4,7 @@
 #   include resumekit/resumekit.mk
 #
 #   make run    EXP=EXP-01 [NAME=...] [SET="a.b=1 c=2"] [NOTES=...] [FRESH=1]
-#   make resume EXP=EXP-01 [STEP=40000 | BEST=1] [FROM=RUN_ID] [NAME=...] [SET=...] [NOTES=...]
+#   make resume EXP=EXP-01 [STEP=40000 | BEST=1] [FROM=RUN_ID] [NAME=...] [SET=...] [NOTES=...] [ACCEPT=1]
 #   make runs   [EXP=EXP-01]
 #
 # and for each CONFIG=FILE, RUNS=DIR; for the first two DRY_RUN=1, DETACH=1, ARGS="arguments of the trainer". SET and ARGS
@@ -17,7 +17,7 @@ endif
 
 # Spaces before a comment on its line would become part of it.
 RESUMEKIT_PREFIX := $(strip $(RESUMEKIT_PREFIX))
-RESUMEKIT_WORDS := EXP NAME SET NOTES STEP FROM CONFIG RUNS ARGS FRESH BEST DRY_RUN DETACH
+RESUMEKIT_WORDS := EXP NAME SET NOTES STEP FROM CONFIG RUNS ARGS FRESH BEST ACCEPT DRY_RUN DETACH
 RESUMEKIT_TARGETS := $(addprefix $(RESUMEKIT_PREFIX),run resume runs)
 
 # As typed: $(value) does not expand, and := keeps what it gave. The word itself is set to the same, because make would
@@ -52,6 +52,7 @@ esac; \
 [ -z "$$RESUMEKIT_MAKE_FROM" ] || set -- "$$@" "--from=$$RESUMEKIT_MAKE_FROM"; \
 [ -z "$$RESUMEKIT_MAKE_FRESH" ] || set -- "$$@" --fresh; \
 [ -z "$$RESUMEKIT_MAKE_BEST" ] || set -- "$$@" --best; \
+[ -z "$$RESUMEKIT_MAKE_ACCEPT" ] || set -- "$$@" --accept; \
 [ -z "$$RESUMEKIT_MAKE_DRY_RUN" ] || set -- "$$@" --dry-run; \
 [ -z "$$RESUMEKIT_MAKE_DETACH" ] || set -- "$$@" --detach; \
 for word in $$RESUMEKIT_MAKE_SET; do set -- "$$@" "--set=$$word"; done; \

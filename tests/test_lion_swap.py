@@ -12,8 +12,10 @@ import torch
 from torch.optim import lr_scheduler as schedules
 
 from checkpoint_tools import quiet
+from conftest import events
 from resume_parts import OPTIMIZERS, Lion, Net, moments, same, train
 from resumekit.basics.errors import InvalidFile, KitError
+from resumekit.run_folder.run_state import fold
 from resumekit.trainer import saving
 from resumekit.trainer.loading import ResumeBundle, load_resume_bundle
 from resumekit.trainer.saving import save_checkpoint
@@ -146,3 +148,17 @@ def test_a_fresh_start_hands_the_trainers_own_optimizer_back(installed: None) ->
     bundle = load_resume_bundle(model, optimizer, schedule, ckpt_path=None, optimizer_policy="swap_to_lion")
     assert bundle.optimizer is optimizer
     train(model, optimizer)
+
+
+def test_a_swap_is_an_event_of_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RESUMEKIT_RUN_DIR", str(tmp_path))
+    path = saved(tmp_path / "checkpoints")
+    swap(path, *make("lion", 2))
+    [event] = events(tmp_path, "swap")
+    assert {name: event[name] for name in ("step", "name", "old", "new")} == {
+        "step": 5, "name": "", "old": "AdamW", "new": "Lion",
+    }  # fmt: skip
+    state = fold({}, [event])
+    assert (state["optimizer"], state["swap_from_step"]) == ("lion", 5)
+    load_resume_bundle(*make("adamw", 3), ckpt_path=path, log_fn=quiet)
+    assert len(events(tmp_path, "swap")) == 1, "a load of the same optimizer is none"

@@ -183,8 +183,16 @@ def test_a_changed_environment(name: str, expected: dict[str, str]) -> None:
 
 def test_another_number_of_ranks_leaves_the_generators_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     differs = environment.changes({"environment": {"values": {}}}, {}, None)
     assert planned("", held(), differs=differs) == ({"rng": "reset"}, READY)
+
+
+def test_another_number_of_threads_costs_nothing_and_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    differs = environment.changes({"environment": {"values": {"OMP_NUM_THREADS": "4"}}}, {}, None)
+    assert [(one.key, one.old, one.new) for one in differs] == [("OMP_NUM_THREADS", "4", "2")]
+    assert planned("", held(), differs=differs) == (NOTHING, READY)
 
 
 def test_other_code_costs_nothing_and_is_said() -> None:

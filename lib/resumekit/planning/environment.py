@@ -20,6 +20,7 @@ EFFECTS: dict[str, dict[str, str]] = {
     "cuda": {"scaler": "reset"},
     "driver": {"scaler": "reset"},
     "world_size": {"rng": "reset"},
+    "OMP_NUM_THREADS": {},
     "git.commit": {},
     "git.diff_sha256": {},
 }
@@ -35,7 +36,7 @@ def changes(record: Mapping[str, Any], versions: Mapping[str, Any], code: Code |
     """
     if not record:
         return []
-    before, now = _facts_of(record), {**versions, "world_size": _world_size(os.environ)}
+    before, now = _facts_of(record), {**versions, **_processes(os.environ)}
     if code is not None:
         now |= {"git.commit": code.commit, "git.diff_sha256": code.diff_sha256}
     return [
@@ -50,12 +51,14 @@ def _facts_of(record: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **{name: versions[name] for name in ("python", "torch", "cuda", "driver") if name in versions},
         **{f"git.{name}": git[name] for name in ("commit", "diff_sha256") if name in git},
-        "world_size": _world_size(_mapping(environment.get("values"))),
+        **(_processes(_mapping(environment["values"])) if "values" in environment else {}),
     }
 
 
-def _world_size(environment: Mapping[str, Any]) -> str:
-    return str(environment.get("WORLD_SIZE") or 1)
+def _processes(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how many ranks and threads there are; other threads add up numbers in another order."""
+    threads = environment.get("OMP_NUM_THREADS")
+    return {"world_size": str(environment.get("WORLD_SIZE") or 1), "OMP_NUM_THREADS": threads and str(threads)}
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

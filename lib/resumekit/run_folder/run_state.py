@@ -137,6 +137,12 @@ def _warning(state: State, event: Event) -> None:
     _take(state, event, "message", _text, "last_warning")
 
 
+def _swap(state: State, event: Event) -> None:
+    _take(state, event, "step", _count, "swap_from_step")
+    if new := _text(event.get("new")):
+        state["optimizer"] = new.lower()
+
+
 def _check(state: State, event: Event) -> None:
     name, verdict = event.get("name"), event.get("verdict")
     if name in check.NAMES and verdict in check.VERDICTS:
@@ -161,7 +167,7 @@ def _exited(state: State, event: Event) -> None:
 _FOLDS: dict[str, Callable[[State, Event], None]] = {
     "launched": _launched, "resumed": _resumed, "step": _step, "phase": _phase, "eval": _eval, "best": _best,
     "checkpoint": _checkpoint, "heartbeat": _heartbeat, "warning": _warning, "stopped": _stopped,
-    "exited": _exited, "check": _check, "abort": _abort,
+    "exited": _exited, "check": _check, "swap": _swap, "abort": _abort,
 }  # fmt: skip
 
 

@@ -7,8 +7,7 @@ plan; journals `resumed`. Try it: `load_resume_bundle(model, optimizer, ckpt_pat
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from . import (
     verification,
 )
 from .checkpoint_content import OWN_KEYS
+from .counters import counters_of
 from .decisions import Wishes
 from .environment_versions import SCALER_DEPENDS_ON, changed, versions
 from .matching import Matched
@@ -105,7 +105,7 @@ def load_resume_bundle(
              "swa": swa}  # fmt: skip
     changes = changed(_saved_versions(content), versions(), SCALER_DEPENDS_ON)
     decided = decisions.decide(content, parts, wishes, plan, changes)
-    counters = _counters(content, decided["counters"].action, plan, path)
+    counters = counters_of(content, decided["counters"].action, plan, path)
     scale = _scale(content, decided, counters["global_step"], plan, path)
     found = matching.check(content, model, decided, parts, lion_is_wished, path)
     if lion is not None:
@@ -129,6 +129,8 @@ def load_resume_bundle(
         "resumed", step=bundle.global_step, checkpoint=str(path), report=report,
         lr_scale=bundle.lr_scale_at(bundle.global_step),
     )  # fmt: skip
+    for swapped in _swaps(content, found, loaded.parts["optimizer"]):
+        journal_event("swap", step=bundle.global_step, **swapped)
     verification.at_first_step(loaded, log_fn)
     return bundle
 
@@ -139,31 +141,6 @@ def _refuse_fresh_start(plan: TrainerPlan | None) -> None:
             f"the plan '{plan.path}' resumes at step {plan.step}, and load_resume_bundle got no ckpt_path: pass the "
             f"checkpoint on ({{checkpoint}} in trainer.resume_args), or start anew with bin/run.sh --fresh"
         )
-
-
-def _counters(content: dict[str, Any], action: str, plan: TrainerPlan | None, path: Path) -> dict[str, Any]:
-    for name in (*decisions.COUNTERS, "lr_scale"):
-        value = content.get(name)
-        if not isinstance(value, (int, float, type(None))):
-            raise InvalidFile(f"the checkpoint's '{name}' is a {type(value).__name__}, not a number")
-        if name in ("global_step", "epoch") and value is not None and not 0 <= value < 10**12:
-            raise InvalidFile(f"the checkpoint's '{name}' is '{value}', not a count")
-    step = content.get("global_step")
-    planned = plan.step if plan is not None else None
-    if planned is not None and step is not None and int(step) != planned:
-        raise InvalidFile(
-            f"the plan '{plan.path}' is for step {planned}, and checkpoint '{path}' is of step {int(step)}; nothing "
-            f"was loaded: let bin/resume.sh write a new plan"
-        )
-    if action == RESET:
-        content = {}
-        planned = None
-    step, best = content.get("global_step"), content.get("best_val_loss")
-    return {
-        "global_step": int(planned or 0) if step is None else int(step),
-        "start_epoch": int(content.get("epoch") or 0),
-        "best_val_loss": float(math.inf if best is None else best),
-    }
 
 
 def _scale(
@@ -211,6 +188,13 @@ def _load(
         elif done[name].action in (LOAD, PARTIAL):
             averages.load(parts[name], content[f"{name}_state_dict"], model)
     return new
+
+
+def _swaps(content: dict[str, Any], found: Matched, optimizer: Any) -> Iterator[dict[str, Any]]:
+    """Yield for each optimizer that took over from another one its name among several, and both classes."""
+    for key, saved in match(content, optimizer).items():
+        if found.decisions[f"optimizer.{key}" if key else "optimizer"].action == SWAP:
+            yield {"name": key, "old": saved.kind if saved else None, "new": type(named(optimizer)[key]).__name__}
 
 
 def _load_one(component: Any, state: Any) -> None:
