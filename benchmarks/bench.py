@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure the kit beside its peers and its limits, and print ratios: rows 1 to 7 of the table in docs/benchmarks.md.
+"""Measure the kit beside its peers and its limits, and print ratios: rows 1 to 8 of the table in docs/benchmarks.md.
 
     python benchmarks/bench.py [ROW...] [--quick] [--rounds N] [--scratch DIR] [--markdown FILE]
 
@@ -36,6 +36,7 @@ ROWS = {
     "5": ("row_save", "run"),
     "6": ("row_train", "run"),
     "7": ("row_plan", "run"),
+    "8": ("row_accept", "run"),
 }
 
 
