@@ -64,6 +64,8 @@ def _plan_lines(plan: Plan) -> Iterator[str]:
     yield from _changes(plan)
     yield from _components(plan.components, plan.match)
     yield from _rates(plan.forecast.rates)
+    if plan.phase:
+        yield from _row("", f"phase of the schedule: {plan.phase}")
     ramp = plan.lr_scale.ramp
     if ramp and ramp.from_step == choice.step:
         how = "a warm restart" if ramp.warm_restart else f"x {ramp.factor:g}"

@@ -67,6 +67,11 @@ class Plan(NamedTuple):
         return (*self.choice.changed, *self.environment)
 
     @property
+    def phase(self) -> str | None:
+        """The schedule's phase in the next step; None where the trainer's own schedule decides."""
+        return schedules.phase_of(self.choice.config, self.choice.step or 0)
+
+    @property
     def said(self) -> list[str]:
         """What a start says of it: the components that are not simply loaded, and the warnings."""
         other = [one for one in self.components if one.action not in (LOAD, ABSENT)]
@@ -112,7 +117,7 @@ class Plan(NamedTuple):
             "weights": _match_fields(self.match),
             "new_params": config.get(choice.config, "resume.new_params", "module"),
             "lr_scale": self.lr_scale.as_fields(),
-            "phase": schedules.phase_of(choice.config, choice.step or 0),
+            "phase": self.phase,
             "learning_rates": [rate._asdict() for rate in self.forecast.rates],
             "totals": list(self.forecast.totals),
             "warnings": list(self.forecast.warnings),
