@@ -142,9 +142,9 @@ def _resume(request: Request, table: RunTable, found: heads.Found, *said: str) -
     if step is None:
         step, said = 0, (*said, f"'{candidate.path.name}' does not say its step: 0 is taken, as protocol §6 has it")
     if relation == CONTINUE:
-        _refuse_live(parent, "stop it first, or branch from one of its steps with --step")
+        seen = _refuse_live(parent, "stop it first, or branch from one of its steps with --step")
         _refuse_orphans(parent)
-        _refuse_finished(parent)
+        _refuse_finished(parent, seen)
         refuse_continued(parent, table)
     if found.others and not request.goes_back:
         said += (f"'{found.head.run_id}' is the newest branch; the others, for --from: {heads.listed(found.others)}",)
@@ -173,11 +173,13 @@ def _relation(request: Request, experiment: str, parent: Run | None, new: Resume
     return BRANCH if any(schema.hashed(change.key) for change in new.changed) else CONTINUE
 
 
-def _refuse_live(run: Run, advice: str) -> None:
+def _refuse_live(run: Run, advice: str) -> dict[str, Any]:
+    """Return the status of a run that has ended; refuse one that is alive."""
     seen = status.current(run)
     if run.is_ours and seen["state"] in status.LIVE:
         where = f"pid {seen['pid']} on {seen['host']}" if seen["pid"] else "it is starting"
         raise Refused(f"'{run.run_id}' is alive ({seen['state']}, {where}): {advice}")
+    return seen
 
 
 def _refuse_starting(table: RunTable, experiment: str) -> None:
@@ -202,8 +204,7 @@ def _refuse_orphans(run: Run) -> None:
         )
 
 
-def _refuse_finished(parent: Run) -> None:
-    seen = status.current(parent)
+def _refuse_finished(parent: Run, seen: dict[str, Any]) -> None:
     if seen["state"] == "finished":
         raise Refused(
             f"'{parent.run_id}' has finished at step {seen['global_step']}: "
