@@ -169,6 +169,8 @@ kit_supervise() { # <run-id> <run-dir> <cwd> <token> <config-hash> <output-log> 
   trap 'kit_on_signal TERM' TERM
   trap 'kit_on_hangup' HUP
   trap '' PIPE # `run.sh | head`: a reader that has gone away ends nothing here
+  KIT_SAYERS=()
+  trap kit_end_sayers EXIT
 
   # The end of a child makes Bash look at the window's size, but in the main shell only.
   shopt -s checkwinsize
@@ -290,6 +292,15 @@ kit_on_signal() { # <INT|TERM>: pass the first one on, let the second one mean n
   "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit_cli.py" stop "$KIT_RUN_DIR" "$1" "${now[@]}" </dev/null >/dev/null &
   # After it, and not waited for: a terminal that is held (Ctrl-S) or gone must not keep anybody from stopping.
   kit_say "$words" &
+  KIT_SAYERS+=("$!")
+}
+
+kit_end_sayers() { # what is still waiting to be said, on a terminal that nobody reads, ends with the launcher
+  # With the terminal's own launcher HUP would end it; under nohup, or on a pipe, nothing does.
+  local sayer
+  for sayer in "${KIT_SAYERS[@]}"; do
+    if kit_job_runs "$sayer"; then kill -KILL "$sayer" 2>/dev/null || true; fi
+  done
 }
 
 kit_on_hangup() { # the terminal is gone; the run is not

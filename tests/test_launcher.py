@@ -102,10 +102,13 @@ def test_under_an_open_umask_nothing_is_everybody_s_to_change(kit: Kit) -> None:
 class Terminal:
     """A pseudo terminal with a command in its foreground."""
 
-    def __init__(self, kit: Kit, *args: str, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, kit: Kit, *args: str, env: dict[str, str] | None = None, hangup: signal.Handlers = signal.SIG_DFL
+    ) -> None:
         self.pid, self.master = pty.fork()
         if self.pid == 0:
             with contextlib.suppress(OSError):
+                signal.signal(signal.SIGHUP, hangup)  # not as the tests were started: by hand, by nohup
                 fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 31, 117, 0, 0))
                 os.execve(kit.argv(*args)[0], kit.argv(*args), {**kit.env, "TERM": "xterm-256color", **(env or {})})
             os._exit(127)
@@ -260,10 +263,11 @@ def test_closing_the_terminal_stops_nothing(kit: Kit) -> None:
     assert " step 9 " in (run / "logs" / "train.log").read_text()
 
 
-def test_a_terminal_that_nobody_reads_stops_nothing(kit: Kit) -> None:
-    """Ctrl-S: train.log and status go on, and a TERM still reaches the trainer."""
+@pytest.mark.parametrize("hangup", [signal.SIG_DFL, signal.SIG_IGN], ids=["by hand", "under nohup"])
+def test_a_terminal_that_nobody_reads_stops_nothing(kit: Kit, hangup: signal.Handlers) -> None:
+    """Ctrl-S: train.log and status go on, a TERM still reaches the trainer, and nothing is left behind."""
     kit.config("--delay", "0.005", "--at", "2", "lines=5000", **LONG)
-    terminal = Terminal(kit, "run", "T-1")
+    terminal = Terminal(kit, "run", "T-1", hangup=hangup)
     run = kit.started()
     log = run / "logs" / "train.log"
     wait_until(lambda: log.exists() and " step 50 " in log.read_text(), "the log goes on")
@@ -274,6 +278,25 @@ def test_a_terminal_that_nobody_reads_stops_nothing(kit: Kit) -> None:
     mark = f"RESUMEKIT_TEST_MARK={kit.mark}"
     wait_until(lambda: not list(marked_pids(mark)), "nothing of it waits for the terminal any more")
     assert terminal.wait() == 143
+
+
+def test_a_pipe_that_nobody_reads_keeps_no_process(kit: Kit) -> None:
+    """`run.sh EXP 2>&1 | less`, left alone: no HUP ever comes to what still has something to say."""
+    kit.config("--delay", "0.005", **LONG)
+    reader, writer = os.pipe()
+    process = kit.popen("run", "T-1", stdout=writer, stderr=writer)
+    run = kit.started()
+    wait_until(lambda: (run / "status.json").exists() and kit.status(run)["state"] == "running", "running")
+    mine = os.open(f"/proc/self/fd/{writer}", os.O_WRONLY | os.O_NONBLOCK)  # of its own: the others' writes block
+    for size in (4096, 1):
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(mine, b"." * size)
+    process.terminate()
+    assert process.wait(timeout=60) == 143
+    wait_until(lambda: not list(marked_pids(f"RESUMEKIT_TEST_MARK={kit.mark}")), "nothing of it waits", 10)
+    for descriptor in (reader, writer, mine):
+        os.close(descriptor)
 
 
 def test_a_reader_that_leaves_ends_nothing(kit: Kit) -> None:
