@@ -123,6 +123,11 @@ class RunPaths(NamedTuple):
         return self.run_dir / "dataset"
 
     @property
+    def artifacts(self) -> Path:
+        """Snapshots of the best, `best@<step>/` each."""
+        return self.run_dir / "artifacts"
+
+    @property
     def live_marker(self) -> Path:
         return self.run_dir.parent / ".live" / self.run_dir.name
 

@@ -23,6 +23,7 @@ from ..basics.files import TEMP_MARK, UnreadableFile, read_json, to_json, write_
 from ..run_folder import run_end, status
 from ..run_folder.run_state import fold
 from ..run_folder.runs import Run, open_run
+from .best_artifacts import BestArtifacts
 from .echo import Echo
 from .log_follower import LogFollower
 from .witness import Witness
@@ -54,6 +55,7 @@ class Sidecar:
         self._log = LogFollower(run, saved)
         self._witness = Witness(run)
         self._acceptance = _acceptance(run, self._state, self._journal_offset)
+        self._best = BestArtifacts(run, self._observed)
         offset = saved.get("echo_offset")
         self._echo = Echo(run.paths.output_log, offset if type(offset) is int else 0) if has_echo else None
         self._alarm: processes.Alarm | None = None
@@ -79,7 +81,11 @@ class Sidecar:
             time.sleep(PROBE_S)
         if self._echo:
             self._echo.finish(LAST_LINES_S)
-        return CHECKS_FAILED if self._has_failed_checks else DONE
+        if self._has_failed_checks:
+            self._best.finish(LAST_LINES_S)  # the launcher waits for this code, and not for long
+            return CHECKS_FAILED
+        self._best.finish()
+        return DONE
 
     def _beat(self, *, has_ended: bool) -> None:
         known = self._milestones()
@@ -93,6 +99,7 @@ class Sidecar:
         if now - self._last_probe >= PROBE_S and not has_ended:
             self._last_probe = now
             self._witness.look()
+            self._best.look()
             self._show(now)
         if not has_ended:
             self._accept(has_ended=False)
@@ -130,9 +137,12 @@ class Sidecar:
         else:
             time.sleep(START_POLL_S if time.monotonic() - self._started < PROBE_S else POLL_S)
 
+    def _observed(self) -> dict[str, Any]:
+        return status.observe(self._run, self._state, status.look(self._run, self._state))
+
     def _show(self, now: float) -> None:
         """Write status.json if its interval is over or the state has changed; a full disk is tried again."""
-        seen = status.observe(self._run, self._state, status.look(self._run, self._state))
+        seen = self._observed()
         interval_s = self._run.setting("status", "interval_s", 60)
         if seen["exit_code"] is not None:
             return  # it has ended meanwhile: what it was is said when its last lines are read
@@ -161,7 +171,7 @@ class Sidecar:
             return False
         self._fold_journal()
         try:
-            status.write(self._run, status.observe(self._run, self._state, status.look(self._run, self._state)))
+            status.write(self._run, self._observed())
             if end is None:
                 _unlink_temps([self._run.paths.exit_json])  # what the shim had set aside for it
             else:

@@ -1,0 +1,159 @@
+"""The folders `artifacts/best@<N>/` of one run: how one is made whole, recognised as ours, and removed again.
+
+One is filled under a temp name and renamed, so that nobody sees half of it. It is ours if it has the name, a
+lineage.json of this run and this step in it, and no file that the kit does not write; nothing else is ever removed.
+Try it: `python -m json.tool runs/<run_id>/artifacts/best@400/lineage.json`
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..basics.files import TEMP_MARK, UnreadableFile, fsync_directory, read_json, temp_path, write_atomic
+
+WEIGHTS, STATUS, LINEAGE, LOG = "weights.pt", "status.json", "lineage.json", "log.txt"
+CONFIG_YAML, CONFIG_JSON = "config.yaml", "config.json"
+# What the process that extracts the weights says; gone before the folder gets its name.
+SAID = "extract.log"
+FILES = frozenset({WEIGHTS, STATUS, LINEAGE, LOG, CONFIG_YAML, CONFIG_JSON, SAID})
+MAKER = "resumekit"
+LINES_BEFORE = LINES_AFTER = 100
+# A log line may be long; of those around a best no more than this is read on either side.
+WINDOW_BYTES = 1 << 20
+
+_NAME = re.compile("best@([0-9]{1,12})")
+_TEMP = re.compile(f"[.]best@[0-9]{{1,12}}{re.escape(TEMP_MARK)}[0-9]+-[0-9]+-[0-9a-f]{{8}}")
+
+
+class Artifact(NamedTuple):
+    """A snapshot that is there: its step, its folder, its lineage.json."""
+
+    step: int
+    path: Path
+    lineage: dict[str, Any]
+
+
+def new(folder: Path, step: int) -> Path:
+    """Make the folder that a snapshot is filled in, under its temp name; OSError if that cannot be."""
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir()
+    if not stat.S_ISDIR(os.lstat(folder).st_mode):
+        raise NotADirectoryError(20, "Not a directory", str(folder))
+    temp = temp_path(folder / f"best@{step}")
+    temp.mkdir()
+    return temp
+
+
+def publish(temp: Path, step: int, run_id: str) -> Path:
+    """Give a filled folder its name; an older snapshot of that step goes first. OSError if something else is there."""
+    target = temp.with_name(f"best@{step}")
+    if (old := read(target, run_id)) is not None:
+        remove(old.path)
+    fsync_directory(temp)
+    os.rename(temp, target)
+    fsync_directory(target.parent)
+    return target
+
+
+def read(path: Path, run_id: str) -> Artifact | None:
+    """Return the snapshot at `path`, or None where there is none that this run's sidecar made."""
+    name = _NAME.fullmatch(path.name)
+    try:
+        is_folder = stat.S_ISDIR(os.lstat(path).st_mode)
+        lineage = read_json(path / LINEAGE)
+        names = os.listdir(path) if is_folder else []
+    except (OSError, UnreadableFile):
+        return None
+    if name is None or not is_folder or not isinstance(lineage, dict):
+        return None
+    is_ours = (
+        lineage.get("made_by") == MAKER and lineage.get("run_id") == run_id and lineage.get("step") == int(name[1])
+    )
+    return Artifact(int(name[1]), path, lineage) if is_ours and all(map(_is_known, names)) else None
+
+
+def made_in(folder: Path, run_id: str) -> list[Artifact]:
+    """Return the snapshots that this run's sidecars made."""
+    return [artifact for name in _names(folder) if (artifact := read(folder / name, run_id))]
+
+
+def prune(folder: Path, run_id: str, keep: int, current: int) -> list[Path]:
+    """Remove all but the snapshot of the step `current` and the `keep` newest of the others; return what is gone."""
+    past = sorted(
+        (one for one in made_in(folder, run_id) if one.step != current), key=lambda one: one.step, reverse=True
+    )
+    for artifact in past[keep:]:
+        remove(artifact.path)
+    return [artifact.path for artifact in past[keep:] if not artifact.path.exists()]
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a sidecar left half made. The caller holds the status lock, so no other one is at work."""
+    for name in _names(folder):
+        if _TEMP.fullmatch(name):
+            remove(folder / name)
+
+
+def remove(path: Path) -> None:
+    """Remove one folder of ours: under a temp name first, so that nobody sees half of it, and files of ours alone."""
+    with contextlib.suppress(OSError):
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            return
+        if not _TEMP.fullmatch(path.name):
+            path = path.rename(temp_path(path))
+        for name in filter(_is_known, os.listdir(path)):
+            (path / name).unlink()
+        path.rmdir()
+
+
+def anchor(train_log: Path, step: int) -> int:
+    """Return the byte in train.log behind the line that says that `step` was saved; its end where none says so."""
+    try:
+        size = os.stat(train_log).st_size
+        start, data = _part(train_log, max(0, size - WINDOW_BYTES), size)
+    except OSError:
+        return 0
+    found = data.rfind(b" [checkpoint] step=%d " % step)
+    end = data.find(b"\n", found)
+    return start + end + 1 if found >= 0 and end >= 0 else start + data.rfind(b"\n") + 1
+
+
+def write_log(path: Path, train_log: Path, offset: int) -> bool:
+    """Write the lines of train.log around a byte: 100 before it, and up to 100 behind it, as many as there are.
+
+    Returns:
+        Whether all that come behind it are there: then there is no need to write it again.
+    """
+    with contextlib.suppress(OSError):
+        _, before = _part(train_log, max(0, offset - WINDOW_BYTES), offset)
+        _, after = _part(train_log, offset, offset + WINDOW_BYTES)
+        lines = after.splitlines(keepends=True)[:LINES_AFTER]
+        whole = [line for line in lines if line.endswith(b"\n")]
+        wanted = b"".join([*before.splitlines(keepends=True)[-LINES_BEFORE:], *whole])
+        if not path.exists() or path.stat().st_size != len(wanted):
+            write_atomic(path, wanted)
+        return len(whole) == LINES_AFTER or len(after) == WINDOW_BYTES
+    return False
+
+
+def _part(path: Path, start: int, end: int) -> tuple[int, bytes]:
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        file.seek(start)
+        return start, file.read(end - start)
+
+
+def _is_known(name: str) -> bool:
+    """Whether the kit writes files of this name here: one of the snapshot's, or the temp file of one."""
+    return name in FILES or any(name.startswith(f".{known}{TEMP_MARK}") for known in FILES)
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder)) if stat.S_ISDIR(os.lstat(folder).st_mode) else []
+    except OSError:
+        return []

@@ -1,0 +1,433 @@
+"""Snapshots of the best: artifacts/best@<N>/, made by the sidecar, its weights by a process of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import ROOT, Kit, assert_valid, events, wait_until
+from resumekit.basics.files import temp_path
+from resumekit.basics.paths import RunPaths
+from resumekit.proving import manifest
+from resumekit.run_folder.runs import Run
+from resumekit.supervision import artifact_folder, best_artifacts, extraction
+from resumekit.trainer import saving, weights_extract
+from test_sidecar import sidecar_of
+
+NAMES = {"weights.pt", "config.yaml", "config.json", "status.json", "lineage.json", "log.txt"}
+STATUS = {"best_eval_acc": 0.5, "best_step": 3, "global_step": 3}
+EXAMPLES = sorted((ROOT / "schemas" / "examples" / "artifact").glob("*.json"))
+torch.set_num_threads(1)
+
+
+class Forked:
+    """Stands in for the extracting process where its start is not the point: a fork that has torch already."""
+
+    def __init__(self, run: Run, descriptor: int, folder: Path, weights: str, sha256: str | None) -> None:
+        self.pid, self.code = os.fork(), None
+        if self.pid == 0:
+            os.dup2(descriptor, 0)
+            with open(folder / artifact_folder.SAID, "x") as said, contextlib.redirect_stdout(said):
+                weights_extract.main([str(folder / "weights.pt"), weights, sha256 or ""])
+            os._exit(0)
+
+    def poll(self) -> int | None:
+        if self.code is None and os.waitpid(self.pid, os.WNOHANG)[0]:
+            self.code = 0
+        return self.code
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare a test the two seconds that importing torch takes."""
+    monkeypatch.setattr(extraction, "start", Forked)
+
+
+def make_run(folder: Path, name: str = "T-1_toy_20261122-1735", **record: Any) -> Run:
+    """Make a run folder as the launcher would, with 150 lines of log."""
+    own = folder / "runs" / name
+    (own / "checkpoints").mkdir(parents=True)
+    (own / "logs").mkdir()
+    config = {"checkpoint": {"keep_best_artifacts": 1}, "trainer": {"python": None}}
+    (own / "resolved_config.json").write_text(json.dumps(config))
+    (own / "resolved_config.yaml").write_text("checkpoint: {keep_best_artifacts: 1}\n")
+    (own / "logs" / "train.log").write_text("".join(f"9a537e838eda line {n}\n" for n in range(150)))
+    where = {"root": str(folder), "cwd": str(folder), "argv": [sys.executable, "train.py"]}
+    written = {"run_id": name, "experiment": "T-1", "config_hash": "ab" * 32, **where, **record}
+    (own / "run.json").write_text(json.dumps(written))
+    return Run(RunPaths(own), written)
+
+
+def save(run: Run, step: int, weights: str = "raw", **more: Any) -> torch.nn.Module:
+    """Save a new best with the kit, as a trainer does, and the line that it prints."""
+    torch.manual_seed(step)
+    model = torch.nn.Linear(3, 2)
+    average = torch.optim.swa_utils.AveragedModel(torch.nn.Linear(3, 2))
+    best = {"score": step / 10, "weights": weights}
+    saving.save_checkpoint(run.paths.checkpoints, step, model=model, ema=average, best=best, log_fn=str, **more)
+    with open(run.paths.train_log, "a") as log:
+        log.write(f"9a537e838eda [checkpoint] step={step} saved as x\n")
+    return {"raw": model, "ema": average.module}[weights]
+
+
+def made(run: Run, *, wait_s: float = 180.0) -> best_artifacts.BestArtifacts:
+    """Let a sidecar's part look until it has nothing to do any more."""
+    looker = best_artifacts.BestArtifacts(run, lambda: STATUS)
+    looker.look()
+    looker._seen = (looker._seen[0], time.monotonic() - 60)  # at rest for a minute
+    looker.look()
+    wait_until(lambda: looker.look() or looker._job is None, "the snapshot is made", wait_s)
+    return looker
+
+
+def lineage(run: Run, step: int) -> dict[str, Any]:
+    return json.loads((run.paths.artifacts / f"best@{step}" / "lineage.json").read_text())
+
+
+def names(run: Run) -> list[str]:
+    return sorted(os.listdir(run.paths.artifacts)) if run.paths.artifacts.exists() else []
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=[path.stem for path in EXAMPLES])
+def test_the_examples_beside_the_schema_are_judged_as_their_names_say(path: Path) -> None:
+    value = json.loads(path.read_text())
+    if path.stem.startswith("valid"):
+        assert_valid("artifact", value)
+    else:
+        with pytest.raises(AssertionError):
+            assert_valid("artifact", value)
+
+
+@pytest.mark.parametrize("weights", ["raw", "ema"])
+def test_a_new_best_has_its_winning_weights_alone_and_says_where_they_come_from(tmp_path: Path, weights: str) -> None:
+    root = make_run(tmp_path, "T-1_toy_20261122-1200")
+    middle = make_run(tmp_path, "T-1_toy_resume@1_20261122-1300", parent_run_id=root.run_id, parent_step=1)
+    run = make_run(tmp_path, "T-1_toy_resume@2_20261122-1400", parent_run_id=middle.run_id, parent_step=2)
+    winner = save(run, 3, weights)
+    made(run)
+    folder = run.paths.artifacts / "best@3"
+    assert set(os.listdir(folder)) == NAMES and names(run) == ["best@3"]
+    loaded = torch.load(folder / "weights.pt", weights_only=True)
+    assert loaded.keys() == winner.state_dict().keys()
+    assert all(torch.equal(loaded[name], value) for name, value in winner.state_dict().items())
+    found = lineage(run, 3)
+    assert_valid("artifact", found)
+    best = run.paths.checkpoints / "hrm_arc_best.pt"
+    assert found["source"]["sha256"] == manifest.read(best).sha256
+    assert found["weights_file"]["sha256"] == hashlib.sha256((folder / "weights.pt").read_bytes()).hexdigest()
+    assert (found["weights"], found["score"], found["weights_file"]["from_raw"]) == (weights, 0.3, [])
+    assert found["parents"] == [{"run_id": middle.run_id, "step": 2}, {"run_id": root.run_id, "step": 1}]
+    assert found["parents_complete"] and not root.paths.artifacts.exists()
+    assert json.loads((folder / "status.json").read_text()) == STATUS
+    assert (folder / "config.json").read_bytes() == run.paths.resolved_json.read_bytes()
+    assert events(run.paths.run_dir, "warning") == []
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_log_is_100_lines_before_and_as_many_behind_once_they_are_there(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    save(run, 3)
+    looker = made(run)
+    log = run.paths.artifacts / "best@3" / "log.txt"
+    before = [f"9a537e838eda line {n}" for n in range(51, 150)] + ["9a537e838eda [checkpoint] step=3 saved as x"]
+    assert log.read_text().splitlines() == before
+    with open(run.paths.train_log, "a") as file:
+        file.write("".join(f"9a537e838eda later {n}\n" for n in range(30)) + "9a537e838eda half a li")
+    looker.look()
+    assert log.read_text().splitlines()[100:] == [f"9a537e838eda later {n}" for n in range(30)]
+    with open(run.paths.train_log, "a") as file:
+        file.write("ne\n" + "".join(f"9a537e838eda later {n}\n" for n in range(31, 300)))
+    successor = best_artifacts.BestArtifacts(run, lambda: STATUS)
+    successor.finish()  # another sidecar goes on with it, and makes nothing again
+    lines = log.read_text().splitlines()
+    assert len(lines) == 200 and lines[-2:] == ["9a537e838eda later 98", "9a537e838eda later 99"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_sidecar_that_comes_later_does_not_make_it_again_and_catches_up_on_the_newest(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    save(run, 3)
+    made(run)
+    first = lineage(run, 3)["created_at"]
+    made(run)
+    assert lineage(run, 3)["created_at"] == first
+    save(run, 4)
+    save(run, 5)
+    made(run)
+    assert names(run) == ["best@3", "best@5"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_a_killed_sidecar_left_half_made_is_swept(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    half = temp_path(run.paths.artifacts / "best@3")
+    half.mkdir(parents=True)
+    (half / "weights.pt").write_bytes(b"half")
+    (run.paths.artifacts / ".best@4.tmp-mine").mkdir()
+    save(run, 3)
+    made(run)
+    assert names(run) == [".best@4.tmp-mine", "best@3"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_last_ones_are_kept_and_nothing_that_the_kit_did_not_make_goes(tmp_path: Path) -> None:
+    """keep_best_artifacts is 1: the current one and one past one."""
+    run = make_run(tmp_path)
+    for step in (1, 2, 3):
+        save(run, step)
+        made(run)
+    assert names(run) == ["best@2", "best@3"]
+    (run.paths.artifacts / "best@2" / "my notes.txt").write_text("precious")
+    (run.paths.artifacts / "best@0").mkdir()
+    outside = tmp_path / "outside"
+    shutil.copytree(run.paths.artifacts / "best@3", outside)
+    (run.paths.artifacts / "best@1").symlink_to(outside)
+    for step in (4, 5):
+        save(run, step)
+        made(run)
+    assert names(run) == ["best@0", "best@1", "best@2", "best@4", "best@5"]
+    assert set(os.listdir(outside)) == NAMES
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_best_of_a_step_that_has_a_snapshot_of_other_weights_takes_its_place(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    save(run, 3)
+    made(run)
+    shutil.rmtree(run.paths.checkpoints)
+    saving._saved.clear()
+    save(run, 3, "ema")
+    made(run)
+    assert (names(run), lineage(run, 3)["weights"]) == (["best@3"], "ema")
+
+
+def broken(run: Run) -> None:
+    path = run.paths.checkpoints / "hrm_arc_best.pt"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def unreadable_manifest(run: Run) -> None:
+    (run.paths.checkpoints / "hrm_arc_best.pt.json").write_text("{}")
+
+
+def no_torch(run: Run) -> None:
+    shadow = run.paths.run_dir.parent.parent / "python"
+    shadow.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "$@"\n')
+    shadow.chmod(0o755)
+    run.record["argv"] = [str(shadow), "train.py"]
+
+
+def no_python(run: Run) -> None:
+    run.record["argv"] = ["/no/such/python", "train.py"]
+
+
+def something_else_there(run: Run) -> None:
+    (run.paths.artifacts / "best@3").mkdir(parents=True)
+    (run.paths.artifacts / "best@3" / "mine").write_text("precious")
+
+
+def a_link_for_a_folder(run: Run) -> None:
+    run.paths.artifacts.symlink_to(run.paths.run_dir.parent)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [(broken, "digest differs"), (unreadable_manifest, "is missing"), (no_torch, "has no torch (trainer.python"),
+     (no_python, "No such file"), (something_else_there, "not empty"), (a_link_for_a_folder, "Not a directory")],
+)  # fmt: skip
+def test_what_goes_wrong_is_one_warning_and_leaves_nothing(tmp_path: Path, fault: Any, reason: str) -> None:
+    run = make_run(tmp_path)
+    save(run, 3)
+    fault(run)
+    before = names(run)
+    looker = made(run)
+    looker.look()
+    (warning,) = events(run.paths.run_dir, "warning")
+    assert warning["kind"] == "no_best_artifact" and reason in warning["message"], warning["message"]
+    assert_valid("event", warning)
+    assert names(run) == before
+
+
+def test_a_disk_that_is_nearly_full_is_left_to_the_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path)
+    save(run, 3)
+    monkeypatch.setattr(best_artifacts, "FREE_CHECKPOINTS", 10**15)
+    made(run)
+    (warning,) = events(run.paths.run_dir, "warning")
+    assert "come first" in warning["message"] and not run.paths.artifacts.exists()
+
+
+def test_a_process_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path)
+    save(run, 3)
+    sleeper = tmp_path / "sleeper.py"
+    sleeper.write_text("import time; time.sleep(600)")
+    monkeypatch.setattr(extraction, "EXTRACTOR", sleeper)
+    monkeypatch.setattr(best_artifacts, "LIMIT_S", 0.2)
+    made(run)
+    assert "took longer" in events(run.paths.run_dir, "warning")[0]["message"] and names(run) == []
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_newer_best_that_comes_meanwhile_is_the_one_that_counts(tmp_path: Path) -> None:
+    """The bytes of the older one are held open: neither pruning nor the newer one takes them away."""
+    run = make_run(tmp_path)
+    save(run, 3)
+    looker = best_artifacts.BestArtifacts(run, lambda: STATUS)
+    looker._begin(looker._mark())
+    save(run, 4)
+    wait_until(lambda: looker._go_on(looker._job) if looker._job else True, "the older one is made")
+    assert names(run) == ["best@3"] and lineage(run, 3)["step"] == 3
+    looker.finish()
+    assert names(run) == ["best@3", "best@4"] and events(run.paths.run_dir, "warning") == []
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_foreign_best_file_counts_when_it_is_at_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written by plain torch.save over the last one: without a manifest, and with the names that its trainer likes."""
+    run = make_run(tmp_path)
+    model = torch.nn.Linear(3, 2)
+    best = run.paths.checkpoints / "hrm_arc_best.pt"
+    torch.save({"model": model.state_dict(), "global_step": 3}, best)
+    looker = best_artifacts.BestArtifacts(run, lambda: STATUS)
+    looker.look()
+    time.sleep(best_artifacts.SETTLED_S)
+    looker.look()
+    assert looker._job is None and not run.paths.artifacts.exists()  # not at rest yet
+    made(run)
+    loaded = torch.load(run.paths.artifacts / "best@3" / "weights.pt", weights_only=True)
+    assert torch.equal(loaded["weight"], model.weight)
+    assert (lineage(run, 3)["score"], lineage(run, 3)["weights"]) == (0.5, "raw")
+    made(run)
+    torch.save({"model": model.state_dict(), "global_step": 4}, best)
+    made(run)
+    assert names(run) == ["best@3", "best@4"] and lineage(run, 4)["score"] is None
+    torch.save(model.state_dict(), best)
+    made(run)
+    assert "does not say its step" in events(run.paths.run_dir, "warning")[-1]["message"]
+
+
+class Planted:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.path}",)
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+
+@pytest.mark.usefixtures("quick")
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    torch.save({"model": {"w": torch.ones(1)}, "global_step": 3, "x": Planted(tmp_path / "pwned")},
+               run.paths.checkpoints / "hrm_arc_best.pt")  # fmt: skip
+    made(run)
+    assert "not plain data" in events(run.paths.run_dir, "warning")[0]["message"]
+    assert not (tmp_path / "pwned").exists() and names(run) == []
+
+
+def test_an_average_is_found_by_name_however_it_is_wrapped() -> None:
+    raw = {"a.weight": torch.zeros(2), "a.count": torch.tensor(7), "b": torch.zeros(3)}
+    ones = {"a.weight": torch.ones(2), "b": torch.ones(3)}
+    for state in ({"shadow": ones, "decay": 0.99}, {f"module.{name}": value for name, value in ones.items()}):
+        found, from_raw = weights_extract.winning_weights({"model_state_dict": raw, "ema_state_dict": state}, "ema")
+        assert list(found) == list(raw) and from_raw == ["a.count"]
+        assert found["b"].tolist() == [1, 1, 1] and found["a.count"] == 7
+    two = {"shadow": ones, "backup": ones}
+    for state, words in ((two, "two averages"), ({"x": torch.ones(2)}, "none of the model's"), (None, "none of the")):
+        with pytest.raises(ValueError, match=words):
+            weights_extract.winning_weights({"model_state_dict": raw, "ema_state_dict": state}, "ema")
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_view_is_saved_without_the_rest_of_its_storage(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    flat = torch.zeros(1_000_000)
+    torch.save({"model": {"w": flat[:4]}, "optimizer": flat, "global_step": 3},
+               run.paths.checkpoints / "hrm_arc_best.pt")  # fmt: skip
+    made(run)
+    assert (run.paths.artifacts / "best@3" / "weights.pt").stat().st_size < 10_000
+
+
+TRAINER = """
+import os, sys, time, torch, resume_helper as kit
+out, steps, best_at, go = sys.argv[1], int(sys.argv[2]), set(map(int, sys.argv[3].split(","))), sys.argv[4]
+torch.set_num_threads(1)
+model = torch.nn.Linear(3, 2)
+for step in range(1, steps + 1):
+    print(f"step {step} loss 0.5", flush=True)
+    kit.journal_event("step", step=step, loss=0.5)
+    if step in best_at:
+        with torch.no_grad():
+            model.weight.fill_(step)
+        kit.journal_event("best", step=step, score=step / 10, weights="raw")
+        kit.save_checkpoint(out, step, model=model, best={"score": step / 10, "weights": "raw"})
+    while step == 5 and not os.path.exists(go):
+        time.sleep(0.01)
+"""
+
+
+@pytest.fixture
+def real(kit: Kit) -> Path:
+    """A trainer with the helpers whose bests are steps 3 and 9; it waits at step 5. Returns what lets it go on."""
+    script, go = kit.folder / "train.py", kit.folder / "go"
+    script.write_text(TRAINER)
+    argv = ["{python}", "train.py", "{checkpoints_dir}", "{training.max_steps}", "3,9", "go"]
+    kit.config(trainer={"command": argv, "loads_with_kit": True, "log_patterns": {}}, training={"max_steps": 9})
+    return go
+
+
+def weight(run: Path, step: int) -> float:
+    return torch.load(run / "artifacts" / f"best@{step}" / "weights.pt", weights_only=True)["weight"][0, 0].item()
+
+
+def test_a_real_run_has_a_snapshot_of_each_best(kit: Kit, real: Path, valid_records: None) -> None:
+    process = kit.popen("run", "T-1", stdout=subprocess.DEVNULL)
+    run = kit.started()
+    wait_until((run / "artifacts" / "best@3").exists, "the first snapshot, while it trains", 180)
+    assert kit.status(run)["state"] in ("starting", "running") and not list((run / "artifacts").glob(".*"))
+    real.touch()
+    assert process.wait(timeout=60) == 0
+    # On a busy machine the launcher has gone by now, and its sidecar is still at it.
+    wait_until((run / "artifacts" / "best@9").exists, "the last snapshot", 180)
+    wait_until(lambda: not sidecar_of(kit, run), "the sidecar has done all it has to", 180)
+    assert sorted(os.listdir(run / "artifacts")) == ["best@3", "best@9"]
+    assert (weight(run, 3), weight(run, 9)) == (3, 9)
+    for step in (3, 9):
+        folder = run / "artifacts" / f"best@{step}"
+        found = json.loads((folder / "lineage.json").read_text())
+        assert_valid("artifact", found)
+        assert_valid("status", json.loads((folder / "status.json").read_text()))
+        log = (folder / "log.txt").read_text()
+        assert f"[checkpoint] step={step} saved" in log and log.endswith((run / "logs/train.log").read_text()[-80:])
+    assert json.loads((run / "artifacts/best@9/status.json").read_text())["best_step"] == 9
+    assert events(run, "warning") == []
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("artifacts/**/*")}
+    kit.config(trainer=json.loads(kit.config_file.read_text())["trainer"], training={"max_steps": 9})
+    kit("resume", "T-1", "--step", "3", "--name", "child", code=None)
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("artifacts/**/*")} == before
+
+
+def test_a_sidecar_that_is_killed_at_a_best_is_made_up_for(kit: Kit, real: Path) -> None:
+    process = kit.popen("run", "T-1", stdout=subprocess.DEVNULL)
+    run = kit.started()
+    wait_until(lambda: list((run / "artifacts").glob(".best@3.tmp-*")), "the first snapshot is under way")
+    os.kill(sidecar_of(kit, run), signal.SIGKILL)
+    real.touch()
+    assert process.wait(timeout=60) == 0
+    wait_until((run / "artifacts" / "best@9" / "log.txt").exists, "the newest best", 180)
+    wait_until(lambda: not sidecar_of(kit, run), "the sidecar has done all it has to", 180)
+    assert not list((run / "artifacts").glob(".*"))
