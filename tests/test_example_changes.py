@@ -235,8 +235,10 @@ def test_swa_weights_are_saved_and_evaluated_from_the_beginning_of_their_tail_on
     assert [manifest["weights"] for manifest in manifests] == [["raw", "ema"], ["raw", "ema", "swa"]]
 
 
-def test_swa_weights_that_score_best_are_named_as_the_best(monkeypatch):
+def test_swa_weights_that_score_best_are_named_as_the_best(monkeypatch, tmp_path):
+    """And are the ones that a snapshot of this best holds, by the model's own names. Protocol §3, §8."""
     import arc_training
+    from resumekit.trainer.weights_extract import winning_weights
 
     training = job(tail(start_step=0))
     training.progress.evals_pending = ["full"]
@@ -250,6 +252,18 @@ def test_swa_weights_that_score_best_are_named_as_the_best(monkeypatch):
     training.load(kit, None, allow_partial=False, optimizer_policy="load", schedule_policy="load")
     best = training.run_pending_evals(lambda *_, **__: None, lambda: False)
     assert best == {"score": 1.0, "weights": "swa"} and training.progress.best_weights == "swa"
+    models = {"raw": training.model, "ema": training.ema.module, "swa": training.swa.module}
+    for number, model in enumerate(models.values()):
+        for parameter in model.parameters():
+            torch.nn.init.constant_(parameter, number)
+    training.save(kit, tmp_path, 1.0, best)
+    known = json.loads((tmp_path / "hrm_arc_best.pt.json").read_text())
+    assert (known["best_weights"], known["best_score"], known["weights"]) == ("swa", 1.0, ["raw", "ema", "swa"])
+    content = torch.load(tmp_path / "hrm_arc_best.pt", weights_only=True)
+    for kind, model in models.items():
+        weights, from_raw = winning_weights(content, kind)
+        assert same(weights, dict(model.state_dict())) and from_raw == []
+    assert not same(dict(training.model.state_dict()), weights)
 
 
 def test_swa_begins_when_a_fast_eval_improves_after_a_stall_and_not_without_one():
