@@ -59,7 +59,7 @@ def losses(run: Path) -> dict[int, float]:
     return {e["step"]: e["loss"] for e in events(run, "step")}
 
 
-def test_a_clone_has_every_file_of_the_kit_and_a_run_leaves_git_clean(lab: Lab):
+def test_a_clone_has_every_file_of_the_kit_and_listing_runs_leaves_git_clean(lab: Lab):
     tracked = git(lab.folder, "ls-files", "resumekit").splitlines()
     assert {t.split("/")[1] for t in tracked} == set(KIT_PARTS)
     assert any(t.startswith("resumekit/lib/resumekit/") for t in tracked), "the lab's .gitignore did not swallow lib/"
@@ -93,6 +93,7 @@ def test_start_status_kill_resume_finish_with_a_trainer_that_imports_nothing_of_
     assert listed[0].startswith(first.name) and "failed" in listed[0] and "exit 137" in listed[0]
     assert listed[1].startswith(f"└ {second.name}") and "finished" in listed[1] and "step 30/30" in listed[1]
     assert len({**losses(first), **losses(second)}) == 30
+    assert git(lab.folder, "status", "--porcelain") == "", "a run's checkpoints do not get into the lab's git"
     if way == "make":
         assert "the lab's own run: the lab's own" in lab("make", "run")
     else:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from conftest import Kit, events
+from lab_repo import git
 from toy_trainer import write_checkpoint
 
 FRESH_FILES = {
@@ -56,6 +57,17 @@ def test_the_first_start_makes_a_run_folder_with_everything_in_it(kit: Kit):
     )  # fmt: skip
     assert own["argv"][-2:] == ["--delay", "0"]
     assert "plan" not in " ".join(p.name for p in run.iterdir())
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_git_leaves_a_runs_folder_that_the_kit_made_alone(kit: Kit, is_there: bool):
+    """One that was there is the lab's to decide on."""
+    git(kit.folder, "init", "-q")
+    if is_there:
+        kit.runs.mkdir()
+    kit("run", "T-1")
+    assert (kit.runs / ".gitignore").exists() != is_there
+    assert ("runs/" in git(kit.folder, "status", "--porcelain").split()) == is_there
 
 
 def test_continues_a_killed_run_from_its_latest_checkpoint_and_says_so(kit: Kit):

@@ -121,7 +121,7 @@ def _claim_folder(choice: Choice) -> RunPaths:
         run_id = lineage.make_run_id(exp_name, choice.parent.run_id if choice.parent else None, choice.step)
     runs_dir = choice.table.runs_dir
     try:
-        runs_dir.mkdir(parents=True, exist_ok=True)
+        _make_runs_dir(runs_dir)
         for number in range(1, 10000):
             paths = preflight.run_paths(choice, run_id if number == 1 else f"{run_id}-{number}")
             with contextlib.suppress(FileExistsError):
@@ -130,6 +130,20 @@ def _claim_folder(choice: Choice) -> RunPaths:
     except OSError as error:
         raise KitError(f"no run folder can be made in '{runs_dir}': {error.strerror}") from error
     raise KitError(f"no free name for '{run_id}' in '{runs_dir}'")
+
+
+def _make_runs_dir(runs_dir: Path) -> None:
+    """Make the folder of all runs if it is not there, and tell the lab's git to leave it alone, as pytest's cache does.
+
+    One that is there is the lab's to decide on.
+    """
+    is_new = not os.path.lexists(runs_dir)
+    runs_dir.mkdir(parents=True, exist_ok=True)
+    if is_new:
+        with contextlib.suppress(OSError):
+            write_new(
+                runs_dir / ".gitignore", b"# made by resumekit: checkpoints are not for git\n*\n"
+            )
 
 
 def _claim_parent(choice: Choice, paths: RunPaths, launcher: processes.Identity | None) -> None:
