@@ -141,9 +141,7 @@ def _make_runs_dir(runs_dir: Path) -> None:
     runs_dir.mkdir(parents=True, exist_ok=True)
     if is_new:
         with contextlib.suppress(OSError):
-            write_new(
-                runs_dir / ".gitignore", b"# made by resumekit: checkpoints are not for git\n*\n"
-            )
+            write_new(runs_dir / ".gitignore", b"# made by resumekit: checkpoints are not for git\n*\n")
 
 
 def _claim_parent(choice: Choice, paths: RunPaths, launcher: processes.Identity | None) -> None:
