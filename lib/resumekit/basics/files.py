@@ -73,6 +73,17 @@ def write_all(descriptor: int, data: bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
+def unlink_temps(targets: list[Path]) -> None:
+    """Remove the temp files of a writer that was killed; only for targets whose writer is known to be dead."""
+    for target in targets:
+        try:
+            for name in os.listdir(target.parent):
+                if name.startswith(f".{target.name}{TEMP_MARK}"):
+                    (target.parent / name).unlink(missing_ok=True)
+        except OSError:
+            continue
+
+
 def fsync_directory(folder: Path) -> None:
     """Make the names in `folder` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

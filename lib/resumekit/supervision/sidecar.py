@@ -19,11 +19,11 @@ from typing import Any
 from ..basics import journal, processes
 from ..basics.claims import try_lock
 from ..basics.errors import CHECKS_FAILED, DONE, FAILED
-from ..basics.files import TEMP_MARK, UnreadableFile, read_json, to_json, write_atomic
+from ..basics.files import UnreadableFile, read_json, to_json, unlink_temps, write_atomic
 from ..run_folder import run_end, status
 from ..run_folder.run_state import fold
 from ..run_folder.runs import Run, open_run
-from .best_artifacts import BestArtifacts
+from .best_artifacts import LIMIT_S, BestArtifacts
 from .echo import Echo
 from .log_follower import LogFollower
 from .witness import Witness
@@ -81,11 +81,9 @@ class Sidecar:
             time.sleep(PROBE_S)
         if self._echo:
             self._echo.finish(LAST_LINES_S)
-        if self._has_failed_checks:
-            self._best.finish(LAST_LINES_S)  # the launcher waits for this code, and not for long
-            return CHECKS_FAILED
-        self._best.finish()
-        return DONE
+        # The launcher waits for the code of failed checks, and not for long.
+        self._best.finish(LAST_LINES_S if self._has_failed_checks else LIMIT_S)
+        return CHECKS_FAILED if self._has_failed_checks else DONE
 
     def _beat(self, *, has_ended: bool) -> None:
         known = self._milestones()
@@ -173,7 +171,7 @@ class Sidecar:
         try:
             status.write(self._run, self._observed())
             if end is None:
-                _unlink_temps([self._run.paths.exit_json])  # what the shim had set aside for it
+                unlink_temps([self._run.paths.exit_json])  # what the shim had set aside for it
             else:
                 self._run.paths.live_marker.unlink(missing_ok=True)
         except OSError:
@@ -269,7 +267,7 @@ def main(run_dir: Path, *, has_echo: bool) -> int:
     except OSError as error:
         print(f"sidecar: the lock '{run.paths.status_lock}' cannot be taken: {error.strerror}", file=sys.stderr)
         return FAILED
-    _unlink_temps([run.paths.status, run.paths.sidecar_state])  # the lock is ours: nobody else writes these
+    unlink_temps([run.paths.status, run.paths.sidecar_state])  # the lock is ours: nobody else writes these
     code = Sidecar(run, has_echo=has_echo).run_until_end()
     sys.stdout = None  # its flush at exit may fail or block; there is nothing in it
     return code
@@ -288,15 +286,6 @@ def _take_status_lock(run: Run) -> bool:
     """Become the one who writes status.json; the lock ends with the process."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     return try_lock(os.open(run.paths.status_lock, flags, 0o666))
-
-
-def _unlink_temps(targets: list[Path]) -> None:
-    """Remove the temp files of a writer that was killed; only for targets whose writer is known to be dead."""
-    with contextlib.suppress(OSError):
-        for target in targets:
-            for name in os.listdir(target.parent):
-                if name.startswith(f".{target.name}{TEMP_MARK}"):
-                    (target.parent / name).unlink(missing_ok=True)
 
 
 def _saved(run: Run) -> dict[str, Any]:
