@@ -161,6 +161,20 @@ def events(run: Path, kind: str | None = None) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
+def in_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trainer's side cannot tell the test from a process of its own: no launcher, no save before, one thread."""
+    import torch  # late: most tests do without, and it costs seconds
+
+    from resumekit.trainer import saving
+
+    torch.set_num_threads(1)
+    for name, value in (("_saved", {}), ("_swept", set()), ("_io_errors", 0)):
+        monkeypatch.setattr(saving, name, value)
+    for name in (name for name in list(os.environ) if name.startswith("RESUMEKIT_") or name == "WORLD_SIZE"):
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
 def weird_tmp_path(tmp_path: Path) -> Path:
     """A folder whose name has spaces, quotes, a dollar and a newline in it."""
     folder = tmp_path / 'it\'s a "weird"\n$(touch pwned) folder'

@@ -16,17 +16,10 @@ from conftest import events
 from resume_parts import OPTIMIZERS, Lion, Net, moments, same, train
 from resumekit.basics.errors import InvalidFile, KitError
 from resumekit.run_folder.run_state import fold
-from resumekit.trainer import saving
 from resumekit.trainer.loading import ResumeBundle, load_resume_bundle
 from resumekit.trainer.saving import save_checkpoint
 
-
-@pytest.fixture(autouse=True)
-def _fresh_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.set_num_threads(1)
-    monkeypatch.setattr(saving, "_saved", {})
-    for name in ("RESUMEKIT_RUN_DIR", "RESUMEKIT_RUN_ID", "RESUMEKIT_CONFIG_HASH", "RESUMEKIT_PLAN", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
+pytestmark = pytest.mark.usefixtures("in_a_new_process")
 
 
 @pytest.fixture

@@ -20,19 +20,13 @@ from checkpoint_tools import Payload, pickle_zip, pickled, quiet, save_plain, sa
 from resumekit.basics.errors import InvalidFile, KitError, NoStableCheckpoint
 from resumekit.basics.paths import RunPaths
 from resumekit.proving import proof
-from resumekit.trainer import loading, proven_content, saving
+from resumekit.trainer import loading, proven_content
 from resumekit.trainer.loading import ResumeBundle, load_resume_bundle
 from resumekit.trainer.saving import save_checkpoint
 
+pytestmark = pytest.mark.usefixtures("in_a_new_process")
+
 LIB = Path(__file__).resolve().parent.parent / "lib"
-
-
-@pytest.fixture(autouse=True)
-def _fresh_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.set_num_threads(1)
-    monkeypatch.setattr(saving, "_saved", {})
-    for name in ("RESUMEKIT_RUN_DIR", "RESUMEKIT_RUN_ID", "RESUMEKIT_CONFIG_HASH", "RESUMEKIT_PLAN", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture

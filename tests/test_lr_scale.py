@@ -12,18 +12,11 @@ from checkpoint_tools import quiet
 from resume_parts import OPTIMIZERS, Net, train, write_plan
 from resumekit.basics.errors import InvalidFile, KitError
 from resumekit.basics.lr_scale import LrScale, Ramp, from_fields
-from resumekit.trainer import lr_hook, saving
+from resumekit.trainer import lr_hook
 from resumekit.trainer.loading import load_resume_bundle
 from resumekit.trainer.saving import save_checkpoint
 
-
-@pytest.fixture(autouse=True)
-def _fresh_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.set_num_threads(1)
-    monkeypatch.setattr(saving, "_saved", {})
-    for name in ("RESUMEKIT_RUN_DIR", "RESUMEKIT_RUN_ID", "RESUMEKIT_CONFIG_HASH", "RESUMEKIT_PLAN", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-
+pytestmark = pytest.mark.usefixtures("in_a_new_process")
 
 RAMP = {"from_step": 4, "steps": 2, "factor": 0.5, "warm_restart": False}
 

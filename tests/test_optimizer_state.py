@@ -11,17 +11,11 @@ import torch
 from checkpoint_tools import quiet
 from resume_parts import OPTIMIZERS, Lion, Net, moments, same, train
 from resumekit.basics.errors import InvalidFile
-from resumekit.trainer import optimizer_state, saved_optimizers, saving
+from resumekit.trainer import optimizer_state, saved_optimizers
 from resumekit.trainer.loading import load_resume_bundle
 from resumekit.trainer.saving import save_checkpoint
 
-
-@pytest.fixture(autouse=True)
-def _fresh_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.set_num_threads(1)
-    monkeypatch.setattr(saving, "_saved", {})
-    for name in ("RESUMEKIT_RUN_DIR", "RESUMEKIT_RUN_ID", "RESUMEKIT_CONFIG_HASH", "RESUMEKIT_PLAN", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
+pytestmark = pytest.mark.usefixtures("in_a_new_process")
 
 
 def save(folder: Path, model: Any, optimizer: Any, **more: Any) -> Path:

@@ -13,17 +13,10 @@ from torch import nn
 from checkpoint_tools import quiet
 from resume_parts import Net, train
 from resumekit.proving.parameter_paths import pair, plain_path
-from resumekit.trainer import saving
 from resumekit.trainer.loading import load_resume_bundle
 from resumekit.trainer.saving import save_checkpoint
 
-
-@pytest.fixture(autouse=True)
-def _fresh_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.set_num_threads(1)
-    monkeypatch.setattr(saving, "_saved", {})
-    for name in ("RESUMEKIT_RUN_DIR", "RESUMEKIT_RUN_ID", "RESUMEKIT_CONFIG_HASH", "RESUMEKIT_PLAN", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
+pytestmark = pytest.mark.usefixtures("in_a_new_process")
 
 
 class Wrapped(nn.Module):

@@ -39,18 +39,9 @@ from resumekit.trainer import saving
 from resumekit.trainer.saving import save_checkpoint
 from save_crashes import die_at_call, in_child, kill_during_saves
 
+pytestmark = pytest.mark.usefixtures("in_a_new_process")
+
 KILLS = 30
-
-
-@pytest.fixture(autouse=True)
-def _fresh_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test is a process of its own, as far as save_checkpoint can tell."""
-    torch.set_num_threads(1)
-    monkeypatch.setattr(saving, "_io_errors", 0)
-    monkeypatch.setattr(saving, "_saved", {})
-    monkeypatch.setattr(saving, "_swept", set())
-    for name in ("RESUMEKIT_RUN_DIR", "RESUMEKIT_RUN_ID", "RESUMEKIT_CONFIG_HASH"):
-        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture

@@ -15,18 +15,12 @@ from checkpoint_tools import quiet
 from resume_parts import OPTIMIZERS, Net, moments, same, train, write_plan
 from resumekit.basics.errors import InvalidFile, KitError
 from resumekit.basics.lr_scale import LrScale, Ramp
-from resumekit.trainer import saving, trainer_plan
+from resumekit.trainer import trainer_plan
 from resumekit.trainer.loading import ResumeBundle, load_resume_bundle
 from resumekit.trainer.saving import save_checkpoint
 from resumekit.trainer.trainer_plan import Decision
 
-
-@pytest.fixture(autouse=True)
-def _fresh_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.set_num_threads(1)
-    monkeypatch.setattr(saving, "_saved", {})
-    for name in ("RESUMEKIT_RUN_DIR", "RESUMEKIT_RUN_ID", "RESUMEKIT_CONFIG_HASH", "RESUMEKIT_PLAN", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
+pytestmark = pytest.mark.usefixtures("in_a_new_process")
 
 
 class Job:

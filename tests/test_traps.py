@@ -14,18 +14,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from checkpoint_tools import quiet
 from resume_parts import OPTIMIZERS, Net, moments, same, train, write_plan
 from resumekit.basics.errors import InvalidFile
-from resumekit.trainer import saving
 from resumekit.trainer.loading import load_resume_bundle
 from resumekit.trainer.partial_weights import MIN_MATCHED_SHARE
 from resumekit.trainer.saving import save_checkpoint
 
-
-@pytest.fixture(autouse=True)
-def _fresh_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.set_num_threads(1)
-    monkeypatch.setattr(saving, "_saved", {})
-    for name in ("RESUMEKIT_RUN_DIR", "RESUMEKIT_RUN_ID", "RESUMEKIT_CONFIG_HASH", "RESUMEKIT_PLAN", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
+pytestmark = pytest.mark.usefixtures("in_a_new_process")
 
 
 def save(folder: Path, step: int = 4, **parts: Any) -> Path:
