@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-COMPONENTS = ("weights", "optimizer", "scheduler", "scaler", "ema", "swa", "counters", "rng", "data_position")
+from resumekit.basics.actions import KEYS
 
 
 class Net(nn.Module):
@@ -106,10 +106,10 @@ def write_plan(folder: Path, checkpoint: Path | None, step: int | None = 4, **fi
         fields: a component's name (dots as two underscores) -> action, or a field of the plan -> value.
     """
     named = {key.replace("__", "."): value for key, value in fields.items()}
-    components = {name: {"action": "load", "why": ""} for name in COMPONENTS}
+    components = {name: {"action": "load", "why": ""} for name in KEYS}
     for name in ("scheduler", "scaler", "ema", "swa", "data_position"):
         components[name] = {"action": "absent", "why": "not in the checkpoint"}
-    for name in [key for key in named if key.partition(".")[0] in COMPONENTS]:
+    for name in [key for key in named if key.partition(".")[0] in KEYS]:
         components[name] = {"action": named.pop(name), "why": "the plan's reason"}
     plan = {
         "version": 1, "step": step, "checkpoint": {"path": str(checkpoint)} if checkpoint else None,

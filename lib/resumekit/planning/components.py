@@ -10,26 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from ..basics.actions import ABSENT, FRESH, KEEPS_LESS, KEYS, LOAD, PARTIAL, REFIT, SWAP
 from ..configuration import config
 from ..configuration.changes import Change
-
-# Each component, and the checkpoint's keys that hold it (protocol §6; one of the counters is enough).
-KEYS: dict[str, tuple[str, ...]] = {
-    "weights": ("model_state_dict",),
-    "optimizer": ("optimizer_state_dict",),
-    "scheduler": ("scheduler_state_dict",),
-    "scaler": ("scaler_state_dict",),
-    "ema": ("ema_state_dict",),
-    "swa": ("swa_state_dict",),
-    "counters": ("global_step", "epoch", "best_val_loss"),
-    "rng": ("rng_state",),
-    "data_position": ("data_state",),
-}
-LOAD, PARTIAL, REDERIVE, REFIT, FRESH, RESET, SWAP, ABSENT = (
-    "load", "partial", "rederive", "refit", "fresh", "reset", "swap", "absent"
-)  # fmt: skip
-# The further to the right, the less of the checkpoint is used: of two changes the one that keeps less decides.
-KEEPS_LESS = (LOAD, REDERIVE, PARTIAL, REFIT, FRESH, RESET, SWAP, ABSENT)
+from ..proving import optimizer_names
+from ..proving.optimizer_names import plain_name
 
 
 class Component(NamedTuple):
@@ -37,9 +22,7 @@ class Component(NamedTuple):
 
     Args:
         name: a name of KEYS; with several optimizers 'optimizer.<name>' for each.
-        action: 'load', 'partial' (by name and shape), 'rederive' (worked out from the step), 'refit' (a new function
-            of the step, which is kept), 'fresh' (from the weights just loaded), 'reset' (as newly made), 'swap'
-            (another optimizer takes over), 'absent' (not in the checkpoint, or not used).
+        action: one of basics/actions.
         why: in a few words; empty where it is simply loaded.
     """
 
@@ -77,7 +60,8 @@ def held_by(keys: Iterable[str], counters: dict[str, Any], optimizers: Iterable[
     """
     there = {key for key in keys if key not in counters or counters[key] is not None}
     present = frozenset(name for name, own in KEYS.items() if not there.isdisjoint(own))
-    return Held(present, _classes(counters.get("optimizer_name"), list(optimizers)))
+    kinds = optimizer_names.read(counters.get("optimizer_name"), optimizers)
+    return Held(present, {name: kind and plain_name(kind) for name, kind in kinds.items()})
 
 
 def optimizer_at(resolved: dict[str, Any], start_step: int) -> str | None:
@@ -182,18 +166,3 @@ def show(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     text = f"{value:g}" if isinstance(value, float) else str(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def _classes(recorded: Any, names: list[str]) -> dict[str, str | None]:
-    """Read 'AdamW', or 'model=AdamW,puzzles=SignSgd', for the optimizers that the checkpoint has."""
-    if not isinstance(recorded, str):
-        return dict.fromkeys(names)
-    if "=" not in recorded:
-        return {name: plain_name(recorded) if name == "" else None for name in names}
-    pairs = dict(pair.partition("=")[::2] for pair in recorded.split(","))
-    return {name: plain_name(pairs[name]) if name in pairs else None for name in names}
-
-
-def plain_name(name: str) -> str:
-    """Return an optimizer's name as classes and configs have it alike: 'AdamW', 'adam_w' and 'adamw' are one."""
-    return "".join(letter for letter in name.lower() if letter.isalnum())

@@ -11,11 +11,12 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ..basics.actions import KEEPS_LESS
 from ..basics.terminal import plain
 from ..proving.checkpoints import Candidate
 from . import plan as plans
 from .choice import Choice
-from .components import KEEPS_LESS, Component, show
+from .components import Component, show
 from .description import Match
 from .forecast import STEPS_SHOWN, Rate
 from .plan import Plan

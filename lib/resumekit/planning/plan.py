@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from ..basics import lr_scale
+from ..basics.actions import ABSENT, LOAD, PARTIAL, SWAP
 from ..basics.errors import InvalidFile, NeedsAccept, Refused
 from ..basics.lr_scale import LrScale, Ramp
 from ..configuration import config
@@ -20,7 +21,7 @@ from ..proving.checkpoints import Candidate
 from . import components, description, environment, forecast, plan_rules, schedules
 from .choice import Choice
 from .code_state import Code
-from .components import ABSENT, LOAD, PARTIAL, SWAP, Component, Optimizers
+from .components import Component, Optimizers
 from .description import Match
 from .forecast import Forecast
 from .heads import holder_of

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ..basics.actions import ABSENT, LOAD, PARTIAL, REDERIVE, RESET, SWAP
 from ..configuration import config
+from ..proving.optimizer_names import plain_name
 from ..proving.parameter_paths import MIN_MATCHED_SHARE
 from .choice import Choice
-from .components import ABSENT, LOAD, PARTIAL, REDERIVE, RESET, SWAP, Component, Held, Optimizers, plain_name, show
+from .components import Component, Held, Optimizers, show
 from .description import Match
 
 # Done without asking the trainer: it loads what is there, or works the position out from the step.

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..basics.errors import KitError
+from ..proving import optimizer_names
 from . import rng_state
 from .environment_versions import versions
 
@@ -75,8 +76,8 @@ def optimizer_name(optimizer: Any) -> str | None:
     if optimizer is None:
         return None
     if isinstance(optimizer, dict):
-        return ",".join(f"{name}={type(optimizer[name]).__name__}" for name in sorted(optimizer))
-    return type(optimizer).__name__
+        return optimizer_names.write({name: type(one).__name__ for name, one in optimizer.items()})
+    return optimizer_names.write(type(optimizer).__name__)
 
 
 def parameter_names(model: Any, optimizer: Any) -> Any:

@@ -9,9 +9,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+from ..basics.actions import COUNTERS, RESET
 from ..basics.errors import InvalidFile
-from .decisions import COUNTERS
-from .trainer_plan import RESET, TrainerPlan
+from .trainer_plan import TrainerPlan
 
 
 def counters_of(content: dict[str, Any], action: str, plan: TrainerPlan | None, path: Path) -> dict[str, Any]:

@@ -10,15 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..basics.actions import ABSENT, COUNTERS, FRESH, KEYS, LOAD, PARTIAL, REFIT, RESET, SWAP
 from ..basics.errors import InvalidFile, KitError
-from .checkpoint_content import OWN_KEYS
 from .partial_weights import NEW_PARAMS
 from .saved_optimizers import SavedOptimizer, held, is_lion, match, named
-from .trainer_plan import ABSENT, FRESH, LOAD, PARTIAL, REFIT, RESET, SWAP, Decision, TrainerPlan
+from .trainer_plan import Decision, TrainerPlan
 
 OPTIMIZER_POLICIES = ("load", "reset", "swap_to_lion")
 SCHEDULE_POLICIES = ("load", "reset")
-COUNTERS = ("global_step", "epoch", "best_val_loss")
 UNUSED = Decision(ABSENT, "not used here")
 LEFT = Decision(ABSENT, "not used here, left in the checkpoint")
 DISABLED = Decision(ABSENT, "not enabled here")
@@ -180,8 +179,7 @@ def _planned(name: str, own: Decision, content: Mapping[str, Any], plan: Trainer
         return own
     if planned.action == LOAD and own.action == LOAD:
         return own
-    key = {"rng": "rng_state", "data_position": "data_state"}.get(name, f"{name}_state_dict")
-    if key in OWN_KEYS and not content.get(key):
+    if not any(content.get(key) for key in KEYS[name]):
         _refuse_absent(name, planned, plan)
     return planned
 

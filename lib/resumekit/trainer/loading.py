@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..basics import lr_scale
+from ..basics.actions import ABSENT, FRESH, LOAD, PARTIAL, REFIT, RESET, SWAP
 from ..basics.errors import InvalidFile, KitError
 from ..basics.lr_scale import LrScale, Ramp
 from . import (
@@ -37,7 +38,7 @@ from .proven_content import read_proven
 from .resume_bundle import ResumeBundle
 from .saved_optimizers import is_state, match, named
 from .trainer_env import journal_event
-from .trainer_plan import ABSENT, FRESH, LOAD, PARTIAL, REFIT, RESET, SWAP, TrainerPlan
+from .trainer_plan import TrainerPlan
 from .verification import Loaded
 
 _NOT_IN_EXTRA = frozenset(OWN_KEYS) - {"data_state"}

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..basics.actions import ABSENT, FRESH, LOAD, PARTIAL, REFIT, RESET, SWAP
 from ..basics.errors import InvalidFile
 from . import averages, optimizer_state, partial_weights, schedule_refit
 from .checkpoint_content import parameter_names
@@ -18,7 +19,7 @@ from .decisions import lacks_scale, several
 from .optimizer_state import Refitted
 from .partial_weights import Fit
 from .saved_optimizers import SavedOptimizer, is_lion, is_state, match, named
-from .trainer_plan import ABSENT, FRESH, LOAD, PARTIAL, REFIT, RESET, SWAP, Decision
+from .trainer_plan import Decision
 
 MAX_SHOWN = 8
 

@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from ..basics.actions import LOAD, PARTIAL, RESET
 from ..proving.parameter_paths import pair
 from .saved_optimizers import Names, SavedOptimizer
 
@@ -31,7 +32,7 @@ class Refitted:
 
     Args:
         state: for its load_state_dict(); None where nothing can be kept.
-        action: 'load', 'partial' or 'reset'.
+        action: LOAD, PARTIAL or RESET.
         why: the counts, or the reason.
         has_same_groups: each group is the one that it was, whatever moved between them: a schedule that has one entry
             per group can go on.
@@ -61,7 +62,7 @@ def fit(
     if saved.names is None:
         if reason := _position_refusal(saved.state, before, optimizer):
             same = len(groups) == len(optimizer.param_groups)
-            return Refitted(None, "reset", f"the checkpoint does not name its parameters, and {reason}", same)
+            return Refitted(None, RESET, f"the checkpoint does not name its parameters, and {reason}", same)
         numbers: list[Any] = before
     else:
         old_names = [name for group in saved.names for name in group]
@@ -141,7 +142,7 @@ def _outcome(before: list[Any], numbers: list[Any], old_sizes: list[int], groups
     kept = [number for number in numbers if number is not None and number is not _RESHAPED]
     if len(kept) == len(numbers) == len(before):
         same = kept == before and old_sizes == [len(group["params"]) for group in groups]
-        return "load", "" if same else "by name, the parameters are in another order or grouping"
+        return LOAD, "" if same else "by name, the parameters are in another order or grouping"
     reshaped = sum(number is _RESHAPED for number in numbers)
     counts = (
         (len(numbers) - len(kept) - reshaped, "new"),
@@ -149,7 +150,7 @@ def _outcome(before: list[Any], numbers: list[Any], old_sizes: list[int], groups
         (len(before) - len(kept) - reshaped, "left out"),
     )
     parts = [f"{len(kept)} of {len(numbers)} parameters", *(f"{count} {kind}" for count, kind in counts if count)]
-    return "partial", ", ".join(parts)
+    return PARTIAL, ", ".join(parts)
 
 
 def _homes(saved: list[dict[str, Any]], optimizer: Any, kept: dict[int, Any]) -> list[int | None]:

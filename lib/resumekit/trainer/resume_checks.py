@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ..basics.actions import LOAD
 from ..basics.check import FAILED, PASSED, UNKNOWN, WARNED, Check
 from ..basics.files import UnreadableFile
 from ..proving import manifest
 from . import rng_state
 from .resume_bundle import ResumeBundle
-from .trainer_plan import LOAD
 from .verification import is_alike, report
 
 # A share of the examples: what another machine or precision may change in an evaluation of the same weights.

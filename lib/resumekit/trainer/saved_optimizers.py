@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..proving import optimizer_names
+
 Names = list[list[str | None]]
 
 
@@ -43,11 +45,15 @@ def held(content: dict[str, Any]) -> dict[str, SavedOptimizer]:
     if not states or not isinstance(states, dict):
         return {}
     several = all(isinstance(one, dict) and "param_groups" in one for one in states.values())
-    kinds, names = _kinds(content.get("optimizer_name")), content.get("parameter_names")
+    names = content.get("parameter_names")
+    kinds = optimizer_names.read(content.get("optimizer_name"), map(str, states) if several else [""])
     if not several:
-        return {"": _saved("", kinds, states, names)}
+        return {"": SavedOptimizer("", kinds[""], states, _names(names, states))}
     by_key = names if isinstance(names, dict) else {}
-    return {str(key): _saved(str(key), kinds, state, by_key.get(key)) for key, state in states.items()}
+    return {
+        str(key): SavedOptimizer(str(key), kinds[str(key)], state, _names(by_key.get(key), state))
+        for key, state in states.items()
+    }
 
 
 def match(content: dict[str, Any], optimizer: Any) -> dict[str, SavedOptimizer | None]:
@@ -87,18 +93,6 @@ def is_state(state: Any) -> bool:
         and all(isinstance(one, (int, str)) for group in groups for one in group["params"])
         and all(isinstance(one, dict) for key, one in state["state"].items() if isinstance(key, int))
     )
-
-
-def _saved(key: str, kinds: dict[str, str], state: dict[str, Any], names: Any) -> SavedOptimizer:
-    return SavedOptimizer(key, kinds.get(key), state, _names(names, state))
-
-
-def _kinds(text: Any) -> dict[str, str]:
-    """Read 'AdamW', or 'model=AdamW,puzzle=SignSGD'."""
-    if not isinstance(text, str):
-        return {}
-    pairs = [pair.rpartition("=") for pair in text.split(",")]
-    return {key: kind for key, _, kind in pairs}
 
 
 def _names(names: Any, state: dict[str, Any]) -> Names | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..basics import lr_scale
+from ..basics.actions import ALLOWED
 from ..basics.errors import InvalidFile
 from ..basics.files import UnreadableFile, read_json
 from ..basics.lr_scale import LrScale
@@ -23,20 +24,6 @@ VARIABLE = "RESUMEKIT_PLAN"
 VERSION = 1
 MAX_PLAN_BYTES = 4 << 20
 MAX_WHY = 500
-LOAD, PARTIAL, RESET, SWAP, REFIT, REDERIVE, FRESH, ABSENT = (
-    "load", "partial", "reset", "swap", "refit", "rederive", "fresh", "absent"
-)  # fmt: skip
-ACTIONS: dict[str, tuple[str, ...]] = {
-    "weights": (LOAD, PARTIAL, RESET),
-    "optimizer": (LOAD, PARTIAL, RESET, SWAP, ABSENT),
-    "scheduler": (LOAD, REFIT, RESET, ABSENT),
-    "scaler": (LOAD, RESET, ABSENT),
-    "ema": (LOAD, PARTIAL, FRESH, RESET, ABSENT),
-    "swa": (LOAD, PARTIAL, FRESH, RESET, ABSENT),
-    "counters": (LOAD, RESET, ABSENT),
-    "rng": (LOAD, RESET, ABSENT),
-    "data_position": (LOAD, REDERIVE, RESET, ABSENT),
-}
 
 
 class PlannedRate(NamedTuple):
@@ -150,13 +137,13 @@ def _rate(value: Any) -> PlannedRate:
 def _decision(name: str, value: Any) -> Decision:
     kind, dot, _ = name.partition(".")
     _require(
-        kind in ACTIONS and (not dot or kind == "optimizer"), f"it has a component {_short(name)}, which there is not"
+        kind in ALLOWED and (not dot or kind == "optimizer"), f"it has a component {_short(name)}, which there is not"
     )
     _require(isinstance(value, dict), f"its component {_short(name)} is not an object")
     action, why = value.get("action"), value.get("why", "")
     _require(
-        action in ACTIONS[kind],
-        f"its action {_short(action)} of {_short(name)} is not one of {', '.join(ACTIONS[kind])}",
+        action in ALLOWED[kind],
+        f"its action {_short(action)} of {_short(name)} is not one of {', '.join(ALLOWED[kind])}",
     )
     _require(isinstance(why, str), f"its reason for {_short(name)} is not a text")
     # It goes to a terminal and into the journal.

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from ..basics.actions import FRESH, LOAD, PARTIAL, RESET, SWAP
 from ..basics.check import FAILED, PASSED, UNKNOWN, WARNED, Check
 from . import averages, lr_hook, matching, partial_weights
 from .matching import Matched
 from .proven_content import read_again
 from .saved_optimizers import named
 from .trainer_env import journal_event
-from .trainer_plan import FRESH, LOAD, PARTIAL, RESET, SWAP, Decision, TrainerPlan
+from .trainer_plan import Decision, TrainerPlan
 
 PLACES = 256
 MAX_NAMED = 3
