@@ -16,13 +16,12 @@ from jsonschema import Draft202012Validator
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "lib"))
 
+from resumekit.basics.actions import ALLOWED, DIRECTIONS, KEEPS_LESS, KEYS  # noqa: E402
 from resumekit.basics.errors import InvalidFile  # noqa: E402
 from resumekit.configuration import config, schema, schema_checks, yaml_reader  # noqa: E402
 from resumekit.configuration.schema_glance import is_surely_valid  # noqa: E402
 
 EXAMPLES = ROOT / "schemas" / "examples"
-COMPONENTS = {"weights", "optimizer", "scheduler", "scaler", "ema", "swa", "counters", "rng", "data_position", "lr"}
-ACTIONS = {"load", "partial", "reset", "refit", "rederive", "fresh", "absent", "swap"}
 KIT = schema.load()
 
 
@@ -56,18 +55,25 @@ def test_every_key_has_a_description_a_type_an_effect_and_a_place_in_or_out_of_t
             elif name == "within":
                 assert action > 1
             else:
-                assert name in COMPONENTS
-                assert action in ACTIONS
+                assert action in ALLOWED[name]
     assert node["type"] != "array" or "items" in node
 
 
 def effects(declared: dict[str, Any]) -> list[dict[str, Any]]:
-    directions = [
-        declared[word] for word in ("enable", "disable", "increase", "decrease", "otherwise") if word in declared
-    ]
+    directions = [declared[word] for word in DIRECTIONS if word in declared]
     if directions:
         assert len(directions) == len(declared)
     return directions or [declared]
+
+
+def test_plan_schema_and_config_know_the_same_components_and_actions_as_the_code() -> None:
+    plan = json.loads((schema.CONFIG_SCHEMA.parent / "plan.schema.json").read_text())["properties"]["components"]
+    assert set(plan["additionalProperties"]["properties"]["action"]["enum"]) == set(KEEPS_LESS)
+    assert {action for actions in ALLOWED.values() for action in actions} == set(KEEPS_LESS)
+    assert set(KEYS) == set(ALLOWED)
+    for name, actions in ALLOWED.items():
+        by_hand = set(KIT.leaves[f"resume.{name}"]["enum"])
+        assert by_hand - {"auto", "swap_to_lion"} <= set(actions), "what a person may ask for, a trainer carries out"
 
 
 @pytest.mark.parametrize("key", KIT.leaves)
@@ -313,6 +319,22 @@ def test_an_empty_overlay_changes_nothing(tmp_path: Path) -> None:
         ({"properties": {"lab": {"properties": {"a": {"anyOf": [{"$ref": "#"}]}}}}}, "'$ref'"),
         ({"properties": {"lab": {"properties": {"a": {"x-aliases": "b"}}}}}, "not a list of texts"),
         ({"properties": {"lab": {"properties": {"a": {"patternProperties": {"(": {}}}}}}}, "no regular expression"),
+        *(
+            ({"properties": {"lab": {"properties": {"a": {"x-on-resume": effect}}}}}, says)
+            for effect, says in (
+                ("safe", "'x-on-resume' of the key 'lab.a' is 'safe', not an object"),
+                ({"optimiser": "reset"}, "names 'optimiser'; a component is one of weights, optimizer, scheduler,"),
+                ({"optimizer": "rest"}, "'rest' can't be done with optimizer, but load, partial, reset, swap, absent"),
+                ({"rng": ["reset"]}, "can't be done with rng"),
+                ({"weights": "absent"}, "'absent' can't be done with weights"),
+                ({"consent": True}, "'consent' is 'true', not a reason in words"),
+                ({"within": "2"}, "'within' is '2', not a factor above 1"),
+                ({"within": True, "consent": "large"}, "not a factor above 1"),
+                ({"increase": {"scheduler": "refit"}, "scheduler": "load"}, "has 'scheduler' beside a direction"),
+                ({"enable": "fresh"}, "is 'fresh', not an object"),
+                ({"enable": {"ema": "frsh"}}, "'frsh' can't be done with ema"),
+            )
+        ),
         (
             {"properties": {"lab": {"properties": {"a": {"type": "integer", "default": "x"}}}}},
             "a default is refused by its own key",

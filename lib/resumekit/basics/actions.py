@@ -32,6 +32,8 @@ KEYS: dict[str, tuple[str, ...]] = {
     "rng": ("rng_state",),
     "data_position": ("data_state",),
 }
+# Words in x-on-resume that choose between several effects, instead of being one.
+DIRECTIONS = ("enable", "disable", "increase", "decrease", "otherwise")
 # What a plan may say of each.
 ALLOWED: dict[str, tuple[str, ...]] = {
     "weights": (LOAD, PARTIAL, RESET),

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from ..basics.actions import DIRECTIONS
 from . import schema as schemas
 from .schema import Schema
 
-# Words in x-on-resume that choose between several effects, instead of being one.
-_DIRECTIONS = ("enable", "disable", "increase", "decrease", "otherwise")
 # A switch is off when it has one of these values.
 _OFF: tuple[Any, ...] = (None, False, 0, "", "0", [], {})
 
@@ -24,8 +23,7 @@ class Change(NamedTuple):
     Args:
         key: dotted.
         old, new: its values; None also where it is absent.
-        actions: component -> action ('load', 'partial', 'reset', 'refit', 'rederive', 'fresh', 'absent', 'ramp');
-            empty where nothing is lost.
+        actions: component -> action, of basics/actions; empty where nothing is lost.
         consent: why a person must agree, or None.
         refuse: why it is impossible, or None.
     """
@@ -73,7 +71,7 @@ def _effect(declared: Any, old: Any, new: Any) -> dict[str, Any] | None:
         return None
     if "within" in declared:
         return {} if _near(old, new, declared["within"]) else declared
-    if not any(direction in declared for direction in _DIRECTIONS):
+    if not any(direction in declared for direction in DIRECTIONS):
         return declared
     for direction in _directions(old, new):
         if isinstance(declared.get(direction), dict):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from ..basics.actions import ALLOWED, DIRECTIONS
 from ..basics.errors import InvalidFile
 from . import schema_checks
 from .schema import Schema
@@ -116,6 +117,34 @@ def _check_words(node: Node, name: str, source: str) -> None:
     aliases = node.get("x-aliases", [])
     if not isinstance(aliases, list) or not all(isinstance(alias, str) for alias in aliases):
         raise _error(f"'x-aliases' of the key {show(name)} is not a list of texts", source)
+    if "x-on-resume" in node:
+        _check_effect(node["x-on-resume"], name, source)
+
+
+def _check_effect(effect: Any, name: str, source: str) -> None:
+    """Refuse an effect that no plan understands: a misspelt one would make a costly change look free."""
+    where = f"'x-on-resume' of the key {show(name)}"
+    if not isinstance(effect, dict):
+        raise _error(f"{where} is {show(effect)}, not an object", source)
+    by_direction = any(word in DIRECTIONS for word in effect)
+    for word, action in effect.items():
+        if by_direction and word in DIRECTIONS:
+            _check_effect(action, name, source)
+        elif by_direction:
+            raise _error(
+                f"{where} has {show(word)} beside a direction ({', '.join(DIRECTIONS)}); put it inside", source
+            )
+        elif word in ("consent", "refuse"):
+            if not isinstance(action, str) or not action:
+                raise _error(f"{where}: {show(word)} is {show(action)}, not a reason in words", source)
+        elif word == "within":
+            if type(action) not in (int, float) or not action > 1:
+                raise _error(f"{where}: 'within' is {show(action)}, not a factor above 1", source)
+        elif word not in ALLOWED:
+            raise _error(f"{where} names {show(word)}; a component is one of {', '.join(ALLOWED)}", source)
+        elif action not in ALLOWED[word]:
+            can_be = ", ".join(ALLOWED[word])
+            raise _error(f"{where}: {show(action)} can't be done with {word}, but {can_be}", source)
 
 
 def _has_ref(node: Any) -> bool:
