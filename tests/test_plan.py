@@ -13,7 +13,6 @@ from conftest import ROOT, Kit
 from resumekit.basics import lr_scale
 from resumekit.planning import forecast, schedules
 from resumekit.planning.components import show
-from resumekit.planning.description import match
 
 SCHEMA = json.loads((ROOT / "schemas" / "plan.schema.json").read_text())
 SECTIONS = {
@@ -168,7 +167,11 @@ print(json.dumps({"parameters": [{"name": n, "shape": s} for n, s in %s]}))
     [
         ([["weight", [4]], ["rule_head.weight", [8, 4]]], 0, "1 new: rule_head.weight"),
         ([["module.weight", [4]]], 0, "1 tensors match, 100.0% of the checkpoint's weights"),
-        ([["weight", [5]], ["other", [9]]], 6, "only 0% of the checkpoint's weights fit the new model"),
+        (
+            [["weight", [5]], ["other", [9]]],
+            6,
+            "the checkpoint does not fit: none of its parameters is in the model by name and shape",
+        ),
     ],
 )
 def test_a_trainer_that_describes_its_model_is_asked_where_weights_are_loaded_in_part(
@@ -188,12 +191,6 @@ def test_a_trainer_that_fails_to_describe_itself_is_said(kit: Kit) -> None:
     killed(kit, trainer={"describe_args": ["--no-such-option"]})
     said = kit("resume", "T-1", "--set", "model.aux_rule_head=true", "--dry-run", code=4).stderr
     assert "the trainer does not describe its model (exit code 2:" in said and said.count("\n") == 1
-
-
-def test_matching_knows_wrappers_shapes_and_shares() -> None:
-    saved = {"module._orig_mod.a.weight": (2, 3), "b": (4,), "gone": (10,)}
-    found = match(saved, {"a.weight": (2, 3), "b": (5,), "new": (1,)})
-    assert found == (("a.weight",), ("new",), ("gone",), ("b",), 6 / 20)
 
 
 def test_a_ramp_holds_from_its_first_step_to_its_last() -> None:

@@ -14,8 +14,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from checkpoint_tools import quiet
 from resume_parts import OPTIMIZERS, Net, moments, same, train, write_plan
 from resumekit.basics.errors import InvalidFile
+from resumekit.proving.weight_fit import MIN_MATCHED_SHARE
 from resumekit.trainer.loading import load_resume_bundle
-from resumekit.trainer.partial_weights import MIN_MATCHED_SHARE
 from resumekit.trainer.saving import save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("in_a_new_process")

@@ -9,17 +9,15 @@ Try it: `bin/resume.sh EXP-03 --set model.aux_rule_head=true --dry-run`
 from __future__ import annotations
 
 import json
-import math
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from ..basics.errors import InvalidFile
 from ..basics.paths import RunPaths
 from ..configuration import config
-from ..proving.parameter_paths import pair
+from ..proving.weight_fit import WeightFit, compare
 from . import preflight
 from .choice import Choice
 from .preflight import Ready
@@ -27,44 +25,8 @@ from .preflight import Ready
 TIMEOUT_S = 300.0
 MAX_BYTES = 32 << 20
 
-Shapes = Mapping[str, tuple[int, ...]]
 
-
-class Match(NamedTuple):
-    """How the tensors of a checkpoint and of a model compare.
-
-    Args:
-        matched: names in both with the same shape.
-        new: names that only the model has: they begin as their module makes them.
-        vanished: names that only the checkpoint has: they are left behind.
-        reshaped: names in both with another shape: they begin anew.
-        fraction: share of the checkpoint's numbers that are matched, 0 to 1.
-    """
-
-    matched: tuple[str, ...]
-    new: tuple[str, ...]
-    vanished: tuple[str, ...]
-    reshaped: tuple[str, ...]
-    fraction: float
-
-
-def match(saved: Shapes, wanted: Shapes) -> Match:
-    """Compare by name, what wraps a model left out, and by shape."""
-    same = pair(wanted, saved)
-    matched = tuple(name for name, old in same.items() if tuple(wanted[name]) == tuple(saved[old]))
-    numbers = sum(math.prod(shape) for shape in saved.values())
-    kept = sum(math.prod(wanted[name]) for name in matched)
-    known = set(same.values())
-    return Match(
-        matched,
-        tuple(name for name in wanted if name not in same),
-        tuple(name for name in saved if name not in known),
-        tuple(name for name in same if name not in matched),
-        kept / numbers if numbers else 0.0,
-    )
-
-
-def ask(choice: Choice, ready: Ready) -> Match | None:
+def ask(choice: Choice, ready: Ready) -> WeightFit | None:
     """Ask the trainer for its model and compare; None where it offers no description.
 
     Raises:
@@ -79,7 +41,8 @@ def ask(choice: Choice, ready: Ready) -> Match | None:
         own = preflight.run_paths(choice, "RUN_ID")._replace(run_dir=Path(folder))
         config.write_resolved(own.run_dir, choice.config)
         shapes = _shapes(_run([*preflight.trainer_argv(choice, own, ready), *arguments], ready, own))
-    return match({name: shape for name, (shape, _) in choice.candidate.inside.tensors.items()}, shapes)
+    saved = {name: tuple(shape) for name, (shape, _) in choice.candidate.inside.tensors.items()}
+    return compare(saved, shapes)
 
 
 def _run(argv: Sequence[str], ready: Ready, own: RunPaths) -> bytes:

@@ -14,10 +14,10 @@ from typing import Any
 from ..basics.actions import KEEPS_LESS
 from ..basics.terminal import plain
 from ..proving.checkpoints import Candidate
+from ..proving.weight_fit import WeightFit
 from . import plan as plans
 from .choice import Choice
 from .components import Component, show
-from .description import Match
 from .forecast import STEPS_SHOWN, Rate
 from .plan import Plan
 
@@ -119,7 +119,7 @@ def _value(value: Any) -> str:
     return value[:12] if is_hash else show(value)
 
 
-def _components(components: Sequence[Component], match: Match | None) -> Iterator[str]:
+def _components(components: Sequence[Component], match: WeightFit | None) -> Iterator[str]:
     groups: dict[tuple[str, str], list[str]] = {}
     for one in components:
         groups.setdefault((one.action, one.why), []).append(one.name)
@@ -129,14 +129,14 @@ def _components(components: Sequence[Component], match: Match | None) -> Iterato
             yield from _weights(match)
 
 
-def _weights(match: Match | None) -> Iterator[str]:
+def _weights(match: WeightFit | None) -> Iterator[str]:
     if match is None:
         return
-    yield from _row("", f"{len(match.matched)} tensors match, {match.fraction:.1%} of the checkpoint's weights")
-    for word, names in (("new", match.new), ("left out", match.vanished), ("other shape", match.reshaped)):
+    yield from _row("", f"{len(match.pairs)} tensors match, {match.matched_share:.1%} of the checkpoint's weights")
+    for word, names in (("new", match.missing), ("left out", match.unexpected), ("other shape", match.reshaped)):
         if names:
             more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-            yield from _row("", f"{len(names)} {word}: {', '.join(names[:_SHOWN])}{more}")
+            yield from _row("", f"{len(names)} {word}: {', '.join(list(names)[:_SHOWN])}{more}")
 
 
 def _rates(rates: Sequence[Rate]) -> Iterator[str]:

@@ -18,11 +18,11 @@ from ..configuration import config
 from ..configuration.changes import Change
 from ..configuration.schema import Schema
 from ..proving.checkpoints import Candidate
+from ..proving.weight_fit import WeightFit
 from . import components, description, environment, forecast, plan_rules, schedules
 from .choice import Choice
 from .code_state import Code
 from .components import Component, Optimizers
-from .description import Match
 from .forecast import Forecast
 from .heads import holder_of
 from .preflight import Ready
@@ -51,7 +51,7 @@ class Plan(NamedTuple):
     components: tuple[Component, ...]
     environment: tuple[Change, ...]
     lr_scale: LrScale
-    match: Match | None
+    match: WeightFit | None
     forecast: Forecast
     consents: tuple[str, ...]
     refusals: tuple[str, ...]
@@ -179,12 +179,12 @@ def _component_fields(one: Component, choice: Choice) -> dict[str, Any]:
     return {"action": one.action, "why": one.why, **forced}
 
 
-def _match_fields(match: Match | None) -> dict[str, Any] | None:
+def _match_fields(match: WeightFit | None) -> dict[str, Any] | None:
     if match is None:
         return None
-    names = {"new": match.new, "vanished": match.vanished, "reshaped": match.reshaped}
-    shown = {kind: list(own[:MAX_NAMES]) for kind, own in names.items()}
-    return {"matched": len(match.matched), "fraction": match.fraction, **shown}
+    names = {"new": match.missing, "vanished": match.unexpected, "reshaped": match.reshaped}
+    shown = {kind: list(own)[:MAX_NAMES] for kind, own in names.items()}
+    return {"matched": len(match.pairs), "fraction": match.matched_share, **shown}
 
 
 def _change_fields(change: Change, origin: str) -> dict[str, Any]:

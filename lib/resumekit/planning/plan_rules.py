@@ -11,10 +11,9 @@ from typing import NamedTuple
 from ..basics.actions import ABSENT, LOAD, PARTIAL, REDERIVE, RESET, SWAP
 from ..configuration import config
 from ..proving.optimizer_names import plain_name
-from ..proving.parameter_paths import MIN_MATCHED_SHARE
+from ..proving.weight_fit import WeightFit
 from .choice import Choice
 from .components import Component, Held, Optimizers, show
-from .description import Match
 
 # Done without asking the trainer: it loads what is there, or works the position out from the step.
 _NEEDS_NO_HELP = (LOAD, ABSENT, REDERIVE)
@@ -28,7 +27,7 @@ class Judgement(NamedTuple):
 
 
 def judge(
-    found: Sequence[Component], choice: Choice, held: Held, optimizers: Optimizers, match: Match | None = None
+    found: Sequence[Component], choice: Choice, held: Held, optimizers: Optimizers, match: WeightFit | None = None
 ) -> Judgement:
     """Apply every rule to a plan's components and changes."""
     consents = [f"{_named(change)} ({change.consent})" for change in choice.changed if change.consent]
@@ -39,11 +38,9 @@ def judge(
             f"the checkpoint does not say which optimizer it holds, and {optimizers.wanted} is wanted: if it is "
             "another one, its state is loaded all the same; --set resume.optimizer=reset starts it anew"
         )
-    if match is not None and match.fraction < MIN_MATCHED_SHARE and not is_forced(choice):
-        share = f"{match.fraction:.0%} of the checkpoint's weights fit the new model, less than {MIN_MATCHED_SHARE:.0%}"
-        refusals.append(
-            f"only {share}: it is another model; start a fresh run, or force it with --set resume.weights=partial"
-        )
+    if match is not None and (reason := match.refusal(is_forced=is_forced(choice))):
+        force = ", or force it with --set resume.weights=partial" if match.pairs else ""
+        refusals.append(f"the checkpoint does not fit: {reason}; start a fresh run{force}")
     if not config.get(choice.config, "trainer.loads_with_kit"):
         asked, impossible = _of_a_trainer_that_loads_by_itself(found)
         consents, refusals = consents + asked, refusals + impossible

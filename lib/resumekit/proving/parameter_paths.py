@@ -10,9 +10,6 @@ from collections.abc import Iterable
 
 # DistributedDataParallel and AveragedModel name what they wrap `module`, torch.compile names it `_orig_mod`.
 WRAPPERS = frozenset({"module", "_orig_mod"})
-# Less than half of a checkpoint's numbers in common: not this model with a new part, but another one
-# (mosaicml/composer#2216: a wrong model that a non-strict load accepted).
-MIN_MATCHED_SHARE = 0.5
 
 
 def plain_path(name: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..proving.parameter_paths import pair, plain_path
+from .partial_weights import shape_of
 
 # How other classes call the number of updates that an average has seen; torch's own is 'n_averaged'.
 COUNTS = frozenset({"n_averaged", "num_updates", "updates", "n_updates", "step", "steps", "optimization_step"})
@@ -38,7 +39,7 @@ def merged(saved: Mapping[str, Any], average: Any, model: Any) -> dict[str, Any]
     for name, value in own.items():
         old = saved.get(same.get(name, name))
         current = weights.get(plain_path(name))
-        if old is not None and _shape(old) == _shape(value):
+        if old is not None and shape_of(old) == shape_of(value):
             state[name] = old
         else:
             state[name] = current.clone() if _fits(current, value) else value
@@ -78,7 +79,7 @@ def _with_weights(state: Mapping[str, Any], weights: dict[str, Any], found: set[
 
 
 def _is_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    return one.keys() == other.keys() and all(_shape(one[name]) == _shape(other[name]) for name in one)
+    return one.keys() == other.keys() and all(shape_of(one[name]) == shape_of(other[name]) for name in one)
 
 
 def _weights(model: Any) -> dict[str, Any]:
@@ -86,8 +87,4 @@ def _weights(model: Any) -> dict[str, Any]:
 
 
 def _fits(weight: Any, value: Any) -> bool:
-    return weight is not None and _shape(weight) is not None and _shape(weight) == _shape(value)
-
-
-def _shape(value: Any) -> tuple[int, ...] | None:
-    return tuple(value.shape) if hasattr(value, "shape") else None
+    return weight is not None and shape_of(weight) is not None and shape_of(weight) == shape_of(value)

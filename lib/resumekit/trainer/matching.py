@@ -13,11 +13,11 @@ from typing import Any
 
 from ..basics.actions import ABSENT, FRESH, LOAD, PARTIAL, REFIT, RESET, SWAP
 from ..basics.errors import InvalidFile
+from ..proving.weight_fit import WeightFit
 from . import averages, optimizer_state, partial_weights, schedule_refit
 from .checkpoint_content import parameter_names
 from .decisions import lacks_scale, several
 from .optimizer_state import Refitted
-from .partial_weights import Fit
 from .saved_optimizers import SavedOptimizer, is_lion, is_state, match, named
 from .trainer_plan import Decision
 
@@ -34,7 +34,7 @@ class Matched:
         decisions: component -> what is done, with its counts.
     """
 
-    weights: Fit
+    weights: WeightFit
     optimizers: dict[str, Refitted] = field(default_factory=dict)
     decisions: dict[str, Decision] = field(default_factory=dict)
 
@@ -75,7 +75,7 @@ def check(
     return found
 
 
-def differences(fit: Fit) -> list[str]:
+def differences(fit: WeightFit) -> list[str]:
     """Return what keeps a state from being loaded strictly, one line per kind."""
     lines = []
     if fit.missing:
@@ -96,7 +96,7 @@ def _weights(found: Matched) -> list[str]:
         # Allowed by the trainer and not needed: loaded whole. Planned: said as it was planned.
         is_needed = decision.why or not fit.is_whole
         found.decisions["weights"] = decision._replace(why=fit.counts()) if is_needed else Decision(LOAD)
-        return list(filter(None, [partial_weights.refusal(fit, is_forced=decision.forced)]))
+        return list(filter(None, [fit.refusal(is_forced=decision.forced)]))
     return []
 
 
@@ -177,7 +177,7 @@ def _average(name: str, found: Matched, content: Any, model: Any, own: Any) -> l
     if decision.action == LOAD and found.decisions["weights"].action != PARTIAL:
         return [f"{name}: {line}" for line in differences(fit)]
     found.decisions[name] = Decision(PARTIAL, fit.counts())
-    reason = partial_weights.refusal(fit, is_forced=found.decisions["weights"].forced)
+    reason = fit.refusal(is_forced=found.decisions["weights"].forced)
     return [f"{name}: {reason}"] if reason else []
 
 
