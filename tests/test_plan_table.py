@@ -91,7 +91,7 @@ CONFIG_ROWS: list[tuple[str, str, dict[str, str], str]] = [
     ("EMA off", "ema.enabled=false", {"ema": "absent"}, READY),
     ("EMA's window", "ema.decay=0.99", NOTHING, CONSENT),
     ("SWA on", "swa.enabled=true", {"swa": "fresh"}, READY),
-    ("SWA's start", "swa.start_step=60000", NOTHING, CONSENT),
+    ("SWA's start, before it was ever on", "swa.start_step=60000", NOTHING, READY),
     ("SWA's rate", "swa.lr=1e-5", REFIT, READY),
     # data and seed
     ("data moved", "data.path=..", NOTHING, READY),
@@ -223,6 +223,14 @@ def test_mixed_precision(
 def test_ema_newly_enabled_starts_from_the_current_weights() -> None:
     """Protocol §9."""
     assert planned("ema.enabled=true", held(without=("ema",)), parent="ema.enabled=false") == ({"ema": "fresh"}, READY)
+
+
+def test_an_average_that_is_there_does_not_change_its_window_without_consent() -> None:
+    """What was collected so far stays in it; where nothing was, nobody is asked."""
+    tail = "swa.enabled=true"
+    assert planned("swa.start_step=60000", held("swa"), parent=tail) == (NOTHING, CONSENT)
+    assert planned("swa.start_step=60000", held(), parent=tail) == (NOTHING, READY)
+    assert planned("ema.decay=0.99", held(without=("ema",))) == (NOTHING, READY)
 
 
 def test_a_tail_taken_away_is_a_refit() -> None:

@@ -69,11 +69,17 @@ class Training:
         self.carries: list[Carry] = [self._empty_carry() for _ in range(cfg.training.grad_accum_steps)]
         self.progress = Progress(optimizer=kind_of(self.optimizers))
         self.lr_scale, self.lr_ramp, self.bundle = 1.0, None, None
+        self.data_from = 0  # the step at which the data's order began
         self._fast_pairs = fast_subset(self.data.test, cfg.validation.fast_fraction)
 
     @property
     def epoch(self) -> int:
-        return self.batches.epoch(self.progress.step)
+        return self.batches.epoch(self.data_step)
+
+    @property
+    def data_step(self) -> int:
+        """How many steps of the data's order are done: the run's, unless one of the two began anew."""
+        return self.progress.step - self.data_from
 
     @property
     def weights(self) -> dict[str, Hrm]:
@@ -139,6 +145,7 @@ class Training:
         self.bundle = bundle
         if path:
             self._load_progress(bundle)
+            self._load_data_position(bundle)
             self._load_carries(bundle.extra.get("carry"))
             self._compare_data(kit, bundle.extra.get("data_state"))
             if self.ema and not int(self.ema.n_averaged):
@@ -183,7 +190,7 @@ class Training:
         training, model, total = self.cfg.training, self.cfg.model, 0.0
         self.model.train()
         for micro in range(training.grad_accum_steps):
-            carry = refill(self.model, self.carries[micro], self.batches, self.progress.step, micro)
+            carry = refill(self.model, self.carries[micro], self.batches, self.data_step, micro)
             with self.precision():
                 loss, self.carries[micro] = segment_loss(
                     self.model, carry, max_segments=model.halt_max_steps, exploration=model.halt_exploration,
@@ -205,7 +212,7 @@ class Training:
         """Return the losses of the next step's micro-batches."""
         losses = []
         for micro, begun in enumerate(self.carries):
-            carry = refill(self.model, begun, self.batches, self.progress.step, micro)
+            carry = refill(self.model, begun, self.batches, self.data_step, micro)
             with self.precision():
                 losses.append(
                     segment_loss(
@@ -259,9 +266,10 @@ class Training:
         print(f"swa: collecting begins at step {self.progress.step}: {why}", flush=True)
 
     def _place_rates(self) -> None:
-        """Set every learning rate to what config and progress say at this step."""
-        self.schedule.rate.cycle_from = self.progress.swa_from_step
-        self.schedule.refit(self.progress.step)
+        """Set every learning rate to what config and progress say where the schedule stands."""
+        rate, place = self.schedule.rate, self.schedule.place
+        rate.cycle_from, rate.behind = self.progress.swa_from_step, self.progress.step - place
+        self.schedule.refit(place)
 
     def _collected(self) -> AveragedModel | None:
         """The SWA average, None before its tail: until then it holds weights that nobody has trained."""
@@ -284,10 +292,19 @@ class Training:
         if not self.swa or not int(self.swa.n_averaged):
             self.progress.swa_from_step = None  # nothing collected is here: a tail of long ago is over
 
+    def _load_data_position(self, bundle: Any) -> None:
+        """Go on in the data where the checkpoint stands, which need not be the run's step; or begin them anew."""
+        step, saved = bundle.global_step, bundle.extra.get("data_state") or {}
+        if bundle.report.get("data_position", "").startswith("reset"):
+            step = 0
+        elif type(saved.get("step")) is int:
+            step = saved["step"]
+        self.data_from = bundle.global_step - step
+
     def _data_state(self) -> dict[str, Any]:
         return {
-            "fingerprint": self.data.fingerprint, "seed": self.cfg.training.seed, "step": self.progress.step,
-            "position": self.progress.step * self.cfg.training.grad_accum_steps * self.cfg.training.batch_size,
+            "fingerprint": self.data.fingerprint, "seed": self.cfg.training.seed, "step": self.data_step,
+            "position": self.data_step * self.cfg.training.grad_accum_steps * self.cfg.training.batch_size,
         }  # fmt: skip
 
     def _load_carries(self, saved: list[dict[str, Any]] | None) -> None:

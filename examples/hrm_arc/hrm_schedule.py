@@ -50,24 +50,30 @@ class LearningRate:
         min_ratio: the end, relative to the base rate, 0 to 1; 1 is a constant rate.
         cycle: what an SWA tail does; None for a run without one.
 
-    `cycle_from` is the step at which the tail began (None: not yet), `scale_at` gives lr_scale by step.
+    `cycle_from` is the step at which the tail began (None: not yet), `scale_at` gives lr_scale by step. Both count the
+    run's steps; the schedule has its own, `behind` by as many as the run had done when it alone began anew.
     """
 
     def __init__(self, warmup_steps: int, max_steps: int, min_ratio: float, cycle: Cycle | None = None) -> None:
         self.warmup_steps, self.max_steps, self.min_ratio = warmup_steps, max_steps, min_ratio
-        self.cycle, self.cycle_from = cycle, None
+        self.cycle, self.cycle_from, self.behind = cycle, None, 0
         self.scale_at: Callable[[int], float] = unscaled
 
     def __call__(self, step: int) -> float:
-        """Return the factor of the step that follows `step` completed ones."""
+        """Return the factor of the step that follows `step` completed ones of the schedule."""
         factor = self._shape(step)
+        step += self.behind
         if self.cycle is not None and self.cycle_from is not None and step >= self.cycle_from:
             factor = self.cycle(step - self.cycle_from, factor)
         return self.scale_at(step) * factor
 
     def phase(self, step: int) -> str:
-        """Return the phase of the step that follows `step` completed ones: 'warmup', 'cosine', 'floor' or 'tail'."""
-        if self.cycle is not None and self.cycle_from is not None and step >= self.cycle_from:
+        """Return the phase of the step that follows `step` completed ones of the schedule.
+
+        Returns:
+            'warmup', 'cosine', 'floor' or 'tail'.
+        """
+        if self.cycle is not None and self.cycle_from is not None and step + self.behind >= self.cycle_from:
             return "tail"
         if step < self.warmup_steps:
             return "warmup"
@@ -88,6 +94,11 @@ class Schedule:
         self._bases = {name: [group["lr"] for group in one.param_groups] for name, one in optimizers.items()}
         # A plain function: of an object LambdaLR would save the attributes, and load old ones over the config's.
         self._parts = {name: LambdaLR(optimizer, lambda step: rate(step)) for name, optimizer in optimizers.items()}
+
+    @property
+    def place(self) -> int:
+        """How many steps the schedule has done: the run's, unless one of the two began anew without the other."""
+        return next(iter(self._parts.values())).last_epoch
 
     def step(self) -> None:
         """Set every rate for the next step."""

@@ -175,7 +175,7 @@ def status_fields(run_id: str, cfg: SimpleNamespace, job: Any, speed: Speed, now
     return kit.make_status_payload(
         run_id=run_id, global_step=progress.step, max_steps=cfg.training.max_steps, epoch=job.epoch, phase=now.phase,
         steps_per_sec=rate, loss=now.loss, lr=job.schedule.get_last_lr()[0],
-        lr_scale=job.schedule.rate.scale_at(progress.step), scheduler_phase=job.schedule.rate.phase(progress.step),
+        lr_scale=job.schedule.rate.scale_at(progress.step), scheduler_phase=job.schedule.rate.phase(job.schedule.place),
         optimizer=progress.optimizer,
         swap_from_step=progress.swap_from_step, last_fast_eval_step=progress.last_fast and progress.last_fast["step"],
         last_full_eval_step=progress.last_full_step, best_eval_acc=progress.best_accuracy,

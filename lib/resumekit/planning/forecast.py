@@ -6,14 +6,18 @@ Try it: `bin/resume.sh EXP-01 --set training.batch_size=16 --dry-run`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from ..basics.actions import LOAD, REFIT, RESET
 from ..basics.lr_scale import LrScale
 from ..configuration import config
 from ..configuration.schema import Schema
 from ..run_folder import status
 from . import schedules
 from .choice import Choice
+from .components import Component
+from .heads import holder_of
 
 STEPS_SHOWN = 3
 # A last evaluation older than this many of its own intervals says little about the checkpoint.
@@ -41,46 +45,87 @@ class Rate(NamedTuple):
 
 
 class Forecast(NamedTuple):
-    """Learning rates, totals that were derived anew, warnings: the last two as sentences."""
+    """Where the schedule stands (None: only the trainer knows), learning rates; totals and warnings as sentences."""
 
+    place: int | None
     rates: tuple[Rate, ...]
     totals: tuple[str, ...]
     warnings: tuple[str, ...]
 
 
-def of(choice: Choice, schema: Schema, inherited: LrScale, scale: LrScale) -> Forecast:
+def of(
+    choice: Choice, schema: Schema, inherited: LrScale, scale: LrScale, components: Sequence[Component] = ()
+) -> Forecast:
     """Return the forecast of a resume.
 
     Args:
         schema: says which keys are base learning rates.
         inherited: what the rates were multiplied by so far.
         scale: what they are multiplied by from here on.
+        components: what is done with each; a schedule that is reset begins anew.
     """
     parent = choice.parent.config if choice.parent and choice.parent.config else choice.config
     seen = status.current(choice.parent) if choice.parent and choice.parent.is_ours else {}
+    actions = {one.name: one.action for one in components}
+    place = _place(choice, actions)
     return Forecast(
-        _rates(choice, parent, schema, inherited, scale),
+        place,
+        _rates(choice, parent, schema, inherited, scale, actions, place),
         _totals(choice, parent, seen.get("steps_per_sec")),
         tuple(_warnings(choice, seen)),
     )
 
 
 def _rates(
-    choice: Choice, parent: dict[str, Any], schema: Schema, inherited: LrScale, scale: LrScale
-) -> tuple[Rate, ...]:
+    choice: Choice, parent: dict[str, Any], schema: Schema, inherited: LrScale, scale: LrScale,
+    actions: dict[str, str], place: int | None,
+) -> tuple[Rate, ...]:  # fmt: skip
     first = choice.step or 0
+    start = _first_step(choice, actions)
     before, after = schedules.of_config(parent), schedules.of_config(choice.config)
+    if _has_a_place_of_its_own(choice):
+        before = None
+    if place is None:
+        place, after = start, None
     was, now = schedules.base_rates(parent, schema), schedules.base_rates(choice.config, schema)
 
-    def of_steps(base: float | None, shape: Any, factor: LrScale) -> tuple[float, ...] | None:
+    def ahead(base: float | None, shape: Any, factor: LrScale, at: int, step: int) -> tuple[float, ...] | None:
         if base is None or shape is None:
             return None
-        return tuple(base * shape(step) * factor(step) for step in range(first, first + STEPS_SHOWN))
+        return tuple(base * shape(at + more) * factor(step + more) for more in range(STEPS_SHOWN))
 
     return tuple(
-        Rate(key, first + 1, now[key], of_steps(was.get(key), before, inherited), of_steps(now[key], after, scale))
+        Rate(
+            key, start + 1, now[key], ahead(was.get(key), before, inherited, first, first),
+            ahead(now[key], after, scale, place, start),
+        )
         for key in now
-    )
+    )  # fmt: skip
+
+
+def _first_step(choice: Choice, actions: dict[str, str]) -> int:
+    """Return how many steps the run will have done at its beginning."""
+    return 0 if actions.get("counters") == RESET else choice.step or 0
+
+
+def _place(choice: Choice, actions: dict[str, str]) -> int | None:
+    """Return how many steps the schedule will have done: as many, unless one of the two begins anew."""
+    action = actions.get("scheduler", LOAD)
+    if action in (RESET, REFIT):
+        return 0 if action == RESET else _first_step(choice, actions)
+    return None if _has_a_place_of_its_own(choice) else choice.step or 0
+
+
+def _has_a_place_of_its_own(choice: Choice) -> bool:
+    """Whether schedule and step began anew one without the other, in the run of the checkpoint or before it.
+
+    Then only the trainer knows where the schedule stands. A policy holds for the one resume that it was given for.
+    """
+    if choice.parent is None:
+        return False
+    history = choice.table.history(holder_of(choice.candidate, choice.parent, choice.table))
+    policies = [config.get(run.config or {}, "resume", {}) for run, _ in history]
+    return any("reset" in (own.get("scheduler"), own.get("counters")) for own in policies)
 
 
 def _totals(choice: Choice, parent: dict[str, Any], steps_per_sec: float | None) -> tuple[str, ...]:

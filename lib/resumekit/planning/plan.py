@@ -70,7 +70,8 @@ class Plan(NamedTuple):
     @property
     def phase(self) -> str | None:
         """The schedule's phase in the next step; None where the trainer's own schedule decides."""
-        return schedules.phase_of(self.choice.config, self.choice.step or 0)
+        place = self.forecast.place
+        return None if place is None else schedules.phase_of(self.choice.config, place)
 
     @property
     def said(self) -> list[str]:
@@ -153,7 +154,7 @@ def make(choice: Choice, schema: Schema, ready: Ready, code: Code | None) -> Pla
     is_partial = any(one.name == "weights" and one.action == PARTIAL for one in found)
     match = description.ask(choice, ready) if is_partial else None
     rules = plan_rules.judge(found, choice, held, optimizers, match)
-    ahead = forecast.of(choice, schema, inherited, scale)
+    ahead = forecast.of(choice, schema, inherited, scale, found)
     return Plan(choice, found, differs, scale, match, ahead, rules.consents, rules.refusals)
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from ..basics.actions import ABSENT, LOAD, PARTIAL, REDERIVE, RESET, SWAP
 from ..configuration import config
+from ..configuration.changes import Change
 from ..proving.optimizer_names import plain_name
 from ..proving.weight_fit import WeightFit
 from .choice import Choice
@@ -30,7 +31,9 @@ def judge(
     found: Sequence[Component], choice: Choice, held: Held, optimizers: Optimizers, match: WeightFit | None = None
 ) -> Judgement:
     """Apply every rule to a plan's components and changes."""
-    consents = [f"{_named(change)} ({change.consent})" for change in choice.changed if change.consent]
+    consents = [
+        f"{_named(change)} ({change.consent})" for change in choice.changed if change.consent and _touches(change, held)
+    ]
     refusals = [f"{_named(change)}: {change.refuse}" for change in choice.changed if change.refuse]
     refusals += filter(None, (rule(found, held, optimizers) for rule in _RULES))
     if _may_be_a_swap(choice, held, optimizers):
@@ -50,6 +53,12 @@ def judge(
 def is_forced(choice: Choice) -> bool:
     """Whether a partial load was asked for by name, so that it holds however little fits."""
     return config.get(choice.config, "resume.weights") == PARTIAL
+
+
+def _touches(change: Change, held: Held) -> bool:
+    """Whether what a change is about is there: an average that the checkpoint does not hold loses nothing."""
+    section = change.key.partition(".")[0]
+    return section not in ("ema", "swa") or section in held.components
 
 
 def _no_weights(found: Sequence[Component], held: Held, optimizers: Optimizers) -> str:

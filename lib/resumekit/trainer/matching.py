@@ -171,7 +171,7 @@ def _average(name: str, found: Matched, content: Any, model: Any, own: Any) -> l
     if not isinstance(saved, Mapping) or not isinstance(own.state_dict(), Mapping):
         return []  # a class of the lab's own that keeps no names: it knows what it loads
     fit = partial_weights.fit(saved, own.state_dict())
-    if fit.is_whole:
+    if fit.is_whole and not (decision.action == PARTIAL and decision.why):
         found.decisions[name] = Decision(LOAD)
         return []
     if decision.action == LOAD and found.decisions["weights"].action != PARTIAL:
