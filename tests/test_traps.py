@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,15 @@ from torch import nn
 from torch.optim import lr_scheduler as schedules
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+import example_jobs
 from checkpoint_tools import quiet
 from resume_parts import OPTIMIZERS, Net, moments, same, train, write_plan
 from resumekit.basics.errors import InvalidFile
+from resumekit.basics.paths import RunPaths
+from resumekit.basics.processes import ALIVE
 from resumekit.proving.weight_fit import MIN_MATCHED_SHARE
+from resumekit.run_folder import status
+from resumekit.run_folder.runs import Run
 from resumekit.trainer.loading import load_resume_bundle
 from resumekit.trainer.saving import save_checkpoint
 
@@ -183,3 +189,66 @@ def test_a_wrong_model_is_not_accepted_by_a_load_of_what_fits(tmp_path: Path) ->
     with pytest.raises(InvalidFile, match="none of its parameters is in the model"):
         load_resume_bundle(Net(seed=2), ckpt_path=empty, allow_partial_weights=True, log_fn=quiet)
     assert MIN_MATCHED_SHARE == 0.5
+
+
+def read_while(training: Any, steps: int) -> list[tuple[int, int]]:
+    """Train; return (epoch, index of the pair) of every example that was really read, in order."""
+    data, seen = training.batches, []
+    example = data._example
+
+    def noted(position: int) -> Any:
+        epoch, place = divmod(position, len(data.data.train))
+        seen.append((epoch, int(data._shuffled(epoch)[place])))
+        return example(position)
+
+    data._example = noted
+    for _ in range(steps):
+        training.step()
+    data._example = example
+    return seen
+
+
+def test_an_offset_into_the_data_is_not_applied_again_in_the_next_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """allenai/OLMo#650: resumed in the middle of an epoch, and every later epoch begins in its middle too."""
+    with example_jobs.without_the_kit(monkeypatch):
+        # One segment for each puzzle: no slot is still thinking when its turn comes, and every pair is read.
+        config = example_jobs.with_changes(
+            data={"subset": 6}, model={"halt_max_steps": 1, "halt_exploration": 0.0}, training={"max_steps": 999}
+        )
+        whole = example_jobs.job(config)
+        pairs = len(whole.data.train)
+        steps = -(-pairs // 6)  # of six pairs each, in an epoch
+        first = read_while(whole, steps + steps // 2)
+        path = example_jobs.save(whole, tmp_path)
+        resumed = example_jobs.load(path, config)
+        assert resumed.epoch == 1 and len(first) % pairs, "resumed in the middle of an epoch"
+        rest = read_while(resumed, 3 * steps)
+        assert rest == read_while(whole, 3 * steps)
+    for epoch in (0, 1, 2, 3):
+        assert sorted(pair for own, pair in first + rest if own == epoch) == list(range(pairs)), "each pair once"
+
+
+@pytest.mark.parametrize("told_by", ["its own load", "the launcher alone"])
+@pytest.mark.parametrize("before", ["heartbeat", "step", "nothing"])
+def test_speed_and_eta_after_a_resume_come_from_what_was_trained_since(
+    tmp_path: Path, told_by: str, before: str
+) -> None:
+    """huggingface/transformers#40560: 40,000 steps in the first second, and an end that is near."""
+    run = Run(RunPaths(tmp_path), {"run_id": "T-1", "parent_step": 40_000})
+    run.paths.resolved_json.write_text(json.dumps({"training": {"max_steps": 50_000}}))
+    early = {"heartbeat": {"event": "heartbeat", "global_step": 0}, "step": {"event": "step", "step": 0}}
+    events = [{"event": "launched", "mono_s": 1.0}]
+    events += [{**early[before], "mono_s": 10.0}] if before in early else []
+    events += [{"event": "resumed", "step": 40_000, "mono_s": 20.0}] if told_by == "its own load" else []
+    events += [{"event": "heartbeat", "global_step": 40_000, "mono_s": 21.0}]
+
+    def seen(*more: dict[str, Any]) -> tuple[Any, ...]:
+        run.paths.journal.write_text("".join(f"{json.dumps(event)}\n" for event in (*events, *more)))
+        found = status.observe(run, status.read_state(run), status.View(ALIVE, ALIVE, None, 1e9))
+        return found["global_step"], found["steps_per_sec"], found["eta_s"]
+
+    assert seen() == (40_000, None, None)
+    steps = [{"event": "step", "step": 40_000 + n, "mono_s": 21.0 + n / 2} for n in range(1, 21)]
+    assert seen(*steps) == (40_020, 2.0, 9_980 / 2)

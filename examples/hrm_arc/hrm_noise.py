@@ -16,13 +16,14 @@ _STREAM = 3  # data draws from the streams 0 to 2 of the same seed (arc_data)
 
 
 def noise_std(sigma: float, step: int) -> float:
-    """Return the standard deviation at a step: its square is sigma^2 / (1 + step)^0.55.
+    """Return the standard deviation at a step: its square, the variance, is sigma^2 / (1 + step)^0.55.
 
     Args:
         sigma: standard deviation at the first step, at least 0.
         step: completed optimizer steps.
 
-    Source: arXiv 1511.06807 (Neelakantan et al. 2015), section 3.
+    Source: arXiv 1511.06807 (Neelakantan et al. 2015): variance eta / (1 + t)^gamma, with gamma 0.55 and eta 0.01, 0.3
+    or 1. Ours is sqrt(eta), 0.1 to 1 there; much code takes the paper's variance for the standard deviation.
     """
     return sigma / (1 + step) ** (DECAY / 2)
 

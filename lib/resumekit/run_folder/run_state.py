@@ -30,7 +30,8 @@ def fold(state: State, events: Iterable[Event]) -> State:
     """Return the state after `events`; the given state is not changed.
 
     Args:
-        state: {} for the beginning of a run, or what an earlier fold returned.
+        state: {} for the beginning of a run, {"resumed_step": N} for that of a resumed one, or what an earlier fold
+            returned.
         events: journal events in the order of the file; unknown kinds only count.
     """
     result = dict(state)
@@ -83,7 +84,9 @@ def _step(state: State, event: Event) -> None:
 
 
 def _advance(state: State, step: int, mono_s: float, event: Event) -> None:
-    if "first_step" not in state:
+    if "first_step" not in state or state["step"] < state.get("resumed_step", 0) <= step:
+        # What was told before the load (a heartbeat's step 0) is no beginning to measure from: the next step would seem
+        # to be 40,000 of them (huggingface/transformers#40560).
         state.update(first_step=step, first_step_mono_s=mono_s, waited_s=0.0)
     if state.get("phase") in WAITING_PHASES and "waiting_since_s" not in state:
         state["phase"] = "train"  # a trainer that names no phases trains when it steps

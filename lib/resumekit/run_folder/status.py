@@ -177,17 +177,19 @@ def read_state(run: Run) -> State:
 
 
 def saved_state(run: Run) -> tuple[State, int]:
-    """Return (state, byte offset in the journal) as the sidecar last saved them; ({}, 0) if there is nothing usable."""
+    """Return (state, byte offset in the journal) as the sidecar last saved them; the run's beginning without."""
+    parent_step = _count(run.parent_step)
+    beginning: State = {} if parent_step is None else {"resumed_step": parent_step}
     try:
         saved = read_json(run.paths.sidecar_state)
         size = os.stat(run.paths.journal).st_size
     except (UnreadableFile, OSError):
-        return {}, 0
+        return beginning, 0
     if not isinstance(saved, dict) or saved.get("run_id") != run.run_id:
-        return {}, 0
+        return beginning, 0
     state, offset = saved.get("state"), saved.get("journal_offset")
     if not is_sound(state) or type(offset) is not int or not 0 <= offset <= size:
-        return {}, 0
+        return beginning, 0
     return state, offset
 
 
