@@ -231,6 +231,8 @@ def check(lab: Lab, run: Path, parent: Path, expected: dict[str, str]) -> None:
     assert reported == planned
     for name, action in wanted.items():
         LOOK[name](seen, action)
+    alarms = [event for event in events(run, "check") if event["verdict"] == "failed"]
+    assert not alarms, "a resume as planned is no reason for an alarm"
     first = events(run, "step")[0]
     assert first["step"] == seen.after["global_step"] + 1
     assert first["lr"] == seen.rates(seen.after)[0], "and it trains with that rate"
