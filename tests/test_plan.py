@@ -166,7 +166,7 @@ print(json.dumps({"parameters": [{"name": n, "shape": s} for n, s in %s]}))
     ("tensors", "code", "words"),
     [
         ([["weight", [4]], ["rule_head.weight", [8, 4]]], 0, "1 new: rule_head.weight"),
-        ([["module.weight", [4]]], 0, "1 tensors match, 100.0% of the checkpoint's weights"),
+        ([["module.weight", [4]]], 0, "1 tensors match: 100.0% of the checkpoint's weights are kept"),
         (
             [["weight", [5]], ["other", [9]]],
             6,

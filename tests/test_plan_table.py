@@ -241,7 +241,7 @@ def test_a_tail_taken_away_is_a_refit() -> None:
 def test_what_the_checkpoint_lacks_is_absent_with_its_reason(name: str) -> None:
     inside = held(without=(name,))
     (component,) = [one for one in c.decide(inside, (), Optimizers("adamw", "adamw"), {}) if one.name == name]
-    assert (component.action, component.why) == ("absent", "not in the checkpoint: starts as newly made")
+    assert (component.action, component.why) == ("absent", "not in the checkpoint: as newly made, where it is used")
 
 
 def test_a_checkpoint_without_weights_is_refused() -> None:

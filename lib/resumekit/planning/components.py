@@ -109,7 +109,7 @@ def _decide(name: str, held: Held, changed: Sequence[Change], policies: dict[str
     kind = name.partition(".")[0]
     action, why = LOAD, ""
     if kind not in held.components:
-        action, why = ABSENT, "not in the checkpoint: starts as newly made"
+        action, why = ABSENT, "not in the checkpoint: as newly made, where it is used"
     for change in changed:
         wanted = change.actions.get(kind, LOAD)
         if wanted == SWAP:
@@ -153,7 +153,7 @@ def _swap(held: str | None, optimizers: Optimizers, is_only: bool) -> str:
         return ""
     if not is_only and held != plain_name(before):
         return ""
-    return f"the checkpoint holds {before}, {wanted} takes over"
+    return f"the checkpoint holds {before}, whose state is left out; {wanted} starts anew"
 
 
 def _because(change: Change) -> str:
@@ -164,5 +164,5 @@ def show(value: Any) -> str:
     """Return a config value in the form of a config file, short enough for a line."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    text = f"{value:g}" if isinstance(value, float) else str(value)
+    text = f"{value:g}" if isinstance(value, float) else str(value) or '""'
     return text if len(text) <= 40 else f"{text[:37]}..."

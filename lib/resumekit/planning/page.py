@@ -13,6 +13,7 @@ from typing import Any
 
 from ..basics.actions import KEEPS_LESS
 from ..basics.terminal import plain
+from ..configuration import config
 from ..proving.checkpoints import Candidate
 from ..proving.weight_fit import WeightFit
 from . import plan as plans
@@ -70,7 +71,10 @@ def _plan_lines(plan: Plan) -> Iterator[str]:
     ramp = plan.lr_scale.ramp
     if ramp and ramp.from_step == choice.step:
         how = "a warm restart" if ramp.warm_restart else f"x {ramp.factor:g}"
-        yield from _row("", f"{how} for {ramp.steps:,} steps, whole again from step {ramp.from_step + ramp.steps:,}")
+        yield from _row("", f"{how} for {ramp.steps:,} steps, whole again in step {ramp.from_step + ramp.steps + 1:,}")
+        decay = config.get(choice.config, "optimizer.swap_weight_decay")
+        if decay is not None:
+            yield from _row("", f"weight decay of the new optimizer: {decay:g} (optimizer.swap_weight_decay)")
     if plan.forecast.totals:
         yield from _row("totals", "; ".join(plan.forecast.totals))
     for sentence in plan.forecast.warnings:
@@ -132,7 +136,11 @@ def _components(components: Sequence[Component], match: WeightFit | None) -> Ite
 def _weights(match: WeightFit | None) -> Iterator[str]:
     if match is None:
         return
-    yield from _row("", f"{len(match.pairs)} tensors match, {match.matched_share:.1%} of the checkpoint's weights")
+    yield from _row(
+        "", f"{len(match.pairs)} tensors match: {match.matched_share:.1%} of the checkpoint's weights are kept"
+    )
+    if match.is_whole:
+        yield from _row("", "nothing is new, left out or reshaped: does the trainer read what was changed?")
     for word, names in (("new", match.missing), ("left out", match.unexpected), ("other shape", match.reshaped)):
         if names:
             more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
