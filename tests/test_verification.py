@@ -245,7 +245,8 @@ def test_the_trainers_own_checks_pass_and_move_nothing(run: Path, path: Path) ->
     state = {"position": 32, "seed": 1}
     assert check_resume(bundle, job.model, dry_batch=forward, fast_eval=lambda: 0.5, data_state=state)
     assert verdicts(run) == {
-        "rng": "passed", "data_position": "passed", "dry_batch": "passed", "fast_eval": "unknown",
+        "rng": "passed", "data_position": "passed", "buffers": "passed", "dry_batch": "passed",
+        "fast_eval": "unknown",
     }  # fmt: skip
     assert seen == [False] and not job.model.training
     assert torch.equal(before[0], torch.get_rng_state())

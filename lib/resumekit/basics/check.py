@@ -13,8 +13,8 @@ PASSED, WARNED, FAILED, UNKNOWN = "passed", "warned", "failed", "unknown"
 VERDICTS = (PASSED, WARNED, FAILED, UNKNOWN)
 # In the order in which a run comes by them. 'resume' is the last: the verdict on all of them together.
 NAMES = (
-    "rng", "data_position", "dry_batch", "fast_eval", "weights", "optimizer", "scheduler", "scaler", "averages", "lr",
-    "step", "data", "phase", "loss", "throughput", "resume",
+    "rng", "data_position", "buffers", "dry_batch", "fast_eval", "weights", "optimizer", "scheduler", "scaler",
+    "averages", "lr", "step", "data", "phase", "loss", "throughput", "resume",
 )  # fmt: skip
 WHOLE = "resume"
 

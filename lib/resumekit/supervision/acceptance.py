@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..basics import journal
-from ..basics.check import FAILED, WARNED, WHOLE
+from ..basics.check import FAILED, WARNED, WHOLE, Check
 from ..basics.errors import KitError
 from ..basics.paths import LIB, step_of_name
 from ..run_folder.quarantine import put_in_quarantine
@@ -40,15 +40,20 @@ class Acceptance:
     def __init__(self, run: Run, known: Mapping[str, str], offset: int) -> None:
         self._run = run
         self._is_strict = run.setting("resume", "strict_checks") is True
-        expected = expectations.read(run) if WHOLE not in known else None
-        self._rules = Rules(expected, _share(run, "throughput_band") or 0.15, _share(run, "loss_band"), known)
+        self._expected = expectations.read(run) if WHOLE not in known else None
+        self._rules = Rules(self._expected, _share(run, "throughput_band") or 0.15, _share(run, "loss_band"), known)
+        self._is_aborted = False
         for event, place in journal.read(run.paths.journal):
             if place > min(offset, MAX_READ_BYTES):
                 break
-            self._rules.see(event)
+            self.see(event)
 
     def see(self, event: Mapping[str, Any]) -> None:
         """Take in an event of the run's journal."""
+        if event.get("event") == "resumed" and self._expected is not None:
+            event = {**event, "is_planned": expectations.is_planned(event.get("checkpoint"), self._expected, self._run)}
+        elif event.get("event") == "abort" and event.get("cause") == CAUSE:
+            self._is_aborted = True
         self._rules.see(event)
 
     def decide(self, append: Callable[..., bool], say: Callable[[bytes], Any], *, has_ended: bool) -> bool:
@@ -63,14 +68,21 @@ class Acceptance:
             Whether there is more to decide.
         """
         for one in self._rules.verdicts(time.monotonic(), has_ended=has_ended):
-            append("check", **one.as_fields())
-            if one.verdict in (FAILED, WARNED) or one.name == WHOLE:
-                say(f"resumekit: {one.sentence()}\n".encode("utf-8", "backslashreplace"))
-        if self._is_strict and self._rules.failed and not has_ended:
-            if append("abort", cause=CAUSE, evidence=f"failed: {', '.join(self._rules.failed)}"):
-                _stop(self._run)
-            return False
-        return not self._rules.is_over
+            self._tell(one, append, say)
+        if not (self._is_strict and self._rules.failed):
+            return not self._rules.is_over
+        # A run that is over before its checks have ended it, a trainer that died of the fault, say, has failed too.
+        if not self._rules.is_over:
+            self._tell(self._rules.conclude(), append, say)
+        evidence = f"failed: {', '.join(self._rules.failed)}"
+        if (self._is_aborted or append("abort", cause=CAUSE, evidence=evidence)) and not has_ended:
+            _stop(self._run)  # again, if a sidecar before this one was killed in between
+        return False
+
+    def _tell(self, one: Check, append: Callable[..., bool], say: Callable[[bytes], Any]) -> None:
+        append("check", **one.as_fields())
+        if one.verdict in (FAILED, WARNED) or one.name == WHOLE:
+            say(f"resumekit: {one.sentence()}\n".encode("utf-8", "backslashreplace"))
 
 
 def _stop(run: Run) -> None:

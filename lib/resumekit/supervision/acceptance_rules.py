@@ -7,14 +7,14 @@ Source: protocol §4. Try it: `python -m pytest tests/test_acceptance.py`
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from statistics import median
 from typing import Any
 
 from ..basics.check import FAILED, PASSED, UNKNOWN, WARNED, WHOLE, Check, overall
 from ..run_folder.run_state import WAITING_PHASES
 from .expectations import Expected
+from .rate_rules import judge_rates, judge_replay, judge_window
 
 WINDOW_S = 120.0
 # Steps whose losses and rates are looked at.
@@ -22,14 +22,8 @@ LOSSES = 20
 # The first steps warm up caches and allocators.
 SLOW_STEPS = 3
 MIN_STEPS = 12
-# A replayed step on another kernel or device: rounding, not another batch.
-REPLAY_TOLERANCE = 0.01
-REPLAYED = 3
-# A log shows some digits of a rate.
-LOGGED_TOLERANCE = 2e-3
-TOLD_TOLERANCE = 1e-6
-# Scaled median absolute deviations that a loss may lie above the parent's.
-SPREADS = 6.0
+# Steps of which the plan foresees the rate, and one more.
+RATES = 4
 
 
 class Rules:
@@ -48,8 +42,11 @@ class Rules:
         self._is_idle = expected is None
         self._verdicts = dict(known)
         self._began_s: float | None = None
-        self._resumed_step: int | None = None
-        self._phase: str | None = None
+        self._loads: list[tuple[int, bool]] = []
+        self._has_loaded_optimizer = False
+        self._has_judged_course = "step" in known
+        self._phase: tuple[str, int | None] | None = None
+        self._not_finite: str | None = None
         self._steps: list[dict[str, Any]] = []
         self._seconds: list[float] = []
         self._last: tuple[int, float] | None = None
@@ -70,21 +67,35 @@ class Rules:
         if kind == "check" and isinstance(event.get("name"), str):
             self._verdicts[event["name"]] = str(event.get("verdict"))
         elif kind == "resumed" and type(event.get("step")) is int:
-            self._resumed_step = event["step"]
+            self._see_load(event, event["step"])
         elif kind == "data" and isinstance(event.get("fingerprint"), str):
             self._fingerprint = event["fingerprint"]
         elif kind == "heartbeat" and isinstance(event.get("scheduler_phase"), str) and self._phase is None:
-            self._phase = event["scheduler_phase"]
+            step = event.get("global_step")
+            if type(step) is not int or step >= self._expected.step:  # one before the load tells of a fresh model
+                self._phase = event["scheduler_phase"], step if type(step) is int else None
+        elif kind == "nonfinite" and len(self._steps) < LOSSES:
+            self._not_finite = f"{event.get('what')} of step {event.get('step')}"
         elif kind == "phase" and event.get("phase") in WAITING_PHASES:
             self._last = None
         elif kind == "step" and type(event.get("step")) is int and type(mono_s) in (int, float):
             self._see_step(event, event["step"], float(mono_s))
+
+    def _see_load(self, event: Mapping[str, Any], step: int) -> None:
+        """A trainer may load a teacher's checkpoint besides; who says `is_planned` knows the plan's."""
+        is_planned = event.get("is_planned") is not False
+        self._loads.append((step, is_planned))
+        report = event.get("report") if isinstance(event.get("report"), dict) else {}
+        loaded = [name for name, done in report.items() if name.startswith("optimizer") and _is_loaded(done)]
+        self._has_loaded_optimizer = self._has_loaded_optimizer or (is_planned and bool(loaded))
 
     def _see_step(self, event: Mapping[str, Any], step: int, mono_s: float) -> None:
         if self._began_s is None:
             self._began_s = mono_s
         if len(self._steps) < LOSSES:
             self._steps.append(dict(event))
+            if event.get("loss") in ("nan", "inf", "-inf"):  # as a journal writes them
+                self._not_finite = f"loss of step {step}"
         if self._last and step > self._last[0] and mono_s >= self._last[1]:
             self._seconds.append((mono_s - self._last[1]) / (step - self._last[0]))
         self._last = (step, mono_s)
@@ -100,32 +111,55 @@ class Rules:
         is_late = has_ended or (self._began_s is not None and now_s - self._began_s >= WINDOW_S)
         enough = is_late or len(self._steps) >= LOSSES
         told = len(self._steps) >= 2 or is_late
+        foreseen = len(self._steps) >= RATES or is_late
         for name, is_due, judge in (
-            ("step", told, self._judge_step), ("lr", told, self._judge_rates),
+            ("step", told, self._judge_step), ("lr", foreseen, self._judge_rates),
             ("data", told, self._judge_data), ("phase", enough, self._judge_phase),
             ("loss", enough, self._judge_loss), ("throughput", is_late, self._judge_speed),
         ):  # fmt: skip
             if is_due and name not in self._verdicts:
-                check = judge()
-                self._verdicts[name] = check.verdict
-                yield check
+                yield self._gives(judge())
+        if foreseen and not self._has_judged_course:
+            self._has_judged_course = True
+            if self._verdicts.get("lr") == PASSED and (check := self._judge_rates(is_verified=True)).verdict == FAILED:
+                yield self._gives(check)
+        if is_late and self._was_never_verified():
+            why = "what was loaded was never looked at: was the optimizer made anew behind the load?"
+            yield self._gives(Check("optimizer", WARNED, "a step of the loaded optimizer", "none", why))
         if is_late and not self.is_over:
-            parts = {name: verdict for name, verdict in self._verdicts.items() if name != WHOLE}
-            verdict = overall(parts.values())
-            self._verdicts[WHOLE] = verdict
-            wrong = [name for name, one in parts.items() if one in (FAILED, WARNED)]
-            passed = sum(one == PASSED for one in parts.values())
-            yield Check(WHOLE, verdict, "as planned", f"{passed} of {len(parts)} passed", ", ".join(wrong))
+            yield self.conclude()
+
+    def conclude(self) -> Check:
+        """Return the verdict on all checks together; nothing more is judged behind it."""
+        parts = {name: verdict for name, verdict in self._verdicts.items() if name != WHOLE}
+        wrong = [name for name, one in parts.items() if one in (FAILED, WARNED)]
+        passed = sum(one == PASSED for one in parts.values())
+        found = f"{passed} of {len(parts)} passed"
+        return self._gives(Check(WHOLE, overall(parts.values()), "as planned", found, ", ".join(wrong)))
+
+    def _gives(self, check: Check) -> Check:
+        self._verdicts[check.name] = check.verdict
+        return check
+
+    def _was_never_verified(self) -> bool:
+        """Whether the trainer's helpers wait still for the first step of the optimizer that they have loaded."""
+        is_checked = self._verdicts.keys() & {"weights", "optimizer"}
+        return self._has_loaded_optimizer and not is_checked and len(self._steps) >= MIN_STEPS
 
     def _judge_step(self) -> Check:
         want = self._expected.step
-        if self._resumed_step is not None and self._resumed_step != want:
-            return Check("step", FAILED, want, self._resumed_step, "the trainer loaded another step")
+        loads = [step for step, is_planned in self._loads if is_planned]
+        if self._loads and not loads and self._expected.loads_with_kit:
+            why = "another checkpoint than the planned one was loaded"
+            return Check("step", FAILED, want, self._loads[-1][0], why)
+        if loads and loads[-1] != want:
+            return Check("step", FAILED, want, loads[-1], "the trainer loaded another step")
         if not self._steps:
-            verdict = UNKNOWN if self._resumed_step is None else PASSED
-            return Check("step", verdict, want, self._resumed_step, "no step was seen")
+            return Check("step", PASSED if loads else UNKNOWN, want, loads[-1] if loads else None, "no step was seen")
         first = self._steps[0]["step"]
-        if first <= want and self._resumed_step is None:
+        if first == want and not loads:
+            return Check("step", WARNED, want + 1, first, "the trainer counts from 0, or does its last step again")
+        if first <= want and not loads:
             return Check("step", FAILED, f"steps after {want}", first, "the trainer counts from another step")
         # Who tells every tenth step tells its first one up to ten later.
         gap = self._steps[1]["step"] - first if len(self._steps) > 1 else first
@@ -133,21 +167,8 @@ class Rules:
             return Check("step", PASSED, want + 1, first)
         return Check("step", FAILED, want + 1, first, "the trainer counts from another step")
 
-    def _judge_rates(self) -> Check:
-        """Judge the rates that the trainer tells; where the kit's helpers load, they have checked every group."""
-        want = self._expected.rates
-        if not want:
-            return Check("lr", UNKNOWN, why="the trainer's own schedule decides")
-        for event in self._steps:
-            index = event["step"] - self._expected.step - 1
-            rate = event.get("lr")
-            if not 0 <= index < len(want[0]) or type(rate) not in (int, float):
-                continue
-            tolerance = LOGGED_TOLERANCE if event.get("source") == "log" else TOLD_TOLERANCE
-            said = ", ".join(f"{values[index]:.6g}" for values in want)
-            is_planned = any(math.isclose(rate, values[index], rel_tol=tolerance) for values in want)
-            return Check("lr", PASSED if is_planned else FAILED, f"{said} in step {event['step']}", rate)
-        return Check("lr", UNKNOWN, why="the trainer tells no rate of the steps that the plan foresees")
+    def _judge_rates(self, *, is_verified: bool = False) -> Check:
+        return judge_rates(self._steps, self._expected, is_verified=is_verified)
 
     def _judge_data(self) -> Check:
         want, found = self._expected.fingerprint, self._fingerprint
@@ -160,10 +181,13 @@ class Rules:
 
     def _judge_phase(self) -> Check:
         want = self._expected.phase
+        told, at = self._phase or (None, None)
         if want is None:
-            return Check("phase", UNKNOWN, found=self._phase, why="the trainer's own schedule decides")
-        if self._phase is not None:
-            return Check("phase", PASSED if self._phase == want else FAILED, want, self._phase)
+            return Check("phase", UNKNOWN, found=told, why="the trainer's own schedule decides")
+        if told is not None and told != want and at is not None and at > self._expected.step:
+            return Check("phase", UNKNOWN, want, told, f"told at step {at} only")
+        if told is not None:
+            return Check("phase", PASSED if told == want else FAILED, want, told)
         rates = [event["lr"] for event in self._steps if type(event.get("lr")) in (int, float)]
         if len(rates) < 2:
             return Check("phase", UNKNOWN, want, None, "the trainer tells neither phase nor rate")
@@ -173,15 +197,19 @@ class Rules:
         return Check("phase", PASSED if found in fits.get(want, ("falling", "level")) else WARNED, want, found)
 
     def _judge_loss(self) -> Check:
+        if self._not_finite is not None:
+            return Check("loss", FAILED, "a number", "none", f"the {self._not_finite} is not finite")
         mine = {event["step"]: float(event["loss"]) for event in self._steps if type(event.get("loss")) in (int, float)}
         theirs, at = self._expected.losses, self._expected.step
         both = sorted(step for step in mine if step > at and step in theirs)
         if self._expected.is_replay and both:
-            return _judge_replay([(step, theirs[step], mine[step]) for step in both])
+            is_logged = any(event.get("source") == "log" for event in self._steps)
+            compared = [(step, theirs[step], mine[step]) for step in both]
+            return judge_replay(compared, is_logged=is_logged, is_exact=self._expected.is_exact)
         before = [theirs[step] for step in theirs if step <= at]
         if len(mine) < MIN_STEPS or len(before) < MIN_STEPS:
             return Check("loss", UNKNOWN, why="too few steps to compare")
-        return _judge_window(before, list(mine.values()), self._loss_band)
+        return judge_window(before, list(mine.values()), self._loss_band)
 
     def _judge_speed(self) -> Check:
         mine, theirs = self._seconds[SLOW_STEPS:], self._expected.seconds
@@ -200,27 +228,5 @@ class Rules:
         return Check("throughput", WARNED if is_outside else PASSED, expected, f"{1 / found:.4g} steps/s")
 
 
-def _judge_replay(both: Sequence[tuple[int, float, float]]) -> Check:
-    """Judge steps that the parent had done too, from the same state on the same data."""
-    equal = sum(want == found for _, want, found in both)
-    step, want, found = next((one for one in both if one[1] != one[2]), both[0])
-    if equal == len(both):
-        return Check("loss", PASSED, want, found, f"the parent's, bit for bit, in {equal} steps")
-    worst = max(abs(found / want - 1) if want else abs(found) for _, want, found in both[:REPLAYED])
-    why = f"step {step} is not the parent's step {step}: other data, other random numbers or other weights"
-    if not worst <= REPLAY_TOLERANCE:
-        return Check("loss", FAILED, want, found, why)
-    return Check("loss", PASSED, want, found, f"within {REPLAY_TOLERANCE:.0%} of the parent's, not bit for bit")
-
-
-def _judge_window(before: Sequence[float], after: Sequence[float], band: float | None) -> Check:
-    """Judge the first losses by the parent's last ones."""
-    want, found = median(before), median(after)
-    if not math.isfinite(found):
-        return Check("loss", FAILED, want, str(found))
-    if band is not None:
-        verdict = PASSED if want and abs(found / want - 1) <= band else FAILED
-        return Check("loss", verdict, f"{want:.6g}, within {band:.0%}", found)
-    spread = 1.4826 * median([abs(loss - want) for loss in before])
-    limit = max(max(before), want + SPREADS * spread)
-    return Check("loss", PASSED if found <= limit else WARNED, f"{want:.6g}, at most {limit:.6g}", found)
+def _is_loaded(done: Any) -> bool:
+    return isinstance(done, str) and done.startswith(("load", "partial"))

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..basics import journal
+from ..basics import journal, lr_scale
 from ..basics.files import UnreadableFile, read_json
 from ..run_folder.run_state import WAITING_PHASES
 from ..run_folder.runs import Run, open_run
@@ -42,6 +42,10 @@ class Expected(NamedTuple):
         is_replay: the next steps do what the parent's did, number for number: nothing that matters was changed.
         speed_differs: why the speed can't be compared; '' where it can.
         data_differs: the plan has a change of the data.
+        unscaled: `rates` as the schedule gives them, where the plan scales them behind it.
+        checkpoint: the planned file, resolved; None where the plan does not say.
+        loads_with_kit: the trainer loads it with the kit's helpers.
+        is_exact: a replay is one bit for bit: the same machine, without a GPU, and nothing changed on it.
     """
 
     step: int
@@ -53,6 +57,10 @@ class Expected(NamedTuple):
     is_replay: bool = False
     speed_differs: str = ""
     data_differs: bool = False
+    unscaled: tuple[tuple[float, ...], ...] = ()
+    checkpoint: str | None = None
+    loads_with_kit: bool = False
+    is_exact: bool = False
 
 
 def read(run: Run) -> Expected | None:
@@ -69,18 +77,46 @@ def read(run: Run) -> Expected | None:
     is_anew = _mapping(components.get("counters")).get("action") == "reset"
     parent = _holder(run, plan)
     losses, seconds = _around(parent.paths.journal, plan["step"]) if parent else ({}, ())
+    rates = tuple(tuple(one["after"]) for one in _list(plan.get("learning_rates")) if _is_rate(one))
+    path = _mapping(plan.get("checkpoint")).get("path")
     slower = next((key for key in keys if key.startswith(_SPEED_KEYS)), "")
     return Expected(
         0 if is_anew else plan["step"],
         plan.get("phase") if isinstance(plan.get("phase"), str) else None,
-        tuple(tuple(one["after"]) for one in _list(plan.get("learning_rates")) if _is_rate(one)),
+        rates,
         losses,
         seconds,
         _fingerprint(parent.paths.journal) if parent else None,
         _is_replay(components, changes),
         f"{slower} changed" if slower else "" if parent and _same_host(parent, run) else "another host or no parent",
         any(key.startswith("data.") for key in keys),
-    )
+        _unscaled(rates, plan),
+        os.path.realpath(path) if isinstance(path, str) and "\0" not in path else None,
+        run.setting("trainer", "loads_with_kit") is True,
+        parent is not None and _same_host(parent, run) and _driver(run) is None and _driver(parent) is None
+        and not any(one.get("origin") == "environment" for one in changes),
+    )  # fmt: skip
+
+
+def is_planned(checkpoint: Any, expected: Expected, run: Run) -> bool:
+    """Whether a loaded file is the planned one, or a copy inside the run's own folder; no teacher's."""
+    if expected.checkpoint is None or not isinstance(checkpoint, str) or "\0" in checkpoint:
+        return True
+    found, own = os.path.realpath(checkpoint), os.path.realpath(run.paths.run_dir)
+    return found == expected.checkpoint or found.startswith(os.path.join(own, ""))
+
+
+def _unscaled(rates: tuple[tuple[float, ...], ...], plan: dict[str, Any]) -> tuple[tuple[float, ...], ...]:
+    """Return the rates without the plan's scale; () where it is 1 or is not one."""
+    fields = _mapping(plan.get("lr_scale"))
+    try:
+        scale = lr_scale.from_fields(fields.get("factor"), fields.get("ramp"))
+    except ValueError:
+        return ()
+    factors = [scale(plan["step"] + index) for index in range(max(map(len, rates), default=0))]
+    if all(factor == 1.0 for factor in factors):
+        return ()
+    return tuple(tuple(rate / factor for rate, factor in zip(one, factors, strict=False)) for one in rates)
 
 
 def _is_replay(components: dict[str, Any], changes: list[dict[str, Any]]) -> bool:
@@ -101,6 +137,10 @@ def _holder(run: Run, plan: dict[str, Any]) -> Run | None:
 
 def _same_host(parent: Run, run: Run) -> bool:
     return parent.record.get("host") is not None and parent.record.get("host") == run.record.get("host")
+
+
+def _driver(run: Run) -> Any:
+    return _mapping(run.record.get("versions")).get("driver")
 
 
 def _around(path: Path, step: int) -> tuple[dict[int, float], tuple[float, ...]]:

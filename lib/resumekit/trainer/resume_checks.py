@@ -9,22 +9,26 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..basics.actions import LOAD
+from ..basics.actions import LOAD, PARTIAL
 from ..basics.check import FAILED, PASSED, UNKNOWN, WARNED, Check
-from ..basics.files import UnreadableFile
+from ..basics.files import UnreadableFile, read_json
 from ..proving import manifest
-from . import rng_state
+from . import partial_weights, rng_state
+from .proven_content import read_again
 from .resume_bundle import ResumeBundle
-from .verification import is_alike, report
+from .trainer_plan import MAX_PLAN_BYTES, TrainerPlan
+from .verification import first_line, is_alike, outcome, report
 
 # A share of the examples: what another machine or precision may change in an evaluation of the same weights.
 FAST_EVAL_TOLERANCE = 0.02
 # What the steps since the checkpoint's last fast evaluation may have cost.
 OLDER_EVAL_TOLERANCE = 0.1
+# A change of these evaluates something else, or on something else.
+_EVAL_KEYS = ("validation.", "data.", "model.", "ema.", "swa.", "training.amp", "training.device")
 
 
 def check_resume(
@@ -36,7 +40,9 @@ def check_resume(
     data_state: Any = None,
     log_fn: Callable[[str], Any] = print,
 ) -> bool:
-    """Check a resume, once everything is loaded and before the first step; nothing where nothing was resumed.
+    """Check a resume, once everything is loaded and before anything else; nothing where nothing was resumed.
+
+    No error of a check leaves this function.
 
     Args:
         bundle: what load_resume_bundle returned.
@@ -52,15 +58,27 @@ def check_resume(
     loaded = bundle.loaded
     if loaded is None:
         return True
-    checks = [*_rng(bundle), *_data_position(bundle, data_state)]
+    checks = [
+        *_safely("rng", lambda: _rng(bundle)),
+        *_safely("data_position", lambda: _data_position(bundle, data_state)),
+        *_safely("buffers", lambda: _buffers(bundle, model)),
+    ]
     if dry_batch is not None:
         with undisturbed(model):
             checks.append(_dry_batch(dry_batch))
     if fast_eval is not None:
         with undisturbed(model):
-            checks.append(_fast_eval(fast_eval, bundle, loaded.path))
+            checks += _safely("fast_eval", lambda: [_fast_eval(fast_eval, bundle, loaded.path)])
     report(checks, log_fn)
     return all(one.verdict != FAILED for one in checks)
+
+
+def _safely(name: str, compare: Callable[[], Iterable[Check]]) -> list[Check]:
+    """Return what a comparison gives; values of a trainer's own may refuse to be compared."""
+    try:
+        return list(compare())
+    except Exception as error:
+        return [Check(name, UNKNOWN, why=f"cannot be compared: {first_line(error)}")]
 
 
 @contextlib.contextmanager
@@ -96,28 +114,47 @@ def _rng(bundle: ResumeBundle) -> Iterator[Check]:
 
 def _is_same_state(saved: Any, now: Any) -> bool:
     if isinstance(saved, dict):
-        return saved == now
+        return (
+            isinstance(now, dict)
+            and saved.keys() == now.keys()
+            and all(_is_same_state(saved[k], now[k]) for k in saved)
+        )
     if isinstance(saved, (list, tuple)):
-        return len(saved) == len(now) and all(_is_same_state(*pair) for pair in zip(saved, now, strict=True))
-    return is_alike(saved, now)
+        is_sequence = isinstance(now, (list, tuple)) and len(saved) == len(now)
+        return is_sequence and all(_is_same_state(*pair) for pair in zip(saved, now, strict=True))
+    return bool(is_alike(saved, now))
 
 
 def _data_position(bundle: ResumeBundle, now: Any) -> Iterator[Check]:
     saved = bundle.extra.get("data_state")
     if now is None or saved is None or bundle.report.get("data_position") != LOAD:
         return
-    differs = [key for key in saved if saved[key] != now.get(key)] if _are_dicts(saved, now) else saved != now
-    if not differs:
-        yield Check("data_position", PASSED, "as in the checkpoint", "as in the checkpoint")
-    elif isinstance(differs, list):
+    expected, found = saved, now
+    if isinstance(saved, dict) and isinstance(now, dict):
+        differs = [key for key in saved if not _is_same_state(saved[key], now.get(key))]
         expected, found = ({key: side.get(key) for key in differs[:4]} for side in (saved, now))
+    else:
+        differs = [] if _is_same_state(saved, now) else ["it"]
+    if differs:
         yield Check("data_position", FAILED, str(expected)[:200], str(found)[:200])
     else:
-        yield Check("data_position", FAILED, str(saved)[:200], str(now)[:200])
+        yield Check("data_position", PASSED, "as in the checkpoint", "as in the checkpoint")
 
 
-def _are_dicts(*values: Any) -> bool:
-    return all(isinstance(value, dict) for value in values)
+def _buffers(bundle: ResumeBundle, model: Any) -> Iterator[Check]:
+    """Compare the model's buffers (BatchNorm's statistics) while nothing has gone through it yet."""
+    action = bundle.report.get("weights", "").partition(":")[0]
+    if model is None or action not in (LOAD, PARTIAL):
+        return
+    kept = model.state_dict()
+    mine = {name: value for name, value in model.named_buffers() if name in kept}
+    if not mine:
+        return
+    saved = read_again(bundle.loaded.path)["model_state_dict"]
+    fit = partial_weights.fit(saved, kept)
+    pairs = [(name, saved[fit.pairs[name]], value) for name, value in mine.items() if name in fit.pairs]
+    if pairs:
+        yield outcome("buffers", pairs, "as in the checkpoint")
 
 
 def _dry_batch(forward: Callable[[], Any]) -> Check:
@@ -163,4 +200,19 @@ def _fast_eval(evaluate: Callable[[], float], bundle: ResumeBundle, checkpoint: 
     expected = f"{last['accuracy']:.6g} at step {last['step']}"
     if found >= last["accuracy"] - tolerance:
         return Check("fast_eval", PASSED, expected, found)
-    return Check("fast_eval", FAILED if is_same else WARNED, expected, found, f"more than {tolerance:g} below")
+    changed = _changed_keys(bundle.loaded.plan)
+    why = f"more than {tolerance:g} below" + (f"; {changed[0]} was changed" if changed else "")
+    return Check("fast_eval", FAILED if is_same and not changed else WARNED, expected, found, why)
+
+
+def _changed_keys(plan: TrainerPlan | None) -> list[str]:
+    """Return the changes for which an evaluation may come out otherwise: of what is evaluated, or of the machine."""
+    try:
+        fields = read_json(Path(plan.path), MAX_PLAN_BYTES) if plan is not None else {}
+    except UnreadableFile:
+        return []
+    changes = [one for one in fields.get("changes") or () if isinstance(one, dict)]
+    return [
+        str(one.get("key")) for one in changes
+        if one.get("origin") == "environment" or str(one.get("key")).startswith(_EVAL_KEYS)
+    ]  # fmt: skip

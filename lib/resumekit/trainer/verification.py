@@ -22,7 +22,7 @@ from .matching import Matched
 from .proven_content import read_again
 from .saved_optimizers import named
 from .trainer_env import journal_event
-from .trainer_plan import Decision, TrainerPlan
+from .trainer_plan import Decision, PlannedRate, TrainerPlan
 
 PLACES = 256
 MAX_NAMED = 3
@@ -67,11 +67,17 @@ def at_first_step(loaded: Loaded, log_fn: Callable[[str], Any]) -> None:
         if left:  # the hook stays, for torch is going through its hooks here; what it held is let go
             report(verify(left.pop(), stepping), log_fn)
 
+    hooked = 0
     for one in named(loaded.parts["optimizer"]).values():
-        if hasattr(one, "register_step_pre_hook"):
+        try:
             if one in _waiting:
                 _waiting.pop(one).remove()  # a second load into the same optimizer: the first one's state is gone
             _waiting[one] = one.register_step_pre_hook(verify_once)
+            hooked += 1
+        except Exception:  # none of torch's, or a wrapper that inherits its methods without their state
+            continue
+    if not hooked and loaded.parts["optimizer"] is not None:
+        report([Check("weights", UNKNOWN, why="the optimizer has no hooks: nothing can be compared")], log_fn)
 
 
 def report(checks: Iterable[Check], log_fn: Callable[[str], Any]) -> None:
@@ -94,18 +100,18 @@ def verify(loaded: Loaded, stepping: Any = None) -> Iterator[Check]:
             content, loaded.model, dict(loaded.decided), loaded.parts, loaded.swap_is_wished, loaded.path
         )
     except Exception as error:
-        yield Check("weights", UNKNOWN, why=f"the checkpoint cannot be compared: {_first_line(error)}")
+        yield Check("weights", UNKNOWN, why=f"the checkpoint cannot be compared: {first_line(error)}")
         return
     for name, compare in (("weights", _weights), ("optimizer", _optimizers), ("averages", _averages),
                           ("scheduler", _scheduler), ("scaler", _scaler)):  # fmt: skip
         try:
             yield from compare(loaded, found, content)
         except Exception as error:  # an object of the lab's own that works otherwise than torch's
-            yield Check(name, UNKNOWN, why=f"cannot be compared: {_first_line(error)}")
+            yield Check(name, UNKNOWN, why=f"cannot be compared: {first_line(error)}")
     try:
         yield from _rates(loaded, found, content, stepping)
     except Exception as error:
-        yield Check("lr", UNKNOWN, why=f"cannot be compared: {_first_line(error)}")
+        yield Check("lr", UNKNOWN, why=f"cannot be compared: {first_line(error)}")
 
 
 def _weights(loaded: Loaded, found: Matched, content: dict[str, Any]) -> Iterator[Check]:
@@ -118,7 +124,7 @@ def _weights(loaded: Loaded, found: Matched, content: dict[str, Any]) -> Iterato
         for name, parameter in loaded.model.named_parameters()
         if parameter.requires_grad and name in found.weights.pairs
     ]
-    yield _outcome("weights", pairs, "as in the checkpoint")
+    yield outcome("weights", pairs, "as in the checkpoint")
 
 
 def _optimizers(loaded: Loaded, found: Matched, content: dict[str, Any]) -> Iterator[Check]:
@@ -138,7 +144,7 @@ def _optimizers(loaded: Loaded, found: Matched, content: dict[str, Any]) -> Iter
     if anew:
         yield Check("optimizer", FAILED, "a state that begins anew", anew[0], "an old optimizer's state is in it")
     elif pairs:
-        yield _outcome("optimizer", pairs, "as in the checkpoint")
+        yield outcome("optimizer", pairs, "as in the checkpoint")
 
 
 def _averages(loaded: Loaded, found: Matched, content: dict[str, Any]) -> Iterator[Check]:
@@ -156,7 +162,7 @@ def _averages(loaded: Loaded, found: Matched, content: dict[str, Any]) -> Iterat
             fresh = averages.current(own, loaded.model)
             pairs += [(f"{name}: {key}", value, live[key]) for key, value in fresh.items() if key in live]
     if pairs:
-        yield _outcome("averages", pairs, "as planned")
+        yield outcome("averages", pairs, "as planned")
 
 
 def _scheduler(loaded: Loaded, found: Matched, content: dict[str, Any]) -> Iterator[Check]:
@@ -201,7 +207,8 @@ def _rates(loaded: Loaded, found: Matched, content: dict[str, Any], stepping: An
     shown = ", ".join(f"{name} {rate:.6g}" for name, rate, _ in groups)
     planned = [one for one in loaded.plan.rates if one.after] if loaded.plan else []
     if planned:
-        wrong = [name for name, rate, group in groups if not _is_planned(rate, group, planned)]
+        bases = _saved_bases(found) if found.decisions["scheduler"].action == LOAD else {}
+        wrong = [name for name, rate, group in groups if not _is_planned(rate, group, planned, bases.get(name))]
         said = "; ".join(f"{one.key} {one.after[0]:.6g}" for one in planned)
         why = f"group {', '.join(wrong[:MAX_NAMED])}" if wrong else ""
         yield Check("lr", FAILED if wrong else PASSED, said, shown, why)
@@ -218,11 +225,28 @@ def _rates(loaded: Loaded, found: Matched, content: dict[str, Any], stepping: An
         yield Check("lr", WARNED if moved else PASSED, "near the checkpoint's", shown, why)
 
 
-def _is_planned(rate: float, group: dict[str, Any], planned: list[Any]) -> bool:
-    """Whether a rate is one of the plan's next ones; a group with a base rate of its own follows the same curve."""
-    wanted = [value for one in planned for value in one.after]
+def _saved_bases(found: Matched) -> dict[str, float]:
+    """Return each group's base rate in the checkpoint, by the group's name."""
+    return {
+        f"{key}[{index}]" if key else f"[{index}]": float(old["initial_lr"])
+        for key, refitted in found.optimizers.items()
+        for index, old in enumerate(refitted.state["param_groups"]) if "initial_lr" in old
+    }  # fmt: skip
+
+
+def _is_planned(
+    rate: float, group: dict[str, Any], planned: list[PlannedRate], saved_base: float | None = None
+) -> bool:
+    """Whether a rate is one of the plan's next ones; a group with a base rate of its own follows the same curve.
+
+    Args:
+        saved_base: the group's in the checkpoint, where its schedule goes on unchanged: if the plan knows it, only its
+            curve counts, so that two groups that got each other's rate are seen.
+    """
+    of_this = [one for one in planned if saved_base is not None and one.base == saved_base]
+    wanted = [value for one in of_this or planned for value in one.after]
     own = group.get("initial_lr")
-    if own is not None:
+    if own is not None and not of_this:
         wanted += [float(own) * value / one.base for one in planned if one.base for value in one.after]
     return any(math.isclose(rate, value, rel_tol=RATE_TOLERANCE, abs_tol=1e-18) for value in wanted)
 
@@ -232,7 +256,8 @@ def _scale(loaded: Loaded) -> float:
     return scale(loaded.plan.step or 0) if scale else 1.0
 
 
-def _outcome(name: str, pairs: list[tuple[str, Any, Any]], expected: str) -> Check:
+def outcome(name: str, pairs: list[tuple[str, Any, Any]], expected: str) -> Check:
+    """Return the check of (what it is, saved value, live value), one for each thing that was loaded."""
     wrong = [key for key, saved, live in pairs if not is_alike(saved, live)]
     found = f"{len(pairs) - len(wrong)} of {len(pairs)}"
     return Check(name, FAILED if wrong else PASSED, f"{len(pairs)} {expected}", found, ", ".join(wrong[:MAX_NAMED]))
@@ -262,5 +287,6 @@ def _step_of(state: dict[str, Any]) -> float:
     return float(_plain(state.get("step", 0)) or 0)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return an error's first line, or its class where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
