@@ -160,7 +160,11 @@ def _averages(loaded: Loaded, found: Matched, content: dict[str, Any]) -> Iterat
             pairs += [(f"{name}: {key}", saved[old], live[key]) for key, old in fit.pairs.items()]
         elif action in (FRESH, RESET):
             fresh = averages.current(own, loaded.model)
-            pairs += [(f"{name}: {key}", value, live[key]) for key, value in fresh.items() if key in live]
+            # Some count the weights that an average begins with as its first update.
+            pairs += [
+                (f"{name}: {key}", value, live[key]) for key, value in fresh.items()
+                if key in live and not (key in averages.COUNTS and plain(live[key]) == 1)
+            ]  # fmt: skip
     if pairs:
         yield outcome("averages", pairs, "as planned")
 
@@ -266,7 +270,7 @@ def outcome(name: str, pairs: list[tuple[str, Any, Any]], expected: str) -> Chec
 def is_alike(saved: Any, live: Any) -> bool:
     """Whether a live value is the saved one, bit for bit; of a large tensor, at 256 places spread over it."""
     if not hasattr(saved, "reshape") or not hasattr(live, "reshape"):
-        return _plain(saved) == _plain(live)
+        return plain(saved) == plain(live)
     if tuple(saved.shape) != tuple(live.shape):
         return False
     mine, theirs = _sample(saved), _sample(live)
@@ -279,12 +283,12 @@ def _sample(tensor: Any) -> Any:
     return flat[:: max(1, flat.numel() // PLACES)].cpu()
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") and getattr(value, "numel", lambda: 1)() == 1 else value
 
 
 def _step_of(state: dict[str, Any]) -> float:
-    return float(_plain(state.get("step", 0)) or 0)
+    return float(plain(state.get("step", 0)) or 0)
 
 
 def first_line(error: Exception) -> str:
