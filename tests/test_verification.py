@@ -18,7 +18,7 @@ from resume_parts import Lion, Net
 
 sys.path.append(str(ROOT / "lib"))
 from resume_helper import check_resume, load_resume_bundle, save_checkpoint
-from resumekit.trainer.verification import is_alike
+from resumekit.trainer.comparison import is_alike
 
 
 @pytest.fixture(autouse=True)

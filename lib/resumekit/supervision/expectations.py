@@ -25,8 +25,11 @@ HEAD_BYTES = 256 * 1024
 # A change of these moves the speed, so that it can't be compared.
 _SPEED_KEYS = ("training.", "model.", "data.", "optimizer.name", "ema.", "swa.", "trainer.", "world_size")
 
-# A change of these costs nothing, and moves the last bits or the order of the random numbers.
-_NUMBER_KEYS = ("training.", "validation.", "git.", "torch", "cuda")
+# A change of these, and of no other key, leaves every number of the next steps as it was.
+_NEUTRAL_KEYS = (
+    "experiment.", "checkpoint.", "status.", "abort.", "recover.", "notify.", "paths.", "resume.",
+    "trainer.log_patterns.", "trainer.describe_args", "trainer.schedule_with_kit", "training.log_every",
+)  # fmt: skip
 
 
 class Expected(NamedTuple):
@@ -93,9 +96,8 @@ def read(run: Run) -> Expected | None:
         _unscaled(rates, plan),
         os.path.realpath(path) if isinstance(path, str) and "\0" not in path else None,
         run.setting("trainer", "loads_with_kit") is True,
-        parent is not None and _same_host(parent, run) and _driver(run) is None and _driver(parent) is None
-        and not any(one.get("origin") == "environment" for one in changes),
-    )  # fmt: skip
+        parent is not None and _same_host(parent, run) and _driver(run) is None and _driver(parent) is None,
+    )
 
 
 def is_planned(checkpoint: Any, expected: Expected, run: Run) -> bool:
@@ -120,12 +122,11 @@ def _unscaled(rates: tuple[tuple[float, ...], ...], plan: dict[str, Any]) -> tup
 
 
 def _is_replay(components: dict[str, Any], changes: list[dict[str, Any]]) -> bool:
-    """Whether every component is simply loaded and no change has any effect."""
+    """Whether every component is simply loaded and nothing was changed that could touch a number."""
     actions = {_mapping(one).get("action") for name, one in components.items()}
     restored = all(_mapping(components.get(name)).get("action") == "load" for name in ("rng", "data_position"))
-    is_free = all(not (one.get("effect") or one.get("consent") or one.get("refuse")) for one in changes)
-    touched = any(str(one.get("key")).startswith(_NUMBER_KEYS) for one in changes)
-    return restored and actions <= {"load", "absent"} and is_free and not touched
+    is_neutral = all(str(one.get("key")).startswith(_NEUTRAL_KEYS) for one in changes)
+    return restored and actions <= {"load", "absent"} and is_neutral
 
 
 def _holder(run: Run, plan: dict[str, Any]) -> Run | None:

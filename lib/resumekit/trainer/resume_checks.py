@@ -18,10 +18,11 @@ from ..basics.check import FAILED, PASSED, UNKNOWN, WARNED, Check
 from ..basics.files import UnreadableFile, read_json
 from ..proving import manifest
 from . import partial_weights, rng_state
+from .comparison import first_line, is_same_state, outcome
 from .proven_content import read_again
 from .resume_bundle import ResumeBundle
 from .trainer_plan import MAX_PLAN_BYTES, TrainerPlan
-from .verification import first_line, is_alike, outcome, report
+from .verification import loaded_scaler, report
 
 # A share of the examples: what another machine or precision may change in an evaluation of the same weights.
 FAST_EVAL_TOLERANCE = 0.02
@@ -62,6 +63,7 @@ def check_resume(
         *_safely("rng", lambda: _rng(bundle)),
         *_safely("data_position", lambda: _data_position(bundle, data_state)),
         *_safely("buffers", lambda: _buffers(bundle, model)),
+        *_safely("scaler", lambda: loaded_scaler(loaded)),
     ]
     if dry_batch is not None:
         with undisturbed(model):
@@ -107,22 +109,9 @@ def _rng(bundle: ResumeBundle) -> Iterator[Check]:
     if saved is None or bundle.report.get("rng") != LOAD:
         return
     now = rng_state.capture()
-    moved = [name for name in saved if name not in now or not _is_same_state(saved[name], now[name])]
+    moved = [name for name in saved if name not in now or not is_same_state(saved[name], now[name])]
     verdict, why = (FAILED, f"drawn from or seeded since the load: {', '.join(moved)}") if moved else (PASSED, "")
     yield Check("rng", verdict, "as in the checkpoint", "moved" if moved else "as in the checkpoint", why)
-
-
-def _is_same_state(saved: Any, now: Any) -> bool:
-    if isinstance(saved, dict):
-        return (
-            isinstance(now, dict)
-            and saved.keys() == now.keys()
-            and all(_is_same_state(saved[k], now[k]) for k in saved)
-        )
-    if isinstance(saved, (list, tuple)):
-        is_sequence = isinstance(now, (list, tuple)) and len(saved) == len(now)
-        return is_sequence and all(_is_same_state(*pair) for pair in zip(saved, now, strict=True))
-    return bool(is_alike(saved, now))
 
 
 def _data_position(bundle: ResumeBundle, now: Any) -> Iterator[Check]:
@@ -131,10 +120,10 @@ def _data_position(bundle: ResumeBundle, now: Any) -> Iterator[Check]:
         return
     expected, found = saved, now
     if isinstance(saved, dict) and isinstance(now, dict):
-        differs = [key for key in saved if not _is_same_state(saved[key], now.get(key))]
+        differs = [key for key in saved if not is_same_state(saved[key], now.get(key))]
         expected, found = ({key: side.get(key) for key in differs[:4]} for side in (saved, now))
     else:
-        differs = [] if _is_same_state(saved, now) else ["it"]
+        differs = [] if is_same_state(saved, now) else ["it"]
     if differs:
         yield Check("data_position", FAILED, str(expected)[:200], str(found)[:200])
     else:
