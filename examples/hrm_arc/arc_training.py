@@ -159,7 +159,7 @@ class Training:
         if self.bundle is not None:
             kit.check_resume(
                 self.bundle, self.model, dry_batch=self._dry_batch, fast_eval=self._fast_accuracy,
-                data_state=self._data_state(),
+                data_state=self._data_state(), fast_eval_tolerance=1.5 / len(self._fast_pairs),
             )  # fmt: skip
 
     def take_lr_scale(self, bundle: Any) -> None:

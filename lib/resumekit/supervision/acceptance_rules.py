@@ -134,7 +134,11 @@ class Rules:
         parts = {name: verdict for name, verdict in self._verdicts.items() if name != WHOLE}
         wrong = [name for name, one in parts.items() if one in (FAILED, WARNED)]
         passed = sum(one == PASSED for one in parts.values())
-        found = f"{passed} of {len(parts)} passed"
+        unknown = sum(one == UNKNOWN for one in parts.values())
+        found = f"{passed} of {len(parts)} passed" + (f", {unknown} could not be told" if unknown else "")
+        if not self._steps and not self._loads:
+            why = "the trainer ended before it loaded or trained anything"
+            return self._gives(Check(WHOLE, UNKNOWN, "as planned", "nothing", why))
         return self._gives(Check(WHOLE, overall(parts.values()), "as planned", found, ", ".join(wrong)))
 
     def _gives(self, check: Check) -> Check:
