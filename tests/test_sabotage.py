@@ -19,7 +19,7 @@ from sabotage_stage import EXAMPLE, SMALL, Outcome, Stage
 STEP = "20"
 # Fault -> the checks that see it where nothing was changed, and where another batch size forbids a replay.
 SEEN: dict[str, tuple[str, str]] = {
-    "schedule begins at 0": ("scheduler lr", "scheduler lr"),
+    "schedule begins at 0": ("scheduler lr phase", "scheduler lr phase"),
     "data offset wrong, and not told": ("loss", ""),
     "EMA weights as raw ones": ("weights loss", "weights"),
     "learning rate off by 20 %": ("lr", "lr"),
