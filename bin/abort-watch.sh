@@ -2,7 +2,7 @@
 # Summary: look at every live run on this host and say which one is sick
 #
 # Usage: abort-watch.sh --observe [EXP | RUN_ID]... [--every SECONDS] [--json]
-#        [--runs DIR] [--config FILE]
+#                       [--runs DIR] [--config FILE]
 #
 # Prints one line per live run: its state, step and speed, the verdict (well, warning, sick) and the
 # evidence. It only says: nothing is stopped, nothing is started, nothing is written. The thresholds

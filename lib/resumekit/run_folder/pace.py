@@ -3,7 +3,7 @@
 Training time is what lies between two steps, with waiting (evaluations, saves, compiling) left out. It is cut into
 buckets; of all buckets remain a histogram of their speeds (for the baseline) and, for each speed, when it was last
 reached (for "slower than this since"). Bounded, plain JSON, pure: every function returns a new pace.
-Try it: `python -m pytest tests/test_pace.py`
+Try it: `python -m pytest tests/test_abort_rules.py`
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Each is kept until the run has shown that it got over it. Bounded, plain JSON, pure: every function returns new
 symptoms. What they mean is the abort rules' affair.
-Try it: `python -m pytest tests/test_symptoms.py`
+Try it: `python -m pytest tests/test_abort_rules.py`
 """
 
 from __future__ import annotations
