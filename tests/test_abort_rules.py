@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import traces
 from campaign_traces import judge_healthy, judge_sick
@@ -17,6 +19,7 @@ from resumekit.run_folder import log_patterns, pace
 from resumekit.run_folder.run_state import fold, is_sound
 from resumekit.watching import abort_rules
 from resumekit.watching.abort_rules import SICK, WARNING, Finding, Limits, Sight
+from test_run_state import GARBAGE
 
 RECORDED = Path(__file__).resolve().parent / "recorded"
 AT = "2026-11-22T17:35:51.123456Z"
@@ -167,9 +170,9 @@ def test_evaluations_and_saves_are_no_slowness() -> None:
     for number in range(1, 4000):
         now_s += 1.0
         events.append(step(number, now_s))
-        if number % 10 == 0:
-            events.append(event("phase", now_s, phase="full_eval"))
-            now_s += 50.0
+        if number > 2000:  # from here on it spends more time on them than on steps
+            events.append(event("phase", now_s, phase="fast_eval"))
+            now_s += 3.0
             events.append(event("phase", now_s, phase="train"))
     assert causes(after(events, now_s)) == []
     state = fold({}, events)
@@ -179,7 +182,7 @@ def test_evaluations_and_saves_are_no_slowness() -> None:
 def test_evaluations_that_nobody_told_of_are_no_slowness() -> None:
     events, now_s = [], 0.0
     for number in range(1, 8000):
-        now_s += 1.0 if number < 4000 or number % 50 else 240.0
+        now_s += 1.0 if number < 4000 or number % 20 else 240.0
         events.append(step(number, now_s, 0.5 + number % 3, source="log"))
     assert after(events, now_s) == []
 
@@ -218,6 +221,11 @@ def test_the_same_step_told_again_and_again_is_no_progress() -> None:
     assert causes(after([*HOUR, *again], 3600 + 31 * MINUTE))[0] == "hang"
 
 
+def test_a_trainer_that_counts_anew_in_each_epoch_makes_progress() -> None:
+    events = [step(1 + number % 600, float(number), number % 7 + 1.0, source="log") for number in range(9000)]
+    assert after(events, 9000.0) == []
+
+
 def test_a_machine_that_slept_is_no_hang() -> None:
     wake = event("warning", 30_000.0, kind="clock_gap", message="asleep")
     assert after([*HOUR, wake], 30_001.0) == []
@@ -244,6 +252,25 @@ def test_a_first_step_that_does_not_come_is_a_hang_only_for_a_trainer_that_tells
     assert causes(after([event("phase", 1.0, phase="startup")], 31 * MINUTE, run_state="starting")) == ["hang"]
     found = after([], 31 * MINUTE, run_state="starting")
     assert (causes(found), causes(found, WARNING)) == ([], ["unseen"])
+
+
+def test_a_beat_at_the_step_that_was_resumed_is_no_step() -> None:
+    """It trains no step while it compiles, and names no phases: nobody can tell that from a hang."""
+    beat = event("heartbeat", 60.0, global_step=40_000)
+    assert causes(after([beat], 40 * MINUTE), WARNING) == ["unseen"]
+    second = event("heartbeat", 120.0, global_step=40_001)
+    assert causes(after([beat, second], 40 * MINUTE)) == ["hang"]
+
+
+def test_one_slow_telling_at_either_end_makes_no_long_slowness() -> None:
+    """A beat a minute: a slow stretch of nine minutes lies in two buckets, which are longer than it."""
+    events, now_s, number = [], 0.0, 0
+    for minute in range(200):
+        is_slow = 103 <= minute < 107
+        now_s, number = now_s + (130.0 if is_slow else 60.0), number + (1 if is_slow else 9)
+        events.append(event("heartbeat", now_s, global_step=number))
+        if 100 < minute < 120:
+            assert causes(after(events, now_s)) == []
 
 
 def test_without_a_clock_nothing_has_an_age() -> None:
@@ -311,6 +338,36 @@ def test_a_disk_that_is_nearly_full_is_a_warning() -> None:
     large = [*HOUR, event("checkpoint", 3600.1, step=3600, path="p", sha256="0" * 64, size=8 << 30)]
     assert causes(after(large, 3601.0, free_bytes=9 << 30), WARNING) == ["disk"]
     assert after(large, 3601.0, free_bytes=17 << 30) == []
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(GARBAGE, max_size=12), st.floats(0, 1e12), st.sampled_from(["starting", "running", "lost", "failed"]))
+def test_no_journal_breaks_a_rule(events: list[dict[str, Any]], now_s: float, name: str) -> None:
+    found = abort_rules.findings(fold({}, events), Limits(divergence=2.0), Sight(now_s, name, lineage_speed=1.0))
+    assert all(json.dumps(one._asdict(), allow_nan=False) for one in found)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"pace": {}}, {"pace": {**pace.begun(1), "levels": [[1, 0]]}}, {"pace": {**pace.begun(1), "peaks": [[1.0]]}},
+        {"pace": {**pace.begun(1), "seconds": math.inf}}, {"pace": {**pace.begun(1), "was_long": None}},
+        {"pace": {**pace.begun(1), "levels": [[0, 1]] * 2000}}, {"symptoms": []}, {"symptoms": {"bad": {"step": 1}}},
+        {"symptoms": {"ooms": [1.0] * 1000}}, {"symptoms": {"smooth": math.nan}}, {"symptoms": {"unknown": 1}},
+    ],
+)  # fmt: skip
+def test_a_saved_state_of_the_wrong_types_is_not_sound(part: dict[str, Any]) -> None:
+    assert is_sound({"pace": pace.begun(1), "symptoms": {}})
+    assert not is_sound(part)
+
+
+def test_what_is_remembered_does_not_grow_with_the_run() -> None:
+    state = fold({}, traces.healthy(3, 3000).lives[0].events)
+    small = len(json.dumps(state))
+    for seed in range(4, 12):
+        state = fold(state, traces.healthy(seed, 3000).lives[0].events)
+        state = fold(state, [event("oom", float(number), step=1) for number in range(500)])
+    assert len(json.dumps(state)) < small + 12_000
 
 
 # thresholds

@@ -50,7 +50,7 @@ def told(pace: Pace, step: int, mono_s: float, *, counts: bool = True) -> Pace:
         mono_s: when, on the monotonic clock.
         counts: whether the time since the last one was training (not warm-up).
     """
-    result = {**pace, "step": max(step, pace["step"]), "at_s": mono_s if counts else None}
+    result = {**pace, "step": step, "at_s": mono_s if counts else None}
     if pace["at_s"] is None or not counts:
         return result
     result["steps"] += max(0, step - pace["step"])
@@ -101,8 +101,11 @@ def recent_speed(pace: Pace | None) -> float | None:
 
 
 def slack_s(pace: Pace) -> float:
-    """Return by how much a row of slow buckets may be longer than the slow stretch in it, where tellings are rare."""
-    return max(0.0, MIN_TOLD * pace["typical_s"] - BUCKET_S)
+    """Return by how much a row of slow buckets may be longer than the slow stretch in it, where tellings are rare.
+
+    The first and the last of them may have been slow in one telling alone, with all the others at the usual speed.
+    """
+    return max(0.0, 2 * (MIN_TOLD - 1) * pace["typical_s"] - BUCKET_S)
 
 
 def is_sound(pace: object) -> bool:

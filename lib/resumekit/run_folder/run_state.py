@@ -86,6 +86,7 @@ def _step(state: State, event: Event) -> None:
         return
     _advance(state, step, mono_s, event)
     state["symptoms"] = symptoms.saw_loss(state.get("symptoms", {}), event.get("loss"), step, mono_s)
+    state["has_stepped"] = True
     if event.get("source") != "log":
         state["tells_steps"] = True  # the trainer journals its steps: none need be read out of its log
     for key in ("loss", "lr", "steps_per_sec"):
@@ -101,8 +102,9 @@ def _advance(state: State, step: int, mono_s: float, event: Event) -> None:
     if state.get("phase") in WAITING_PHASES and "waiting_since_s" not in state:
         state["phase"] = "train"  # a trainer that names no phases trains when it steps
     known = state.get("pace") or pace.begun(step)
-    if "pace" not in state or step > known["step"]:
-        state["active_mono_s"] = max(mono_s, state.get("active_mono_s", 0.0))  # the same step again is no progress
+    # The same step told again is no progress. A smaller one is: some count anew in each epoch.
+    if "pace" not in state or step != known["step"]:
+        state["active_mono_s"] = max(mono_s, state.get("active_mono_s", 0.0))
     state.update(step=step, step_mono_s=mono_s)
     counts = state.get("phase") != "warmup" and not is_waiting(state)
     state["pace"] = pace.told(known, step, mono_s, counts=counts)
@@ -171,6 +173,8 @@ def _heartbeat(state: State, event: Event) -> None:
         since_s = state.get("waiting_since_s")
         if since_s is not None and state.get("step_mono_s", 0.0) < since_s:
             mono_s = since_s  # the last step before the evaluation, told in the midst of it
+        if "step" in state:
+            state["has_stepped"] = True  # the first beat may tell where it was resumed
         _advance(state, step, mono_s, event)  # all that a trainer with the heartbeat alone tells of its steps
         state["symptoms"] = symptoms.saw_loss(state.get("symptoms", {}), event.get("loss"), step, mono_s)
         _take(state, event, "steps_per_sec", number)
@@ -252,6 +256,7 @@ _TYPES: dict[str, Callable[[Any], Any]] = {
     "last_progress_at": at,
     "tells_steps": flag,
     "tells_phases": flag,
+    "has_stepped": flag,
     "pace": lambda value: value if pace.is_sound(value) else None,
     "symptoms": lambda value: value if symptoms.is_sound(value) else None,
     "launched": fields(trainer=process, shim=process, launcher=process, at=at, mono_s=seconds),

@@ -200,7 +200,7 @@ def _hang(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]:
     age_s = sight.now_s - active_s
     if age_s <= limit_s:
         return
-    if "step" in state:
+    if state.get("has_stepped"):
         evidence = f"no step since step {state['step']} {age_s / 60:.0f} min ago (limit {limit_s / 60:g} min)"
         yield Finding(HANG, SICK, evidence, active_s)
     elif state.get("tells_phases") or state.get("resumed_step") is not None:
