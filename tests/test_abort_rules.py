@@ -187,6 +187,18 @@ def test_evaluations_that_nobody_told_of_are_no_slowness() -> None:
     assert after(events, now_s) == []
 
 
+def test_saves_that_nobody_told_of_are_no_slowness_however_close_to_the_limit_they_are() -> None:
+    """Every second telling holds a save, four usual intervals long, now a little more, now a little less."""
+    events, now_s = [], 0.0
+    for number in range(1, 3000):
+        now_s += 5.0 + 0.1 * (number % 7) + (16.0 if number % 2 else 0.0)
+        events.append(step(50 * number, now_s, number % 11 + 1.0, source="log"))
+    state: dict[str, Any] = {}
+    for one in events:
+        state = fold(state, [one])
+        assert causes(abort_rules.findings(state, Limits(), Sight(one["mono_s"], "running"))) == []
+
+
 def test_a_young_run_is_measured_by_its_lineage() -> None:
     young = list(steady(1, 300, 0.0, 2.5))
     assert after(young, 750.0) == []

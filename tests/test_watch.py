@@ -246,6 +246,20 @@ def test_a_run_that_cannot_be_read_in_time_is_unknown_and_never_dead(
     assert "0 s" in look.note
 
 
+def test_an_error_that_nobody_thought_of_is_one_runs_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("T-1_bad_20261122-1735", "T-1_good_20261122-1735"):
+        journal_of(made(tmp_path, name), ("step", {"step": 3, "loss": 0.5}))
+    real = watch.status.read_state
+
+    def read_state(run: Any) -> Any:
+        if "bad" in run.run_id:
+            raise RuntimeError("surprise")
+        return real(run)
+
+    monkeypatch.setattr(watch.status, "read_state", read_state)
+    assert [one.verdict for one in watch.one_pass(tmp_path)] == [UNKNOWN, WELL]
+
+
 def test_a_trainer_that_cannot_be_looked_at_is_not_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = made(tmp_path, "T-1_run_20261122-1735")
     journal_of(run, ("step", {"step": 3, "loss": 0.5}))

@@ -25,8 +25,10 @@ MIN_INTERVAL_S = 0.01
 # Speeds are counted in levels of 4.4 %: 16 to the factor of two, from 2^-32 to 2^32 steps/s.
 LEVELS = 16
 MAX_LEVEL = 512
-# From so many buckets on there is a baseline.
-LEARNED = 10
+# How often steps are told is learned from the first buckets and then left as it is: what is long must not change its
+# meaning under the feet of the baseline. From so many more buckets on there is one.
+SETTLING = 2
+LEARNED = 8
 # A bucket slower than this share of the baseline teaches nothing: a sick hour must not become the norm.
 LEARNED_SHARE = 0.5
 # Then all counts are halved, and what a run did a day ago fades.
@@ -37,7 +39,7 @@ def begun(step: int) -> Pace:
     """Return the pace of a run before its first step is taken in."""
     return {
         "step": step, "at_s": None, "told": 0, "steps": 0, "seconds": 0.0, "trained_s": 0.0, "typical_s": 0.0,
-        "least_s": None, "was_long": False, "learned": 0, "levels": [], "peaks": [],
+        "least_s": None, "was_long": False, "settling": SETTLING, "learned": 0, "levels": [], "peaks": [],
     }  # fmt: skip
 
 
@@ -114,7 +116,7 @@ def is_sound(pace: object) -> bool:
         return False
     numbers = [pace[key] for key in ("seconds", "trained_s", "typical_s")]
     numbers += [pace[key] for key in ("at_s", "least_s") if pace[key] is not None]
-    counts = (pace["step"], pace["told"], pace["steps"], pace["learned"])
+    counts = (pace["step"], pace["told"], pace["steps"], pace["learned"], pace["settling"])
     if (
         type(pace["was_long"]) is not bool
         or not all(map(_is_time, numbers))
@@ -138,12 +140,13 @@ def _closed(pace: Pace) -> Pace:
         return {**pace, "typical_s": max(MIN_INTERVAL_S, pace["least_s"]), "told": 0, "steps": 0, "seconds": 0.0}
     speed = number / seconds
     usual = baseline(pace)
-    if number and (usual is None or speed >= LEARNED_SHARE * usual):
+    if pace["settling"]:
+        usual_s = max(MIN_INTERVAL_S, seconds / pace["told"])
+        pace["typical_s"] += (usual_s - pace["typical_s"]) / (SETTLING - pace["settling"] + 1)
+        pace["settling"] -= 1
+    elif number and (usual is None or speed >= LEARNED_SHARE * usual):
         pace["levels"] = _learned(pace["levels"], _level(speed))
         pace["learned"] = min(pace["learned"] + 1, MAX_COUNTED)
-        weight = 1 / min(pace["learned"], 20)
-        usual_s = max(MIN_INTERVAL_S, seconds / pace["told"])
-        pace["typical_s"] += weight * (usual_s - pace["typical_s"])
     pace["trained_s"] += seconds
     pace["peaks"] = _with_peak(pace["peaks"], pace["trained_s"], speed)
     pace.update(told=0, steps=0, seconds=0.0)
