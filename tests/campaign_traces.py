@@ -2,7 +2,7 @@
 
 A watcher comes by every minute of the trace's time and looks as the real one does. Prints what was found, and ends with
 1 if a healthy run was called sick or a sick one was missed.
-Try it: `python tests/campaign_traces.py --healthy 1000 --sick 200 --seed 2`
+Try it: `python tests/campaign_traces.py --healthy 1000 --sick 200 --seed 4`
 """
 
 from __future__ import annotations

@@ -199,6 +199,15 @@ def test_saves_that_nobody_told_of_are_no_slowness_however_close_to_the_limit_th
         assert causes(abort_rules.findings(state, Limits(), Sight(one["mono_s"], "running"))) == []
 
 
+def test_a_heartbeat_beside_the_steps_does_not_change_the_speed() -> None:
+    """A step in 6 s, every tenth told, a beat each minute that drifts past them: two tellers of one speed."""
+    told = [step(10 * n, 60.3 * n, n % 7 + 1.0) for n in range(1, 400)]
+    beats = [event("heartbeat", 60.0 * n + 50.0, global_step=int((60.0 * n + 50.0) / 6.03)) for n in range(1, 400)]
+    events = sorted([*told, *beats], key=lambda one: one["mono_s"])
+    assert pace.baseline(fold({}, events)["pace"]) == pytest.approx(1 / 6.03, rel=0.05)
+    assert after(events, events[-1]["mono_s"]) == []
+
+
 def test_a_young_run_is_measured_by_its_lineage() -> None:
     young = list(steady(1, 300, 0.0, 2.5))
     assert after(young, 750.0) == []

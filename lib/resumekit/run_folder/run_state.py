@@ -86,7 +86,7 @@ def _step(state: State, event: Event) -> None:
         return
     _advance(state, step, mono_s, event)
     state["symptoms"] = symptoms.saw_loss(state.get("symptoms", {}), event.get("loss"), step, mono_s)
-    state["has_stepped"] = True
+    state.update(has_stepped=True, has_step_events=True)
     if event.get("source") != "log":
         state["tells_steps"] = True  # the trainer journals its steps: none need be read out of its log
     for key in ("loss", "lr", "steps_per_sec"):
@@ -103,11 +103,13 @@ def _advance(state: State, step: int, mono_s: float, event: Event) -> None:
         state["phase"] = "train"  # a trainer that names no phases trains when it steps
     known = state.get("pace") or pace.begun(step)
     # The same step told again is no progress. A smaller one is: some count anew in each epoch.
-    if "pace" not in state or step != known["step"]:
+    if "pace" not in state or step != state.get("step"):
         state["active_mono_s"] = max(mono_s, state.get("active_mono_s", 0.0))
     state.update(step=step, step_mono_s=mono_s)
-    counts = state.get("phase") != "warmup" and not is_waiting(state)
-    state["pace"] = pace.told(known, step, mono_s, counts=counts)
+    if event.get("event") == "step" or not state.get("has_step_events"):
+        # Two that tell steps, each at its own beat, would show a speed that neither of them has.
+        counts = state.get("phase") != "warmup" and not is_waiting(state)
+        state["pace"] = pace.told(known, step, mono_s, counts=counts)
     _take(state, event, "at", at, "last_progress_at")
 
 
@@ -257,6 +259,7 @@ _TYPES: dict[str, Callable[[Any], Any]] = {
     "tells_steps": flag,
     "tells_phases": flag,
     "has_stepped": flag,
+    "has_step_events": flag,
     "pace": lambda value: value if pace.is_sound(value) else None,
     "symptoms": lambda value: value if symptoms.is_sound(value) else None,
     "launched": fields(trainer=process, shim=process, launcher=process, at=at, mono_s=seconds),
