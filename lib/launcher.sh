@@ -107,9 +107,13 @@ kit_parse_options() { # <argument>...: fill KIT_QUESTION, KIT_DETACHED and KIT_I
         fi
         ;;
       *)
-        [[ -z $exp ]] || kit_usage_error "one experiment at a time: '$exp' and then '$1'"
         [[ -n $1 ]] || kit_usage_error "the experiment's name is empty"
-        exp="$1"
+        if [[ $KIT_EXPERIMENT == many ]]; then
+          KIT_QUESTION+=("--only=$1")
+        else
+          [[ -z $exp ]] || kit_usage_error "one experiment at a time: '$exp' and then '$1'"
+          exp="$1"
+        fi
         ;;
     esac
     shift

@@ -15,14 +15,30 @@ from resumekit.run_folder.run_state import fold, is_sound, measured_speed
 
 PROCESS = {"host": "h", "boot_id": "b", "pid": 77, "start_ticks": 5, "token": "t"}
 KINDS = ["launched", "resumed", "phase", "step", "eval", "best", "checkpoint", "heartbeat", "warning", "stopped",
-         "exited", "data", "of the future"]  # fmt: skip
+         "exited", "data", "nonfinite", "oom", "eval_crashed", "of the future"]  # fmt: skip
 FIELDS = ["event", "mono_s", "at", "step", "loss", "lr", "epoch", "phase", "kind", "score", "global_step", "code",
           "signal", "by", "message", "trainer", "shim", "launcher", "source", "lr_scale", "steps_per_sec", "optimizer",
-          "best_eval_acc", "last_fast_eval_step"]  # fmt: skip
+          "best_eval_acc", "last_fast_eval_step", "what", "finite", "size", "message"]  # fmt: skip
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
 VALUES = PLAIN | st.lists(PLAIN, max_size=2) | st.dictionaries(st.text(max_size=4), PLAIN, max_size=2)
-VALUES |= st.sampled_from([PROCESS, "train", "full_eval", "fast", 10**400, 1e308, -1, "a[$(touch canary)]", "12"])
+VALUES |= st.sampled_from(
+    [
+        PROCESS,
+        "train",
+        "full_eval",
+        "fast",
+        10**400,
+        1e308,
+        -1,
+        "a[$(touch canary)]",
+        "12",
+        "nan",
+        "-inf",
+        "clock_gap",
+        True,
+    ]
+)
 GARBAGE = st.builds(
     lambda kind, fields: {**fields, "event": kind},
     st.sampled_from(KINDS),

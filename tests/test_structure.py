@@ -17,7 +17,8 @@ FOLDERS = {
     "proving": {"basics"},
     "run_folder": {"basics", "configuration", "proving"},
     "planning": {"basics", "configuration", "proving", "run_folder"},
-    "supervision": {"basics", "configuration", "proving", "run_folder", "planning"},
+    "supervision": {"basics", "configuration", "proving", "run_folder", "planning", "watching"},
+    "watching": {"basics", "configuration", "proving", "run_folder", "planning"},
     "trainer": {"basics", "proving", "run_folder"},
 }
 

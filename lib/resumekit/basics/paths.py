@@ -119,6 +119,11 @@ class RunPaths(NamedTuple):
         return self.run_dir / "heartbeat.json"
 
     @property
+    def paused(self) -> Path:
+        """A person's "hands off": while it is there, no watcher judges the run."""
+        return self.run_dir / "paused"
+
+    @property
     def dataset(self) -> Path:
         return self.run_dir / "dataset"
 

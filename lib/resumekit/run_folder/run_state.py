@@ -6,21 +6,22 @@ a million events costs nothing per beat. Values come from files: each is taken o
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..basics import check
-from ..basics.processes import identity_from
+from . import pace, symptoms
+from .event_values import at, count, fields, flag, integer, number, process, seconds, text
 
 # Phases in which no step is expected; their time is left out of the speed.
 WAITING_PHASES = frozenset({"startup", "compile", "fast_eval", "full_eval", "checkpoint"})
 PHASES = frozenset({"warmup", "train"}) | WAITING_PHASES
 # A shorter time says nothing about the speed (a sidecar that comes late reads many steps at once).
 MIN_MEASURED_S = 0.2
-
-_AT = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}[.][0-9]{6}Z")
+# The warning with which the sidecar says that nothing ran for a while, itself included: the machine slept.
+CLOCK_GAP = "clock_gap"
+# A step that is read out of the log may be journaled a little after the evaluation behind it has begun.
+LATE_S = 60.0
 
 State = dict[str, Any]
 Event = dict[str, Any]
@@ -37,7 +38,7 @@ def fold(state: State, events: Iterable[Event]) -> State:
     result = dict(state)
     for event in events:
         result["events"] = result.get("events", 0) + 1
-        apply = _FOLDS.get(_text(event.get("event")) or "")
+        apply = _FOLDS.get(text(event.get("event")) or "")
         if apply:
             apply(result, event)
     return result
@@ -48,6 +49,12 @@ def measured_speed(state: State) -> float | None:
     steps = state.get("step", 0) - state.get("first_step", 0)
     seconds = state.get("step_mono_s", 0.0) - state.get("first_step_mono_s", 0.0) - state.get("waited_s", 0.0)
     return steps / seconds if steps > 0 and seconds >= MIN_MEASURED_S else None
+
+
+def is_waiting(state: State) -> bool:
+    """Whether the trainer is at something in which no step is expected, and no step has come since to deny it."""
+    since_s = state.get("waiting_since_s")
+    return since_s is not None and state.get("step_mono_s", 0.0) < since_s + LATE_S
 
 
 def is_sound(state: object) -> bool:
@@ -61,26 +68,30 @@ def is_sound(state: object) -> bool:
 
 
 def _launched(state: State, event: Event) -> None:
-    who = {key: _process(event.get(key)) for key in ("trainer", "shim", "launcher")}
-    state["launched"] = {**who, "at": _at(event.get("at")), "mono_s": _seconds(event.get("mono_s"))}
+    who = {key: process(event.get(key)) for key in ("trainer", "shim", "launcher")}
+    state["launched"] = {**who, "at": at(event.get("at")), "mono_s": seconds(event.get("mono_s"))}
     state.setdefault("phase", "startup")
+    _take(state, event, "mono_s", seconds, "active_mono_s")
 
 
 def _resumed(state: State, event: Event) -> None:
-    _take(state, event, "step", _count, "resumed_step")
-    _take(state, event, "lr_scale", _number)
+    _take(state, event, "step", count, "resumed_step")
+    _take(state, event, "mono_s", seconds, "active_mono_s")
+    _take(state, event, "lr_scale", number)
 
 
 def _step(state: State, event: Event) -> None:
-    step, mono_s = _count(event.get("step")), _seconds(event.get("mono_s"))
+    step, mono_s = count(event.get("step")), seconds(event.get("mono_s"))
     if step is None or mono_s is None:
         return
     _advance(state, step, mono_s, event)
+    state["symptoms"] = symptoms.saw_loss(state.get("symptoms", {}), event.get("loss"), step, mono_s)
+    state.update(has_stepped=True, has_step_events=True)
     if event.get("source") != "log":
         state["tells_steps"] = True  # the trainer journals its steps: none need be read out of its log
     for key in ("loss", "lr", "steps_per_sec"):
-        _take(state, event, key, _number)
-    _take(state, event, "epoch", _count)
+        _take(state, event, key, number)
+    _take(state, event, "epoch", count)
 
 
 def _advance(state: State, step: int, mono_s: float, event: Event) -> None:
@@ -90,12 +101,20 @@ def _advance(state: State, step: int, mono_s: float, event: Event) -> None:
         state.update(first_step=step, first_step_mono_s=mono_s, waited_s=0.0)
     if state.get("phase") in WAITING_PHASES and "waiting_since_s" not in state:
         state["phase"] = "train"  # a trainer that names no phases trains when it steps
+    known = state.get("pace") or pace.begun(step)
+    # The same step told again is no progress. A smaller one is: some count anew in each epoch.
+    if "pace" not in state or step != state.get("step"):
+        state["active_mono_s"] = max(mono_s, state.get("active_mono_s", 0.0))
     state.update(step=step, step_mono_s=mono_s)
-    _take(state, event, "at", _at, "last_progress_at")
+    if event.get("event") == "step" or not state.get("has_step_events"):
+        # Two that tell steps, each at its own beat, would show a speed that neither of them has.
+        counts = state.get("phase") != "warmup" and not is_waiting(state)
+        state["pace"] = pace.told(known, step, mono_s, counts=counts)
+    _take(state, event, "at", at, "last_progress_at")
 
 
 def _phase(state: State, event: Event) -> None:
-    phase, mono_s = _text(event.get("phase")), _seconds(event.get("mono_s"))
+    phase, mono_s = text(event.get("phase")), seconds(event.get("mono_s"))
     if phase not in PHASES or mono_s is None:
         return
     since = state.pop("waiting_since_s", None)
@@ -103,46 +122,86 @@ def _phase(state: State, event: Event) -> None:
         state["waited_s"] += max(0.0, mono_s - since)
     if phase in WAITING_PHASES:
         state["waiting_since_s"] = mono_s
-    state["phase"] = phase
+    if "pace" in state:
+        take_in = pace.paused if phase in WAITING_PHASES else pace.taken_up
+        state["pace"] = take_in(state["pace"], mono_s)
+    if phase != state.get("phase"):
+        state["active_mono_s"] = mono_s
+    state.update(phase=phase, tells_phases=True)
 
 
 def _eval(state: State, event: Event) -> None:
     if event.get("kind") in ("fast", "full"):
-        _take(state, event, "step", _count, f"last_{event['kind']}_eval_step")
+        _take(state, event, "step", count, f"last_{event['kind']}_eval_step")
+    if "symptoms" in state:
+        state["symptoms"] = symptoms.saw_eval(state["symptoms"])
+
+
+def _ailment(state: State, event: Event) -> None:
+    """Take in what the symptoms are made of: `nonfinite`, `oom`, `eval_crashed`."""
+    known, step, mono_s = state.get("symptoms", {}), count(event.get("step")), seconds(event.get("mono_s"))
+    if mono_s is None:
+        return
+    if event["event"] == "oom":
+        state["symptoms"] = symptoms.saw_oom(known, mono_s)
+    elif event["event"] == "eval_crashed":
+        state["symptoms"] = symptoms.saw_eval_crash(known, event, step, mono_s)
+    elif step is not None:
+        state["symptoms"] = symptoms.saw_nonfinite(known, event, step, mono_s)
 
 
 def _best(state: State, event: Event) -> None:
-    _take(state, event, "step", _count, "best_step")
-    _take(state, event, "score", _number, "best_eval_acc")
+    _take(state, event, "step", count, "best_step")
+    _take(state, event, "score", number, "best_eval_acc")
 
 
 def _checkpoint(state: State, event: Event) -> None:
-    _take(state, event, "step", _count, "last_checkpoint_step")
+    _take(state, event, "step", count, "last_checkpoint_step")
+    step, mono_s = count(event.get("step")), seconds(event.get("mono_s"))
+    if step is not None and mono_s is not None:
+        state["symptoms"] = symptoms.saw_save(state.get("symptoms", {}), event, step, mono_s)
 
 
 def _heartbeat(state: State, event: Event) -> None:
     """Take from the trainer's own payload what only it knows, where no event has said it."""
     for key in ("best_eval_acc", "lr_scale", "loss", "lr"):
-        _take(state, event, key, _number)
+        _take(state, event, key, number)
     for key in ("last_fast_eval_step", "last_full_eval_step", "best_step", "swap_from_step", "epoch"):
-        _take(state, event, key, _count)
+        _take(state, event, key, count)
     for key in ("optimizer", "scheduler_phase"):
-        _take(state, event, key, _text)
-    step, mono_s = _count(event.get("global_step")), _seconds(event.get("mono_s"))
+        _take(state, event, key, text)
+    step, mono_s = count(event.get("global_step")), seconds(event.get("mono_s"))
     if step is not None and mono_s is not None and step > state.get("step", -1):
+        since_s = state.get("waiting_since_s")
+        if since_s is not None and state.get("step_mono_s", 0.0) < since_s:
+            mono_s = since_s  # the last step before the evaluation, told in the midst of it
+        if "step" in state:
+            state["has_stepped"] = True  # the first beat may tell where it was resumed
         _advance(state, step, mono_s, event)  # all that a trainer with the heartbeat alone tells of its steps
-        _take(state, event, "steps_per_sec", _number)
+        state["symptoms"] = symptoms.saw_loss(state.get("symptoms", {}), event.get("loss"), step, mono_s)
+        _take(state, event, "steps_per_sec", number)
+    elif step is not None and mono_s is not None and symptoms.is_bad(event.get("loss")):
+        state["symptoms"] = symptoms.saw_loss(state.get("symptoms", {}), event.get("loss"), step, mono_s)
 
 
 def _warning(state: State, event: Event) -> None:
     state["warnings"] = state.get("warnings", 0) + 1
-    _take(state, event, "kind", _text, "last_warning")
-    _take(state, event, "message", _text, "last_warning")
+    mono_s = seconds(event.get("mono_s"))
+    if event.get("kind") == CLOCK_GAP and mono_s is not None:
+        state["active_mono_s"] = mono_s
+        if "waiting_since_s" in state:  # an evaluation did not take the night
+            if "first_step" in state:
+                state["waited_s"] += max(0.0, mono_s - state["waiting_since_s"])
+            state["waiting_since_s"] = mono_s
+        if "pace" in state and state["pace"]["at_s"] is not None:
+            state["pace"] = pace.taken_up(state["pace"], mono_s)
+    _take(state, event, "kind", text, "last_warning")
+    _take(state, event, "message", text, "last_warning")
 
 
 def _swap(state: State, event: Event) -> None:
-    _take(state, event, "step", _count, "swap_from_step")
-    if new := _text(event.get("new")):
+    _take(state, event, "step", count, "swap_from_step")
+    if new := text(event.get("new")):
         state["optimizer"] = new.lower()
 
 
@@ -155,22 +214,23 @@ def _check(state: State, event: Event) -> None:
 
 
 def _abort(state: State, event: Event) -> None:
-    state["aborted"] = {"cause": _text(event.get("cause")), "at": _at(event.get("at"))}
+    state["aborted"] = {"cause": text(event.get("cause")), "at": at(event.get("at"))}
 
 
 def _stopped(state: State, event: Event) -> None:
-    state["stopped"] = {"by": _text(event.get("by")), "at": _at(event.get("at"))}
+    state["stopped"] = {"by": text(event.get("by")), "at": at(event.get("at"))}
 
 
 def _exited(state: State, event: Event) -> None:
-    state["exited"] = {"code": _integer(event.get("code")), "signal": _integer(event.get("signal")),
-                       "at": _at(event.get("at"))}  # fmt: skip
+    state["exited"] = {"code": integer(event.get("code")), "signal": integer(event.get("signal")),
+                       "at": at(event.get("at"))}  # fmt: skip
 
 
 _FOLDS: dict[str, Callable[[State, Event], None]] = {
     "launched": _launched, "resumed": _resumed, "step": _step, "phase": _phase, "eval": _eval, "best": _best,
     "checkpoint": _checkpoint, "heartbeat": _heartbeat, "warning": _warning, "stopped": _stopped,
-    "exited": _exited, "check": _check, "swap": _swap, "abort": _abort,
+    "exited": _exited, "check": _check, "swap": _swap, "abort": _abort, "nonfinite": _ailment, "oom": _ailment,
+    "eval_crashed": _ailment,
 }  # fmt: skip
 
 
@@ -180,36 +240,6 @@ def _take(state: State, event: Event, key: str, typed: Callable[[Any], Any], nam
         state[name or key] = value
 
 
-def _integer(value: Any) -> int | None:
-    return value if type(value) is int and abs(value) < 10**12 else None
-
-
-def _count(value: Any) -> int | None:
-    return value if type(value) is int and 0 <= value < 10**12 else None
-
-
-def _number(value: Any) -> float | None:
-    is_number = (type(value) is float and math.isfinite(value)) or (type(value) is int and abs(value) < 1 << 53)
-    return value if is_number else None
-
-
-def _seconds(value: Any) -> float | None:
-    """A time of the monotonic clock; bounded, so that no sum of them is infinite."""
-    return value if _number(value) is not None and 0 <= value < 1e12 else None
-
-
-def _text(value: Any) -> str | None:
-    return value[:500] if isinstance(value, str) else None
-
-
-def _at(value: Any) -> str | None:
-    return value if isinstance(value, str) and _AT.fullmatch(value) else None
-
-
-def _flag(value: Any) -> bool | None:
-    return value if value is True else None
-
-
 def _verdicts(value: Any) -> dict[str, str] | None:
     is_sound = isinstance(value, dict) and all(
         name in check.NAMES and verdict in check.VERDICTS for name, verdict in value.items()
@@ -217,35 +247,24 @@ def _verdicts(value: Any) -> dict[str, str] | None:
     return value if is_sound else None
 
 
-def _process(value: Any) -> dict[str, Any] | None:
-    found = identity_from(value)
-    return found.as_fields() if found else None
-
-
-def _fields(**typed: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return the check of an object whose every field has its type or is None."""
-
-    def check(value: Any) -> Any:
-        if not isinstance(value, dict) or value.keys() != typed.keys():
-            return None
-        return value if all(value[k] is None or of(value[k]) is not None for k, of in typed.items()) else None
-
-    return check
-
-
 # Every key of a state, with the type that a fold gives it.
 _TYPES: dict[str, Callable[[Any], Any]] = {
-    **dict.fromkeys(("loss", "lr", "lr_scale", "steps_per_sec", "best_eval_acc", "waited_s"), _number),
-    **dict.fromkeys(("step_mono_s", "first_step_mono_s", "waiting_since_s"), _seconds),
+    **dict.fromkeys(("loss", "lr", "lr_scale", "steps_per_sec", "best_eval_acc", "waited_s"), number),
+    **dict.fromkeys(("step_mono_s", "first_step_mono_s", "waiting_since_s", "active_mono_s"), seconds),
     **dict.fromkeys(("events", "step", "first_step", "resumed_step", "epoch", "last_fast_eval_step", "warnings",
-                     "last_full_eval_step", "best_step", "last_checkpoint_step", "swap_from_step"), _count),
-    "phase": lambda value: value if _text(value) in PHASES else None,
-    **dict.fromkeys(("optimizer", "scheduler_phase", "last_warning"), _text),
-    "last_progress_at": _at,
-    "tells_steps": _flag,
-    "launched": _fields(trainer=_process, shim=_process, launcher=_process, at=_at, mono_s=_seconds),
+                     "last_full_eval_step", "best_step", "last_checkpoint_step", "swap_from_step"), count),
+    "phase": lambda value: value if text(value) in PHASES else None,
+    **dict.fromkeys(("optimizer", "scheduler_phase", "last_warning"), text),
+    "last_progress_at": at,
+    "tells_steps": flag,
+    "tells_phases": flag,
+    "has_stepped": flag,
+    "has_step_events": flag,
+    "pace": lambda value: value if pace.is_sound(value) else None,
+    "symptoms": lambda value: value if symptoms.is_sound(value) else None,
+    "launched": fields(trainer=process, shim=process, launcher=process, at=at, mono_s=seconds),
     "checks": _verdicts,
-    "aborted": _fields(cause=_text, at=_at),
-    "stopped": _fields(by=_text, at=_at),
-    "exited": _fields(code=_integer, signal=_integer, at=_at),
+    "aborted": fields(cause=text, at=at),
+    "stopped": fields(by=text, at=at),
+    "exited": fields(code=integer, signal=integer, at=at),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The verbs that the shell asks for: start, resume, runs, sidecar, prove, quarantine-damaged, stop.
+"""The verbs that the shell asks for: start, resume, runs, watch, sidecar, prove, quarantine-damaged, stop.
 
 Answers for Bash go to stdout as NUL-separated fields, everything for people to stderr. Imports are late: each verb
 pays only for what it needs, and the launcher waits for it.
@@ -130,6 +130,12 @@ def _runs(arguments: list[str]) -> int:
     return DONE
 
 
+def _watch(arguments: list[str]) -> int:
+    from ..watching import command
+
+    return command.main(arguments)
+
+
 def _sidecar(arguments: list[str]) -> int:
     from . import sidecar
 
@@ -170,6 +176,7 @@ _VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "start": (_start, "run.sh"),
     "resume": (_resume, "resume.sh"),
     "runs": (_runs, "runs.sh"),
+    "watch": (_watch, "abort-watch.sh"),
     "sidecar": (_sidecar, "sidecar"),
     "prove": (_prove, "prove"),
     "quarantine-damaged": (_quarantine_damaged, "quarantine-damaged"),

@@ -26,6 +26,7 @@ from ..run_folder.runs import Run, open_run
 from .best_artifacts import LIMIT_S, BestArtifacts
 from .echo import Echo
 from .log_follower import LogFollower
+from .wakefulness import Wakefulness
 from .witness import Witness
 
 # Ten times a second would cost a busy run 0.8 % of a core; the terminal has a thread of its own.
@@ -62,6 +63,7 @@ class Sidecar:
         self._heartbeat_mtime = 0.0
         self._found_steps: list[dict[str, Any]] = []
         self._started = time.monotonic()
+        self._wakefulness = Wakefulness()
         self._last_save = self._last_probe = self._last_status = float("-inf")
         self._saved_account: dict[str, Any] = {}
         self._shown_state: str | None = None
@@ -92,6 +94,7 @@ class Sidecar:
         self._append_steps()
         self._found_steps = self._log.pump(PUMP_S)
         now = time.monotonic()
+        self._wakefulness.beat(now, self._append)
         if self._milestones() != known:  # a pid, a first step: the status says so at once
             self._last_probe, self._shown_state = float("-inf"), None
         if now - self._last_probe >= PROBE_S and not has_ended:

@@ -1,0 +1,203 @@
+"""How fast a run trains, and how fast it trained before: what the fold remembers of the times between its steps.
+
+Training time is what lies between two steps, with waiting (evaluations, saves, compiling) left out. It is cut into
+buckets; of all buckets remain a histogram of their speeds (for the baseline) and, for each speed, when it was last
+reached (for "slower than this since"). Bounded, plain JSON, pure: every function returns a new pace.
+Try it: `python -m pytest tests/test_abort_rules.py`
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+Pace = dict[str, Any]
+
+# A bucket is this long and holds so many tellings: shorter ones show the noise of single steps.
+BUCKET_S = 30.0
+MIN_TOLD = 5
+# One interval of more than so many usual ones is an evaluation that nobody told of, a save, a stall: it counts as a
+# usual one. Two in a row are slowness, and count, each up to LONG_S or so many usual ones: beyond is the hang's affair.
+LONG_INTERVALS = 4.0
+LONG_S = 60.0
+# A log that is read in bursts has intervals of nothing.
+MIN_INTERVAL_S = 0.01
+# Speeds are counted in levels of 4.4 %: 16 to the factor of two, from 2^-32 to 2^32 steps/s.
+LEVELS = 16
+MAX_LEVEL = 512
+# How often steps are told is learned from the first buckets and then left as it is: what is long must not change its
+# meaning under the feet of the baseline. From so many more buckets on there is one.
+SETTLING = 2
+LEARNED = 8
+# A bucket slower than this share of the baseline teaches nothing: a sick hour must not become the norm.
+LEARNED_SHARE = 0.5
+# Then all counts are halved, and what a run did a day ago fades.
+MAX_COUNTED = 2000
+
+
+def begun(step: int) -> Pace:
+    """Return the pace of a run before its first step is taken in."""
+    return {
+        "step": step, "at_s": None, "told": 0, "steps": 0, "seconds": 0.0, "trained_s": 0.0, "typical_s": 0.0,
+        "least_s": None, "was_long": False, "settling": SETTLING, "learned": 0, "levels": [], "peaks": [],
+    }  # fmt: skip
+
+
+def told(pace: Pace, step: int, mono_s: float, *, counts: bool = True) -> Pace:
+    """Take in a step.
+
+    Args:
+        pace: what is known so far.
+        step: optimizer steps done.
+        mono_s: when, on the monotonic clock.
+        counts: whether the time since the last one was training (not warm-up).
+    """
+    result = {**pace, "step": step, "at_s": mono_s if counts else None}
+    if pace["at_s"] is None or not counts:
+        return result
+    result["steps"] += max(0, step - pace["step"])
+    result["told"] += 1
+    interval_s = max(0.0, mono_s - pace["at_s"])
+    result["was_long"] = pace["typical_s"] > 0 and interval_s > LONG_INTERVALS * pace["typical_s"]
+    is_single = result["was_long"] and not pace["was_long"]
+    result["seconds"] += pace["typical_s"] if is_single else _counted(pace, interval_s)
+    result["least_s"] = interval_s if pace["least_s"] is None else min(interval_s, pace["least_s"])
+    is_full = result["seconds"] >= BUCKET_S and result["told"] >= MIN_TOLD
+    return _closed(result) if is_full else result
+
+
+def paused(pace: Pace, mono_s: float) -> Pace:
+    """Stop the clock: an evaluation, a save; what lies between the last step and now was training."""
+    if pace["at_s"] is None:
+        return pace
+    return {**pace, "at_s": None, "seconds": pace["seconds"] + _counted(pace, max(0.0, mono_s - pace["at_s"]))}
+
+
+def taken_up(pace: Pace, mono_s: float) -> Pace:
+    """Let the clock go on from now; what has gone by since the last step, a machine asleep, does not count."""
+    return {**pace, "at_s": mono_s}
+
+
+def baseline(pace: Pace | None) -> float | None:
+    """Return the usual speed in steps per second, the median of what was learned; None where that is too little."""
+    return _median(pace["levels"]) if pace and pace["learned"] >= LEARNED else None
+
+
+def slow_for(pace: Pace, speed: float) -> float:
+    """Return for how many seconds of training, up to the last step, every bucket was slower than `speed` steps/s.
+
+    The time since the last step does not count: whether another one will come is the hang rule's affair.
+    """
+    last_fast_s = next((end_s for end_s, peak in reversed(pace["peaks"]) if peak >= speed), 0.0)
+    closed_s = pace["trained_s"] - last_fast_s
+    open_s = pace["seconds"] if pace["typical_s"] else 0.0  # the first bucket holds whatever a start brings
+    # The bucket that is still open counts if it is slow already with one more telling.
+    each = pace["steps"] / pace["told"] if pace["told"] else 1.0
+    is_slow = open_s > 0 and (pace["steps"] + each) / open_s < speed
+    return max(0.0, closed_s + (open_s if is_slow else 0.0))
+
+
+def recent_speed(pace: Pace | None) -> float | None:
+    """Return steps per second in the last whole bucket; None before there was one."""
+    return pace["peaks"][-1][1] if pace and pace["peaks"] else None
+
+
+def slack_s(pace: Pace) -> float:
+    """Return by how much a row of slow buckets may be longer than the slow stretch in it, where tellings are rare.
+
+    The first and the last of them may have been slow in one telling alone, with all the others at the usual speed.
+    """
+    return max(0.0, 2 * (MIN_TOLD - 1) * pace["typical_s"] - BUCKET_S)
+
+
+def is_sound(pace: object) -> bool:
+    """Whether a pace that was read from a file has the types that are given to it here."""
+    if not isinstance(pace, dict) or pace.keys() != begun(0).keys():
+        return False
+    numbers = [pace[key] for key in ("seconds", "trained_s", "typical_s")]
+    numbers += [pace[key] for key in ("at_s", "least_s") if pace[key] is not None]
+    counts = (pace["step"], pace["told"], pace["steps"], pace["learned"], pace["settling"])
+    if (
+        type(pace["was_long"]) is not bool
+        or not all(map(_is_time, numbers))
+        or not all(type(n) is int and 0 <= n < 1 << 53 for n in counts)
+    ):
+        return False
+    return _are_pairs(pace["levels"], _is_level, _is_count) and _are_pairs(pace["peaks"], _is_time, _is_time)
+
+
+def _counted(pace: Pace, seconds: float) -> float:
+    """Return how much of an interval counts as training."""
+    limit = max(LONG_S, LONG_INTERVALS * pace["typical_s"]) if pace["typical_s"] else math.inf
+    return min(seconds, limit)
+
+
+def _closed(pace: Pace) -> Pace:
+    """Close the open bucket of a pace that is ours to change."""
+    seconds, number = pace["seconds"], pace["steps"]
+    if not pace["typical_s"]:
+        # Of the first bucket, with all that a start brings, only this is learned: how often steps are told.
+        return {**pace, "typical_s": max(MIN_INTERVAL_S, pace["least_s"]), "told": 0, "steps": 0, "seconds": 0.0}
+    speed = number / seconds
+    usual = baseline(pace)
+    if pace["settling"]:
+        usual_s = max(MIN_INTERVAL_S, seconds / pace["told"])
+        pace["typical_s"] += (usual_s - pace["typical_s"]) / (SETTLING - pace["settling"] + 1)
+        pace["settling"] -= 1
+    elif number and (usual is None or speed >= LEARNED_SHARE * usual):
+        pace["levels"] = _learned(pace["levels"], _level(speed))
+        pace["learned"] = min(pace["learned"] + 1, MAX_COUNTED)
+    pace["trained_s"] += seconds
+    pace["peaks"] = _with_peak(pace["peaks"], pace["trained_s"], speed)
+    pace.update(told=0, steps=0, seconds=0.0)
+    return pace
+
+
+def _with_peak(peaks: list[list[float]], end_s: float, speed: float) -> list[list[float]]:
+    """Return the peaks with a new one behind: what was slower before it is no peak any more, what was as fast is it."""
+    kept = len(peaks)
+    while kept and _level(peaks[kept - 1][1]) <= _level(speed):
+        kept -= 1
+        speed = max(speed, peaks[kept][1]) if _level(peaks[kept][1]) == _level(speed) else speed
+    return [*peaks[:kept], [end_s, speed]]
+
+
+def _learned(levels: list[list[int]], level: int) -> list[list[int]]:
+    counts = dict(map(tuple, levels))
+    counts[level] = counts.get(level, 0) + 1
+    if sum(counts.values()) > MAX_COUNTED:
+        counts = {one: count // 2 for one, count in counts.items() if count > 1}
+    return [[one, counts[one]] for one in sorted(counts)]
+
+
+def _median(levels: list[list[int]]) -> float | None:
+    left = sum(count for _, count in levels) / 2
+    for level, count in levels:
+        left -= count
+        if left <= 0:
+            return 2.0 ** ((level + 0.5) / LEVELS)
+    return None
+
+
+def _level(speed: float) -> int:
+    if speed <= 0:
+        return -MAX_LEVEL
+    return max(-MAX_LEVEL, min(MAX_LEVEL, math.floor(LEVELS * math.log2(speed))))
+
+
+def _is_time(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < 1e15
+
+
+def _is_level(value: Any) -> bool:
+    return type(value) is int and abs(value) <= MAX_LEVEL
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 < value <= MAX_COUNTED
+
+
+def _are_pairs(pairs: Any, first: Any, second: Any) -> bool:
+    if not isinstance(pairs, list) or len(pairs) > 2 * MAX_LEVEL + 1:
+        return False
+    return all(isinstance(pair, list) and len(pair) == 2 and first(pair[0]) and second(pair[1]) for pair in pairs)

@@ -1,0 +1,153 @@
+"""What the fold remembers of a run's ailments: numbers that are not finite, memory that ran out, evals that crashed.
+
+Each is kept until the run has shown that it got over it. Bounded, plain JSON, pure: every function returns new
+symptoms. What they mean is the abort rules' affair.
+Try it: `python -m pytest tests/test_abort_rules.py`
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+Symptoms = dict[str, Any]
+
+# So many of the newest are kept.
+MAX_OOMS = 64
+# Beyond this a loss is none, finite or not: the next step would overflow.
+MAX_LOSS = 1e30
+# Tellings over which the loss is smoothed, on a scale of factors: a spike of a few steps does not move it.
+SMOOTHED = 200
+# So many times slower the best follows upwards: "recent best".
+FORGETS = 20
+
+_WORDS = frozenset({"nan", "inf", "-inf"})
+
+
+def saw_loss(known: Symptoms, loss: Any, step: int, mono_s: float) -> Symptoms:
+    """Take in the loss of a step; anything that is no loss changes nothing."""
+    if is_bad(loss):
+        return _went_bad(known, f"loss {loss}", step, mono_s)
+    if type(loss) not in (int, float):
+        return known
+    result = {**known, "loss_told": known.get("loss_told", 0) + 1}
+    bad = known.get("bad")
+    if bad and step > bad["step"]:
+        del result["bad"]
+        result["healed"] = known.get("healed", 0) + 1
+    same = known.get("same")
+    result["same"] = {"loss": loss, "told": same["told"] + 1 if same and same["loss"] == loss else 1, "step": step}
+    if same and same["loss"] == loss:
+        result["same"]["step"] = same["step"]
+    if loss > 0:
+        log = math.log(loss)
+        smooth = known.get("smooth", log)
+        smooth += (log - smooth) / SMOOTHED
+        best = known.get("best", smooth)
+        result["smooth"], result["best"] = smooth, min(smooth, best + (smooth - best) / (SMOOTHED * FORGETS))
+    return result
+
+
+def saw_nonfinite(known: Symptoms, event: Mapping[str, Any], step: int, mono_s: float) -> Symptoms:
+    """Take in a `nonfinite` event: the trainer says it itself."""
+    what = event.get("what")
+    return _went_bad(known, f"{what[:80]} not finite" if isinstance(what, str) else "not finite", step, mono_s)
+
+
+def saw_save(known: Symptoms, event: Mapping[str, Any], step: int, mono_s: float) -> Symptoms:
+    """Take in a `checkpoint` event, for its size and whether all in it was finite."""
+    result = dict(known)
+    size = event.get("size")
+    if type(size) is int and 0 <= size < 1 << 53:
+        result["save_bytes"] = size
+    if event.get("finite") is True:
+        result["sound_step"] = step
+        result.pop("bad_save", None)
+    elif event.get("finite") is False and "bad_save" not in known:
+        result["bad_save"] = {"step": step, "after": known.get("sound_step"), "mono_s": mono_s}
+    return result
+
+
+def saw_oom(known: Symptoms, mono_s: float) -> Symptoms:
+    """Take in an `oom` event."""
+    return {**known, "ooms": [*known.get("ooms", []), mono_s][-MAX_OOMS:]}
+
+
+def saw_eval_crash(known: Symptoms, event: Mapping[str, Any], step: int | None, mono_s: float) -> Symptoms:
+    """Take in an `eval_crashed` event."""
+    kind, message = (event.get(key) for key in ("kind", "message"))
+    crash = {
+        "kind": kind[:20] if isinstance(kind, str) else None,
+        "message": message[:200] if isinstance(message, str) else None,
+        "step": step,
+        "mono_s": mono_s,
+    }
+    return {**known, "eval_crash": crash}
+
+
+def saw_eval(known: Symptoms) -> Symptoms:
+    """Take in that an evaluation came to its end: an earlier crash is over."""
+    return {key: value for key, value in known.items() if key != "eval_crash"}
+
+
+def is_bad(loss: Any) -> bool:
+    """Whether a journal's value says that a loss is not finite (there it is a word), or as good as not."""
+    if isinstance(loss, str):
+        return loss.strip().lower() in _WORDS
+    return type(loss) in (int, float) and not abs(loss) < MAX_LOSS
+
+
+def is_sound(known: object) -> bool:
+    """Whether symptoms that were read from a file have the types that are given to them here."""
+    return isinstance(known, dict) and all(key in _TYPES and _TYPES[key](value) for key, value in known.items())
+
+
+def _went_bad(known: Symptoms, what: str, step: int, mono_s: float) -> Symptoms:
+    if "bad" in known:
+        return known  # the first one counts: from before it a recovery has to start
+    return {**known, "bad": {"what": what[:100], "step": step, "mono_s": mono_s}}
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 53
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e40
+
+
+def _is_time(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < 1e12
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= 200
+
+
+def _or_none(check: Any) -> Any:
+    return lambda value: value is None or check(value)
+
+
+def _fields(**checks: Any) -> Any:
+    def check(value: Any) -> bool:
+        return (
+            isinstance(value, dict)
+            and value.keys() == checks.keys()
+            and all(of(value[name]) for name, of in checks.items())
+        )
+
+    return check
+
+
+_TYPES: dict[str, Any] = {
+    **dict.fromkeys(("loss_told", "healed", "save_bytes", "sound_step"), _is_count),
+    **dict.fromkeys(("smooth", "best"), _is_number),
+    "bad": _fields(what=_is_text, step=_is_count, mono_s=_is_time),
+    "bad_save": _fields(step=_is_count, after=_or_none(_is_count), mono_s=_is_time),
+    "same": _fields(loss=_is_number, told=_is_count, step=_is_count),
+    "ooms": lambda value: isinstance(value, list) and len(value) <= MAX_OOMS and all(map(_is_time, value)),
+    "eval_crash": _fields(
+        kind=_or_none(_is_text), message=_or_none(_is_text), step=_or_none(_is_count), mono_s=_is_time
+    ),
+}

@@ -1,0 +1,35 @@
+"""Whether time went by for everybody: a machine that slept, a paused virtual machine, a cgroup that was frozen.
+
+The sidecar beats several times a second. If hours lie between two beats, nothing else ran either, and the journal says
+so: what stood still meanwhile did not hang. (On Linux the monotonic clock stands still while a laptop sleeps; that of a
+paused virtual machine may go on.)
+Try it: `python -m pytest tests/test_watch.py -k slept`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..run_folder.run_state import CLOCK_GAP
+
+# A beat takes half a second and a few files; a disk that holds it up longer holds up a trainer as well.
+GAP_S = 60.0
+
+
+class Wakefulness:
+    """Compares each beat with the last."""
+
+    def __init__(self) -> None:
+        self._last_s: float | None = None
+
+    def beat(self, now_s: float, append: Callable[..., bool]) -> None:
+        """Journal a gap if there was one.
+
+        Args:
+            now_s: the monotonic clock.
+            append: (event, **fields) writes into the run's journal.
+        """
+        last_s, self._last_s = self._last_s, now_s
+        if last_s is not None and now_s - last_s > GAP_S:
+            message = f"nothing ran for {now_s - last_s:.0f} s: the machine slept, or was held up"
+            append("warning", kind=CLOCK_GAP, message=message, seconds=now_s - last_s)

@@ -1,0 +1,1 @@
+"""Looking at live runs: which of them is sick, and by what evidence."""

@@ -1,0 +1,264 @@
+"""Whether a run is sick, and of what: pure rules on its folded journal, its settings and what can be seen of it now.
+
+A rule speaks only where something has lasted (`throughput`, `hang`, `oom`) or can be nothing else (a loss that is not
+finite, a trainer that is gone). What is not known is never sick. Reads and writes nothing.
+Source: protocol §12; docs/watch.md says the same for people. Try it: `python -m pytest tests/test_abort_rules.py`
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from ..run_folder import pace
+from ..run_folder.run_state import State, is_waiting
+
+SICK, WARNING = "sick", "warning"
+
+NONFINITE, DIVERGED, THROUGHPUT, OOM, EVAL, HANG = "nonfinite", "diverged", "throughput", "oom", "eval", "hang"
+DIED, CRASH_LOOP = "died", "crash_loop"
+FROZEN, ZERO, UNSEEN, DISK, INODES = "frozen", "zero", "unseen", "disk", "inodes"
+
+# Who tells a step every hour does not hang after half of one: so many usual intervals are waited for at least.
+HANG_INTERVALS = 5
+# A log with four digits shows the same loss now and then.
+FROZEN_TOLD = 300
+ZERO_TOLD = 20
+# Before, a smoothed loss is still falling from where it began.
+DIVERGENCE_TOLD = 1000
+# Below this, or two more checkpoints, the disk is as good as full.
+FREE_BYTES = 256 << 20
+FREE_INODES = 1000
+EVALS = frozenset({"fast_eval", "full_eval"})
+
+
+class Limits(NamedTuple):
+    """The thresholds, from the run's own config: `abort.*` and `recover.max_attempts`; minutes are minutes."""
+
+    throughput_drop: float = 0.5
+    throughput_minutes: float = 10.0
+    hang_minutes: float = 30.0
+    eval_minutes: float = 60.0
+    save_minutes: float = 30.0
+    divergence: float | None = None
+    oom_count: int = 3
+    oom_minutes: float = 30.0
+    max_attempts: int = 3
+
+
+class Sight(NamedTuple):
+    """What can be seen of a run now, beside its journal.
+
+    Args:
+        now_s: the monotonic clock of the run's boot; None where that is not this one's: no age is known then.
+        run_state: as `status.state_of` names it.
+        end: exit.json, or None.
+        lineage_speed: the usual steps per second of comparable ancestors; None where there are none.
+        fruitless: how many starts in a row, this one included, ended without a new step.
+        log_ooms: out-of-memory messages among the last lines of a log that is being written.
+        free_bytes, free_inodes: of the disk that the run writes to; None where nobody knows.
+    """
+
+    now_s: float | None
+    run_state: str
+    end: dict[str, Any] | None = None
+    lineage_speed: float | None = None
+    fruitless: int = 0
+    log_ooms: int = 0
+    free_bytes: int | None = None
+    free_inodes: int | None = None
+
+
+class Finding(NamedTuple):
+    """One thing that is wrong.
+
+    Args:
+        cause: its class, one of the names above.
+        verdict: SICK (a run in this state is worth stopping or recovering) or WARNING (worth a look).
+        evidence: one sentence with numbers.
+        since_s: since when, on the run's monotonic clock; None where that is not known.
+        first_bad_step: a recovery has to begin before this step; None where any step is as good.
+    """
+
+    cause: str
+    verdict: str
+    evidence: str
+    since_s: float | None = None
+    first_bad_step: int | None = None
+
+
+def limits_of(setting: Callable[[str, str], Any]) -> Limits:
+    """Return the limits of a run; a value that is no number above 0 counts as the default.
+
+    Args:
+        setting: `setting(section, key)`, from its resolved config, which may be anybody's.
+    """
+    values: dict[str, Any] = {}
+    for name, default in Limits._field_defaults.items():
+        value = setting("recover" if name == "max_attempts" else "abort", name)
+        is_number = type(value) in (int, float) and 0 < value < 1e9
+        values[name] = value if is_number else default
+    values["throughput_drop"] = min(values["throughput_drop"], 1.0)
+    return Limits(**values)
+
+
+def findings(state: State, limits: Limits, sight: Sight) -> list[Finding]:
+    """Return everything that is wrong with a run, sick before warning, the most telling first.
+
+    Args:
+        state: its folded journal.
+        limits: from its config.
+        sight: what can be seen of it now.
+    """
+    if sight.run_state in ("failed", "lost"):
+        found = [*_not_finite(state), *_ended(state, limits, sight)]
+    elif sight.run_state in ("starting", "running", "unsupervised"):
+        rules = (_not_finite_any, _oom, _eval, _save, _hang, _throughput, _diverged, _odd_loss, _disk)
+        found = [one for rule in rules for one in rule(state, limits, sight)]
+    else:
+        found = []
+    return sorted(found, key=lambda one: one.verdict != SICK)
+
+
+def _not_finite_any(state: State, _limits: Limits, _sight: Sight) -> Iterator[Finding]:
+    yield from _not_finite(state)
+    healed = state.get("symptoms", {}).get("healed", 0)
+    if healed and "bad" not in state.get("symptoms", {}):
+        yield Finding(NONFINITE, WARNING, f"the loss was not finite {healed} times and came back")
+
+
+def _not_finite(state: State) -> Iterator[Finding]:
+    known = state.get("symptoms", {})
+    if bad := known.get("bad"):
+        yield Finding(NONFINITE, SICK, f"{bad['what']} in step {bad['step']}", bad["mono_s"], bad["step"])
+    if bad := known.get("bad_save"):
+        first = bad["step"] if bad["after"] is None else bad["after"] + 1
+        after = "" if bad["after"] is None else f", all was finite at step {bad['after']}"
+        evidence = f"weights or loss not finite in the checkpoint of step {bad['step']}{after}"
+        yield Finding(NONFINITE, SICK, evidence, bad["mono_s"], min(first, bad["step"]))
+
+
+def _ended(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]:
+    step = f"at step {state['step']}" if "step" in state else "before its first step"
+    code = (sight.end or {}).get("code")
+    signal = (sight.end or {}).get("signal")
+    how = f"by signal {signal}" if signal else f"with code {code}" if code is not None else "and nobody saw how"
+    memory = f"; {sight.log_ooms} lines of its log's last speak of memory" if sight.log_ooms else ""
+    if sight.fruitless >= limits.max_attempts:
+        evidence = f"{sight.fruitless} starts in a row without a new step; the last one ended {step} {how}{memory}"
+        yield Finding(CRASH_LOOP, SICK, evidence)
+    elif sight.log_ooms:
+        yield Finding(OOM, SICK, f"the trainer ended {step} {how}{memory}")
+    else:
+        yield Finding(DIED, SICK, f"the trainer ended {step} {how}")
+
+
+def _oom(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]:
+    window_s = limits.oom_minutes * 60
+    ooms = state.get("symptoms", {}).get("ooms", [])
+    recent = [at for at in ooms if sight.now_s is not None and at >= sight.now_s - window_s]
+    wanted = min(limits.oom_count, 64)
+    if len(recent) >= wanted:
+        yield Finding(OOM, SICK, f"out of memory {len(recent)} times in {limits.oom_minutes:g} min", recent[0])
+    elif sight.log_ooms >= wanted and "step" in state:  # before the first step a trainer may be trying sizes
+        yield Finding(OOM, SICK, f"{sight.log_ooms} of the log's last lines say that memory ran out")
+
+
+def _eval(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]:
+    if crash := state.get("symptoms", {}).get("eval_crash"):
+        said = f": {crash['message']}" if crash["message"] else ""
+        step = f" at step {crash['step']}" if crash["step"] is not None else ""
+        yield Finding(EVAL, SICK, f"the {crash['kind'] or ''} evaluation{step} crashed{said}".replace("  ", " "),
+                      crash["mono_s"])  # fmt: skip
+    yield from _waits_too_long(state, sight, EVALS, limits.eval_minutes, EVAL, "an evaluation")
+
+
+def _save(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]:
+    yield from _waits_too_long(state, sight, {"checkpoint"}, limits.save_minutes, HANG, "a save")
+
+
+def _waits_too_long(
+    state: State, sight: Sight, phases: frozenset[str] | set[str], minutes: float, cause: str, what: str
+) -> Iterator[Finding]:
+    if state.get("phase") in phases and is_waiting(state) and sight.now_s is not None:
+        age_s = sight.now_s - state["waiting_since_s"]
+        if age_s > minutes * 60:
+            evidence = f"{what} has been going on for {age_s / 60:.0f} min (limit {minutes:g} min)"
+            yield Finding(cause, SICK, evidence, state["waiting_since_s"])
+
+
+def _hang(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]:
+    """No step, whatever the heartbeat says: a thread goes on beating while the training stands."""
+    active_s = state.get("active_mono_s")
+    if sight.now_s is None or active_s is None:
+        return
+    if is_waiting(state) and state.get("phase") in EVALS | {"checkpoint"}:
+        return  # these have limits of their own
+    usual_s = state["pace"]["typical_s"] if "pace" in state else 0.0
+    limit_s = max(limits.hang_minutes * 60, HANG_INTERVALS * usual_s)
+    age_s = sight.now_s - active_s
+    if age_s <= limit_s:
+        return
+    if state.get("has_stepped"):
+        evidence = f"no step since step {state['step']} {age_s / 60:.0f} min ago (limit {limit_s / 60:g} min)"
+        yield Finding(HANG, SICK, evidence, active_s)
+    elif state.get("tells_phases") or state.get("resumed_step") is not None:
+        evidence = f"no first step in {age_s / 60:.0f} min (limit {limit_s / 60:g} min), phase {state.get('phase')}"
+        yield Finding(HANG, SICK, evidence, active_s)
+    else:
+        evidence = f"no step was ever seen in {age_s / 60:.0f} min: does trainer.log_patterns fit its lines?"
+        yield Finding(UNSEEN, WARNING, evidence, active_s)
+
+
+def _throughput(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]:
+    known = state.get("pace")
+    if known is None:
+        return
+    usual = usual_speed(state, sight)
+    if usual is None:
+        return
+    threshold = usual * (1 - limits.throughput_drop)
+    slow_s = pace.slow_for(known, threshold)
+    if slow_s > limits.throughput_minutes * 60 + pace.slack_s(known):
+        evidence = (
+            f"below {threshold:.3g} steps/s for {slow_s / 60:.0f} min of training, usual are {usual:.3g} "
+            f"(limit {limits.throughput_drop:.0%} slower for {limits.throughput_minutes:g} min)"
+        )
+        yield Finding(THROUGHPUT, SICK, evidence)
+
+
+def _diverged(state: State, limits: Limits, _sight: Sight) -> Iterator[Finding]:
+    known = state.get("symptoms", {})
+    if limits.divergence is None or known.get("loss_told", 0) < DIVERGENCE_TOLD or "smooth" not in known:
+        return
+    times = math.exp(min(700.0, known["smooth"] - known["best"]))
+    if times > limits.divergence:
+        evidence = f"the loss, smoothed, is {times:.1f} times its recent best (limit {limits.divergence:g})"
+        yield Finding(DIVERGED, SICK, evidence)
+
+
+def _odd_loss(state: State, _limits: Limits, _sight: Sight) -> Iterator[Finding]:
+    same = state.get("symptoms", {}).get("same")
+    if same and same["loss"] == 0 and same["told"] >= ZERO_TOLD:
+        evidence = f"the loss has been exactly 0 since step {same['step']} ({same['told']} times): labels in the input?"
+        yield Finding(ZERO, WARNING, evidence, None, same["step"])
+    elif same and same["told"] >= FROZEN_TOLD:
+        evidence = f"the loss has been {same['loss']:.6g} since step {same['step']} ({same['told']} times)"
+        yield Finding(FROZEN, WARNING, evidence, None, same["step"])
+
+
+def _disk(state: State, _limits: Limits, sight: Sight) -> Iterator[Finding]:
+    wanted = max(FREE_BYTES, 2 * state.get("symptoms", {}).get("save_bytes", 0))
+    if sight.free_bytes is not None and sight.free_bytes < wanted:
+        evidence = f"{sight.free_bytes / 2**20:.0f} MiB left on its disk, {wanted / 2**20:.0f} are wanted"
+        yield Finding(DISK, WARNING, evidence)
+    if sight.free_inodes is not None and sight.free_inodes < FREE_INODES:
+        yield Finding(INODES, WARNING, f"{sight.free_inodes} inodes left on its disk, {FREE_INODES} are wanted")
+
+
+def usual_speed(state: State, sight: Sight) -> float | None:
+    """Return the lineage's own baseline: its ancestors' where it has one, for what a sick run learns is no norm."""
+    own = pace.baseline(state.get("pace"))
+    known = [speed for speed in (own, sight.lineage_speed) if speed is not None]
+    return max(known, default=None)

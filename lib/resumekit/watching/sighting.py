@@ -1,0 +1,132 @@
+"""What the abort rules need to see of a run beside its journal: clock, processes, ancestors, the log's end, the disk.
+
+Reads a run's folder and those of its ancestors, /proc and the file system; writes nothing.
+Try it: `bin/abort-watch.sh --observe`
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from typing import Any
+
+from ..basics import processes
+from ..basics.files import UnreadableFile, open_regular
+from ..run_folder import pace, status
+from ..run_folder.run_state import State
+from ..run_folder.runs import Run, RunTable
+from ..run_folder.status import View
+from .abort_rules import Limits, Sight
+
+# Ancestors whose speed is asked for: each is one small file to read.
+MAX_ANCESTORS = 5
+TAIL_BYTES = 64 * 1024
+TAIL_LINES = 50
+# A longer line is no message.
+LINE_BYTES = 4096
+_OOM = re.compile(
+    rb"out of memory|OutOfMemoryError|can't allocate memory|Cannot allocate memory|\bMemoryError\b|ALLOC_FAILED",
+    re.IGNORECASE,
+)
+
+
+def sight(run: Run, state: State, view: View, table: RunTable, limits: Limits) -> Sight:
+    """Look at a run of this host, now.
+
+    Args:
+        run: the run.
+        state: its folded journal.
+        view: its processes and its end, from `status.look`.
+        table: all runs, for its ancestors.
+        limits: its thresholds.
+    """
+    name = state_name(run, state, view)
+    has_ended = name in ("failed", "lost")
+    free_bytes, free_inodes = _free(run)
+    return Sight(
+        now_s=None if has_ended else clock(state),
+        run_state=name,
+        end=view.end,
+        lineage_speed=None if has_ended else lineage_speed(run, table),
+        fruitless=fruitless_starts(run, state, table, limits.max_attempts) if has_ended else 0,
+        log_ooms=log_ooms(run, limits.oom_minutes * 60),
+        free_bytes=free_bytes,
+        free_inodes=free_inodes,
+    )
+
+
+def state_name(run: Run, state: State, view: View) -> str:
+    """Name the state of a run; what a person or a rule has ended is so, even if nobody saw how."""
+    max_steps = run.setting("training", "max_steps")
+    name = status.state_of(state, view, max_steps if type(max_steps) is int else None)
+    if name in ("failed", "lost"):
+        return "stopped" if state.get("stopped") else "aborted" if state.get("aborted") else name
+    return name
+
+
+def clock(state: State) -> float | None:
+    """Return the monotonic clock that a run's events are on; None where they are of another boot or host."""
+    trainer = processes.identity_from((state.get("launched") or {}).get("trainer"))
+    is_ours = trainer and trainer.host == processes.host_name() and trainer.boot_id == processes.boot_id()
+    return time.monotonic() if is_ours else None
+
+
+def lineage_speed(run: Run, table: RunTable) -> float | None:
+    """Return the highest usual speed of the ancestors that trained the same thing on the same host."""
+    known: list[float] = []
+    for ancestor, _ in table.history(run)[1 : 1 + MAX_ANCESTORS]:
+        if any(ancestor.record.get(key) != run.record.get(key) for key in ("config_hash", "host")):
+            break
+        speed = pace.baseline(status.read_state(ancestor).get("pace"))
+        if speed is not None:
+            known.append(speed)
+    return max(known, default=None)
+
+
+def fruitless_starts(run: Run, state: State, table: RunTable, limit: int) -> int:
+    """Return how many starts in a row ended without a new step, this one the last; no more than `limit` are counted."""
+    if _has_new_step(run, state):
+        return 0
+    number = 1
+    for ancestor, _ in table.history(run)[1:]:
+        if number >= limit:
+            break
+        earlier = status.read_state(ancestor)
+        name = state_name(ancestor, earlier, status.look(ancestor, earlier))
+        if name not in ("failed", "lost") or _has_new_step(ancestor, earlier):
+            break
+        number += 1
+    return number
+
+
+def log_ooms(run: Run, window_s: float) -> int:
+    """Return how many of the last lines of a log that was written to lately say that memory ran out."""
+    try:
+        descriptor = open_regular(run.paths.output_log)
+    except UnreadableFile:
+        return 0
+    try:
+        found = os.fstat(descriptor)
+        if time.time() - found.st_mtime > window_s:
+            return 0
+        tail = os.pread(descriptor, TAIL_BYTES, max(0, found.st_size - TAIL_BYTES))
+    except OSError:
+        return 0
+    finally:
+        os.close(descriptor)
+    return sum(bool(_OOM.search(line[:LINE_BYTES])) for line in tail.splitlines()[-TAIL_LINES:])
+
+
+def _has_new_step(run: Run, state: State) -> bool:
+    return state.get("step", 0) > (run.parent_step or 0)
+
+
+def _free(run: Run) -> tuple[int | None, int | None]:
+    """Return (free bytes, free inodes) of the disk of a run; None where the file system does not say."""
+    try:
+        found: Any = os.statvfs(run.paths.run_dir)
+    except OSError:
+        return None, None
+    # Some file systems make inodes as they go, and say that they have 0 of them.
+    return found.f_bavail * found.f_frsize, found.f_favail if found.f_files else None

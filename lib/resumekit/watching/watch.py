@@ -1,0 +1,203 @@
+"""One look at every live run of this host: who is sick, and by what evidence. It says so; it stops nobody.
+
+What is looked at are the markers in `runs/.live/`, so that finished runs cost nothing. Each run has its own bound in
+time, and what is wrong with one keeps nobody from looking at the next. Reads run folders; writes nothing.
+Try it: `bin/abort-watch.sh --observe`
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..basics import processes
+from ..basics.errors import KitError
+from ..basics.terminal import plain
+from ..run_folder import pace, status
+from ..run_folder.lineage import parse_run_name
+from ..run_folder.run_state import measured_speed
+from ..run_folder.runs import Run, RunTable
+from . import abort_rules, sighting
+from .abort_rules import SICK, WARNING, Finding
+
+# One run may take so long to look at; a disk that does not answer must not hide the others.
+LIMIT_S = 10.0
+# What looks sick is looked at again after so long: a machine that has just woken up, a trainer that ends this moment.
+SECOND_LOOK_S = 2.0
+WELL, ENDED, PAUSED, REMOTE, UNKNOWN = "well", "ended", "paused", "remote", "unknown"
+
+
+class TooSlow(Exception):
+    """A look took longer than it may."""
+
+
+class Look(NamedTuple):
+    """What one look at a run has shown.
+
+    Args:
+        run_id: the run.
+        state: as in status.json; 'unknown' where it could not be told.
+        step, max_steps, steps_per_sec: None where they are not known.
+        verdict: 'sick', 'warning', 'well'; 'ended' (a marker that was left behind), 'paused', 'remote', 'unknown'.
+        findings: what is wrong, the worst first.
+        note: why it was not judged, for the other verdicts.
+    """
+
+    run_id: str
+    state: str
+    verdict: str
+    step: int | None = None
+    max_steps: int | None = None
+    steps_per_sec: float | None = None
+    findings: tuple[Finding, ...] = ()
+    note: str = ""
+
+    @property
+    def evidence(self) -> str:
+        return "; ".join(f"{one.cause}: {one.evidence}" for one in self.findings) or self.note
+
+    def as_fields(self) -> dict[str, Any]:
+        """Return it as --json shows it."""
+        return {**self._asdict(), "findings": [one._asdict() for one in self.findings], "evidence": self.evidence}
+
+
+def one_pass(runs_dir: Path, wanted: Sequence[str] = ()) -> list[Look]:
+    """Look at every live run once, and at those that look sick a second time.
+
+    Args:
+        runs_dir: the folder of all runs.
+        wanted: experiments and run ids; none for all.
+
+    Raises:
+        KitError: the markers cannot be read.
+    """
+    looks = [look_at(runs_dir, run_id) for run_id in live_runs(runs_dir, wanted)]
+    if any(one.verdict == SICK for one in looks):
+        time.sleep(SECOND_LOOK_S)
+        looks = [confirmed(one, look_at(runs_dir, one.run_id)) if one.verdict == SICK else one for one in looks]
+    return looks
+
+
+def live_runs(runs_dir: Path, wanted: Sequence[str] = ()) -> list[str]:
+    """Return the ids of the runs that have a marker in `.live/`, sorted; one directory listing."""
+    try:
+        names = os.listdir(runs_dir / ".live")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise KitError(f"the markers in '{runs_dir}/.live' cannot be read: {error.strerror}") from error
+    known = {name: parsed for name in names if (parsed := parse_run_name(name))}
+    return sorted(name for name, parsed in known.items() if not wanted or {name, parsed.experiment} & set(wanted))
+
+
+def look_at(runs_dir: Path, run_id: str) -> Look:
+    """Look at one run, in bounded time; whatever goes wrong in it becomes a sentence."""
+    try:
+        with time_limit(LIMIT_S):
+            table = RunTable(runs_dir)
+            run = table.get(run_id)
+            if run is None:
+                return Look(run_id, UNKNOWN, ENDED, note="its folder is gone, the marker was left behind")
+            return _judge(run, table)
+    except TooSlow:
+        return Look(run_id, UNKNOWN, UNKNOWN, note=f"it could not be read within {LIMIT_S:.0f} s")
+    except Exception as error:  # anything: what one folder holds must not hide the other runs
+        return Look(run_id, UNKNOWN, UNKNOWN, note=f"it cannot be read: {type(error).__name__}: {error}")
+
+
+def confirmed(first: Look, second: Look) -> Look:
+    """Return the second look, its sick findings only if the first had them too."""
+    causes = {one.cause for one in first.findings}
+    kept = tuple(one for one in second.findings if one.verdict != SICK or one.cause in causes)
+    if len(kept) == len(second.findings):
+        return second
+    return second._replace(findings=kept, verdict=_verdict(kept))
+
+
+def as_text(looks: Sequence[Look]) -> str:
+    """Return one line per run, in columns; '' where there is none."""
+    lines = [
+        (one.run_id, one.state, _progress(one), "" if one.steps_per_sec is None else f"{one.steps_per_sec:.3g} steps/s",
+         one.verdict, one.evidence)
+        for one in looks
+    ]  # fmt: skip
+    widths = [max(len(line[i]) for line in lines) for i in range(5)] if lines else []
+    return "\n".join(
+        plain("  ".join([*(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=False)), line[5]]).rstrip())
+        for line in lines
+    )
+
+
+def as_json(looks: Sequence[Look]) -> str:
+    """Return a JSON array on one line."""
+    return json.dumps([one.as_fields() for one in looks], allow_nan=False)
+
+
+def summary(looks: Sequence[Look]) -> str:
+    """Say in a sentence what a pass has found."""
+    number = {name: sum(one.verdict == name for one in looks) for name in (SICK, WARNING, UNKNOWN)}
+    shown = "1 live run" if len(looks) == 1 else f"{len(looks)} live runs"
+    return f"{shown}, {number[SICK]} sick" + "".join(
+        f", {number[name]} {name}" for name in (WARNING, UNKNOWN) if number[name]
+    )
+
+
+@contextlib.contextmanager
+def time_limit(limit_s: float) -> Iterator[None]:
+    """Raise TooSlow in what stands below when it takes longer; only in the main thread."""
+
+    def ring(_number: int, _frame: object) -> None:
+        raise TooSlow
+
+    before = signal.signal(signal.SIGALRM, ring)
+    # Again and again: somebody on the way may have taken the first one for an error of his own.
+    signal.setitimer(signal.ITIMER_REAL, limit_s, 0.5)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _judge(run: Run, table: RunTable) -> Look:
+    if os.path.lexists(run.paths.paused):
+        return Look(run.run_id, UNKNOWN, PAUSED, note="not looked at: there is a file 'paused' in its folder")
+    host = run.record.get("host")
+    if isinstance(host, str) and host != processes.host_name():
+        return Look(run.run_id, UNKNOWN, REMOTE, note=f"not looked at: it runs on '{host[:100]}'")
+    if not run.is_ours:
+        return Look(run.run_id, UNKNOWN, UNKNOWN, note="it has no run.json that says whose it is")
+    state = status.read_state(run)
+    view = status.look(run, state)
+    name = sighting.state_name(run, state, view)
+    trainer = (state.get("launched") or {}).get("trainer") or {}
+    if trainer and trainer["host"] != processes.host_name():
+        return Look(run.run_id, UNKNOWN, REMOTE, note=f"not looked at: its trainer is on '{trainer['host'][:100]}'")
+    max_steps = run.setting("training", "max_steps")
+    known = {
+        "step": state.get("step"),
+        "max_steps": max_steps if type(max_steps) is int and 0 <= max_steps < 10**12 else None,
+        "steps_per_sec": pace.recent_speed(state.get("pace")) or measured_speed(state),
+    }
+    if name not in (*status.LIVE, "failed", "lost"):
+        return Look(run.run_id, name, ENDED, **known, note="not live, the marker was left behind")
+    limits = abort_rules.limits_of(run.setting)
+    found = tuple(abort_rules.findings(state, limits, sighting.sight(run, state, view, table, limits)))
+    return Look(run.run_id, name, _verdict(found), **known, findings=found)
+
+
+def _verdict(found: Sequence[Finding]) -> str:
+    verdicts = {one.verdict for one in found}
+    return SICK if SICK in verdicts else WARNING if WARNING in verdicts else WELL
+
+
+def _progress(one: Look) -> str:
+    if one.step is None:
+        return "no step"
+    return f"step {one.step}/{one.max_steps}" if one.max_steps else f"step {one.step}"

@@ -1,0 +1,155 @@
+"""The abort rules on many made-up runs: how often they would stop a healthy one, how often they miss a sick one.
+
+A watcher comes by every minute of the trace's time and looks as the real one does. Prints what was found, and ends with
+1 if a healthy run was called sick or a sick one was missed.
+Try it: `python tests/campaign_traces.py --healthy 1000 --sick 200 --seed 4`
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+# ruff: noqa: E402
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent / "lib")]
+
+import traces
+from resumekit.run_folder import pace
+from resumekit.run_folder.run_state import CLOCK_GAP, fold
+from resumekit.watching import abort_rules
+from resumekit.watching.abort_rules import Finding, Limits, Sight
+
+PASS_S = 60.0
+# Once nothing more happens it does not matter how often somebody looks.
+MAX_PASSES = 100_000
+
+
+class Verdict(NamedTuple):
+    """What came of a trace: the first sick finding, when, the number of the life, and how many passes there were."""
+
+    finding: Finding | None
+    at_s: float
+    life: int
+    passes: int
+
+
+def watched(trace: traces.Trace) -> Verdict:
+    """Let a watcher look at a trace once a minute; return its first sick finding, or that there was none."""
+    limits = Limits(divergence=trace.divergence)
+    lineage_speed: float | None = None
+    fruitless = passes = 0
+    for number, life in enumerate(trace.lives):
+        state: dict = {}
+        for state, now_s in _looks(life):
+            passes += 1
+            is_dead = bool(life.is_dead_at) and now_s >= life.is_dead_at[0]
+            name = "lost" if is_dead else "running" if "step" in state else "starting"
+            dead = fruitless + ("step" not in state)
+            sight = Sight(now_s, name, lineage_speed=lineage_speed, fruitless=dead if is_dead else 0)
+            found = [one for one in abort_rules.findings(state, limits, sight) if one.verdict == abort_rules.SICK]
+            is_on_the_way = trace.kind == "no step" and number < len(trace.lives) - 1  # restarted each time
+            if found and not is_on_the_way:
+                return Verdict(found[0], now_s, number, passes)
+        fruitless = fruitless + 1 if "step" not in state else 0
+        own = pace.baseline(state.get("pace"))
+        lineage_speed = max((one for one in (lineage_speed, own) if one is not None), default=None)
+    return Verdict(None, 0.0, len(trace.lives) - 1, passes)
+
+
+def _looks(life: traces.Life) -> Iterator[tuple[dict, float]]:
+    """Yield (state, clock) at every pass of the watcher, until the trace says that it need not look any more."""
+    state: dict = {}
+    due_s, waiting = life.begins_s + PASS_S, []
+    for event in life.events:
+        count = 0
+        if event.get("kind") == CLOCK_GAP:  # whoever looks was asleep too, and comes the moment they wake up
+            due_s = max(due_s, event["mono_s"] - 0.1)
+        while event["mono_s"] > due_s:
+            if waiting:
+                state, waiting = fold(state, waiting), []
+            # Woken up together with the run, the watcher's second look two seconds later is the one that counts.
+            if event.get("kind") != CLOCK_GAP or event["mono_s"] > due_s + 2.0:
+                yield state, due_s
+            due_s += PASS_S
+            count += 1
+            if count > MAX_PASSES:
+                raise AssertionError("a gap of more than two months")
+        waiting.append(event)
+    state = fold(state, waiting)
+    while due_s < life.lasts_until[0]:
+        yield state, due_s
+        due_s += PASS_S
+
+
+def judge_healthy(steps: int, seed: int) -> str:
+    """Return '' where nothing was found, else what was."""
+    trace = traces.healthy(seed, steps)
+    verdict = watched(trace)
+    return f"{trace.habit}: {verdict.finding}, life {verdict.life}" if verdict.finding else ""
+
+
+def judge_sick(steps: int, item: tuple[int, str | None]) -> tuple[str, str]:
+    """Return (cause and kind, '' if it was found in time and by its name, else what came instead)."""
+    seed, cause = item
+    trace = traces.sick(seed, cause, steps)
+    verdict = watched(trace)
+    name = f"{trace.cause}: {trace.kind} ({trace.habit})"
+    if verdict.finding is None:
+        return name, "missed"
+    if not trace.fault_s or verdict.life < len(trace.lives) - 1:
+        return name, f"called sick before its fault: {verdict.finding}"
+    if verdict.finding.cause != trace.cause:
+        return name, f"called {verdict.finding}"
+    late_s = verdict.at_s - trace.fault_s[0]
+    return name, f"late, after {late_s:.0f} s" if late_s > trace.patience_s else ""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the campaign; returns 1 if anything was wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--healthy", type=int, default=1000, help="healthy traces (default: %(default)s)")
+    parser.add_argument("--sick", type=int, default=200, help="sick traces (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=traces.STEPS, help="steps of each (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="(default: %(default)s)")
+    options = parser.parse_args(argv)
+    first, started = options.seed * 1_000_000, time.monotonic()
+    with ProcessPoolExecutor(2) as pool:
+        healthy = range(first, first + options.healthy)
+        wrong = [
+            (seed, said)
+            for seed, said in zip(
+                healthy, pool.map(partial(judge_healthy, options.steps), healthy, chunksize=5), strict=True
+            )
+            if said
+        ]
+        print(
+            f"{options.healthy} healthy traces of {options.steps} steps, seed {options.seed}: {len(wrong)} "
+            f"false aborts ({time.monotonic() - started:.0f} s)",
+            flush=True,
+        )
+        for seed, said in wrong[:20]:
+            print(f"  {seed}: {said}")
+        started, causes = time.monotonic(), sorted(traces.FAULTS)
+        items = [(first + number, causes[number % len(causes)]) for number in range(options.sick)]
+        judged = list(pool.map(partial(judge_sick, options.steps), items, chunksize=2))
+    missed = [(item, name, said) for item, (name, said) in zip(items, judged, strict=True) if said]
+    print(
+        f"{options.sick} sick traces, seed {options.seed}: {len(missed)} missed or misnamed "
+        f"({time.monotonic() - started:.0f} s)"
+    )
+    for item, name, said in missed[:20]:
+        print(f"  {item[0]} {name}: {said}")
+    kinds = collections.Counter(name for name, _ in judged)
+    print("  " + ", ".join(f"{name} {count}" for name, count in sorted(kinds.items())))
+    return int(bool(wrong or missed))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

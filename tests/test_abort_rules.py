@@ -1,0 +1,449 @@
+"""When a run is sick: resumekit.watching.abort_rules, on journals made by hand, made up, and recorded."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import traces
+from campaign_traces import judge_healthy, judge_sick
+from conftest import assert_valid
+from resumekit.run_folder import log_patterns, pace
+from resumekit.run_folder.run_state import fold, is_sound
+from resumekit.watching import abort_rules
+from resumekit.watching.abort_rules import SICK, WARNING, Finding, Limits, Sight
+from test_run_state import GARBAGE
+
+RECORDED = Path(__file__).resolve().parent / "recorded"
+AT = "2026-11-22T17:35:51.123456Z"
+MINUTE = 60.0
+
+
+def event(kind: str, mono_s: float, /, **fields: Any) -> dict[str, Any]:
+    return {"event": kind, "at": AT, "mono_s": mono_s, "run_id": "r", **fields}
+
+
+def step(number: int, mono_s: float, loss: Any = 0.5, **fields: Any) -> dict[str, Any]:
+    return event("step", mono_s, step=number, loss=loss, **fields)
+
+
+def steady(first: int, last: int, from_s: float, step_s: float = 1.0) -> Iterator[dict[str, Any]]:
+    """Steps at an even speed; the loss moves."""
+    for number in range(first, last + 1):
+        yield step(number, from_s + (number - first + 1) * step_s, 0.5 + 0.01 * (number % 7))
+
+
+def after(events: list[dict[str, Any]], now_s: float, limits: Limits | None = None, **sight: Any) -> list[Finding]:
+    state = fold({}, [event("launched", 0.0), *events])
+    assert is_sound(json.loads(json.dumps(state, allow_nan=False)))
+    return abort_rules.findings(state, limits or Limits(), Sight(now_s, **{"run_state": "running", **sight}))
+
+
+def causes(found: list[Finding], verdict: str = SICK) -> list[str]:
+    return [one.cause for one in found if one.verdict == verdict]
+
+
+HOUR = list(steady(1, 3600, 0.0))
+
+
+@pytest.mark.parametrize("seed", range(900, 920))
+def test_a_healthy_run_is_never_called_sick(seed: int) -> None:
+    """Twenty of the thousand of `make campaign`, on seeds of their own."""
+    assert judge_healthy(6000, seed) == ""
+
+
+@pytest.mark.parametrize("cause", sorted(traces.FAULTS))
+def test_a_sick_run_is_found_in_time_and_by_its_name(cause: str) -> None:
+    assert judge_sick(6000, (900, cause))[1] == ""
+
+
+def test_nothing_is_wrong_with_a_steady_run() -> None:
+    assert after(HOUR, 3600.0) == []
+
+
+# loss and weights
+
+
+@pytest.mark.parametrize("loss", ["nan", "inf", "-inf", 1e38, -1e31])
+def test_a_loss_that_is_not_finite_is_sick_at_once_and_its_first_step_is_named(loss: Any) -> None:
+    (found,) = after([*HOUR, step(3601, 3601.0, loss), step(3602, 3602.0, loss)], 3603.0)
+    assert (found.cause, found.verdict, found.first_bad_step, found.since_s) == ("nonfinite", SICK, 3601, 3601.0)
+    assert "step 3601" in found.evidence
+
+
+def test_a_loss_that_came_back_is_worth_a_warning() -> None:
+    found = after([*HOUR, step(3601, 3601.0, "nan"), *steady(3602, 3610, 3601.0)], 3611.0)
+    assert (causes(found), causes(found, WARNING)) == ([], ["nonfinite"])
+
+
+@pytest.mark.parametrize("loss", ["many", None, True, [], "12", {}])
+def test_what_is_no_loss_is_no_fault(loss: Any) -> None:
+    assert after([*HOUR, step(3601, 3601.0, loss)], 3602.0) == []
+
+
+def test_the_trainer_may_say_itself_that_something_is_not_finite() -> None:
+    (found,) = after([*HOUR, event("nonfinite", 3601.0, step=3601, what="gradient")], 3602.0)
+    assert (found.cause, found.first_bad_step) == ("nonfinite", 3601)
+    assert "gradient" in found.evidence
+
+
+def test_the_heartbeat_alone_tells_it_too() -> None:
+    beat = event("heartbeat", 3660.0, global_step=3600, loss="nan")
+    assert causes(after([*HOUR, beat], 3661.0)) == ["nonfinite"]
+
+
+def save(number: int, mono_s: float, **fields: Any) -> dict[str, Any]:
+    return event("checkpoint", mono_s, step=number, path="p", sha256="0" * 64, size=10**6, **fields)
+
+
+def test_weights_that_are_not_finite_in_a_save_are_bad_since_the_last_sound_one() -> None:
+    events = [*HOUR, save(3000, 3600.1, finite=True), save(3600, 3600.2, finite=False), *steady(3601, 3605, 3601.0)]
+    (found,) = after(events, 3610.0)
+    assert (found.cause, found.first_bad_step) == ("nonfinite", 3001)
+    assert after([*events, save(3605, 3607.0, finite=True)], 3610.0) == []
+
+
+def test_a_save_of_which_nobody_knows_whether_it_is_finite_says_nothing() -> None:
+    assert after([*HOUR, save(3600, 3600.1, writer="sidecar")], 3601.0) == []
+
+
+def test_a_frozen_and_a_zero_loss_are_warnings() -> None:
+    frozen = [step(number, float(number), 2.5) for number in range(1, 500)]
+    assert causes(after(frozen, 500.0), WARNING) == ["frozen"]
+    zero = [step(number, float(number), 0.0) for number in range(1, 50)]
+    assert causes(after(zero, 50.0), WARNING) == ["zero"]
+    assert causes(after(frozen + zero, 500.0)) == []
+
+
+def test_divergence_is_judged_only_where_it_is_set() -> None:
+    events = [*HOUR, *(step(n, float(n), n % 2 + 0.5 * min(40.0, 1.02 ** (n - 3600))) for n in range(3601, 4200))]
+    assert after(events, 4200.0) == []
+    assert causes(after(events, 4200.0, Limits(divergence=3.0))) == ["diverged"]
+
+
+def test_a_spike_that_heals_is_no_divergence() -> None:
+    spike = [step(n, float(n), 5e4 + n if n < 3630 else 0.5 + n % 2) for n in range(3601, 3900)]
+    assert after([*HOUR, *spike], 3900.0, Limits(divergence=10.0)) == []
+
+
+# speed
+
+
+def slowed(minutes: float, share: float) -> list[dict[str, Any]]:
+    seconds = minutes * MINUTE
+    return list(steady(3601, 3600 + int(seconds * share), 3600.0, 1 / share))
+
+
+def test_sixty_percent_slower_for_eleven_minutes_is_sick() -> None:
+    events = [*HOUR, *slowed(11.0, 0.4)]
+    (found,) = after(events, 3600 + 11 * MINUTE)
+    assert found.cause == "throughput"
+    assert "0.51 steps/s" in found.evidence or "0.5" in found.evidence
+
+
+def test_sixty_percent_slower_for_nine_minutes_is_not() -> None:
+    assert after([*HOUR, *slowed(9.0, 0.4)], 3600 + 9 * MINUTE) == []
+
+
+def test_forty_percent_slower_for_an_hour_is_not() -> None:
+    assert after([*HOUR, *slowed(60.0, 0.6)], 3600 + 60 * MINUTE) == []
+
+
+def test_one_fast_minute_begins_the_ten_minutes_anew() -> None:
+    events = [*HOUR, *slowed(9.0, 0.4)]
+    last = events[-1]
+    events += steady(last["step"] + 1, last["step"] + 90, last["mono_s"])
+    last = events[-1]
+    events += steady(last["step"] + 1, last["step"] + 200, last["mono_s"], 2.5)
+    assert after(events, events[-1]["mono_s"]) == []
+
+
+def test_evaluations_and_saves_are_no_slowness() -> None:
+    events, now_s = [], 0.0
+    for number in range(1, 4000):
+        now_s += 1.0
+        events.append(step(number, now_s))
+        if number > 2000:  # from here on it spends more time on them than on steps
+            events.append(event("phase", now_s, phase="fast_eval"))
+            now_s += 3.0
+            events.append(event("phase", now_s, phase="train"))
+    assert causes(after(events, now_s)) == []
+    state = fold({}, events)
+    assert pace.baseline(state["pace"]) == pytest.approx(1.0, rel=0.1)
+
+
+def test_evaluations_that_nobody_told_of_are_no_slowness() -> None:
+    events, now_s = [], 0.0
+    for number in range(1, 8000):
+        now_s += 1.0 if number < 4000 or number % 20 else 240.0
+        events.append(step(number, now_s, 0.5 + number % 3, source="log"))
+    assert after(events, now_s) == []
+
+
+def test_saves_that_nobody_told_of_are_no_slowness_however_close_to_the_limit_they_are() -> None:
+    """Every second telling holds a save, four usual intervals long, now a little more, now a little less."""
+    events, now_s = [], 0.0
+    for number in range(1, 3000):
+        now_s += 5.0 + 0.1 * (number % 7) + (16.0 if number % 2 else 0.0)
+        events.append(step(50 * number, now_s, number % 11 + 1.0, source="log"))
+    state: dict[str, Any] = {}
+    for one in events:
+        state = fold(state, [one])
+        assert causes(abort_rules.findings(state, Limits(), Sight(one["mono_s"], "running"))) == []
+
+
+def test_a_heartbeat_beside_the_steps_does_not_change_the_speed() -> None:
+    """A step in 6 s, every tenth told, a beat each minute that drifts past them: two tellers of one speed."""
+    told = [step(10 * n, 60.3 * n, n % 7 + 1.0) for n in range(1, 400)]
+    beats = [event("heartbeat", 60.0 * n + 50.0, global_step=int((60.0 * n + 50.0) / 6.03)) for n in range(1, 400)]
+    events = sorted([*told, *beats], key=lambda one: one["mono_s"])
+    assert pace.baseline(fold({}, events)["pace"]) == pytest.approx(1 / 6.03, rel=0.05)
+    assert after(events, events[-1]["mono_s"]) == []
+
+
+def test_a_young_run_is_measured_by_its_lineage() -> None:
+    young = list(steady(1, 300, 0.0, 2.5))
+    assert after(young, 750.0) == []
+    assert causes(after(young, 750.0, lineage_speed=1.0)) == ["throughput"]
+
+
+def test_a_slow_hour_does_not_become_the_norm() -> None:
+    events = [*HOUR, *slowed(300.0, 0.3)]
+    (found,) = after(events, 3600 + 300 * MINUTE)
+    assert "300 min" in found.evidence
+
+
+def test_a_trainer_that_is_asleep_with_its_machine_is_not_slow() -> None:
+    wake = event("warning", 3600.0 + 8 * 3600, kind="clock_gap", message="asleep")
+    events = [*HOUR, wake, *steady(3601, 3700, 8 * 3600 + 3601.0)]
+    assert causes(after(events, 8 * 3600 + 3702.0)) == []
+
+
+# standing still
+
+
+@pytest.mark.parametrize("has_beats", [True, False])
+def test_no_step_for_half_an_hour_is_a_hang_whatever_the_heartbeat_says(has_beats: bool) -> None:
+    beats = [event("heartbeat", 3600.0 + 60 * n, global_step=3600) for n in range(60)] if has_beats else []
+    assert after([*HOUR, *beats], 3600 + 29 * MINUTE) == []
+    (found,) = after([*HOUR, *beats], 3600 + 31 * MINUTE)
+    assert (found.cause, found.since_s) == ("hang", 3600.0)
+
+
+def test_the_same_step_told_again_and_again_is_no_progress() -> None:
+    again = [step(3600, 3600.0 + 30 * n) for n in range(80)]
+    assert causes(after([*HOUR, *again], 3600 + 31 * MINUTE))[0] == "hang"
+
+
+def test_a_trainer_that_counts_anew_in_each_epoch_makes_progress() -> None:
+    events = [step(1 + number % 600, float(number), number % 7 + 1.0, source="log") for number in range(9000)]
+    assert after(events, 9000.0) == []
+
+
+def test_a_machine_that_slept_is_no_hang() -> None:
+    wake = event("warning", 30_000.0, kind="clock_gap", message="asleep")
+    assert after([*HOUR, wake], 30_001.0) == []
+    assert causes(after([*HOUR, wake], 30_000.0 + 31 * MINUTE)) == ["hang"]
+
+
+def test_a_trainer_that_tells_a_step_every_twenty_minutes_does_not_hang_after_thirty() -> None:
+    events = list(steady(1, 40, 0.0, 20 * MINUTE))
+    assert after(events, events[-1]["mono_s"] + 80 * MINUTE) == []
+    assert causes(after(events, events[-1]["mono_s"] + 102 * MINUTE)) == ["hang"]
+
+
+@pytest.mark.parametrize(
+    ("phase", "minutes", "cause"),
+    [("full_eval", 60, "eval"), ("fast_eval", 60, "eval"), ("checkpoint", 30, "hang"), ("compile", 30, "hang")],
+)
+def test_what_is_waited_for_has_a_limit_of_its_own(phase: str, minutes: int, cause: str) -> None:
+    events = [*HOUR, event("phase", 3600.5, phase=phase), step(3600, 3601.0)]  # the log tells the last step late
+    assert after(events, 3600.5 + (minutes - 1) * MINUTE) == []
+    assert causes(after(events, 3600.5 + (minutes + 1) * MINUTE)) == [cause]
+
+
+def test_a_first_step_that_does_not_come_is_a_hang_only_for_a_trainer_that_tells_what_it_does() -> None:
+    assert causes(after([event("phase", 1.0, phase="startup")], 31 * MINUTE, run_state="starting")) == ["hang"]
+    found = after([], 31 * MINUTE, run_state="starting")
+    assert (causes(found), causes(found, WARNING)) == ([], ["unseen"])
+
+
+def test_a_beat_at_the_step_that_was_resumed_is_no_step() -> None:
+    """It trains no step while it compiles, and names no phases: nobody can tell that from a hang."""
+    beat = event("heartbeat", 60.0, global_step=40_000)
+    assert causes(after([beat], 40 * MINUTE), WARNING) == ["unseen"]
+    second = event("heartbeat", 120.0, global_step=40_001)
+    assert causes(after([beat, second], 40 * MINUTE)) == ["hang"]
+
+
+def test_one_slow_telling_at_either_end_makes_no_long_slowness() -> None:
+    """A beat a minute: a slow stretch of nine minutes lies in two buckets, which are longer than it."""
+    events, now_s, number = [], 0.0, 0
+    for minute in range(200):
+        is_slow = 103 <= minute < 107
+        now_s, number = now_s + (130.0 if is_slow else 60.0), number + (1 if is_slow else 9)
+        events.append(event("heartbeat", now_s, global_step=number))
+        if 100 < minute < 120:
+            assert causes(after(events, now_s)) == []
+
+
+def test_without_a_clock_nothing_has_an_age() -> None:
+    assert after([*HOUR, event("phase", 3601.0, phase="full_eval")], None) == []  # type: ignore[arg-type]
+
+
+# memory, evaluations, ends
+
+
+def test_three_times_out_of_memory_in_half_an_hour_is_a_loop() -> None:
+    ooms = [event("oom", 3600.0 + n * 10 * MINUTE, step=3600) for n in range(3)]
+    now_s = 3600.0 + 21 * MINUTE
+    assert causes(after([*HOUR, *ooms], now_s)) == ["oom"]
+    assert causes(after([*HOUR, *ooms[:2]], now_s)) == []
+    apart = [event("oom", n * 20 * MINUTE, step=3600) for n in range(4)]
+    assert causes(after([*HOUR, *apart], 3600.0 + 5 * MINUTE)) == []
+
+
+def test_the_logs_last_lines_tell_of_memory_too_but_not_before_the_first_step() -> None:
+    assert causes(after(HOUR, 3600.0, log_ooms=3)) == ["oom"]
+    assert after([], 60.0, run_state="starting", log_ooms=9) == []
+
+
+def test_an_evaluation_that_crashed_is_sick_until_one_comes_to_its_end() -> None:
+    crash = event("eval_crashed", 3601.0, step=3600, kind="fast", message="CUDA error")
+    (found,) = after([*HOUR, crash], 3602.0)
+    assert (found.cause, found.evidence) == ("eval", "the fast evaluation at step 3600 crashed: CUDA error")
+    done = event("eval", 3650.0, step=3650, kind="fast", weights="raw", accuracy=0.1)
+    assert after([*HOUR, crash, done], 3651.0) == []
+
+
+@pytest.mark.parametrize(
+    ("end", "says"),
+    [
+        (None, "the trainer ended at step 3600 and nobody saw how"),
+        ({"code": 137, "signal": 9}, "the trainer ended at step 3600 by signal 9"),
+        ({"code": 1, "signal": None}, "the trainer ended at step 3600 with code 1"),
+    ],
+)
+def test_a_dead_trainer_is_sick_and_its_end_is_named(end: dict[str, Any] | None, says: str) -> None:
+    (found,) = after(HOUR, None, run_state="failed" if end else "lost", end=end)  # type: ignore[arg-type]
+    assert (found.cause, found.evidence) == ("died", says)
+
+
+def test_what_it_died_of_comes_first() -> None:
+    bad = event("nonfinite", 3601.0, step=3601, what="loss")
+    found = after([*HOUR, bad], 3602.0, run_state="failed", end={"code": 1, "signal": None})
+    assert causes(found) == ["nonfinite", "died"]
+    assert causes(after(HOUR, 3602.0, run_state="failed", log_ooms=1)) == ["oom"]
+
+
+def test_three_starts_without_a_step_are_a_crash_loop() -> None:
+    assert causes(after([], 9.0, run_state="lost", fruitless=3)) == ["crash_loop"]
+    assert causes(after([], 9.0, run_state="lost", fruitless=2)) == ["died"]
+
+
+@pytest.mark.parametrize("name", ["finished", "stopped", "preempted", "ended_early", "aborted", "never_started"])
+def test_what_has_ended_otherwise_is_left_alone(name: str) -> None:
+    assert after([*HOUR, step(3601, 3601.0, "nan")], 9e6, run_state=name) == []
+
+
+def test_a_disk_that_is_nearly_full_is_a_warning() -> None:
+    found = after([*HOUR, save(3600, 3600.1)], 3601.0, free_bytes=10 << 20, free_inodes=3)
+    assert causes(found, WARNING) == ["disk", "inodes"]
+    large = [*HOUR, event("checkpoint", 3600.1, step=3600, path="p", sha256="0" * 64, size=8 << 30)]
+    assert causes(after(large, 3601.0, free_bytes=9 << 30), WARNING) == ["disk"]
+    assert after(large, 3601.0, free_bytes=17 << 30) == []
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(GARBAGE, max_size=12), st.floats(0, 1e12), st.sampled_from(["starting", "running", "lost", "failed"]))
+def test_no_journal_breaks_a_rule(events: list[dict[str, Any]], now_s: float, name: str) -> None:
+    found = abort_rules.findings(fold({}, events), Limits(divergence=2.0), Sight(now_s, name, lineage_speed=1.0))
+    assert all(json.dumps(one._asdict(), allow_nan=False) for one in found)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"pace": {}}, {"pace": {**pace.begun(1), "levels": [[1, 0]]}}, {"pace": {**pace.begun(1), "peaks": [[1.0]]}},
+        {"pace": {**pace.begun(1), "seconds": math.inf}}, {"pace": {**pace.begun(1), "was_long": None}},
+        {"pace": {**pace.begun(1), "levels": [[0, 1]] * 2000}}, {"symptoms": []}, {"symptoms": {"bad": {"step": 1}}},
+        {"symptoms": {"ooms": [1.0] * 1000}}, {"symptoms": {"smooth": math.nan}}, {"symptoms": {"unknown": 1}},
+    ],
+)  # fmt: skip
+def test_a_saved_state_of_the_wrong_types_is_not_sound(part: dict[str, Any]) -> None:
+    assert is_sound({"pace": pace.begun(1), "symptoms": {}})
+    assert not is_sound(part)
+
+
+def test_what_is_remembered_does_not_grow_with_the_run() -> None:
+    state = fold({}, traces.healthy(3, 3000).lives[0].events)
+    small = len(json.dumps(state))
+    for seed in range(4, 12):
+        state = fold(state, traces.healthy(seed, 3000).lives[0].events)
+        state = fold(state, [event("oom", float(number), step=1) for number in range(500)])
+    assert len(json.dumps(state)) < small + 12_000
+
+
+# thresholds
+
+
+def test_the_defaults_are_those_of_the_schema() -> None:
+    schema = json.loads((Path(__file__).parent.parent / "schemas" / "config.schema.json").read_text())
+    sections = schema["properties"]
+    for name, default in Limits._field_defaults.items():
+        section = "recover" if name == "max_attempts" else "abort"
+        assert sections[section]["properties"][name]["default"] == default, name
+
+
+@pytest.mark.parametrize("value", ["10", -1, 0, True, None, [], math.nan, math.inf, 10**400])
+def test_a_threshold_of_the_wrong_type_counts_as_the_default(value: Any) -> None:
+    assert abort_rules.limits_of(lambda _section, _key: value) == Limits()
+
+
+def test_a_threshold_of_the_run_counts() -> None:
+    assert abort_rules.limits_of(lambda _section, key: 2 if key == "hang_minutes" else None).hang_minutes == 2
+    assert causes(after(HOUR, 3600 + 3 * MINUTE, Limits(hang_minutes=2))) == ["hang"]
+
+
+# recorded
+
+
+def test_the_examples_own_journal_is_healthy_at_every_event() -> None:
+    lines = (RECORDED / "example_journal.jsonl").read_text(encoding="utf-8").splitlines()
+    events = [json.loads(line) for line in lines]
+    state: dict[str, Any] = {}
+    for one in events:
+        assert_valid("event", one)
+        state = fold(state, [one])
+        if "launched" in state:
+            sight = Sight(one["mono_s"], "running")
+            assert abort_rules.findings(state, Limits(divergence=3.0), sight) == []
+    assert state["step"] >= 100
+
+
+def test_a_log_in_nanogpts_form_is_read_and_its_nan_is_found() -> None:
+    """Every tenth iteration a line with its loss, and evaluations between them that have a step of their own."""
+    text = []
+    for number in range(0, 4000, 10):
+        if number % 1000 == 0:
+            text.append(f"step {number}: train loss 3.2871, val loss 3.3012\nsaving checkpoint to out")
+        loss = 10.9 * (number + 10) ** -0.15 if number < 3900 else math.nan
+        text.append(f"iter {number}: loss {loss:.4f}, time 489.44ms, mfu 31.20%")
+    patterns = log_patterns.compiled({"step": r"^iter ([0-9]+):", "loss": r"loss (nan|inf|[0-9.]+)"})
+    lines = ("\n".join(text) + "\n").encode()
+    events = []
+    for number, found in enumerate(log_patterns.found_steps(lines, patterns)):
+        loss = found["loss"]
+        events.append(step(found["step"], 0.49 * number, loss if math.isfinite(loss) else str(loss), source="log"))
+    assert [one["step"] for one in events] == list(range(0, 4000, 10))
+    bad = next(number for number, one in enumerate(events) if one["loss"] == "nan")
+    assert after(events[:bad], 0.49 * bad) == []
+    (found,) = after(events, 0.49 * len(events))
+    assert (found.cause, found.first_bad_step) == ("nonfinite", 3900)

@@ -1,0 +1,367 @@
+"""One look at every live run: resumekit.watching, bin/abort-watch.sh --observe, with real trainers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import DEADLINE_S, ROOT, Kit, events, wait_until
+from resumekit.basics import journal, processes
+from resumekit.basics.errors import KitError, UsageError
+from resumekit.run_folder.run_state import CLOCK_GAP
+from resumekit.supervision.wakefulness import GAP_S, Wakefulness
+from resumekit.watching import command, sighting, watch
+from resumekit.watching.abort_rules import SICK, WARNING, Finding
+from resumekit.watching.watch import ENDED, PAUSED, REMOTE, UNKNOWN, WELL, Look
+
+WATCH = str(ROOT / "bin" / "abort-watch.sh")
+PATTERNS = {"step": "^step ([0-9]+)", "loss": "loss ([0-9.a-z]+)"}
+# A test waits no half hour for a hang.
+HANG_MINUTES = 0.05
+
+
+@pytest.fixture
+def watched(kit: Kit) -> Kit:
+    kit.config(
+        "--delay", "0.05", trainer={"log_patterns": PATTERNS}, training={"max_steps": 20_000},
+        abort={"hang_minutes": HANG_MINUTES, "grace_s": 20},
+    )  # fmt: skip
+    return kit
+
+
+def start(kit: Kit, toy_args: str = "", name: str = "toy") -> Path:
+    """Start a detached run and return its folder when its first step is in its journal."""
+    done = kit("run", "T-1", "--fresh", "--name", name, "--detach", env={"TOY_ARGS": toy_args})
+    run = kit.runs / done.stdout.strip()
+    wait_until(lambda: events(run, "step"), "a first step")
+    return run
+
+
+def looks(kit: Kit, *args: str, code: int | None = None) -> dict[str, dict[str, Any]]:
+    done = kit("abort-watch", "--observe", "--json", *args, code=code)
+    return {one["run_id"]: one for one in json.loads(done.stdout)}
+
+
+def seen_as(kit: Kit, run: Path, verdict: str) -> dict[str, Any]:
+    """Look until a run has this verdict; return that look."""
+    return wait_until(
+        lambda: next((one for one in looks(kit).values() if (one["run_id"], one["verdict"]) == (run.name, verdict)), 0),
+        f"{run.name} is {verdict}",
+    )
+
+
+def causes(look: dict[str, Any]) -> list[str]:
+    return [one["cause"] for one in look["findings"] if one["verdict"] == SICK]
+
+
+def kill_all_of(run: Path) -> None:
+    """KILL launcher, shim and trainer of a run, and its sidecar with them, all at once."""
+    (launched,) = events(run, "launched")
+    pids = [launched[who]["pid"] for who in ("launcher", "shim", "trainer")]
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"sidecar" in words and os.fsencode(run) in words:
+            pids.append(int(pid))
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)  # nobody of them sees another one die
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_the_sick_are_told_from_the_well(watched: Kit) -> None:
+    """A healthy trainer, one whose loss is nan, one that hangs and one whose whole family was killed, side by side."""
+    well = start(watched, name="well")
+    nan = start(watched, f"--at 20 raw={b'step 21 loss nan'.hex()}0a --at 20 wait=/nonexistent", "nan")
+    hung = start(watched, "--at 5 hang", "hung")
+    dead = start(watched, name="dead")
+    kill_all_of(dead)
+    wait_until(lambda: [one for one in events(nan, "step") if one.get("loss") == "nan"], "a loss that is nan")
+    time.sleep(HANG_MINUTES * 60 + 1)
+    found = looks(watched, code=8)
+    assert {run_id: one["verdict"] for run_id, one in found.items()} == {
+        well.name: WELL, nan.name: SICK, hung.name: SICK, dead.name: SICK,
+    }  # fmt: skip
+    assert causes(found[nan.name])[0] == "nonfinite"
+    assert found[nan.name]["findings"][0]["first_bad_step"] == 21
+    assert causes(found[hung.name]) == ["hang"]
+    assert causes(found[dead.name]) == ["died"]
+    assert (found[well.name]["state"], found[dead.name]["state"]) == ("running", "lost")
+    assert found[well.name]["step"] > 0
+
+    text = watched("abort-watch", "--observe", code=8)
+    assert [line.split()[0] for line in text.stdout.splitlines()] == sorted(found)
+    assert "no step since step 5" in text.stdout
+    assert "4 live runs, 3 sick" in text.stderr
+    only = watched("abort-watch", "--observe", well.name, code=0)
+    assert only.stdout.split()[0] == well.name
+    # Looking changes nothing: whoever was alive is, and no event came from us.
+    assert {one["event"] for one in events(hung)} <= {"launched", "step", "warning"}
+    assert seen_as(watched, hung, SICK)["findings"][0]["cause"] == "hang"
+
+
+def test_a_run_that_hangs_only_until_the_second_look_is_well(watched: Kit, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    run = start(watched, f"--at 5 wait={gate}")
+    time.sleep(HANG_MINUTES * 60 + 0.5)
+    process = watched.popen("abort-watch", "--observe", "--json")
+    gate.touch()
+    out, _ = process.communicate(timeout=DEADLINE_S)
+    (look,) = json.loads(out)
+    assert (look["run_id"], look["verdict"], process.returncode) == (run.name, WELL, 0)
+
+
+def test_cron_has_no_home_no_terminal_and_hardly_a_path(watched: Kit) -> None:
+    run = start(watched)
+    argv = [WATCH, "--observe", "--config", str(watched.config_file), "--runs", str(watched.runs)]
+    done = subprocess.run(argv, env={"PATH": "/usr/bin:/bin", "PYTHON": sys.executable}, cwd="/", capture_output=True,
+                          stdin=subprocess.DEVNULL, timeout=DEADLINE_S)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[0] == os.fsencode(run.name)
+
+
+def test_what_has_ended_is_not_looked_at(watched: Kit) -> None:
+    watched("run", "T-1", "--set", "training.max_steps=3")
+    assert looks(watched, code=0) == {}
+
+
+def test_a_marker_that_was_left_behind_by_a_run_that_was_stopped_is_nothing_to_worry_about(watched: Kit) -> None:
+    run = start(watched)
+    marker = watched.runs / ".live" / run.name
+    (launched,) = events(run, "launched")
+    os.kill(launched["launcher"]["pid"], signal.SIGTERM)
+    wait_until(lambda: not marker.exists(), "the run has ended")
+    marker.touch()
+    (watched.runs / ".live" / "T-1_gone_20261122-1735").touch()
+    found = looks(watched, code=0)
+    assert found[run.name]["verdict"] == ENDED
+    assert found["T-1_gone_20261122-1735"]["note"] == "its folder is gone, the marker was left behind"
+
+
+def test_a_paused_run_and_one_of_another_host_are_not_judged(watched: Kit) -> None:
+    run = start(watched)
+    kill_all_of(run)
+    assert causes(seen_as(watched, run, SICK)) == ["died"]
+    (run / "paused").touch()
+    assert looks(watched, code=0)[run.name]["verdict"] == PAUSED
+    (run / "paused").unlink()
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "host": "elsewhere"}))
+    look = looks(watched, code=0)[run.name]
+    assert (look["verdict"], look["note"]) == (REMOTE, "not looked at: it runs on 'elsewhere'")
+
+
+def test_the_watcher_looks_again_until_it_is_told_to_stop(watched: Kit) -> None:
+    start(watched)
+    process = watched.popen("abort-watch", "--observe", "--json", "--every", "1")
+    assert process.stdout is not None
+    first, second = process.stdout.readline(), process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 130
+    assert [one[0]["verdict"] for one in map(json.loads, (first, second))] == [WELL, WELL]
+
+
+# without processes
+
+
+def made(runs_dir: Path, run_id: str, **files: bytes) -> Path:
+    """Make a live run folder of somebody's."""
+    run = runs_dir / run_id
+    run.mkdir(parents=True)
+    (runs_dir / ".live").mkdir(exist_ok=True)
+    (runs_dir / ".live" / run_id).touch()
+    record = {"run_id": run_id, "host": processes.host_name(), "experiment": "T-1"}
+    for name, content in {"run_json": json.dumps(record).encode(), **files}.items():
+        stem, _, suffix = name.rpartition("_")
+        (run / f"{stem}.{suffix}").write_bytes(content)
+    return run
+
+
+def own_identity() -> dict[str, Any]:
+    found = processes.identify(os.getpid())
+    assert found
+    return found.as_fields()
+
+
+def journal_of(run: Path, *more: tuple[str, dict[str, Any]]) -> None:
+    who = own_identity()
+    journal.append(run / "journal.jsonl", "launched", run.name, trainer=who, shim=who, launcher=who)
+    for kind, fields in more:
+        journal.append(run / "journal.jsonl", kind, run.name, **fields)
+
+
+def test_one_broken_run_among_two_hundred_keeps_nobody_from_looking_at_the_others(tmp_path: Path) -> None:
+    broken: list[Callable[[Path], Any]] = [
+        lambda run: (run / "journal.jsonl").write_bytes(os.urandom(1 << 16)),
+        lambda run: (run / "journal.jsonl").mkdir(),
+        lambda run: os.mkfifo(run / "journal.jsonl"),
+        lambda run: (run / "run.json").write_bytes(b"[" * 60_000),
+        lambda run: (run / "resolved_config.json").write_bytes(b'{"abort": 3, "trainer": [], "training": "x"}'),
+        lambda run: (run / ".sidecar.json").write_bytes(b'{"state": {"pace": {"step": "a[$(touch pwned)]"}}}'),
+        lambda run: (run / "journal.jsonl").symlink_to("/dev/zero"),
+        lambda run: (run / "run.json").unlink(),
+    ]
+    for number in range(200):
+        run = made(tmp_path, f"T-1_run{number}_20261122-1735")
+        if number < len(broken):
+            broken[number](run)
+        else:
+            journal_of(run, ("step", {"step": 3, "loss": "nan" if number == 99 else 0.5}))
+    (tmp_path / ".live" / "$(touch pwned)").touch()
+    begun = time.monotonic()
+    found = watch.one_pass(tmp_path)
+    assert time.monotonic() - begun < 20
+    assert len(found) == 200
+    assert [one.run_id for one in found if one.verdict == SICK] == ["T-1_run99_20261122-1735"]
+    assert sum(one.verdict == WELL for one in found) == 200 - len(broken) - 1
+    assert not [one for one in found if one.verdict == SICK and one.run_id.startswith("T-1_run1_")]
+
+
+def test_a_run_that_cannot_be_read_in_time_is_unknown_and_never_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = made(tmp_path, "T-1_slow_20261122-1735")
+    journal_of(run)
+    monkeypatch.setattr(watch, "LIMIT_S", 0.2)
+
+    def stuck(_run: Any) -> Any:
+        while True:
+            time.sleep(0.01)
+
+    monkeypatch.setattr(watch.status, "read_state", stuck)
+    (look,) = watch.one_pass(tmp_path)
+    assert (look.verdict, look.state) == (UNKNOWN, "unknown")
+    assert "0 s" in look.note
+
+
+def test_an_error_that_nobody_thought_of_is_one_runs_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("T-1_bad_20261122-1735", "T-1_good_20261122-1735"):
+        journal_of(made(tmp_path, name), ("step", {"step": 3, "loss": 0.5}))
+    real = watch.status.read_state
+
+    def read_state(run: Any) -> Any:
+        if "bad" in run.run_id:
+            raise RuntimeError("surprise")
+        return real(run)
+
+    monkeypatch.setattr(watch.status, "read_state", read_state)
+    assert [one.verdict for one in watch.one_pass(tmp_path)] == [UNKNOWN, WELL]
+
+
+def test_a_trainer_that_cannot_be_looked_at_is_not_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = made(tmp_path, "T-1_run_20261122-1735")
+    journal_of(run, ("step", {"step": 3, "loss": 0.5}))
+    monkeypatch.setattr(processes, "probe", lambda _identity: processes.UNKNOWN)
+    (look,) = watch.one_pass(tmp_path)
+    assert (look.verdict, look.state) == (WELL, "running")
+
+
+def test_a_trainer_of_another_boot_is_dead_and_its_clock_says_nothing(tmp_path: Path) -> None:
+    run = made(tmp_path, "T-1_run_20261122-1735")
+    who = {**own_identity(), "boot_id": "before"}
+    journal.append(run / "journal.jsonl", "launched", run.name, trainer=who, shim=who, launcher=who)
+    (look,) = watch.one_pass(tmp_path)
+    assert (look.state, [one.cause for one in look.findings]) == ("lost", ["died"])
+
+
+def test_starts_without_a_step_are_counted_along_the_lineage(tmp_path: Path) -> None:
+    names = [f"T-1_run_20261122-173{number}" for number in range(4)]
+    for number, name in enumerate(names):
+        parent = {"parent_run_id": names[number - 1], "parent_step": 40} if number else {}
+        record = {"run_id": name, "host": processes.host_name(), "experiment": "T-1", **parent}
+        run = made(tmp_path, name, run_json=json.dumps(record).encode())
+        who = {**own_identity(), "boot_id": "before"}
+        journal.append(run / "journal.jsonl", "launched", name, trainer=who, shim=who, launcher=who)
+        # The first one came to step 40; a heartbeat of the others tells where they began.
+        journal.append(run / "journal.jsonl", "heartbeat", name, global_step=40)
+    for marker in names[:3]:
+        (tmp_path / ".live" / marker).unlink()
+    (look,) = watch.one_pass(tmp_path)
+    (found,) = look.findings
+    assert (found.cause, found.verdict) == ("crash_loop", SICK)
+    assert found.evidence.startswith("3 starts in a row without a new step")
+
+
+def test_memory_is_read_out_of_the_logs_last_lines(tmp_path: Path) -> None:
+    run = made(tmp_path, "T-1_run_20261122-1735")
+    (run / "logs").mkdir()
+    line = b"torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.\n"
+    (run / "logs" / "output.log").write_bytes(b"fine\n" * 100_000 + line * 3 + b"\xff\0" * 100_000)
+    journal_of(run, ("step", {"step": 3, "loss": 0.5}))
+    assert [one.cause for one in watch.one_pass(tmp_path)[0].findings] == []  # far behind the last 64 KiB
+    with open(run / "logs" / "output.log", "ab") as log:
+        log.write(b"\n" + line * 3)
+    assert [one.cause for one in watch.one_pass(tmp_path)[0].findings] == ["oom"]
+    os.utime(run / "logs" / "output.log", (1.0, 1.0))
+    assert watch.one_pass(tmp_path)[0].findings == ()
+
+
+def test_a_machine_that_slept_is_journaled_by_the_sidecar() -> None:
+    said: list[tuple[str, dict[str, Any]]] = []
+
+    def append(kind: str, /, **fields: Any) -> bool:
+        said.append((kind, fields))
+        return True
+
+    wakefulness = Wakefulness()
+    for now_s in (100.0, 100.25, 101.0, 101.0 + GAP_S, 30_000.0, 30_000.25):
+        wakefulness.beat(now_s, append)
+    assert [(kind, fields["kind"]) for kind, fields in said] == [("warning", CLOCK_GAP)]
+    assert said[0][1]["seconds"] == 30_000.0 - 101.0 - GAP_S
+
+
+def test_the_second_look_keeps_only_what_both_have_seen() -> None:
+    hang, bad = Finding("hang", SICK, "no step"), Finding("nonfinite", SICK, "loss nan")
+    disk = Finding("disk", WARNING, "full")
+    first, second = Look("r", "running", SICK, findings=(hang,)), Look("r", "running", SICK, findings=(bad, disk))
+    assert watch.confirmed(first, second) == second._replace(findings=(disk,), verdict=WARNING)
+    assert watch.confirmed(first, first) == first
+    assert watch.confirmed(first, second._replace(verdict=WELL, findings=())).verdict == WELL
+
+
+def test_no_control_character_of_a_run_reaches_the_terminal() -> None:
+    text = watch.as_text([Look("r", "running", SICK, findings=(Finding("eval", SICK, "\x1b[2J\nboom"),))])
+    assert text.isprintable()
+    assert "boom" in text
+
+
+def test_without_runs_there_is_nothing_to_say(tmp_path: Path) -> None:
+    assert watch.one_pass(tmp_path) == []
+    assert watch.as_text([]) == ""
+    (tmp_path / ".live").write_text("")
+    with pytest.raises(KitError, match="cannot be read"):
+        watch.one_pass(tmp_path)
+
+
+@pytest.mark.parametrize("word", ["--every=0", "--every=x", "--every=", "--only=../x", "--only=", "--stop", "--runs="])
+def test_a_wrong_word_is_a_usage_error(word: str) -> None:
+    with pytest.raises(UsageError):
+        command.parse(["--observe", word])
+
+
+def test_it_must_be_told_what_to_do(kit: Kit) -> None:
+    done = kit("abort-watch", "T-1", code=2)
+    assert "what is it to do? --observe says what is sick" in done.stderr
+
+
+def test_a_file_system_that_makes_inodes_as_it_goes_has_not_run_out_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.statvfs(tmp_path)
+    monkeypatch.setattr(os, "statvfs", lambda _path: os.statvfs_result([*real[:5], 0, 0, 0, *real[8:]]))
+    run = made(tmp_path, "T-1_run_20261122-1735")
+    journal_of(run, ("step", {"step": 3, "loss": 0.5}))
+    assert watch.one_pass(tmp_path)[0].verdict == WELL
+    assert sighting.MAX_ANCESTORS >= 1
