@@ -192,6 +192,7 @@ def test_what_is_no_tensor_is_left_out_and_named(tmp_path: Path) -> None:
     assert said["left_out"] == ["global_step", "optimizer"]
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize")
 def test_what_cannot_be_written_is_refused_by_its_name(tmp_path: Path) -> None:
     wanted = {
         "its weight 'w' is a negated or conjugated view": torch.ones(2, dtype=torch.complex64).conj(),
@@ -230,6 +231,20 @@ def test_the_process_needs_no_torch_and_says_one_line(tmp_path: Path) -> None:
     assert run("two.pt", said["source_sha256"])[0] == 0
     assert run("three.pt", "0" * 64) == (1, {"error": "the checkpoint's digest differs from its manifest"})
     assert run("one.pt", "")[0] == 1  # what is there is not written over
+
+
+@pytest.mark.parametrize("limit", [0, 10, 1000, 5000])
+def test_a_disk_that_is_full_is_said_as_such(tmp_path: Path, limit: int) -> None:
+    """Wherever the writing ends: in the first record, in a later one, at the end."""
+    path = save(tmp_path, {"a": torch.zeros(100), "b": torch.zeros(1000)})
+    argv = ["-I", "-S", str(PROGRAM), str(tmp_path / "weights.pt"), "raw"]
+    program = f"import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}));"
+    program += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    with open(path, "rb") as stdin:
+        command = [sys.executable, "-c", program, *argv]
+        done = subprocess.run(command, stdin=stdin, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (1, '{"error": "[Errno 27] File too large"}\n'), done.stderr
+    assert done.stderr == ""
 
 
 def test_weights_that_claim_the_same_bytes_again_and_again_do_not_fill_the_disk(tmp_path: Path) -> None:

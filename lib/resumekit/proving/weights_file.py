@@ -3,6 +3,7 @@
 Writes an archive of one dict, name -> tensor, in a stored zip whose records are aligned like torch's, so that it can be
 mapped. The numbers are copied, never looked at. Of a record that a tensor fills only in part, that part is copied where
 its elements lie side by side, else the whole; tensors that share their numbers go on sharing them.
+Try it: `python -m zipfile -l runs/<run_id>/artifacts/best@400/weights.pt`
 """
 
 from __future__ import annotations
