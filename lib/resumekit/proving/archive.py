@@ -31,7 +31,7 @@ _LOCATOR = struct.Struct("<4sLQL")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _ENTRY = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
-_FULL32 = 0xFFFFFFFF
+_FULL32, _FOLDER = 0xFFFFFFFF, 0x10
 
 
 class Record:
@@ -268,6 +268,8 @@ def _entries(data: bytes, count: int) -> Iterator[Record]:
         size, packed, offset = _widened(extra, size, packed, offset)
         if method or size != packed:
             raise UnreadableFile(f"record '{name}' is compressed; torch.save never does that")
+        if fields[15] & _FOLDER:
+            raise UnreadableFile(f"record '{name}' is marked as a folder: torch would not read it, and not say so")
         yield Record(name, offset, size, crc)
     if position != len(data):
         raise UnreadableFile("its zip directory is damaged")
