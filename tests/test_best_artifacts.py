@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -22,8 +20,8 @@ from resumekit.basics.files import temp_path
 from resumekit.basics.paths import RunPaths
 from resumekit.proving import manifest
 from resumekit.run_folder.runs import Run
-from resumekit.supervision import artifact_folder, best_artifacts, extraction
-from resumekit.trainer import saving, weights_extract
+from resumekit.supervision import best_artifacts, extraction
+from resumekit.trainer import saving
 from test_sidecar import sidecar_of
 
 NAMES = {"weights.pt", "config.yaml", "config.json", "status.json", "lineage.json", "log.txt"}
@@ -32,40 +30,15 @@ EXAMPLES = sorted((ROOT / "schemas" / "examples" / "artifact").glob("*.json"))
 torch.set_num_threads(1)
 
 
-class Forked:
-    """Stands in for the extracting process where its start is not the point: a fork that has torch already."""
-
-    def __init__(self, run: Run, descriptor: int, folder: Path, weights: str, sha256: str | None) -> None:
-        self.pid, self.code = os.fork(), None
-        if self.pid == 0:
-            os.dup2(descriptor, 0)
-            with open(folder / artifact_folder.SAID, "x") as said, contextlib.redirect_stdout(said):
-                weights_extract.main([str(folder / "weights.pt"), weights, sha256 or ""])
-            os._exit(0)
-
-    def poll(self) -> int | None:
-        if self.code is None and os.waitpid(self.pid, os.WNOHANG)[0]:
-            self.code = 0
-        return self.code
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spare a test the two seconds that importing torch takes."""
-    monkeypatch.setattr(extraction, "start", Forked)
-
-
 def make_run(folder: Path, name: str = "T-1_toy_20261122-1735", **record: Any) -> Run:
     """Make a run folder as the launcher would, with 150 lines of log."""
     own = folder / "runs" / name
     (own / "checkpoints").mkdir(parents=True)
     (own / "logs").mkdir()
-    config = {"checkpoint": {"keep_best_artifacts": 1}, "trainer": {"python": None}}
-    (own / "resolved_config.json").write_text(json.dumps(config))
+    (own / "resolved_config.json").write_text(json.dumps({"checkpoint": {"keep_best_artifacts": 1}}))
     (own / "resolved_config.yaml").write_text("checkpoint: {keep_best_artifacts: 1}\n")
     (own / "logs" / "train.log").write_text("".join(f"9a537e838eda line {n}\n" for n in range(150)))
-    where = {"root": str(folder), "cwd": str(folder), "argv": [sys.executable, "train.py"]}
-    written = {"run_id": name, "experiment": "T-1", "config_hash": "ab" * 32, **where, **record}
+    written = {"run_id": name, "experiment": "T-1", "config_hash": "ab" * 32, **record}
     (own / "run.json").write_text(json.dumps(written))
     return Run(RunPaths(own), written)
 
@@ -135,7 +108,6 @@ def test_a_new_best_has_its_winning_weights_alone_and_says_where_they_come_from(
     assert events(run.paths.run_dir, "warning") == []
 
 
-@pytest.mark.usefixtures("quick")
 def test_the_log_is_100_lines_before_and_as_many_behind_once_they_are_there(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     save(run, 3)
@@ -155,7 +127,6 @@ def test_the_log_is_100_lines_before_and_as_many_behind_once_they_are_there(tmp_
     assert len(lines) == 200 and lines[-2:] == ["9a537e838eda later 98", "9a537e838eda later 99"]
 
 
-@pytest.mark.usefixtures("quick")
 def test_a_sidecar_that_comes_later_does_not_make_it_again_and_catches_up_on_the_newest(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     save(run, 3)
@@ -169,7 +140,6 @@ def test_a_sidecar_that_comes_later_does_not_make_it_again_and_catches_up_on_the
     assert names(run) == ["best@3", "best@5"]
 
 
-@pytest.mark.usefixtures("quick")
 def test_what_a_killed_sidecar_left_half_made_is_swept(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     half = temp_path(run.paths.artifacts / "best@3")
@@ -181,7 +151,6 @@ def test_what_a_killed_sidecar_left_half_made_is_swept(tmp_path: Path) -> None:
     assert names(run) == [".best@4.tmp-mine", "best@3"]
 
 
-@pytest.mark.usefixtures("quick")
 def test_the_last_ones_are_kept_and_nothing_that_the_kit_did_not_make_goes(tmp_path: Path) -> None:
     """keep_best_artifacts is 1: the current one and one past one."""
     run = make_run(tmp_path)
@@ -201,7 +170,6 @@ def test_the_last_ones_are_kept_and_nothing_that_the_kit_did_not_make_goes(tmp_p
     assert set(os.listdir(outside)) == NAMES
 
 
-@pytest.mark.usefixtures("quick")
 def test_a_best_of_a_step_that_has_a_snapshot_of_other_weights_takes_its_place(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     save(run, 3)
@@ -224,17 +192,6 @@ def unreadable_manifest(run: Run) -> None:
     (run.paths.checkpoints / "hrm_arc_best.pt.json").write_text("{}")
 
 
-def no_torch(run: Run) -> None:
-    shadow = run.paths.run_dir.parent.parent / "python"
-    shadow.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "$@"\n')
-    shadow.chmod(0o755)
-    run.record["argv"] = [str(shadow), "train.py"]
-
-
-def no_python(run: Run) -> None:
-    run.record["argv"] = ["/no/such/python", "train.py"]
-
-
 def something_else_there(run: Run) -> None:
     (run.paths.artifacts / "best@3").mkdir(parents=True)
     (run.paths.artifacts / "best@3" / "mine").write_text("precious")
@@ -246,8 +203,8 @@ def a_link_for_a_folder(run: Run) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "reason"),
-    [(broken, "digest differs"), (unreadable_manifest, "is missing"), (no_torch, "has no torch (trainer.python"),
-     (no_python, "No such file"), (something_else_there, "not empty"), (a_link_for_a_folder, "Not a directory")],
+    [(broken, "digest differs"), (unreadable_manifest, "is missing"), (something_else_there, "not empty"),
+     (a_link_for_a_folder, "Not a directory")],
 )  # fmt: skip
 def test_what_goes_wrong_is_one_warning_and_leaves_nothing(tmp_path: Path, fault: Any, reason: str) -> None:
     run = make_run(tmp_path)
@@ -282,7 +239,23 @@ def test_a_process_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pyt
     assert "took longer" in events(run.paths.run_dir, "warning")[0]["message"] and names(run) == []
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [("import os; os.kill(os.getpid(), 9)", "was killed"), ("raise OSError('no memory')", "OSError: no memory"),
+     ("print('{}')", "None")],
+)  # fmt: skip
+def test_a_process_that_dies_is_one_warning_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, reason: str
+) -> None:
+    run = make_run(tmp_path)
+    save(run, 3)
+    (tmp_path / "dies.py").write_text(program)
+    monkeypatch.setattr(extraction, "EXTRACTOR", tmp_path / "dies.py")
+    made(run)
+    (warning,) = events(run.paths.run_dir, "warning")
+    assert reason in warning["message"] and names(run) == []
+
+
 def test_a_newer_best_that_comes_meanwhile_is_the_one_that_counts(tmp_path: Path) -> None:
     """The bytes of the older one are held open: neither pruning nor the newer one takes them away."""
     run = make_run(tmp_path)
@@ -296,7 +269,6 @@ def test_a_newer_best_that_comes_meanwhile_is_the_one_that_counts(tmp_path: Path
     assert names(run) == ["best@3", "best@4"] and events(run.paths.run_dir, "warning") == []
 
 
-@pytest.mark.usefixtures("quick")
 def test_a_foreign_best_file_counts_when_it_is_at_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Written by plain torch.save over the last one: without a manifest, and with the names that its trainer likes."""
     run = make_run(tmp_path)
@@ -329,7 +301,6 @@ class Planted:
         self.path = path
 
 
-@pytest.mark.usefixtures("quick")
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     torch.save({"model": {"w": torch.ones(1)}, "global_step": 3, "x": Planted(tmp_path / "pwned")},
@@ -337,29 +308,6 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     made(run)
     assert "not plain data" in events(run.paths.run_dir, "warning")[0]["message"]
     assert not (tmp_path / "pwned").exists() and names(run) == []
-
-
-def test_an_average_is_found_by_name_however_it_is_wrapped() -> None:
-    raw = {"a.weight": torch.zeros(2), "a.count": torch.tensor(7), "b": torch.zeros(3)}
-    ones = {"a.weight": torch.ones(2), "b": torch.ones(3)}
-    for state in ({"shadow": ones, "decay": 0.99}, {f"module.{name}": value for name, value in ones.items()}):
-        found, from_raw = weights_extract.winning_weights({"model_state_dict": raw, "ema_state_dict": state}, "ema")
-        assert list(found) == list(raw) and from_raw == ["a.count"]
-        assert found["b"].tolist() == [1, 1, 1] and found["a.count"] == 7
-    two = {"shadow": ones, "backup": ones}
-    for state, words in ((two, "two averages"), ({"x": torch.ones(2)}, "none of the model's"), (None, "none of the")):
-        with pytest.raises(ValueError, match=words):
-            weights_extract.winning_weights({"model_state_dict": raw, "ema_state_dict": state}, "ema")
-
-
-@pytest.mark.usefixtures("quick")
-def test_a_view_is_saved_without_the_rest_of_its_storage(tmp_path: Path) -> None:
-    run = make_run(tmp_path)
-    flat = torch.zeros(1_000_000)
-    torch.save({"model": {"w": flat[:4]}, "optimizer": flat, "global_step": 3},
-               run.paths.checkpoints / "hrm_arc_best.pt")  # fmt: skip
-    made(run)
-    assert (run.paths.artifacts / "best@3" / "weights.pt").stat().st_size < 10_000
 
 
 TRAINER = """

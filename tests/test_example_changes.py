@@ -238,7 +238,7 @@ def test_swa_weights_are_saved_and_evaluated_from_the_beginning_of_their_tail_on
 def test_swa_weights_that_score_best_are_named_as_the_best(monkeypatch, tmp_path):
     """And are the ones that a snapshot of this best holds, by the model's own names. Protocol §3, §8."""
     import arc_training
-    from resumekit.trainer.weights_extract import winning_weights
+    from resumekit.supervision.weights_extract import extract
 
     training = job(tail(start_step=0))
     training.progress.evals_pending = ["full"]
@@ -259,10 +259,11 @@ def test_swa_weights_that_score_best_are_named_as_the_best(monkeypatch, tmp_path
     training.save(kit, tmp_path, 1.0, best)
     known = json.loads((tmp_path / "hrm_arc_best.pt.json").read_text())
     assert (known["best_weights"], known["best_score"], known["weights"]) == ("swa", 1.0, ["raw", "ema", "swa"])
-    content = torch.load(tmp_path / "hrm_arc_best.pt", weights_only=True)
     for kind, model in models.items():
-        weights, from_raw = winning_weights(content, kind)
-        assert same(weights, dict(model.state_dict())) and from_raw == []
+        with open(tmp_path / "hrm_arc_best.pt", "rb") as file:
+            said = extract(tmp_path / f"{kind}.pt", kind, known["sha256"], file.fileno())
+        weights = torch.load(tmp_path / f"{kind}.pt", weights_only=True)
+        assert same(weights, dict(model.state_dict())) and said["from_raw"] == []
     assert not same(dict(training.model.state_dict()), weights)
 
 

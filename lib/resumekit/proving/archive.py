@@ -31,7 +31,7 @@ _LOCATOR = struct.Struct("<4sLQL")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _ENTRY = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
-_FULL32 = 0xFFFFFFFF
+_FULL32, _FOLDER = 0xFFFFFFFF, 0x10
 
 
 class Record:
@@ -84,12 +84,37 @@ def summarize(source: Path | str | int) -> Summary:
         UnreadableFile: not a regular file, not a whole archive of torch.save, or one that claims what it does not hold.
     """
     if isinstance(source, int):
-        return _summarize(source)
+        value, unsafe, _ = content(source)
+        return _summary(value, os.fstat(source).st_size, unsafe)
     descriptor = open_regular(source)
     try:
-        return _summarize(descriptor)
+        return summarize(descriptor)
     finally:
         os.close(descriptor)
+
+
+def content(descriptor: int) -> tuple[dict[Any, Any], tuple[str, ...], dict[str, Record]]:
+    """Return (what an open checkpoint holds, names of unsafe types in it, its records by their names inside).
+
+    Tensors are `torch_names.Tensor`, plain values themselves, the rest is opaque. Raises UnreadableFile as `summarize`.
+    """
+    _refuse_other_formats(descriptor, os.fstat(descriptor).st_size)
+    inside = {record.name.partition("/")[2]: record for record in records(descriptor)}
+    if "constants.pkl" in inside:
+        raise UnreadableFile("a TorchScript archive, not a checkpoint of torch.save")
+    pickle = inside.get("data.pkl")
+    if pickle is None or "version" not in inside:
+        raise UnreadableFile("records are missing: the save was cut short")
+    if pickle.size > MAX_PICKLE_BYTES:
+        raise UnreadableFile(f"its data.pkl has {pickle.size:,} bytes, more than {MAX_PICKLE_BYTES:,}")
+    data = _pread(descriptor, pickle.size, data_offset(descriptor, pickle))
+    if pickle.crc and zlib.crc32(data) != pickle.crc:
+        raise UnreadableFile("record 'data.pkl' differs from its checksum")
+    storages = {name[5:]: record.size for name, record in inside.items() if name.startswith("data/")}
+    value, unsafe = read_pickle(data, storages)
+    if not isinstance(value, dict):
+        raise UnreadableFile("it does not hold a dict at its top")
+    return value, unsafe, inside
 
 
 def check_crcs(descriptor: int) -> None:
@@ -105,7 +130,7 @@ def check_crcs(descriptor: int) -> None:
         return
     buffer = memoryview(bytearray(BUFFER_BYTES))
     for record in found:
-        position, left, crc = _data_offset(descriptor, record), record.size, 0
+        position, left, crc = data_offset(descriptor, record), record.size, 0
         while left:
             count = os.preadv(descriptor, [buffer[: min(left, BUFFER_BYTES)]], position)
             if not count:
@@ -138,26 +163,13 @@ def records(descriptor: int) -> list[Record]:
     return found
 
 
-def _summarize(descriptor: int) -> Summary:
-    size = os.fstat(descriptor).st_size
-    _refuse_other_formats(descriptor, size)
-    found = records(descriptor)
-    inside = {record.name.partition("/")[2]: record for record in found}
-    if "constants.pkl" in inside:
-        raise UnreadableFile("a TorchScript archive, not a checkpoint of torch.save")
-    pickle = inside.get("data.pkl")
-    if pickle is None or "version" not in inside:
-        raise UnreadableFile("records are missing: the save was cut short")
-    if pickle.size > MAX_PICKLE_BYTES:
-        raise UnreadableFile(f"its data.pkl has {pickle.size:,} bytes, more than {MAX_PICKLE_BYTES:,}")
-    data = _pread(descriptor, pickle.size, _data_offset(descriptor, pickle))
-    if pickle.crc and zlib.crc32(data) != pickle.crc:
-        raise UnreadableFile("record 'data.pkl' differs from its checksum")
-    storages = {name[5:]: record.size for name, record in inside.items() if name.startswith("data/")}
-    value, unsafe = read_pickle(data, storages)
-    if not isinstance(value, dict):
-        raise UnreadableFile("it does not hold a dict at its top")
-    return _summary(value, size, unsafe)
+def data_offset(descriptor: int, record: Record) -> int:
+    """Return the byte of the file at which a record's own bytes begin. Raises UnreadableFile."""
+    header = _pread(descriptor, _LOCAL.size, record.offset)
+    fields = _LOCAL.unpack(header)
+    if fields[0] != b"PK\x03\x04":
+        raise UnreadableFile(f"record '{record.name}' is not where the directory says")
+    return record.offset + _LOCAL.size + fields[9] + fields[10]
 
 
 def _summary(value: dict[Any, Any], size: int, unsafe: tuple[str, ...]) -> Summary:
@@ -256,6 +268,8 @@ def _entries(data: bytes, count: int) -> Iterator[Record]:
         size, packed, offset = _widened(extra, size, packed, offset)
         if method or size != packed:
             raise UnreadableFile(f"record '{name}' is compressed; torch.save never does that")
+        if fields[15] & _FOLDER:
+            raise UnreadableFile(f"record '{name}' is marked as a folder: torch would not read it, and not say so")
         yield Record(name, offset, size, crc)
     if position != len(data):
         raise UnreadableFile("its zip directory is damaged")
@@ -272,14 +286,6 @@ def _widened(extra: bytes, *values: int) -> list[int]:
             wide = list(struct.unpack(f"<{len(body) // 8}Q", body[: len(body) // 8 * 8]))
         position += 4 + length
     return [wide.pop(0) if value == _FULL32 and wide else value for value in values]
-
-
-def _data_offset(descriptor: int, record: Record) -> int:
-    header = _pread(descriptor, _LOCAL.size, record.offset)
-    fields = _LOCAL.unpack(header)
-    if fields[0] != b"PK\x03\x04":
-        raise UnreadableFile(f"record '{record.name}' is not where the directory says")
-    return record.offset + _LOCAL.size + fields[9] + fields[10]
 
 
 def _pread(descriptor: int, length: int, offset: int) -> bytes:

@@ -21,7 +21,12 @@ _KINDS = {
     "Untyped": ("uint8", 1),
 }  # fmt: skip
 _STORAGES = {f"{module} {kind}Storage": what for kind, what in _KINDS.items() for module in ("torch", "torch.storage")}
-_WIDE = {"uint16": 2, "uint32": 4, "uint64": 8}
+# Bytes of an element. Those of the second line have no kind of storage of their own.
+ITEM_BYTES = dict(_KINDS.values()) | {
+    "uint16": 2, "uint32": 4, "uint64": 8, "complex32": 4, "float8_e4m3fn": 1, "float8_e5m2": 1,
+    "float8_e4m3fnuz": 1, "float8_e5m2fnuz": 1, "float8_e8m0fnu": 1,
+}  # fmt: skip
+STORAGE_KINDS = {dtype: kind for kind, (dtype, _) in _KINDS.items() if kind != "Untyped"}
 _DTYPES = ("bool", "int", "uint", "float", "bfloat", "complex")
 
 DICTS = frozenset({"collections OrderedDict", "collections Counter"})
@@ -63,19 +68,25 @@ OPAQUE = Opaque()
 class Storage:
     """A tensor record that the archive really holds."""
 
-    __slots__ = ("dtype", "item_bytes", "size_bytes")
+    __slots__ = ("dtype", "item_bytes", "key", "size_bytes")
 
-    def __init__(self, dtype: str, item_bytes: int, size_bytes: int) -> None:
-        self.dtype, self.item_bytes, self.size_bytes = dtype, item_bytes, size_bytes
+    def __init__(self, key: str, dtype: str, item_bytes: int, size_bytes: int) -> None:
+        self.key, self.dtype, self.item_bytes, self.size_bytes = key, dtype, item_bytes, size_bytes
 
 
 class Tensor:
-    """A tensor's shape and dtype; its values were not read."""
+    """A tensor's shape and dtype, and where it lies; its values were not read.
 
-    __slots__ = ("dtype", "shape")
+    Args:
+        storage, offset, stride: its record, and its first element and steps in it, in elements.
+        bits: what torch notes of a tensor that is to be read negated or conjugated; for all others nothing true.
+    """
 
-    def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
-        self.shape, self.dtype = shape, dtype
+    __slots__ = ("bits", "dtype", "offset", "shape", "storage", "stride")
+
+    def __init__(self, shape: tuple[int, ...], dtype: str, held: Storage, offset: int, stride: Any, bits: Any) -> None:
+        self.shape, self.dtype, self.storage = shape, dtype, held
+        self.offset, self.stride, self.bits = offset, stride, bits
 
 
 def is_known(text: str) -> bool:
@@ -103,7 +114,7 @@ def storage(reference: Any, sizes: dict[str, int]) -> Storage:
         raise UnreadableFile(f"record 'data/{key[:40]}' is missing: the save was cut short")
     if elements * item_bytes != sizes[key]:
         raise UnreadableFile(f"record 'data/{key}' has {sizes[key]:,} bytes, not {elements * item_bytes:,}")
-    return Storage(dtype, item_bytes, sizes[key])
+    return Storage(key, dtype, item_bytes, sizes[key])
 
 
 def tensor(arguments: tuple[Any, ...], name: str) -> Tensor:
@@ -113,10 +124,10 @@ def tensor(arguments: tuple[Any, ...], name: str) -> Tensor:
         UnreadableFile: it claims more elements than its storage has (an expanded tensor would fill the memory).
     """
     held, offset, shape, stride = arguments[:4]
-    dtype, item_bytes = held.dtype, held.item_bytes
+    dtype, item_bytes, bits = held.dtype, held.item_bytes, arguments[6:]
     if name.endswith("_v3"):
-        dtype = arguments[6].text.removeprefix("torch ")
-        item_bytes = _WIDE.get(dtype, 1)
+        dtype, bits = arguments[6].text.removeprefix("torch "), arguments[7:]
+        item_bytes = ITEM_BYTES.get(dtype, 1)
     numbers = (offset, *shape, *stride)
     if len(shape) != len(stride) or len(shape) > MAX_DIMENSIONS or not _are_counts(numbers):
         raise UnreadableFile("its data.pkl has a tensor of an impossible shape")
@@ -126,7 +137,7 @@ def tensor(arguments: tuple[Any, ...], name: str) -> Tensor:
         last += (length - 1) * step
     if elements and max(elements, last + 1) * item_bytes > held.size_bytes:
         raise UnreadableFile(f"a tensor claims {elements:,} elements on a record of {held.size_bytes:,} bytes")
-    return Tensor(tuple(shape), dtype)
+    return Tensor(tuple(shape), dtype, held, offset, tuple(stride), bits)
 
 
 def _are_counts(values: tuple[Any, ...]) -> bool:

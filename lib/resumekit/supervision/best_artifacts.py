@@ -1,7 +1,7 @@
 """A snapshot of every new best: `artifacts/best@<N>/` with its weights alone, config, status, lineage and log.
 
 Looks at the best checkpoint's file and manifest, whoever wrote them. The weights are extracted by a process of its own
-(trainer/weights_extract.py) that nothing waits for; what goes wrong is a `warning` in the journal and nothing more.
+(weights_extract.py) that nothing waits for; what goes wrong is a `warning` in the journal and nothing more.
 Only the newest best is made up for by a sidecar that comes late. Try it: `ls runs/<run_id>/artifacts`
 """
 
@@ -143,7 +143,7 @@ class BestArtifacts:
                 offset = artifact_folder.anchor(self._run.paths.train_log, source.step)
                 from . import extraction  # late: most runs are over, or have no best, before it is needed
 
-                process = extraction.start(self._run, descriptor, temp, source.weights, source.sha256)
+                process = extraction.start(descriptor, temp, source.weights, source.sha256)
                 self._job = _Job(mark, source, temp, process, offset, time.monotonic())
             finally:
                 os.close(descriptor)
@@ -238,7 +238,7 @@ class BestArtifacts:
                 "size": source.size,
                 "mtime_ns": source.mtime_ns,
             },
-            "weights_file": {name: answer[name] for name in ("sha256", "size", "tensors", "from_raw")},
+            "weights_file": {name: answer[name] for name in ("sha256", "size", "tensors", "from_raw", "left_out")},
             "log_offset": job.offset,
             "created_at": utc_now(),
         }
