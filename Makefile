@@ -48,7 +48,6 @@ campaign: $(READY) ## the long versions of the sampled tests (an hour or so)
 	@$(PY) tests/campaign_checkpoints.py --kills 300 --mutants 2000 --seed 1
 	@$(PY) tests/campaign_example_cuts.py --cuts 60 --seed 1
 	@$(PY) tests/campaign_healthy_resumes.py --count 200 --seed 1
-	@$(PY) tests/campaign_traces.py --healthy 1000 --sick 200 --seed 4
 	@$(PY) -m pytest -q -n 2 --dist worksteal -m campaign tests
 
 .PHONY: bench
