@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -252,3 +254,18 @@ def test_speed_and_eta_after_a_resume_come_from_what_was_trained_since(
     assert seen() == (40_000, None, None)
     steps = [{"event": "step", "step": 40_000 + n, "mono_s": 21.0 + n / 2} for n in range(1, 21)]
     assert seen(*steps) == (40_020, 2.0, 9_980 / 2)
+
+
+def test_a_newest_checkpoint_with_nan_inside_is_not_the_one_that_training_goes_on_from(tmp_path: Path) -> None:
+    """Rikorose/DeepFilterNet#30: the run died of NaN, and its newest checkpoint held them."""
+    model = Net(seed=1)
+    optimizer = OPTIMIZERS["adamw"](model.parameters(), lr=0.1)
+    train(model, optimizer, steps=2)
+    sound = save(tmp_path, 2, model=model, optimizer=optimizer, loss=0.5)
+    with torch.no_grad():
+        model.body.weight[0, 0] = float("nan")
+    save(tmp_path, 4, model=model, optimizer=optimizer, loss=0.5)
+    door = Path(__file__).resolve().parent.parent / "lib" / "resume_helper.py"
+    argv = [sys.executable, str(door), "--ckpt_dir", str(tmp_path), "--dry-run"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(sound) and "not finite" in done.stderr, done
