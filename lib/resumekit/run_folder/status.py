@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from ..basics import check, journal, processes
 from ..basics.files import UnreadableFile, read_json, to_json, utc_now, write_atomic
 from . import run_end
+from .event_values import count, text
 from .run_state import State, fold, is_sound, measured_speed
 from .runs import Run
 
@@ -48,11 +49,11 @@ def observe(run: Run, state: State, view: View) -> dict[str, Any]:
     """
     launched = state.get("launched") or {}
     trainer = launched.get("trainer") or {}
-    max_steps, parent_step = _count(run.setting("training", "max_steps")), _count(run.parent_step)
+    max_steps, parent_step = count(run.setting("training", "max_steps")), count(run.parent_step)
     step, speed = state.get("step"), measured_speed(state) or state.get("steps_per_sec")
     record = run.record
     is_now = state_of(state, view, max_steps, shows_steps=_shows_steps(run))
-    ended_at = _text((state.get("exited") or {}).get("at"))
+    ended_at = text((state.get("exited") or {}).get("at"))
     return {
         "run_id": run.run_id,
         "global_step": step if step is not None else parent_step,
@@ -64,15 +65,15 @@ def observe(run: Run, state: State, view: View) -> dict[str, Any]:
         **_etas(run, step, speed if is_now in LIVE else None, max_steps, view.now),
         "state": is_now,
         "phase": state.get("phase"),
-        "experiment": _text(run.experiment),
-        "parent_run_id": _text(record.get("parent_run_id")),
+        "experiment": text(run.experiment),
+        "parent_run_id": text(record.get("parent_run_id")),
         "parent_step": parent_step,
-        "config_hash": _text(record.get("config_hash")),
+        "config_hash": text(record.get("config_hash")),
         "epoch": state.get("epoch"),
         "max_steps": max_steps,
         "loss": state.get("loss"),
         "lr_scale": state.get("lr_scale", 1.0),
-        "optimizer": state.get("optimizer") or _text(run.setting("optimizer", "name")),
+        "optimizer": state.get("optimizer") or text(run.setting("optimizer", "name")),
         "swap_from_step": state.get("swap_from_step"),
         "scheduler_phase": state.get("scheduler_phase"),
         "last_checkpoint_step": state.get("last_checkpoint_step"),
@@ -152,8 +153,8 @@ def _etas(run: Run, step: int | None, speed: float | None, max_steps: int | None
     return {
         "eta_s": end_s,
         "eta_at": utc_now(now + end_s) if end_s is not None else None,
-        "eta_fast_eval_s": seconds_to(next_multiple(_count(run.setting("validation", "fast_eval_every")))),
-        "eta_full_eval_s": seconds_to(next_multiple(_count(run.setting("validation", "full_eval_every")))),
+        "eta_fast_eval_s": seconds_to(next_multiple(count(run.setting("validation", "fast_eval_every")))),
+        "eta_full_eval_s": seconds_to(next_multiple(count(run.setting("validation", "full_eval_every")))),
     }
 
 
@@ -178,7 +179,7 @@ def read_state(run: Run) -> State:
 
 def saved_state(run: Run) -> tuple[State, int]:
     """Return (state, byte offset in the journal) as the sidecar last saved them; the run's beginning without."""
-    parent_step = _count(run.parent_step)
+    parent_step = count(run.parent_step)
     beginning: State = {} if parent_step is None else {"resumed_step": parent_step}
     try:
         saved = read_json(run.paths.sidecar_state)
@@ -202,11 +203,3 @@ def current(run: Run) -> dict[str, Any]:
 def write(run: Run, status: dict[str, Any]) -> None:
     """Replace status.json; a reader sees the old one or the new one, never half of either."""
     write_atomic(run.paths.status, to_json(status))
-
-
-def _count(value: Any) -> int | None:
-    return value if type(value) is int and 0 <= value < 10**12 else None
-
-
-def _text(value: Any) -> str | None:
-    return value[:500] if isinstance(value, str) else None

@@ -20,6 +20,7 @@ from ..basics import processes
 from ..basics.errors import KitError
 from ..basics.terminal import plain
 from ..run_folder import pace, status
+from ..run_folder.event_values import count
 from ..run_folder.lineage import parse_run_name
 from ..run_folder.run_state import measured_speed
 from ..run_folder.runs import Run, RunTable
@@ -179,10 +180,9 @@ def _judge(run: Run, table: RunTable) -> Look:
     trainer = (state.get("launched") or {}).get("trainer") or {}
     if trainer and trainer["host"] != processes.host_name():
         return Look(run.run_id, UNKNOWN, REMOTE, note=f"not looked at: its trainer is on '{trainer['host'][:100]}'")
-    max_steps = run.setting("training", "max_steps")
     known = {
         "step": state.get("step"),
-        "max_steps": max_steps if type(max_steps) is int and 0 <= max_steps < 10**12 else None,
+        "max_steps": count(run.setting("training", "max_steps")),
         "steps_per_sec": pace.recent_speed(state.get("pace")) or measured_speed(state),
     }
     if name not in (*status.LIVE, "failed", "lost"):
