@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..basics import journal
-from ..basics.check import FAILED, WARNED, WHOLE, Check
+from ..basics.check import ABORT_CAUSE, FAILED, WARNED, WHOLE, Check
 from ..basics.errors import KitError
 from ..basics.paths import LIB, step_of_name
 from ..run_folder.quarantine import put_in_quarantine
@@ -22,8 +22,6 @@ from ..run_folder.runs import Run
 from . import expectations
 from .acceptance_rules import Rules
 
-# The cause in the `abort` event of a run that its checks have ended.
-CAUSE = "checks_failed"
 # A sidecar that was started again looks at no more than this of the journal before it.
 MAX_READ_BYTES = 8 << 20
 
@@ -52,7 +50,7 @@ class Acceptance:
         """Take in an event of the run's journal."""
         if event.get("event") == "resumed" and self._expected is not None:
             event = {**event, "is_planned": expectations.is_planned(event.get("checkpoint"), self._expected, self._run)}
-        elif event.get("event") == "abort" and event.get("cause") == CAUSE:
+        elif event.get("event") == "abort" and event.get("cause") == ABORT_CAUSE:
             self._is_aborted = True
         self._rules.see(event)
 
@@ -75,7 +73,7 @@ class Acceptance:
         if not self._rules.is_over:
             self._tell(self._rules.conclude(), append, say)
         evidence = f"failed: {', '.join(self._rules.failed)}"
-        if (self._is_aborted or append("abort", cause=CAUSE, evidence=evidence)) and not has_ended:
+        if (self._is_aborted or append("abort", cause=ABORT_CAUSE, evidence=evidence)) and not has_ended:
             _stop(self._run)  # again, if a sidecar before this one was killed in between
         return False
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..basics import journal, processes
+from ..basics.check import ABORT_CAUSE
 from ..basics.claims import try_lock
 from ..basics.errors import CHECKS_FAILED, DONE, FAILED
 from ..basics.files import UnreadableFile, read_json, to_json, unlink_temps, write_atomic
@@ -184,7 +185,7 @@ class Sidecar:
 
     @property
     def _has_failed_checks(self) -> bool:
-        return (self._state.get("aborted") or {}).get("cause") == "checks_failed"
+        return (self._state.get("aborted") or {}).get("cause") == ABORT_CAUSE
 
     def _read_last_lines(self) -> bool:
         """Read all that was written when the trainer ended, and for a while what its children still write."""
