@@ -17,6 +17,7 @@ import pytest
 from conftest import DEADLINE_S, ROOT, Kit, events, wait_until
 from resumekit.basics import journal, processes
 from resumekit.basics.errors import KitError, UsageError
+from resumekit.basics.terminal import plain
 from resumekit.run_folder.run_state import CLOCK_GAP
 from resumekit.supervision.wakefulness import GAP_S, Wakefulness
 from resumekit.watching import command, sighting, watch
@@ -365,3 +366,10 @@ def test_a_file_system_that_makes_inodes_as_it_goes_has_not_run_out_of_them(
     journal_of(run, ("step", {"step": 3, "loss": 0.5}))
     assert watch.one_pass(tmp_path)[0].verdict == WELL
     assert sighting.MAX_ANCESTORS >= 1
+
+
+def test_a_misspelt_experiment_is_said_and_not_taken_for_a_healthy_one(kit: Kit) -> None:
+    kit.config()
+    kit("run", "T-1")
+    said = kit("abort-watch", "--observe", "T-1", "T-O1").stderr
+    assert f"there is no run of 'T-O1' in '{plain(str(kit.runs))}'" in said and "'T-1'" not in said

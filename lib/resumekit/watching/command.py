@@ -42,6 +42,8 @@ def main(arguments: Sequence[str]) -> int:
     """Look once, or again and again; returns 0, or 8 where the last pass found somebody sick."""
     asked = parse(arguments)
     runs_dir = _runs_dir(asked)
+    for name in watch.without_a_run(runs_dir, asked.wanted):
+        print(f"{PROG}: there is no run of '{plain(name)}' in '{plain(str(runs_dir))}'", file=sys.stderr)
     while True:
         looks = watch.one_pass(runs_dir, asked.wanted)
         text = watch.as_json(looks) if asked.is_json else watch.as_text(looks)

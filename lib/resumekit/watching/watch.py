@@ -97,6 +97,13 @@ def live_runs(runs_dir: Path, wanted: Sequence[str] = ()) -> list[str]:
     return sorted(name for name, parsed in known.items() if not wanted or {name, parsed.experiment} & set(wanted))
 
 
+def without_a_run(runs_dir: Path, wanted: Sequence[str]) -> list[str]:
+    """Return the experiments and run ids of which there is no run at all, live or ended: misspelt, most of the time."""
+    parsed = {name: parse_run_name(name) for name in RunTable(runs_dir).names} if wanted else {}
+    known = {*parsed, *(one.experiment for one in parsed.values() if one)}
+    return [name for name in wanted if name not in known]
+
+
 def look_at(runs_dir: Path, run_id: str) -> Look:
     """Look at one run, in bounded time; whatever goes wrong in it becomes a sentence."""
     try:
