@@ -6,7 +6,7 @@
 #   make run    EXP=EXP-01 [NAME=...] [SET="a.b=1 c=2"] [NOTES=...] [FRESH=1]
 #   make resume EXP=EXP-01 [STEP=40000 | BEST=1] [FROM=RUN_ID] [NAME=...] [SET=...] [NOTES=...] [ACCEPT=1]
 #   make runs   [EXP=EXP-01]
-#   make watch  [EXP=EXP-01] [EVERY=60]
+#   make watch  [EXP=EXP-01] [EVERY=60] [OBSERVE=1]
 #
 # and for each CONFIG=FILE, RUNS=DIR; for the first two DRY_RUN=1, DETACH=1, ARGS="arguments of the trainer". SET and ARGS
 # are split at spaces; a value with spaces in it is for bin/run.sh itself. Only what stands on make's command line counts,
@@ -18,7 +18,7 @@ endif
 
 # Spaces before a comment on its line would become part of it.
 RESUMEKIT_PREFIX := $(strip $(RESUMEKIT_PREFIX))
-RESUMEKIT_WORDS := EXP EVERY NAME SET NOTES STEP FROM CONFIG RUNS ARGS FRESH BEST ACCEPT DRY_RUN DETACH
+RESUMEKIT_WORDS := EXP EVERY OBSERVE NAME SET NOTES STEP FROM CONFIG RUNS ARGS FRESH BEST ACCEPT DRY_RUN DETACH
 RESUMEKIT_TARGETS := $(addprefix $(RESUMEKIT_PREFIX),run resume runs watch)
 
 # As typed: $(value) does not expand, and := keeps what it gave. The word itself is set to the same, because make would
@@ -48,6 +48,7 @@ esac; \
 [ -z "$$RESUMEKIT_MAKE_CONFIG" ] || set -- "$$@" "--config=$$RESUMEKIT_MAKE_CONFIG"; \
 [ -z "$$RESUMEKIT_MAKE_RUNS" ] || set -- "$$@" "--runs=$$RESUMEKIT_MAKE_RUNS"; \
 [ -z "$$RESUMEKIT_MAKE_EVERY" ] || set -- "$$@" "--every=$$RESUMEKIT_MAKE_EVERY"; \
+[ -z "$$RESUMEKIT_MAKE_OBSERVE" ] || set -- "$$@" --observe; \
 [ -z "$$RESUMEKIT_MAKE_NAME" ] || set -- "$$@" "--name=$$RESUMEKIT_MAKE_NAME"; \
 [ -z "$$RESUMEKIT_MAKE_NOTES" ] || set -- "$$@" "--notes=$$RESUMEKIT_MAKE_NOTES"; \
 [ -z "$$RESUMEKIT_MAKE_STEP" ] || set -- "$$@" "--step=$$RESUMEKIT_MAKE_STEP"; \
@@ -76,5 +77,5 @@ $(RESUMEKIT_PREFIX)resume: ## continue from a checkpoint in a new folder: EXP=EX
 $(RESUMEKIT_PREFIX)runs: ## list runs, their state and lineage: [EXP=EXP-01]
 	@$(call resumekit_call,runs)
 
-$(RESUMEKIT_PREFIX)watch: ## say which live run is sick, and by what evidence: [EXP=EXP-01] [EVERY=60]
-	@$(call resumekit_call,abort-watch,--observe)
+$(RESUMEKIT_PREFIX)watch: ## stop the live runs that are sick, take up what has died: [EXP=EXP-01] [EVERY=60] [OBSERVE=1]
+	@$(call resumekit_call,abort-watch)

@@ -1,15 +1,20 @@
 #!/usr/bin/env bash
-# Summary: look at every live run on this host and say which one is sick
+# Summary: look at every live run on this host, stop the sick ones, take up what has died
 #
-# Usage: abort-watch.sh --observe [EXP | RUN_ID]... [--every SECONDS] [--json]
+# Usage: abort-watch.sh [EXP | RUN_ID]... [--observe] [--every SECONDS] [--json]
 #                       [--runs DIR] [--config FILE]
+#        abort-watch.sh --stop EXP | RUN_ID... [--runs DIR] [--config FILE]
 #
-# Prints one line per live run: its state, step and speed, the verdict (well, warning, sick) and the
-# evidence. It only says: nothing is stopped, nothing is started, nothing is written. The thresholds
-# are those of the run's own config, section abort; docs/watch.md explains each rule.
+# Made for cron, once a minute: needs no terminal, no HOME and no more PATH than /usr/bin:/bin. Prints
+# one line per live run: its state, step and speed, the verdict (well, warning, sick) and the evidence.
+# A sick run gets an abort event and TERM, then KILL after abort.grace_s. A run that is over by such an
+# incident is taken up by its launcher, or, where that is gone, from here: in a new folder, with the
+# config, the code and the environment that it had. Where that can't be, it needs attention: the
+# journal says why and notify.command is run. docs/watch.md explains each rule and what follows.
 #
 #   EXP | RUN_ID     only the live runs of this experiment, or this run; several may be named
-#   --observe        say what is sick (the only thing that it can be told to do)
+#   --observe        only say what is sick: nothing is stopped, started or written
+#   --stop           end these runs: TERM, grace, KILL; what a person ended is never taken up again
 #   --every SECONDS  look again and again, until INT
 #   --json           one JSON array per look, on one line
 #   --runs DIR       where the runs lie (default: paths.runs of the config)
@@ -35,10 +40,9 @@ source "${KIT_SELF%/*}/../lib/launcher.sh"
 
 main() { # <argument>...
   kit_setup "$KIT_SELF" "$@"
-  KIT_SWITCHES=' --observe --json ' KIT_OPTIONS=' --every --runs --config '
+  KIT_SWITCHES=' --observe --stop --json ' KIT_OPTIONS=' --every --runs --config '
   KIT_EXPERIMENT=many
   kit_parse_options "$@"
-  [[ " ${KIT_QUESTION[*]} " == *' --observe '* ]] || kit_usage_error "what is it to do? --observe says what is sick"
   exec "$KIT_PYTHON" -I "$KIT_LIB/resumekit_cli.py" watch "${KIT_QUESTION[@]}"
 }
 

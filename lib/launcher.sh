@@ -1,15 +1,17 @@
 # shellcheck shell=bash
 # What the commands in bin/ share: help, errors, the question to Python, and the supervision of a trainer.
 #
-# Sourced by bin/*.sh. Run by itself it supervises a run that was planned by somebody else (`run.sh --detach`):
-#   bash lib/launcher.sh FIELD...      the fields that `resumekit_cli.py start` or `resume` answered
+# Sourced by bin/*.sh. Run by itself it supervises a run that was planned by somebody else (`run.sh --detach`), or takes
+# up one that has lost its launcher (the watcher):
+#   bash lib/launcher.sh supervise PYTHON COMMAND COUNT ARGUMENT... FIELD...
+#   bash lib/launcher.sh recover RUN_DIR
 
 KIT_LIB="$(cd -P -- "${BASH_SOURCE[0]%/*}" && printf '%s/' "$PWD")"
 KIT_LIB="${KIT_LIB%/}"
 KIT_ROOT="${KIT_LIB%/*}"
 
 # Exit codes with a name of their own; the trainer's code passes through untouched.
-readonly KIT_FAILED=1 KIT_USAGE=2 KIT_CHECKS_FAILED=7 KIT_TOOL_MISSING=127
+readonly KIT_FAILED=1 KIT_USAGE=2 KIT_CHECKS_FAILED=7 KIT_STOPPED_BY_RULE=8 KIT_TOOL_MISSING=127
 # How long the last lines of the log are waited for when the trainer has ended.
 readonly KIT_LAST_LINES_S=15
 
@@ -153,7 +155,7 @@ os.setsid()
 os.closerange(3, 1024)
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 os.execvp(sys.argv[1], sys.argv[1:])' \
-    bash "$KIT_LIB/launcher.sh" "$KIT_PYTHON" "$KIT_COMMAND" "${#KIT_ARGUMENTS[@]}" "${KIT_ARGUMENTS[@]}" \
+    bash "$KIT_LIB/launcher.sh" supervise "$KIT_PYTHON" "$KIT_COMMAND" "${#KIT_ARGUMENTS[@]}" "${KIT_ARGUMENTS[@]}" \
     "${KIT_ANSWER[@]}" </dev/null >/dev/null 2>&1 &
   supervisor=$!
   until [[ -s ${KIT_ANSWER[1]}/journal.jsonl ]]; do
@@ -164,11 +166,9 @@ os.execvp(sys.argv[1], sys.argv[1:])' \
   printf '%s\n' "${KIT_ANSWER[0]}"
 }
 
-kit_supervise() { # <run-id> <run-dir> <cwd> <token> <config-hash> <output-log> <checkpoint or ''> <continued head or ''> <argv>...
-  KIT_RUN_ID="$1" KIT_RUN_DIR="$2" KIT_CWD="$3" KIT_TOKEN="$4" KIT_HASH="$5" KIT_OUTPUT_LOG="$6" KIT_CHECKPOINT="$7"
-  KIT_HEAD="$8"
-  shift 8
-  KIT_SIGNALS=0
+kit_supervise() { # <field>...: a run, and every run that takes its place; return the last trainer's code, or 7, or 8
+  local code
+  KIT_SIGNALS=0 KIT_IS_RECOVERY="${KIT_IS_RECOVERY:-0}"
   trap 'kit_on_signal INT' INT
   trap 'kit_on_signal TERM' TERM
   trap 'kit_on_hangup' HUP
@@ -179,6 +179,38 @@ kit_supervise() { # <run-id> <run-dir> <cwd> <token> <config-hash> <output-log> 
   # The end of a child makes Bash look at the window's size, but in the main shell only.
   shopt -s checkwinsize
   (:)
+
+  while :; do
+    code=0
+    kit_supervise_one "$@" || code=$?
+    ((code)) || return 0
+    kit_recover "$KIT_RUN_DIR" || return "$code"
+    KIT_IS_RECOVERY=1
+    set -- "${KIT_ANSWER[@]}"
+  done
+}
+
+kit_recover() { # <run-dir>: let Python decide whether the run is taken up; true if KIT_ANSWER is what to supervise now
+  while ((KIT_SIGNALS == 0)); do
+    kit_ask recover "$1" "--launcher-pid=$$" || return 1
+    case ${#KIT_ANSWER[@]} in
+      0) return 1 ;;
+      1) kit_pause "${KIT_ANSWER[0]}" ;;
+      *) return 0 ;;
+    esac
+  done
+  return 1
+}
+
+kit_pause() { # <seconds>: until then, or until a signal comes
+  sleep "$1" &
+  wait "$!" || kill "$!" 2>/dev/null || true
+}
+
+kit_supervise_one() { # <run-id> <run-dir> <cwd> <token> <config-hash> <output-log> <checkpoint or ''> <continued head or ''> <argv>...
+  KIT_RUN_ID="$1" KIT_RUN_DIR="$2" KIT_CWD="$3" KIT_TOKEN="$4" KIT_HASH="$5" KIT_OUTPUT_LOG="$6" KIT_CHECKPOINT="$7"
+  KIT_HEAD="$8"
+  shift 8
 
   kit_prove_checkpoint
   kit_run_trainer "$@" &
@@ -197,10 +229,11 @@ kit_supervise() { # <run-id> <run-dir> <cwd> <token> <config-hash> <output-log> 
     kit_wait_for "$keeper" || true
     return "$KIT_FAILED"
   fi
-  kit_wait_for_last_lines "$keeper" || return "$KIT_CHECKS_FAILED"
+  kit_wait_for_last_lines "$keeper" || return "$?"
   if ((code != 0 && KIT_SIGNALS == 0)) && [[ -n $KIT_CHECKPOINT ]] && kit_checkpoint_is_damaged; then
     kit_say "the checkpoint failed its proof: quarantined, taking the next one"
-    exec "$KIT_COMMAND" "${KIT_ARGUMENTS[@]}"
+    # What a person asked for is asked for again; what recovers a run is decided anew behind this.
+    ((KIT_IS_RECOVERY)) || exec "$KIT_COMMAND" "${KIT_ARGUMENTS[@]}"
   fi
   return "$code"
 }
@@ -225,14 +258,14 @@ kit_run_trainer() { # <argv>...: become the shim that starts the trainer in a se
     </dev/null >>"$KIT_OUTPUT_LOG" 2>&1
 }
 
-kit_keep_sidecar() { # start the sidecar again until it has written down the end: 0, or 7 if failed checks ended the run
+kit_keep_sidecar() { # start the sidecar again until it has written down the end: 0; 7 or 8 if checks or a rule did it
   trap '' INT TERM HUP
   local pause_s=1 started code echo=()
   ((KIT_DETACHED)) || echo=(--echo)
   while [[ -d $KIT_RUN_DIR ]]; do
     started=$SECONDS code=0
     "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit_cli.py" sidecar "$KIT_RUN_DIR" "${echo[@]}" || code=$?
-    if ((code == 0 || code == KIT_CHECKS_FAILED)); then return "$code"; fi
+    if ((code == 0 || code == KIT_CHECKS_FAILED || code == KIT_STOPPED_BY_RULE)); then return "$code"; fi
     # One that lived for a minute was killed; one that did not has something to wait for.
     if ((SECONDS - started >= 60)); then pause_s=1; fi
     sleep "$pause_s"
@@ -271,7 +304,7 @@ kit_job_runs() { # <job's pid>
   [[ $'\n'$running$'\n' == *$'\n'"$1"$'\n'* ]]
 }
 
-kit_wait_for_last_lines() { # <keeper's pid>: bounded, a grandchild may hold the log open; false if checks failed
+kit_wait_for_last_lines() { # <keeper's pid>: bounded, a grandchild may hold the log open; 7 or 8 as the sidecar says
   local timer code=0
   (
     trap 'kill "$!"; exit' TERM
@@ -283,7 +316,7 @@ kit_wait_for_last_lines() { # <keeper's pid>: bounded, a grandchild may hold the
   disown "$timer"
   kit_wait_for "$1" 2>/dev/null || code=$?
   kill "$timer" 2>/dev/null || true
-  ((code != KIT_CHECKS_FAILED))
+  if ((code == KIT_CHECKS_FAILED || code == KIT_STOPPED_BY_RULE)); then return "$code"; fi
 }
 
 kit_on_signal() { # <INT|TERM>: pass the first one on, let the second one mean now
@@ -311,12 +344,22 @@ kit_on_hangup() { # the terminal is gone; the run is not
   exec >/dev/null 2>&1
 }
 
-kit_main() { # <python> <command> <number of its arguments> <argument>... <field>...: supervise a detached run
+kit_main() { # supervise <python> <command> <number of its arguments> <argument>... <field>... | recover <run-dir>
   set -euo pipefail
   shopt -s inherit_errexit
-  KIT_PYTHON="$1" KIT_COMMAND="$2" KIT_PROG="${2##*/}" KIT_DETACHED=1
-  KIT_ARGUMENTS=("${@:4:$3}")
-  shift $((3 + $3))
+  KIT_DETACHED=1
+  if [[ $1 == recover ]]; then
+    # For a run that has no launcher any more: whoever starts this has set the environment.
+    kit_setup "$KIT_ROOT/bin/resume.sh"
+    KIT_SIGNALS=0 KIT_IS_RECOVERY=1
+    kit_ask recover "$2" "--launcher-pid=$$" || return "$?"
+    ((${#KIT_ANSWER[@]} > 1)) || return 0 # not now: the watcher's next pass asks again
+    set -- "${KIT_ANSWER[@]}"
+  else
+    KIT_PYTHON="$2" KIT_COMMAND="$3" KIT_PROG="${3##*/}"
+    KIT_ARGUMENTS=("${@:5:$4}")
+    shift $((4 + $4))
+  fi
   kit_supervise "$@"
 }
 

@@ -15,7 +15,7 @@ sys.path[:] = [folder for folder in sys.path if os.path.abspath(folder or ".") !
 if __name__ == "__main__":
     # Collecting garbage between imports costs a launch 8 ms; the sidecar, which lives long, takes it up again.
     gc.disable()
-    from resumekit.supervision.commands import main
+    from resumekit.commands import main
 
     code = main()
     try:

@@ -75,6 +75,7 @@ class Kit:
             "training": {"max_steps": 5},
             "schedule": {"warmup_steps": 0},
             "abort": {"grace_s": 20},
+            "recover": {"enabled": False},  # the tests kill and resume by hand, but for those of the recovery
             "experiments": {"T-1": {"name": "toy"}, "T-2": {"name": "other"}},
         }
         for name, section in sections.items():

@@ -59,7 +59,7 @@ def dying(*args, **more):
     real(*args, **more)
     os.kill(os.getpid(), 9)
 setattr(owner, name, dying)
-from resumekit.supervision.commands import main
+from resumekit.commands import main
 main([*argv, f"--launcher-pid={{os.getpid()}}"])
 """
 

@@ -15,8 +15,8 @@ import pytest
 from conftest import ROOT, Kit
 from hostile_names import PAYLOADS
 from lab_repo import git
+from resumekit.commands import main
 from resumekit.run_folder.lineage import parse_run_name
-from resumekit.supervision.commands import main
 from toy_trainer import write_checkpoint
 
 # One of each kind in the normal run; `make campaign` takes all.

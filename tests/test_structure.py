@@ -17,8 +17,9 @@ FOLDERS = {
     "proving": {"basics"},
     "run_folder": {"basics", "configuration", "proving"},
     "planning": {"basics", "configuration", "proving", "run_folder"},
-    "supervision": {"basics", "configuration", "proving", "run_folder", "planning", "watching"},
-    "watching": {"basics", "configuration", "proving", "run_folder", "planning"},
+    "supervision": {"basics", "configuration", "proving", "run_folder", "planning"},
+    "watching": {"basics", "configuration", "proving", "run_folder", "planning", "supervision"},
+    "recovery": {"basics", "configuration", "proving", "run_folder", "planning", "supervision", "watching"},
     "trainer": {"basics", "proving", "run_folder"},
 }
 

@@ -10,6 +10,7 @@ trainer starts in milliseconds. What it is to do comes as arguments, more of the
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shlex
 import signal
@@ -37,7 +38,7 @@ def main() -> int:
     print(f"toy trainer, from step {step}, arguments {sys.argv[1:]!r}", flush=True)
     while step < options.steps:
         step += 1
-        print(f"step {step} loss {1 / step:.4f}", flush=True)
+        print(f"step {step} loss {'nan' if step >= options.nan_from else f'{1 / step:.4f}'}", flush=True)
         time.sleep(options.delay)
         for at, action in options.at:
             if int(at) == step:
@@ -59,6 +60,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--dir", type=Path, default=Path("checkpoints"))
     parser.add_argument("--resume", type=Path)
     parser.add_argument("--exit", type=int, default=0, help="the exit code at the end")
+    parser.add_argument("--nan-from", type=float, default=math.inf, help="the loss is NaN from this step on")
     parser.add_argument("--ignore", help="signals to ignore: TERM,INT")
     parser.add_argument("--at", nargs=2, action="append", default=[], metavar=("STEP", "ACTION"))
     return parser.parse_args(sys.argv[1:] + shlex.split(os.environ.get("TOY_ARGS", "")))

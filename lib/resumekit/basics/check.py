@@ -17,8 +17,6 @@ NAMES = (
     "averages", "lr", "step", "data", "phase", "loss", "throughput", "resume",
 )  # fmt: skip
 WHOLE = "resume"
-# The cause in the `abort` event of a run that its checks have ended.
-ABORT_CAUSE = "checks_failed"
 
 
 class Check(NamedTuple):

@@ -45,6 +45,10 @@ class InvalidFile(KitError):
     exit_code = INVALID
 
 
+class DiskFull(InvalidFile):
+    """There is no room for a run; that may pass by itself."""
+
+
 class NeedsAccept(KitError):
     """The plan costs something that a person has to agree to."""
 

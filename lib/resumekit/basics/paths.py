@@ -94,6 +94,11 @@ class RunPaths(NamedTuple):
         return self.run_dir / ".status.lock"
 
     @property
+    def stop_lock(self) -> Path:
+        """Held by the process that stops a run which a rule has ended."""
+        return self.run_dir / ".stop.lock"
+
+    @property
     def sidecar_state(self) -> Path:
         return self.run_dir / ".sidecar.json"
 

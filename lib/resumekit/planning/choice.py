@@ -17,6 +17,7 @@ from ..configuration.changes import Change
 from ..proving.checkpoints import Candidate
 from ..run_folder import status
 from ..run_folder.lineage import check_name
+from ..run_folder.recovery import Recovery
 from ..run_folder.runs import Run, RunTable
 from . import heads
 from .request import Request
@@ -45,6 +46,7 @@ class Choice(NamedTuple):
         candidates: every checkpoint that was thought of, newest first.
         changed: config keys that differ from the parent's.
         said: sentences for the person.
+        recovery: of the incident that the new run recovers from; None where a person starts it.
     """
 
     relation: str
@@ -59,12 +61,15 @@ class Choice(NamedTuple):
     candidates: tuple[Candidate, ...] = ()
     changed: Sequence[Change] = ()
     said: tuple[str, ...] = ()
+    recovery: Recovery | None = None
 
     @property
     def title(self) -> str:
         """What will be done, in a line."""
         if self.relation == FRESH:
             return f"starting {self.experiment} anew"
+        if self.candidate is None:
+            return f"beginning '{self.parent.run_id}' anew: it has no checkpoint"
         origin = f"'{self.parent.run_id}'" if self.parent else f"'{self.candidate.path}'"
         return f"{'continuing' if self.relation == CONTINUE else 'branching from'} {origin} at step {self.step}"
 
@@ -117,6 +122,14 @@ def choose_resume(request: Request) -> Choice:
     return _resume(request, table, found)
 
 
+def refuse_what_cannot_be_continued(parent: Run, table: RunTable) -> None:
+    """Raise Refused where a head is alive, has left processes behind, is finished, or is continued already."""
+    seen = _refuse_live(parent, "stop it first, or branch from one of its steps with --step")
+    _refuse_orphans(parent)
+    _refuse_finished(parent, seen)
+    refuse_continued(parent, table)
+
+
 def refuse_continued(parent: Run, table: RunTable) -> None:
     """Raise Refused if another run continues `parent` already."""
     if sentence := claims.held_by_other(parent.paths, table.has_started):
@@ -142,10 +155,7 @@ def _resume(request: Request, table: RunTable, found: heads.Found, *said: str) -
     if step is None:
         step, said = 0, (*said, f"'{candidate.path.name}' does not say its step: 0 is taken, as protocol §6 has it")
     if relation == CONTINUE:
-        seen = _refuse_live(parent, "stop it first, or branch from one of its steps with --step")
-        _refuse_orphans(parent)
-        _refuse_finished(parent, seen)
-        refuse_continued(parent, table)
+        refuse_what_cannot_be_continued(parent, table)
     if found.others and not request.goes_back:
         said += (f"'{found.head.run_id}' is the newest branch; the others, for --from: {heads.listed(found.others)}",)
     return Choice(

@@ -14,7 +14,7 @@ from ..basics import claims
 from ..basics.errors import NoStableCheckpoint, UsageError
 from ..proving import proof
 from ..proving.checkpoints import Candidate, CheckpointFolder, Selection, select
-from ..proving.grades import WEIGHTS
+from ..proving.grades import WEIGHTS, WITNESSED
 from ..run_folder.lineage import check_experiment, parse_run_name
 from ..run_folder.quarantine import quarantined_names
 from ..run_folder.runs import Run, RunTable, run_around
@@ -66,6 +66,21 @@ def search(request: Request, table: RunTable) -> Found:
     if selection.chosen is not None and (request.step is not None or request.best):
         parent = table.get(selection.chosen.run_id) or head
     return Found(head, parent, selection, others)
+
+
+def search_stable(run: Run, table: RunTable, max_step: int | None) -> Selection:
+    """Return the newest checkpoint along a run's history that may be taken without a person: proven, else witnessed.
+
+    Args:
+        max_step: none above this step; None for any.
+    """
+    trainer = run.config.get("trainer")
+    history = [(one, _lower(limit, max_step)) for one, limit in table.history(run)]
+    return _select_along(history, trainer if isinstance(trainer, dict) else {}, is_dry_run=False, minimum=WITNESSED)
+
+
+def _lower(limit: int | None, other: int | None) -> int | None:
+    return min((one for one in (limit, other) if one is not None), default=None)
 
 
 def has_checkpoints(found: Found, table: RunTable) -> bool:
@@ -145,20 +160,19 @@ def _has_own(run: Run) -> bool:
 
 
 def _select(request: Request, head: Run | None, history: list[tuple[Run, int | None]]) -> Selection:
-    trainer = _trainer(request, head)
+    asked = {"step": request.step, "best": request.best, "path": request.checkpoint}
+    return _select_along(history, _trainer(request, head), is_dry_run=request.is_dry_run, **asked)
+
+
+def _select_along(
+    history: list[tuple[Run, int | None]], trainer: dict[str, Any], *, is_dry_run: bool, **asked: Any
+) -> Selection:
     # A trainer with the kit's helpers proves the digest as it loads, beside its own start; others cannot. What theirs
     # need to find in a checkpoint, and how they load it, is their own business.
     with_kit = bool(trainer.get("loads_with_kit"))
     needs = frozenset({*WEIGHTS, "optimizer_state_dict"} if with_kit else ())
-    return select(
-        [_folder(run, limit) for run, limit in history],
-        step=request.step,
-        best=request.best,
-        path=request.checkpoint,
-        needs=needs,
-        prove=request.is_dry_run or not with_kit,
-        weights_only=with_kit,
-    )
+    folders = [_folder(run, limit) for run, limit in history]
+    return select(folders, needs=needs, prove=is_dry_run or not with_kit, weights_only=with_kit, **asked)
 
 
 def _folder(run: Run, limit: int | None) -> CheckpointFolder:

@@ -8,19 +8,22 @@ Try it: `bin/resume.sh EXP-01 --set training.max_steps=4000 --dry-run`
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ..basics import lr_scale
 from ..basics.actions import ABSENT, LOAD, PARTIAL, SWAP
 from ..basics.errors import InvalidFile, NeedsAccept, Refused
+from ..basics.files import UnreadableFile, read_json
 from ..basics.lr_scale import LrScale, Ramp
 from ..configuration import config
 from ..configuration.changes import Change
 from ..configuration.schema import Schema
 from ..proving.checkpoints import Candidate
 from ..proving.weight_fit import WeightFit
+from ..run_folder.recovery import Recovery
 from . import components, description, environment, forecast, plan_rules, schedules
-from .choice import Choice
+from .choice import CONTINUE, Choice
 from .code_state import Code
 from .components import Component, Optimizers
 from .forecast import Forecast
@@ -29,6 +32,7 @@ from .preflight import Ready
 
 VERSION = 1
 MAX_NAMES = 1000
+MAX_PLAN_BYTES = 4 << 20
 _HINT = "--dry-run shows it whole"
 READY, NEEDS_CONSENT, REFUSED = "ready", "needs consent", "refused"
 
@@ -40,6 +44,7 @@ class Plan(NamedTuple):
         choice: checkpoint, parent and config.
         components: what is done with each.
         environment: what differs on this machine.
+        measures: what a recovery changes.
         lr_scale: what the schedule's rate is multiplied by from here on.
         match: how the weights fit the new model; None where nobody was asked.
         forecast: learning rates, totals and warnings.
@@ -50,6 +55,7 @@ class Plan(NamedTuple):
     choice: Choice
     components: tuple[Component, ...]
     environment: tuple[Change, ...]
+    measures: tuple[Change, ...]
     lr_scale: LrScale
     match: WeightFit | None
     forecast: Forecast
@@ -65,7 +71,7 @@ class Plan(NamedTuple):
     @property
     def changes(self) -> tuple[Change, ...]:
         """Every difference from the parent, the config's first."""
-        return (*self.choice.changed, *self.environment)
+        return (*self.choice.changed, *self.environment, *self.measures)
 
     @property
     def phase(self) -> str | None:
@@ -114,7 +120,8 @@ class Plan(NamedTuple):
                 for one in choice.candidates if one.verdict == "passed"
             ],
             "changes": [_change_fields(change, "config") for change in choice.changed]
-            + [_change_fields(change, "environment") for change in self.environment],
+            + [_change_fields(change, "environment") for change in self.environment]
+            + [_change_fields(change, "recovery") for change in self.measures],
             "components": {one.name: _component_fields(one, choice) for one in self.components},
             "weights": _match_fields(self.match),
             "new_params": config.get(choice.config, "resume.new_params", "module"),
@@ -124,6 +131,7 @@ class Plan(NamedTuple):
             "totals": list(self.forecast.totals),
             "warnings": list(self.forecast.warnings),
             "notes": list(choice.said),
+            "recovery": choice.recovery.as_fields() if choice.recovery else None,
             "verdict": self.verdict,
             "consents": list(self.consents),
             "refusals": list(self.refusals),
@@ -149,16 +157,43 @@ def make(choice: Choice, schema: Schema, ready: Ready, code: Code | None) -> Pla
     trained_with = components.optimizer_at(holder.config, holder.parent_step or 0) if holder and holder.config else None
     optimizers = Optimizers(trained_with, components.optimizer_at(choice.config, step))
     found = components.decide(held, (*choice.changed, *differs), optimizers, config.get(choice.config, "resume", {}))
-    inherited = _inherited_scale(candidate)
+    held_scale, inherited = _held_scale(candidate), _inherited_scale(choice)
     scale = _with_ramp(inherited, choice.config, step) if any(one.action == SWAP for one in found) else inherited
+    if choice.recovery is not None:
+        scale = scale._replace(factor=scale.factor * choice.recovery.lr_factor)
     is_partial = any(one.name == "weights" and one.action == PARTIAL for one in found)
     match = description.ask(choice, ready) if is_partial else None
     rules = plan_rules.judge(found, choice, held, optimizers, match)
     ahead = forecast.of(choice, schema, inherited, scale, found)
-    return Plan(choice, found, differs, scale, match, ahead, rules.consents, rules.refusals)
+    measures = tuple(_measures(choice.recovery, held_scale, scale))
+    return Plan(choice, found, differs, measures, scale, match, ahead, rules.consents, rules.refusals)
 
 
-def _inherited_scale(candidate: Candidate) -> LrScale:
+def _measures(recovery: Recovery | None, held: LrScale, scale: LrScale) -> Iterator[Change]:
+    """Yield what makes the training another one than the checkpoint's, though no key of the config says so."""
+    if held.factor != scale.factor:
+        yield Change("lr_scale", held.factor, scale.factor, {"lr": "scale"}, None, None)
+    if recovery is not None and recovery.skip_data_steps:
+        yield Change("data.skipped_steps", 0, recovery.skip_data_steps, {"data_position": "skip"}, None, None)
+
+
+def _inherited_scale(choice: Choice) -> LrScale:
+    """Return what the learning rate is multiplied by before anything new.
+
+    The checkpoint says it. But a run that was cut, and died before its first checkpoint, has said it in its plan only:
+    whoever continues it from its parent's checkpoint must not undo the cut.
+    """
+    parent, candidate = choice.parent, choice.candidate
+    if choice.relation == CONTINUE and parent is not None and candidate.run_id != parent.run_id:
+        try:
+            fields = read_json(parent.paths.resume_plan, MAX_PLAN_BYTES)["lr_scale"]
+            return lr_scale.from_fields(fields["factor"], fields["ramp"])
+        except (UnreadableFile, ValueError, TypeError, KeyError):
+            pass  # no plan, or none of ours
+    return _held_scale(candidate)
+
+
+def _held_scale(candidate: Candidate) -> LrScale:
     try:
         return lr_scale.from_fields(candidate.inside.counters.get("lr_scale"), candidate.inside.lr_ramp)
     except ValueError as error:

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from ..basics.errors import InvalidFile, UsageError
+from ..basics.errors import DiskFull, InvalidFile, UsageError
 from ..basics.paths import KIT_ROOT, LIB, RunPaths, checkpoint_name
 from ..basics.redaction import secret_word
 from ..configuration import config
@@ -134,7 +134,7 @@ def _refuse_unresumable(choice: Choice) -> None:
 
 
 def _refuse_full_disk(runs_dir: Path) -> None:
-    """Raise InvalidFile where the runs folder's disk has no room; what cannot be asked is found out by writing."""
+    """Raise DiskFull where the runs folder's disk has no room; what cannot be asked is found out by writing."""
     folder = runs_dir
     while not os.path.isdir(folder) and folder != folder.parent:
         folder = folder.parent
@@ -144,7 +144,7 @@ def _refuse_full_disk(runs_dir: Path) -> None:
         return
     if free.f_bavail * free.f_frsize < MIN_FREE_BYTES or (free.f_files and not free.f_favail):
         what = f"{free.f_bavail * free.f_frsize:,} bytes" if free.f_favail or not free.f_files else "no inodes"
-        raise InvalidFile(f"the disk of '{runs_dir}' is full ({what} left): nothing was started; make room there")
+        raise DiskFull(f"the disk of '{runs_dir}' is full ({what} left): nothing was started; make room there")
 
 
 def _folder(root: Path, relative: str | None) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..basics import check
+from ..basics import causes, check
 from . import pace, symptoms
 from .event_values import at, count, fields, flag, integer, number, process, seconds, text
 
@@ -214,7 +214,14 @@ def _check(state: State, event: Event) -> None:
 
 
 def _abort(state: State, event: Event) -> None:
-    state["aborted"] = {"cause": text(event.get("cause")), "at": at(event.get("at"))}
+    cause = text(event.get("cause"))
+    found = {"cause": cause, "evidence": text(event.get("evidence")), "at": at(event.get("at")),
+             "first_bad_step": count(event.get("first_bad_step")), "mono_s": seconds(event.get("mono_s"))}  # fmt: skip
+    state["died" if cause in causes.ENDED_BY_ITSELF else "aborted"] = found
+
+
+def _recovery(state: State, event: Event) -> None:
+    state["recovery"] = {key: of(event.get(key)) for key, of in _RECOVERY.items()}
 
 
 def _stopped(state: State, event: Event) -> None:
@@ -229,8 +236,8 @@ def _exited(state: State, event: Event) -> None:
 _FOLDS: dict[str, Callable[[State, Event], None]] = {
     "launched": _launched, "resumed": _resumed, "step": _step, "phase": _phase, "eval": _eval, "best": _best,
     "checkpoint": _checkpoint, "heartbeat": _heartbeat, "warning": _warning, "stopped": _stopped,
-    "exited": _exited, "check": _check, "swap": _swap, "abort": _abort, "nonfinite": _ailment, "oom": _ailment,
-    "eval_crashed": _ailment,
+    "exited": _exited, "check": _check, "swap": _swap, "abort": _abort, "recovery": _recovery,
+    "nonfinite": _ailment, "oom": _ailment, "eval_crashed": _ailment,
 }  # fmt: skip
 
 
@@ -247,6 +254,10 @@ def _verdicts(value: Any) -> dict[str, str] | None:
     return value if is_sound else None
 
 
+_RECOVERY: dict[str, Callable[[Any], Any]] = {
+    "outcome": text, "cause": text, "parent_run_id": text, "child_run_id": text, "step": count, "attempt": count,
+    "lr_factor": number, "reason": text, "at": at,
+}  # fmt: skip
 # Every key of a state, with the type that a fold gives it.
 _TYPES: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("loss", "lr", "lr_scale", "steps_per_sec", "best_eval_acc", "waited_s"), number),
@@ -264,7 +275,10 @@ _TYPES: dict[str, Callable[[Any], Any]] = {
     "symptoms": lambda value: value if symptoms.is_sound(value) else None,
     "launched": fields(trainer=process, shim=process, launcher=process, at=at, mono_s=seconds),
     "checks": _verdicts,
-    "aborted": fields(cause=text, at=at),
+    **dict.fromkeys(
+        ("aborted", "died"), fields(cause=text, evidence=text, at=at, mono_s=seconds, first_bad_step=count)
+    ),
+    "recovery": fields(**_RECOVERY),
     "stopped": fields(by=text, at=at),
     "exited": fields(code=integer, signal=integer, at=at),
 }  # fmt: skip

@@ -18,6 +18,8 @@ from .event_values import count, text
 from .run_state import State, fold, is_sound, measured_speed
 from .runs import Run
 
+# How a `recovery` event ends: a child goes on, or a person has to.
+RESUMED, NEEDS_ATTENTION = "resumed", "needs_attention"
 ENDED = frozenset({"finished", "ended_early", "stopped", "preempted", "failed", "aborted", "lost", "needs_attention"})
 LIVE = frozenset({"starting", "running", "unsupervised"})
 # Thirty years: nobody waits for more, and the calendar may not reach there.
@@ -89,7 +91,7 @@ def observe(run: Run, state: State, view: View) -> dict[str, Any]:
         "exit_code": view.end.get("code") if view.end else None,
         "last_warning": state.get("last_warning"),
         "checks": check.summary(state.get("checks", {})),
-        "recovery": None,
+        "recovery": state.get("recovery"),
     }
 
 
@@ -102,6 +104,8 @@ def state_of(state: State, view: View, max_steps: int | None, *, shows_steps: bo
         max_steps: where the run is whole; None if that is not known.
         shows_steps: whether steps can be expected to be seen. Without, a trainer that is there counts as running.
     """
+    if needs_attention(state):
+        return "needs_attention"
     if view.end is not None:
         return _end_state(state, view.end, max_steps, shows_steps)
     if not state.get("launched"):
@@ -112,6 +116,11 @@ def state_of(state: State, view: View, max_steps: int | None, *, shows_steps: bo
         return "unsupervised"
     has_begun = "step" in state or state.get("phase") not in ("startup", "compile")
     return "running" if has_begun or not shows_steps else "starting"
+
+
+def needs_attention(state: State) -> bool:
+    """Whether an incident of this run was given up: nothing goes on from it by itself."""
+    return (state.get("recovery") or {}).get("outcome") == NEEDS_ATTENTION
 
 
 def _end_state(state: State, end: dict[str, Any], max_steps: int | None, shows_steps: bool) -> str:

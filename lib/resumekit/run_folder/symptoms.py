@@ -91,6 +91,19 @@ def saw_eval(known: Symptoms) -> Symptoms:
     return {key: value for key, value in known.items() if key != "eval_crash"}
 
 
+def not_finite(known: Symptoms) -> list[tuple[str, float, int]]:
+    """Return (what, since when in seconds of the run's clock, first bad step) of each thing that is not finite now."""
+    found = []
+    if bad := known.get("bad"):
+        found.append((f"{bad['what']} in step {bad['step']}", bad["mono_s"], bad["step"]))
+    if bad := known.get("bad_save"):
+        first = bad["step"] if bad["after"] is None else bad["after"] + 1
+        after = "" if bad["after"] is None else f", all was finite at step {bad['after']}"
+        what = f"weights or loss not finite in the checkpoint of step {bad['step']}{after}"
+        found.append((what, bad["mono_s"], min(first, bad["step"])))
+    return found
+
+
 def is_bad(loss: Any) -> bool:
     """Whether a journal's value says that a loss is not finite (there it is a word), or as good as not."""
     if isinstance(loss, str):

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..basics import journal
-from ..basics.check import ABORT_CAUSE, FAILED, WARNED, WHOLE, Check
+from ..basics.causes import CHECKS_FAILED
+from ..basics.check import FAILED, WARNED, WHOLE, Check
 from ..basics.errors import KitError
-from ..basics.paths import LIB, step_of_name
+from ..basics.paths import step_of_name
 from ..run_folder.quarantine import put_in_quarantine
 from ..run_folder.runs import Run
-from . import expectations
+from . import aborting, expectations
 from .acceptance_rules import Rules
 
 # A sidecar that was started again looks at no more than this of the journal before it.
@@ -50,7 +50,7 @@ class Acceptance:
         """Take in an event of the run's journal."""
         if event.get("event") == "resumed" and self._expected is not None:
             event = {**event, "is_planned": expectations.is_planned(event.get("checkpoint"), self._expected, self._run)}
-        elif event.get("event") == "abort" and event.get("cause") == ABORT_CAUSE:
+        elif event.get("event") == "abort" and event.get("cause") == CHECKS_FAILED:
             self._is_aborted = True
         self._rules.see(event)
 
@@ -73,26 +73,15 @@ class Acceptance:
         if not self._rules.is_over:
             self._tell(self._rules.conclude(), append, say)
         evidence = f"failed: {', '.join(self._rules.failed)}"
-        if (self._is_aborted or append("abort", cause=ABORT_CAUSE, evidence=evidence)) and not has_ended:
-            _stop(self._run)  # again, if a sidecar before this one was killed in between
+        with contextlib.suppress(OSError, KitError):
+            if (self._is_aborted or aborting.note(self._run, CHECKS_FAILED, evidence)) and not has_ended:
+                aborting.stop_aborted(self._run.paths.run_dir)  # again, if a sidecar before this one was killed
         return False
 
     def _tell(self, one: Check, append: Callable[..., bool], say: Callable[[bytes], Any]) -> None:
         append("check", **one.as_fields())
         if one.verdict in (FAILED, WARNED) or one.name == WHOLE:
             say(f"resumekit: {one.sentence()}\n".encode("utf-8", "backslashreplace"))
-
-
-def _stop(run: Run) -> None:
-    """Start a process that stops the run's trainer, with its grace; the sidecar goes on meanwhile."""
-    import subprocess  # 11 ms, and hardly ever
-
-    cli, folder = str(LIB / "resumekit_cli.py"), str(run.paths.run_dir)
-    with contextlib.suppress(OSError):
-        subprocess.Popen(
-            [sys.executable, "-I", "-S", cli, "stop", folder, "TERM", "--aborted"], stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
 
 
 def quarantine_all(run: Run) -> None:

@@ -147,10 +147,12 @@ def _make_runs_dir(runs_dir: Path) -> None:
 def _claim_parent(choice: Choice, paths: RunPaths, launcher: processes.Identity | None) -> None:
     """Claim the head that is continued; pin the step that the new run stands on."""
     parent, candidate = choice.parent, choice.candidate
-    if parent is None or candidate is None or choice.step is None:
+    if parent is None or choice.step is None:
         return
     if choice.relation == CONTINUE:
         _claim_head(choice, parent, paths.run_dir.name, launcher)
+    if candidate is None:
+        return
     with contextlib.suppress(OSError, Refused):  # a folder we may not write to is not pruned by a run of ours either
         claims.pin_step(holder_of(candidate, parent, choice.table).paths, choice.step, paths.run_dir.name)
     if not os.path.lexists(candidate.path):
@@ -221,7 +223,8 @@ def _take_back(choice: Choice, paths: RunPaths) -> None:
     shutil.rmtree(paths.run_dir, ignore_errors=True)
     with contextlib.suppress(OSError):
         paths.live_marker.unlink()
-    if choice.parent is not None and choice.candidate is not None and choice.step is not None:
-        run_id = paths.run_dir.name
+    run_id = paths.run_dir.name
+    if choice.parent is not None and choice.relation == CONTINUE:
         claims.release_continuation(choice.parent.paths, run_id)
+    if choice.parent is not None and choice.candidate is not None and choice.step is not None:
         claims.release_pin(holder_of(choice.candidate, choice.parent, choice.table).paths, choice.step, run_id)

@@ -18,6 +18,7 @@ from ..planning.request import Request
 
 # Values that say where a run ran and are no secrets; nothing else of the environment is written down.
 RECORDED_ENVIRONMENT = (
+    "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "PYTHON", "XDG_CACHE_HOME", "HF_HOME", "TORCH_HOME", "CUDA_HOME",
     "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG",
     "LD_LIBRARY_PATH", "LD_PRELOAD", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "NCCL_DEBUG", "PATH", "PYTHONHASHSEED",
     "PYTHONPATH", "SLURM_ARRAY_TASK_ID", "SLURM_JOB_ID", "SLURM_JOB_PARTITION", "VIRTUAL_ENV", "CONDA_PREFIX",
@@ -42,6 +43,7 @@ def record(
         "parent_step": choice.step,
         "checkpoint": relative_to_run(candidate.path.absolute(), paths.run_dir) if candidate else None,
         "relation": choice.relation,
+        "recovery": choice.recovery.as_fields() if choice.recovery else None,
         "config_hash": config_hash,
         "config_file": str(request.config_file.path.absolute()),
         "config_sha256": request.config_file.sha256,

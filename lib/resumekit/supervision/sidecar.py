@@ -16,14 +16,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..basics import journal, processes
-from ..basics.check import ABORT_CAUSE
-from ..basics.claims import try_lock
-from ..basics.errors import CHECKS_FAILED, DONE, FAILED
-from ..basics.files import UnreadableFile, read_json, to_json, unlink_temps, write_atomic
+from ..basics import causes, journal, processes
+from ..basics.errors import DONE, FAILED
+from ..basics.files import UnreadableFile, read_json, unlink_temps
 from ..run_folder import run_end, status
 from ..run_folder.run_state import fold
 from ..run_folder.runs import Run, open_run
+from . import sidecar_account
+from .bedside import Bedside, exit_code
 from .best_artifacts import LIMIT_S, BestArtifacts
 from .echo import Echo
 from .log_follower import LogFollower
@@ -52,11 +52,13 @@ class Sidecar:
 
     def __init__(self, run: Run, *, has_echo: bool) -> None:
         self._run = run
-        saved = _saved(run)
+        saved = sidecar_account.saved(run)
         self._state, self._journal_offset = status.saved_state(run)
         self._log = LogFollower(run, saved)
         self._witness = Witness(run)
         self._acceptance = _acceptance(run, self._state, self._journal_offset)
+        self._account = sidecar_account.Account(run)
+        self._bedside = Bedside(run)
         self._best = BestArtifacts(run, self._observed)
         offset = saved.get("echo_offset")
         self._echo = Echo(run.paths.output_log, offset if type(offset) is int else 0) if has_echo else None
@@ -66,11 +68,10 @@ class Sidecar:
         self._started = time.monotonic()
         self._wakefulness = Wakefulness()
         self._last_save = self._last_probe = self._last_status = float("-inf")
-        self._saved_account: dict[str, Any] = {}
         self._shown_state: str | None = None
 
     def run_until_end(self) -> int:
-        """Follow the run; return when its end is in journal, log and status, with 7 if its checks have ended it."""
+        """Follow the run; return when its end is in journal, log and status, with 7 or 8 if checks or a rule did."""
         if self._echo:
             self._echo.start()
         while True:
@@ -84,9 +85,10 @@ class Sidecar:
             time.sleep(PROBE_S)
         if self._echo:
             self._echo.finish(LAST_LINES_S)
-        # The launcher waits for the code of failed checks, and not for long.
-        self._best.finish(LAST_LINES_S if self._has_failed_checks else LIMIT_S)
-        return CHECKS_FAILED if self._has_failed_checks else DONE
+        # The launcher waits for the code, and not for long.
+        code = exit_code(self._state, self._observed()["state"])
+        self._best.finish(LIMIT_S if code == DONE else LAST_LINES_S)
+        return code
 
     def _beat(self, *, has_ended: bool) -> None:
         known = self._milestones()
@@ -103,8 +105,10 @@ class Sidecar:
             self._witness.look()
             self._best.look()
             self._show(now)
+            self._bedside.introduce(self._state)
         if not has_ended:
             self._accept(has_ended=False)
+            self._bedside.look(self._state, now)
         if now - self._last_save >= SAVE_S:
             self._save(now)
 
@@ -165,27 +169,24 @@ class Sidecar:
             return False
         self._save(time.monotonic())
         self._fold_journal()
-        if self._has_failed_checks:
+        if (self._state.get("aborted") or {}).get("cause") == causes.CHECKS_FAILED:
             from .acceptance import quarantine_all  # late, as in _acceptance
 
             quarantine_all(self._run)
         if "exited" not in self._state and not self._append("exited", **run_end.fields(end)):
             return False
+        self._bedside.introduce(self._state)
         self._fold_journal()
         try:
-            status.write(self._run, self._observed())
+            seen = self._observed()
+            status.write(self._run, seen)
             if end is None:
                 unlink_temps([self._run.paths.exit_json])  # what the shim had set aside for it
-            else:
-                self._run.paths.live_marker.unlink(missing_ok=True)
+            self._bedside.leave(self._state, seen["state"])
         except OSError:
             return False
         self._save(time.monotonic())
         return True
-
-    @property
-    def _has_failed_checks(self) -> bool:
-        return (self._state.get("aborted") or {}).get("cause") == ABORT_CAUSE
 
     def _read_last_lines(self) -> bool:
         """Read all that was written when the trainer ended, and for a while what its children still write."""
@@ -242,31 +243,26 @@ class Sidecar:
 
     def _save(self, now: float) -> None:
         self._last_save = now
-        account = {
-            "run_id": self._run.run_id,
+        self._account.write({
             "journal_offset": self._journal_offset,
             "state": self._state,
             "echo_offset": self._echo.offset if self._echo else 0,
             **self._log.account,
-        }
-        if account == self._saved_account:
-            return
-        with contextlib.suppress(OSError):
-            write_atomic(self._run.paths.sidecar_state, to_json(account, indent=None))
-            self._saved_account = account
+        })  # fmt: skip
 
 
 def main(run_dir: Path, *, has_echo: bool) -> int:
     """Run the sidecar of one run.
 
     Returns:
-        0 when its end is written down, or when another sidecar is at it already; 7 where failed checks have ended it.
+        0 when its end is written down, or when another sidecar is at it already; 7 where failed checks have ended it,
+        8 where a rule has.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     run = open_run(run_dir)
     try:
-        if not _take_status_lock(run):
+        if not sidecar_account.take_status_lock(run):
             return DONE
     except OSError as error:
         print(f"sidecar: the lock '{run.paths.status_lock}' cannot be taken: {error.strerror}", file=sys.stderr)
@@ -284,17 +280,3 @@ def _acceptance(run: Run, state: dict[str, Any], offset: int) -> Any:
     from .acceptance import Acceptance  # late: 5 ms, and most runs were not resumed
 
     return Acceptance(run, state.get("checks", {}), offset)
-
-
-def _take_status_lock(run: Run) -> bool:
-    """Become the one who writes status.json; the lock ends with the process."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    return try_lock(os.open(run.paths.status_lock, flags, 0o666))
-
-
-def _saved(run: Run) -> dict[str, Any]:
-    try:
-        saved = read_json(run.paths.sidecar_state)
-    except UnreadableFile:
-        return {}
-    return saved if isinstance(saved, dict) and saved.get("run_id") == run.run_id else {}

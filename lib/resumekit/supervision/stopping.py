@@ -7,12 +7,14 @@ its session. `stopped` is in the journal before the signal is sent: what was end
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from ..basics import journal, processes
+from ..basics import claims, journal, processes
 from ..basics.errors import DONE, FAILED
 from ..run_folder import run_end
 from ..run_folder.runs import Run, open_run
@@ -38,12 +40,37 @@ def stop(run_dir: Path, signal_name: str, *, is_now: bool = False, is_aborted: b
         0 when it has ended, 1 when there was nothing to stop or it cannot be stopped from here.
     """
     run = open_run(run_dir)
+    if is_aborted:
+        return _alone(run, lambda: _end(run, _wait_for_trainer(run), signal_name, is_now=False))
     trainer = _wait_for_trainer(run)
-    if trainer is None:
-        return FAILED
-    if not is_aborted:
+    if trainer is not None or _awaits_recovery(run):
         with contextlib.suppress(OSError):  # a full disk must not keep anybody from stopping
             journal.append(run.paths.journal, "stopped", run.run_id, by=signal_name, now=is_now)
+    return _end(run, trainer, signal_name, is_now=is_now)
+
+
+def _alone(run: Run, end: Callable[[], int]) -> int:
+    """Let one process at a time stop a run that a rule has ended: a trainer that is saving takes a second TERM for now.
+
+    Whoever comes second leaves it to the first; if that one is killed, the lock is free again.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(run.paths.stop_lock, flags, 0o666)
+    try:
+        return end() if claims.try_lock(descriptor) else DONE
+    finally:
+        os.close(descriptor)
+
+
+def _awaits_recovery(run: Run) -> bool:
+    """Whether a run has ended in a way that something may still take up: a person who stops it then means that."""
+    end = run_end.read(run)
+    return run.has_started and (end is None or end["code"] != 0)
+
+
+def _end(run: Run, trainer: processes.Identity | None, signal_name: str, *, is_now: bool) -> int:
+    if trainer is None:
+        return FAILED
     if not is_now:
         grace_s = _grace_s(run)
         deadline = time.monotonic() + grace_s

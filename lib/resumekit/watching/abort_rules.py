@@ -11,13 +11,12 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from ..run_folder import pace
+from ..basics.causes import CRASH_LOOP, DIED, DIVERGED, EVAL, HANG, NONFINITE, OOM, THROUGHPUT
+from ..run_folder import pace, symptoms
 from ..run_folder.run_state import State, is_waiting
 
 SICK, WARNING = "sick", "warning"
 
-NONFINITE, DIVERGED, THROUGHPUT, OOM, EVAL, HANG = "nonfinite", "diverged", "throughput", "oom", "eval", "hang"
-DIED, CRASH_LOOP = "died", "crash_loop"
 FROZEN, ZERO, UNSEEN, DISK, INODES = "frozen", "zero", "unseen", "disk", "inodes"
 
 # Who tells a step every hour does not hang after half of one: so many usual intervals are waited for at least.
@@ -111,7 +110,9 @@ def findings(state: State, limits: Limits, sight: Sight) -> list[Finding]:
         limits: from its config.
         sight: what can be seen of it now.
     """
-    if sight.run_state in ("failed", "lost"):
+    if sight.run_state == "aborted":
+        found = list(_aborted(state))
+    elif sight.run_state in ("failed", "lost"):
         found = [*_not_finite(state), *_ended(state, limits, sight)]
     elif sight.run_state in ("starting", "running", "unsupervised"):
         rules = (_not_finite_any, _oom, _eval, _save, _hang, _throughput, _diverged, _odd_loss, _disk)
@@ -129,14 +130,14 @@ def _not_finite_any(state: State, _limits: Limits, _sight: Sight) -> Iterator[Fi
 
 
 def _not_finite(state: State) -> Iterator[Finding]:
-    known = state.get("symptoms", {})
-    if bad := known.get("bad"):
-        yield Finding(NONFINITE, SICK, f"{bad['what']} in step {bad['step']}", bad["mono_s"], bad["step"])
-    if bad := known.get("bad_save"):
-        first = bad["step"] if bad["after"] is None else bad["after"] + 1
-        after = "" if bad["after"] is None else f", all was finite at step {bad['after']}"
-        evidence = f"weights or loss not finite in the checkpoint of step {bad['step']}{after}"
-        yield Finding(NONFINITE, SICK, evidence, bad["mono_s"], min(first, bad["step"]))
+    for what, since_s, first_bad_step in symptoms.not_finite(state.get("symptoms", {})):
+        yield Finding(NONFINITE, SICK, what, since_s, first_bad_step)
+
+
+def _aborted(state: State) -> Iterator[Finding]:
+    """What it was stopped for: it is over, and something may go on from it."""
+    known = state["aborted"]
+    yield Finding(known["cause"] or DIED, SICK, known["evidence"] or "", known["mono_s"], known["first_bad_step"])
 
 
 def _ended(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]:

@@ -1,6 +1,6 @@
-"""The command line of bin/abort-watch.sh: what is to be looked at, how often, and what is said about it.
+"""The command line of bin/abort-watch.sh: what is to be looked at, how often, what is done and said about it.
 
-Reads the config for where the runs lie; writes to stdout what is found, to stderr what is said to people.
+Reads the config for where the runs lie; writes to stdout what is found, to stderr what is said and done.
 Try it: `bin/abort-watch.sh --observe --json`
 """
 
@@ -12,15 +12,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..basics.errors import DONE, STOPPED_BY_RULE, UsageError
+from ..basics.errors import DONE, FAILED, STOPPED_BY_RULE, KitError, UsageError
 from ..basics.files import utc_now
 from ..basics.terminal import plain
 from ..run_folder.lineage import parse_run_name
-from . import watch
+from . import acting, watch
 from .abort_rules import SICK
 
 PROG = "abort-watch.sh"
 MAX_EVERY_S = 86_400
+_SWITCHES = {"--json": "is_json", "--observe": "is_observed", "--stop": "is_stop"}
 
 
 class Asked(NamedTuple):
@@ -29,31 +30,82 @@ class Asked(NamedTuple):
     Args:
         wanted: experiments and run ids; none for all.
         every_s: seconds between two passes; None for one pass.
+        is_observed: only say what is wrong.
+        is_stop: end the wanted runs.
     """
 
     wanted: tuple[str, ...] = ()
     every_s: int | None = None
+    is_observed: bool = False
+    is_stop: bool = False
     is_json: bool = False
     runs: Path | None = None
     config: Path | None = None
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Look once, or again and again; returns 0, or 8 where the last pass found somebody sick."""
+    """Look and act once, or again and again.
+
+    Returns:
+        0; 8 where the last pass found somebody sick; 1 where something that had to be done could not be.
+    """
     asked = parse(arguments)
     runs_dir = _runs_dir(asked)
     for name in watch.without_a_run(runs_dir, asked.wanted):
-        print(f"{PROG}: there is no run of '{plain(name)}' in '{plain(str(runs_dir))}'", file=sys.stderr)
+        _say(f"there is no run of '{plain(name)}' in '{plain(str(runs_dir))}'")
+    if asked.is_stop:
+        return _stop(runs_dir, asked.wanted)
     while True:
-        looks = watch.one_pass(runs_dir, asked.wanted)
-        text = watch.as_json(looks) if asked.is_json else watch.as_text(looks)
-        if text:
-            sys.stdout.buffer.write(text.encode(sys.stdout.encoding or "utf-8", "backslashreplace") + b"\n")
-            sys.stdout.flush()
-        print(f"{PROG}: {utc_now()[:19]}Z {watch.summary(looks)}", file=sys.stderr, flush=True)
+        code = _pass(runs_dir, asked)
         if asked.every_s is None:
-            return STOPPED_BY_RULE if any(one.verdict == SICK for one in looks) else DONE
+            return code
         time.sleep(asked.every_s)
+
+
+def _pass(runs_dir: Path, asked: Asked) -> int:
+    if asked.is_observed:
+        return _show(watch.one_pass(runs_dir, asked.wanted), asked)
+    try:
+        with acting.one_pass_at_a_time(runs_dir) as is_ours:
+            if not is_ours:
+                _say("another pass is at work")
+                return DONE
+            looks = watch.one_pass(runs_dir, asked.wanted)
+            deeds = acting.act(runs_dir, looks)
+    except OSError as error:
+        raise KitError(f"nothing is stopped that cannot be written down: {error.strerror} ('{runs_dir}')") from error
+    code = _show(looks, asked)
+    return code if _told(deeds) else FAILED
+
+
+def _stop(runs_dir: Path, wanted: Sequence[str]) -> int:
+    if not wanted:
+        raise UsageError("--stop ends runs: say which (EXP or RUN_ID)")
+    live = watch.live_runs(runs_dir, wanted)
+    if not live:
+        _say("nothing to stop: none of them is live")
+        return FAILED
+    return DONE if _told(acting.stop(runs_dir, live)) else FAILED
+
+
+def _told(deeds: Sequence[acting.Deed]) -> bool:
+    """Say what was done; whether all of it could be."""
+    for deed in deeds:
+        _say(f"{plain(deed.run_id)}: {plain(deed.words)}")
+    return all(deed.is_done for deed in deeds)
+
+
+def _show(looks: Sequence[watch.Look], asked: Asked) -> int:
+    text = watch.as_json(looks) if asked.is_json else watch.as_text(looks)
+    if text:
+        sys.stdout.buffer.write(text.encode(sys.stdout.encoding or "utf-8", "backslashreplace") + b"\n")
+        sys.stdout.flush()
+    _say(f"{utc_now()[:19]}Z {watch.summary(looks)}")
+    return STOPPED_BY_RULE if any(one.verdict == SICK for one in looks) else DONE
+
+
+def _say(sentence: str) -> None:
+    print(f"{PROG}: {sentence}", file=sys.stderr, flush=True)
 
 
 def parse(arguments: Sequence[str]) -> Asked:
@@ -77,10 +129,12 @@ def parse(arguments: Sequence[str]) -> Asked:
             if not value:
                 raise UsageError(f"{name} is given with an empty name")
             asked = asked._replace(**{name[2:]: Path(value)})
-        elif word == "--json":
-            asked = asked._replace(is_json=True)
-        elif word != "--observe":
+        elif word in _SWITCHES:
+            asked = asked._replace(**{_SWITCHES[word]: True})
+        else:
             raise UsageError(f"unknown option '{plain(word[:100])}'")
+    if asked.is_stop and (asked.is_observed or asked.every_s is not None or asked.is_json):
+        raise UsageError("--stop ends runs, once: --observe, --every and --json do not go with it")
     return asked
 
 

@@ -12,8 +12,8 @@ import time
 from typing import Any
 
 from ..basics import processes
-from ..basics.files import UnreadableFile, open_regular
-from ..run_folder import pace, status
+from ..run_folder import log_tail, pace, recovery, status
+from ..run_folder.event_values import count
 from ..run_folder.run_state import State
 from ..run_folder.runs import Run, RunTable
 from ..run_folder.status import View
@@ -21,8 +21,9 @@ from .abort_rules import Limits, Sight
 
 # Ancestors whose speed is asked for: each is one small file to read.
 MAX_ANCESTORS = 5
-TAIL_BYTES = 64 * 1024
 TAIL_LINES = 50
+# A run in one of these is over, and something may go on from it.
+TAKEN_UP = frozenset({"failed", "lost", "aborted"})
 # A longer line is no message.
 LINE_BYTES = 4096
 _OOM = re.compile(
@@ -42,7 +43,7 @@ def sight(run: Run, state: State, view: View, table: RunTable, limits: Limits) -
         limits: its thresholds.
     """
     name = state_name(run, state, view)
-    has_ended = name in ("failed", "lost")
+    has_ended = name in TAKEN_UP
     free_bytes, free_inodes = _free(run)
     return Sight(
         now_s=None if has_ended else clock(state),
@@ -85,41 +86,39 @@ def lineage_speed(run: Run, table: RunTable) -> float | None:
 
 
 def fruitless_starts(run: Run, state: State, table: RunTable, limit: int) -> int:
-    """Return how many starts in a row ended without a new step, this one the last; no more than `limit` are counted."""
-    if _has_new_step(run, state):
-        return 0
-    number = 1
-    for ancestor, _ in table.history(run)[1:]:
-        if number >= limit:
+    """Return how many starts in a row, this one the last, brought nothing new; more than `limit` are not counted.
+
+    Counted along a chain of recoveries; what a person has started begins a new one. A start brings something if it got
+    beyond the step that any before it had reached: where a rule stopped it, `recover.replay_steps` beyond, for such a
+    run is trained again from further back and must not creep towards the same end for ever.
+    """
+    starts = _starts(run, state, table)
+    for number, (begun, reached, further) in enumerate(starts[:limit]):
+        before = [other for _, other, _ in starts[number + 1 :]]
+        if reached > (max(before) + further if before else begun):
+            return number
+    return min(limit, len(starts))
+
+
+def _starts(run: Run, state: State, table: RunTable) -> list[tuple[int, int, int]]:
+    """Return (step it began at, step it reached, how much further than those before it must get), newest first."""
+    starts = []
+    for one in recovery.chain(run, table):
+        seen = state if one is run else status.read_state(one)
+        if one is not run and state_name(one, seen, status.look(one, seen)) not in TAKEN_UP:
             break
-        earlier = status.read_state(ancestor)
-        name = state_name(ancestor, earlier, status.look(ancestor, earlier))
-        if name not in ("failed", "lost") or _has_new_step(ancestor, earlier):
-            break
-        number += 1
-    return number
+        begun = one.parent_step or 0
+        further = count(run.setting("recover", "replay_steps")) if "aborted" in seen else 0
+        starts.append((begun, max(begun, seen.get("step", 0)), further or 0))
+    return starts
 
 
 def log_ooms(run: Run, window_s: float) -> int:
     """Return how many of the last lines of a log that was written to lately say that memory ran out."""
-    try:
-        descriptor = open_regular(run.paths.output_log)
-    except UnreadableFile:
+    lines, age_s = log_tail.read(run)
+    if age_s > window_s:
         return 0
-    try:
-        found = os.fstat(descriptor)
-        if time.time() - found.st_mtime > window_s:
-            return 0
-        tail = os.pread(descriptor, TAIL_BYTES, max(0, found.st_size - TAIL_BYTES))
-    except OSError:
-        return 0
-    finally:
-        os.close(descriptor)
-    return sum(bool(_OOM.search(line[:LINE_BYTES])) for line in tail.splitlines()[-TAIL_LINES:])
-
-
-def _has_new_step(run: Run, state: State) -> bool:
-    return state.get("step", 0) > (run.parent_step or 0)
+    return sum(bool(_OOM.search(line[:LINE_BYTES])) for line in lines[-TAIL_LINES:])
 
 
 def _free(run: Run) -> tuple[int | None, int | None]:

@@ -1,4 +1,4 @@
-"""One look at every live run of this host: who is sick, and by what evidence. It says so; it stops nobody.
+"""One look at every live run of this host: who is sick, and by what evidence. It stops nobody: that is `acting`.
 
 What is looked at are the markers in `runs/.live/`, so that finished runs cost nothing. Each run has its own bound in
 time, and what is wrong with one keeps nobody from looking at the next. Reads run folders; writes nothing.
@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..basics import processes
+from ..basics import claims, processes
 from ..basics.errors import KitError
 from ..basics.terminal import plain
 from ..run_folder import pace, status
@@ -192,8 +192,10 @@ def _judge(run: Run, table: RunTable) -> Look:
         "max_steps": count(run.setting("training", "max_steps")),
         "steps_per_sec": pace.recent_speed(state.get("pace")) or measured_speed(state),
     }
-    if name not in (*status.LIVE, "failed", "lost"):
+    if name not in (*status.LIVE, *sighting.TAKEN_UP):
         return Look(run.run_id, name, ENDED, **known, note="not live, the marker was left behind")
+    if name in sighting.TAKEN_UP and (sentence := claims.held_by_other(run.paths, table.has_started)):
+        return Look(run.run_id, name, ENDED, **known, note=sentence)
     limits = abort_rules.limits_of(run.setting)
     found = tuple(abort_rules.findings(state, limits, sighting.sight(run, state, view, table, limits)))
     return Look(run.run_id, name, _verdict(found), **known, findings=found)

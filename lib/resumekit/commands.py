@@ -1,4 +1,4 @@
-"""The verbs that the shell asks for: start, resume, runs, watch, sidecar, prove, quarantine-damaged, stop.
+"""The verbs that the shell asks for: start, resume, runs, watch, sidecar, prove, quarantine-damaged, stop, recover.
 
 Answers for Bash go to stdout as NUL-separated fields, everything for people to stderr. Imports are late: each verb
 pays only for what it needs, and the launcher waits for it.
@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..basics.errors import DONE, FAILED, NEEDS_ACCEPT, REFUSED, USAGE, InvalidFile, KitError, UsageError, report
-from ..basics.terminal import plain
+from .basics.errors import DONE, FAILED, NEEDS_ACCEPT, REFUSED, USAGE, InvalidFile, KitError, UsageError, report
+from .basics.terminal import plain
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,24 +44,24 @@ def _in_one_sentence(verb: Callable[[list[str]], int], arguments: list[str]) -> 
 
 
 def _start(arguments: list[str]) -> int:
-    from ..planning.choice import choose_start
+    from .planning.choice import choose_start
 
     return _launch(arguments, choose_start, "run.sh")
 
 
 def _resume(arguments: list[str]) -> int:
-    from ..planning.choice import choose_resume
+    from .planning.choice import choose_resume
 
     return _launch(arguments, choose_resume, "resume.sh")
 
 
 def _launch(arguments: list[str], choose: Callable[[Any], Any], prog: str) -> int:
-    from ..planning.request import parse
+    from .planning.request import parse
 
     options = parse(arguments)
     request = options.request()
-    from ..planning import code_state
-    from . import launch
+    from .planning import code_state
+    from .supervision import launch
 
     snapshot = code_state.start_snapshot(request.root)  # git looks while we choose
     if request.is_dry_run:
@@ -83,7 +83,7 @@ def _launch(arguments: list[str], choose: Callable[[Any], Any], prog: str) -> in
 
 def _planned(request: Any, choose: Callable[[Any], Any], snapshot: Any) -> tuple[Any, Any, Any, Any]:
     """Return (choice, plan, ready, code); the plan is None where nothing is resumed."""
-    from ..planning import code_state, preflight
+    from .planning import code_state, preflight
 
     choice = choose(request)
     ready = preflight.check(choice, request)
@@ -92,13 +92,13 @@ def _planned(request: Any, choose: Callable[[Any], Any], snapshot: Any) -> tuple
     )
     if choice.candidate is None:
         return choice, None, ready, code
-    from ..planning import plan as plans  # a fresh start need not pay for it
+    from .planning import plan as plans  # a fresh start need not pay for it
 
     return choice, plans.make(choice, request.config_file.schema, ready, code), ready, code
 
 
 def _show(choice: Any, plan: Any, *, is_json: bool) -> int:
-    from ..planning import page
+    from .planning import page
 
     _print(page.as_json(choice, plan) if is_json else page.as_text(choice, plan))
     if plan is None:
@@ -112,10 +112,10 @@ def _typed(arguments: list[str]) -> list[str]:
 
 
 def _runs(arguments: list[str]) -> int:
-    from ..configuration.config import load_config, resolve
-    from ..planning.request import parse, runs_folder
-    from ..run_folder import listing
-    from ..run_folder.runs import RunTable
+    from .configuration.config import load_config, resolve
+    from .planning.request import parse, runs_folder
+    from .run_folder import listing
+    from .run_folder.runs import RunTable
 
     options = parse(arguments)
     runs_dir = options.runs
@@ -131,32 +131,38 @@ def _runs(arguments: list[str]) -> int:
 
 
 def _watch(arguments: list[str]) -> int:
-    from ..watching import command
+    from .watching import command
 
     return command.main(arguments)
 
 
 def _sidecar(arguments: list[str]) -> int:
-    from . import sidecar
+    from .supervision import sidecar
 
     return sidecar.main(Path(arguments[0]), has_echo="--echo" in arguments[1:])
 
 
 def _prove(arguments: list[str]) -> int:
-    from ..proving.proof import prove_for_run
+    from .proving.proof import prove_for_run
 
     return prove_for_run(Path(arguments[0]), Path(arguments[1]))
 
 
 def _quarantine_damaged(arguments: list[str]) -> int:
     """0 if the run's checkpoint failed its proof; it is in quarantine then. 1 if it did not, or cannot be put there."""
-    from ..run_folder.quarantine import quarantine_damaged
+    from .run_folder.quarantine import quarantine_damaged
 
     return DONE if quarantine_damaged(Path(arguments[0]), Path(arguments[1])) else FAILED
 
 
+def _recover(arguments: list[str]) -> int:
+    from .recovery import command
+
+    return command.main(arguments)
+
+
 def _stop(arguments: list[str]) -> int:
-    from . import stopping
+    from .supervision import stopping
 
     how = arguments[2:]
     return stopping.stop(Path(arguments[0]), arguments[1], is_now="--now" in how, is_aborted="--aborted" in how)
@@ -181,4 +187,5 @@ _VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "prove": (_prove, "prove"),
     "quarantine-damaged": (_quarantine_damaged, "quarantine-damaged"),
     "stop": (_stop, "stop"),
+    "recover": (_recover, "recover"),
 }

@@ -1,0 +1,72 @@
+"""Giving up: a run that a person has to look at. One event with the reason, and whoever is to be told is told.
+
+Writes into the run's journal and status, takes its live marker away, and runs `notify.command`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+from typing import Any
+
+from ..basics import journal
+from ..basics.claims import locked
+from ..basics.errors import KitError
+from ..basics.terminal import plain
+from ..run_folder import status
+from ..run_folder.runs import Run
+from .incident import Incident
+
+NOTIFY_S = 30.0
+MAX_REASON = 1000
+
+
+def call(run: Run, incident: Incident, reason: str) -> None:
+    """Write down that nothing goes on from here by itself, once, and tell it.
+
+    Args:
+        run: the run that ended.
+        incident: how.
+        reason: one sentence: what stands against a recovery.
+
+    Raises:
+        Refused, OSError: it cannot be written; nobody is told then, and the next pass tries again.
+    """
+    fields = {
+        "outcome": status.NEEDS_ATTENTION, "cause": incident.cause, "parent_run_id": run.run_id, "child_run_id": None,
+        "step": incident.step, "attempt": incident.fruitless, "lr_factor": None, "reason": plain(reason)[:MAX_REASON],
+    }  # fmt: skip
+    with locked(run.paths.lock):
+        if status.needs_attention(status.read_state(run)):
+            return
+        journal.append(run.paths.journal, "recovery", run.run_id, **fields)
+    with contextlib.suppress(OSError):
+        status.write(run, status.current(run))
+        run.paths.live_marker.unlink(missing_ok=True)
+    _notify(run, {"event": "recovery", "run_id": run.run_id, "run_dir": str(run.paths.run_dir), **fields})
+
+
+def _notify(run: Run, event: dict[str, Any]) -> None:
+    """Run `notify.command` with the event on its standard input; what it does wrong is written down, no more."""
+    command = run.setting("notify", "command")
+    if not isinstance(command, list) or not command or not all(isinstance(word, str) for word in command):
+        return
+    line = json.dumps(event).encode() + b"\n"
+    root = run.record.get("root")
+    try:
+        done = subprocess.run(
+            command, input=line, timeout=NOTIFY_S, cwd=root if isinstance(root, str) and os.path.isdir(root) else None,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False,
+        )  # fmt: skip
+        said = done.stderr[-200:].decode("utf-8", "replace")
+        wrong = f"ended with code {done.returncode}: {said}" if done.returncode else ""
+    except subprocess.TimeoutExpired:
+        wrong = f"did not end within {NOTIFY_S:.0f} s"
+    except (OSError, ValueError) as error:
+        wrong = f"could not be started: {getattr(error, 'strerror', None) or error}"
+    if wrong:
+        with contextlib.suppress(OSError, KitError):
+            message = plain(f"notify.command ('{command[0]}') {wrong}")
+            journal.append(run.paths.journal, "warning", run.run_id, kind="notify_failed", message=message)

@@ -1,0 +1,105 @@
+"""Why a run is not taken up again by itself: each rule gives one sentence for the person who has to, or None.
+
+A recovered run has its parent's config, code and environment; where it cannot have them, it is not started. Reads the
+run's record and this process's environment. Source: protocol §12.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ..basics.causes import NEVER_RECOVERED, OOM
+from ..planning import environment
+from ..planning.code_state import Code
+from ..run_folder.runs import Run
+from .incident import Incident
+
+_MACHINE = ("python", "torch", "cuda", "driver", "world_size")
+
+
+def before_a_choice(run: Run, incident: Incident) -> str | None:
+    """Return why nothing goes on from this incident, as far as run and incident say; None if nothing is."""
+    rules: Sequence[Callable[[Run, Incident], str | None]] = (_never, _budget, _own_rate, _memory, _environment)
+    return next((reason for rule in rules if (reason := rule(run, incident))), None)
+
+
+def in_the_code(run: Run, code: Code) -> str | None:
+    """Return why the code that a recovery would start is not the one that the run began with."""
+    if run.setting("recover", "allow_code_change") is True:
+        return None
+    git = _mapping(run.record.get("git"))
+    if git.get("commit") != code.commit:
+        return f"the code has changed since the run began: commit {_short(git.get('commit'))} -> {_short(code.commit)}"
+    if git.get("diff_sha256") != code.diff_sha256:
+        return (
+            "the code has changed since the run began: tracked files are not as they were "
+            f"(the run's own differences are in '{run.paths.code_patch}'); recover.allow_code_change=true lets it pass"
+        )
+    return None
+
+
+def in_the_versions(run: Run, versions: Mapping[str, Any]) -> str | None:
+    """Return which program or library is another one than at the run's start."""
+    changed = [one for one in environment.changes(run.record, versions, None) if one.key in _MACHINE]
+    if not changed:
+        return None
+    listed = ", ".join(f"{one.key} {one.old} -> {one.new}" for one in changed)
+    return f"the machine has changed since the run began: {listed}"
+
+
+def _never(run: Run, incident: Incident) -> str | None:
+    return incident.evidence or incident.cause if incident.cause in NEVER_RECOVERED else None
+
+
+def _budget(run: Run, incident: Incident) -> str | None:
+    limit = run.setting("recover", "max_attempts")
+    if type(limit) is int and incident.fruitless >= limit:
+        return f"{incident.fruitless} starts in a row brought nothing new; the last: {incident.evidence}"
+    return None
+
+
+def _own_rate(run: Run, incident: Incident) -> str | None:
+    if is_cut(run, incident) and run.setting("trainer", "loads_with_kit") is not True:
+        return (
+            f"{incident.evidence}; this trainer sets its own learning rate (trainer.loads_with_kit is false): it "
+            "cannot be cut, and the same would come again"
+        )
+    return None
+
+
+def _memory(run: Run, incident: Incident) -> str | None:
+    if incident.cause == OOM and not run.setting("abort", "oom_set"):
+        return (
+            f"{incident.evidence}; say with abort.oom_set what is to be smaller then "
+            "(training.batch_size=16, training.grad_accum_steps=2)"
+        )
+    return None
+
+
+def _environment(run: Run, incident: Incident) -> str | None:
+    """Of the variables in `trainer.env` the names are recorded, never the values: they have to be here again."""
+    passed = _mapping(run.record.get("environment")).get("passed")
+    names = filter(lambda name: isinstance(name, str), passed if isinstance(passed, list) else ())
+    missing = ", ".join(name for name in names if name not in os.environ)
+    if not missing:
+        return None
+    return (
+        f"the trainer was started with {missing} (trainer.env), whose value is not kept and is not set here: "
+        "resume it by hand, or set it in the watcher's environment"
+    )
+
+
+def is_cut(run: Run, incident: Incident) -> bool:
+    """Whether this cause cuts the learning rate (`recover.cut_lr_on`)."""
+    causes = run.setting("recover", "cut_lr_on")
+    return isinstance(causes, list) and incident.cause in causes
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _short(commit: Any) -> str:
+    return str(commit)[:12]

@@ -1,0 +1,177 @@
+"""Taking up a run that has ended by an incident: nothing, wait, or a new run folder that is ready to start.
+
+The launcher asks when its trainer has ended, the watcher where there is no launcher any more; whoever asks, and however
+often, at most one child comes of it: the claim of the head is exclusive. Config and code are the parent's own; nothing
+is resolved anew. Source: protocol §12.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..basics import claims
+from ..basics.causes import OOM
+from ..basics.errors import FAILED, DiskFull, KitError, Refused
+from ..basics.files import UnreadableFile, read_bounded
+from ..basics.terminal import plain
+from ..configuration import config, schema
+from ..configuration.changes import changes
+from ..configuration.config import ConfigFile
+from ..planning import code_state, plan, preflight
+from ..planning.choice import CONTINUE, Choice, refuse_what_cannot_be_continued
+from ..planning.request import Request
+from ..run_folder import status
+from ..run_folder.recovery import Recovery
+from ..run_folder.run_state import State
+from ..run_folder.runs import Run, RunTable, open_run
+from ..supervision import aborting, launch
+from . import attention, hindrances, incident, replay
+from .incident import Incident
+
+# What may pass by itself, a full disk or a lock, is tried again after so long.
+TRY_AGAIN_S = 60.0
+MAX_CONFIG_BYTES = 4 << 20
+# The longest wait between two starts.
+MAX_BACKOFF_S = 3600.0
+_POLICY_OF_ONE_RESUME = "auto"
+
+
+class Outcome(NamedTuple):
+    """What is to be done: start `ready`; or ask again in `wait_s` seconds; or, with neither, nothing."""
+
+    ready: launch.Launch | None = None
+    wait_s: float | None = None
+
+
+NOTHING = Outcome()
+
+
+def recover(run_dir: Path, launcher_pid: int) -> Outcome:
+    """Decide about a run that is over, and make the folder of the one that goes on from it.
+
+    Args:
+        run_dir: the run's folder.
+        launcher_pid: the process that would start the trainer.
+    """
+    run = open_run(run_dir)
+    table = RunTable(run_dir.parent)
+    state = status.read_state(run)
+    if not run.is_ours or run.setting("recover", "enabled") is not True or os.path.lexists(run.paths.paused):
+        return NOTHING
+    found = incident.of(run, state, table)
+    if found is None or _is_taken_up(run, table):
+        return NOTHING
+    try:
+        aborting.note(run, found.cause, found.evidence, first_bad_step=found.first_bad_step)
+        state = status.read_state(run)
+        found = incident.of(run, state, table) or found
+        return _take_up(run, state, table, found, launcher_pid)
+    except (DiskFull, OSError) as error:
+        _say(f"'{run.run_id}' cannot be taken up now: {error}")
+        return Outcome(wait_s=TRY_AGAIN_S)
+    except KitError as error:
+        if _is_taken_up(run, table):
+            return NOTHING  # another one was faster
+        if error.exit_code == FAILED:
+            _say(f"'{run.run_id}' cannot be taken up now: {error}")
+            return Outcome(wait_s=TRY_AGAIN_S)
+        return _give_up(run, found, str(error))
+
+
+def _take_up(run: Run, state: State, table: RunTable, found: Incident, launcher_pid: int) -> Outcome:
+    if reason := hindrances.before_a_choice(run, found):
+        return _give_up(run, found, reason)
+    if (left_s := _backoff_left_s(run, found)) > 0:
+        _say(f"{found.evidence}; start {found.fruitless + 1} follows in {left_s:.0f} s")
+        return Outcome(wait_s=left_s)
+    request = _request(run, table)
+    snapshot = code_state.start_snapshot(request.root)
+    choice = _choice(run, state, table, found, request)
+    refuse_what_cannot_be_continued(run, table)
+    ready = preflight.check(choice, request)
+    code = code_state.finish_snapshot(snapshot)
+    reason = hindrances.in_the_code(run, code) or hindrances.in_the_versions(run, ready.versions.answer())
+    if reason:
+        return _give_up(run, found, reason)
+    made = plan.make(choice, request.config_file.schema, ready, code) if choice.candidate else None
+    if made is not None and (made.refusals or made.consents):
+        return _give_up(run, found, "; ".join((*made.refusals, *made.consents)))
+    fields = made.as_fields() if made else None
+    prepared = launch.prepare(choice, request, ready, code, fields, launcher_pid, ["recover", run.run_id])
+    cut = f", learning rate x {choice.recovery.lr_factor:g}" if choice.recovery.lr_factor != 1.0 else ""
+    _say(f"{found.evidence}: {choice.headline}{cut}; run {prepared.run_id}")
+    return Outcome(ready=prepared)
+
+
+def _give_up(run: Run, found: Incident, reason: str) -> Outcome:
+    _say(f"'{run.run_id}' needs attention: {reason}")
+    attention.call(run, found, reason)
+    return NOTHING
+
+
+def _is_taken_up(run: Run, table: RunTable) -> bool:
+    return claims.held_by_other(run.paths, table.has_started) is not None
+
+
+def _backoff_left_s(run: Run, found: Incident) -> float:
+    """Return how long to wait before the next start: none after one that brought something, then doubling."""
+    base_s = run.setting("recover", "backoff_s")
+    if found.fruitless == 0 or type(base_s) not in (int, float) or found.since_s is None:
+        return 0.0
+    wait_s = min(max(1.0, base_s) * 2 ** (found.fruitless - 1), MAX_BACKOFF_S)
+    age_s = time.monotonic() - found.since_s
+    return max(0.0, wait_s - age_s) if age_s >= 0 else 0.0  # a negative age is one of another boot
+
+
+def _request(run: Run, table: RunTable) -> Request:
+    """Return the request that the run itself stands for: its own config, read from its own folder."""
+    own = schema.load()
+    resolved = config.override(run.config, (), own, f"the config of run '{run.run_id}'")
+    file = ConfigFile(Path(str(run.record.get("config_file"))), None, "", b"", own)
+    try:
+        content = read_bounded(run.paths.config_copy, MAX_CONFIG_BYTES)
+    except UnreadableFile as error:
+        raise Refused(f"the config's copy '{run.paths.config_copy}' cannot be read: {error}") from error
+    file = file._replace(content=content, sha256=hashlib.sha256(content).hexdigest())
+    return Request(run.run_id, file, resolved, Path(str(run.record.get("root"))), table.runs_dir)
+
+
+def _choice(run: Run, state: State, table: RunTable, found: Incident, request: Request) -> Choice:
+    own = request.config_file.schema
+    resolved, settings = _without_policies(request.base, own), run.settings
+    if found.cause == OOM:
+        smaller = tuple(run.setting("abort", "oom_set"))
+        resolved = config.override(resolved, smaller, own, f"the config of run '{run.run_id}'")
+        if not changes(run.config, resolved, own):
+            raise Refused(f"{found.evidence}, and abort.oom_set ({', '.join(smaller)}) is in force already")
+        settings = (*settings, *smaller)
+    begin = replay.begin(run, state, table, found)
+    chosen = begin.selection.chosen
+    factor = run.setting("recover", "lr_factor") if hindrances.is_cut(run, found) and chosen else 1.0
+    recovery = Recovery(
+        found.cause, found.fruitless + 1, found.first_bad_step, float(factor), begin.skip_data_steps,
+        begin.skip_eval_step,
+    )  # fmt: skip
+    step = 0 if chosen is None or chosen.step is None else chosen.step
+    return Choice(
+        CONTINUE, str(run.experiment), run.name, resolved, table, settings, run, step, chosen,
+        begin.selection.candidates, changes(run.config, resolved, own), recovery=recovery,
+    )  # fmt: skip
+
+
+def _without_policies(resolved: dict[str, Any], own: schema.Schema) -> dict[str, Any]:
+    """Return the config without what a person told one resume to reset or swap: that has happened."""
+    kept = dict(resolved["resume"])
+    for key in kept:
+        if own.leaves.get(f"resume.{key}", {}).get("default") == _POLICY_OF_ONE_RESUME:
+            kept[key] = _POLICY_OF_ONE_RESUME
+    return {**resolved, "resume": kept}
+
+
+def _say(sentence: str) -> None:
+    print(f"resumekit: {plain(sentence)}", file=sys.stderr, flush=True)

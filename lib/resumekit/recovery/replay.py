@@ -1,0 +1,96 @@
+"""Where a recovery begins: the checkpoint, and what of data and evaluations is left out this time.
+
+Takes a proven checkpoint, else a witnessed one, never a plausible one. Reads folder listings, manifests and the chosen
+file. Source: protocol §12; docs/watch.md says the same for people.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ..basics.causes import EVAL, REPLAYED
+from ..basics.errors import NoStableCheckpoint
+from ..basics.paths import step_of_name
+from ..planning import heads
+from ..proving.checkpoints import Selection
+from ..run_folder import recovery
+from ..run_folder.event_values import count
+from ..run_folder.run_state import State
+from ..run_folder.runs import Run, RunTable
+from .incident import Incident
+
+
+class Begin(NamedTuple):
+    """Where it begins.
+
+    Args:
+        selection: the chosen checkpoint, and each one that was passed over; nothing chosen: from the very beginning.
+        skip_data_steps, skip_eval_step: as run_folder/recovery has them.
+    """
+
+    selection: Selection
+    skip_data_steps: int = 0
+    skip_eval_step: int | None = None
+
+
+def begin(run: Run, state: State, table: RunTable, incident: Incident) -> Begin:
+    """Return where the recovery of a run begins.
+
+    Raises:
+        NoStableCheckpoint: there are checkpoints, and none may be taken; or the first bad step is before all of them.
+    """
+    if incident.cause in REPLAYED and incident.first_bad_step is not None:
+        selection = _from_before(run, table, incident.first_bad_step)
+    else:
+        selection = heads.search_stable(run, table, None)
+    if selection.chosen is None and selection.candidates:
+        raise _none(run, "", selection)
+    crash = state.get("symptoms", {}).get("eval_crash") or {}
+    return Begin(selection, _left_out(run, incident, selection), crash.get("step") if incident.cause == EVAL else None)
+
+
+def _from_before(run: Run, table: RunTable, first_bad_step: int) -> Selection:
+    """Go back `recover.replay_steps` before the first bad step; in a run too young for that, as far as can be."""
+    wanted = count(run.setting("recover", "replay_steps")) or 0
+    limits = [first_bad_step - wanted, *_steps(run, table, first_bad_step)]
+    for limit in filter(lambda limit: limit >= 0, limits):
+        selection = heads.search_stable(run, table, limit)
+        if selection.chosen is not None:
+            return selection
+    raise _none(run, f" from before step {first_bad_step}", heads.search_stable(run, table, first_bad_step - 1))
+
+
+def _left_out(run: Run, incident: Incident, selection: Selection) -> int:
+    """Return how many steps' data are left out: up to the bad step, if that was bad once before.
+
+    What was left out stays so when the recovery after that goes back to a checkpoint from before it.
+    """
+    before, chosen = recovery.of(run), selection.chosen
+    if chosen is None or before is None or before.first_bad_step is None:
+        return 0
+    is_again = before.first_bad_step == incident.first_bad_step
+    is_undone = before.skip_data_steps > 0 and chosen.run_id != run.run_id
+    return max(0, before.first_bad_step - (chosen.step or 0)) if is_again or is_undone else 0
+
+
+def _steps(run: Run, table: RunTable, below: int) -> Iterator[int]:
+    """Yield the steps of which there is a checkpoint along the history, the furthest back first."""
+    found = set()
+    for one, limit in table.history(run):
+        try:
+            names = os.listdir(one.paths.checkpoints)
+        except OSError:
+            continue
+        steps = (step_of_name(name, one.step_pattern) for name in names)
+        found |= {step for step in steps if step is not None and step < below and (limit is None or step <= limit)}
+    yield from sorted(found)
+
+
+def _none(run: Run, which: str, selection: Selection) -> NoStableCheckpoint:
+    reasons = "; ".join(f"'{one.name}': {one.reason}" for one in selection.candidates[:3])
+    return NoStableCheckpoint(
+        f"no checkpoint{which} that may be taken without a person, along the history of '{run.run_id}'"
+        + (f": {reasons}" if reasons else "")
+    )

@@ -1,0 +1,101 @@
+"""What a sidecar does for a run that is sick, or that another one goes on from: it need not wait for the watcher.
+
+Stops a run whose numbers have not been finite for a moment; writes down, in the run that recovers and in the one that
+it recovers, that it does. Source: protocol §12.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from ..basics import journal
+from ..basics.causes import CHECKS_FAILED, NONFINITE
+from ..basics.claims import locked
+from ..basics.errors import CHECKS_FAILED as CHECKS_FAILED_CODE
+from ..basics.errors import DONE, STOPPED_BY_RULE, KitError
+from ..run_folder import recovery, status, symptoms
+from ..run_folder.run_state import State
+from ..run_folder.runs import Run, open_run
+from . import aborting
+
+# A loss that is finite again in the next step is not stopped for; whoever trains on with NaN loses no more than this.
+HEALS_S = 2.0
+# What is over and may be taken up again keeps its live marker: the watcher looks at it.
+_TAKEN_UP = frozenset({"failed", "lost", "aborted"})
+
+
+class Bedside:
+    """Watches one run's numbers."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._bad_since: float | None = None
+
+    def look(self, state: State, now: float) -> None:
+        """Stop the run if what it tells has not been finite for HEALS_S seconds.
+
+        Args:
+            state: its folded journal.
+            now: the monotonic clock.
+        """
+        found = symptoms.not_finite(state.get("symptoms", {}))
+        if not found or "aborted" in state or "stopped" in state:
+            self._bad_since = None
+            return
+        self._bad_since = now if self._bad_since is None else self._bad_since
+        if now - self._bad_since >= HEALS_S:
+            evidence, _, first_bad_step = found[0]
+            with contextlib.suppress(OSError, KitError):  # what cannot be written down is tried again
+                aborting.abort(self._run, NONFINITE, evidence, first_bad_step=first_bad_step)
+
+    def introduce(self, state: State) -> None:
+        """Write the `recovery` event into this run and the one that it recovers; safe to repeat."""
+        record = recovery.of(self._run)
+        if record is None or "launched" not in state or "recovery" in state:
+            return
+        fields = {
+            "outcome": status.RESUMED, "cause": record.cause, "parent_run_id": self._run.record.get("parent_run_id"),
+            "child_run_id": self._run.run_id, "step": self._run.parent_step, "attempt": record.attempt,
+            "lr_factor": record.lr_factor, "reason": None,
+        }  # fmt: skip
+        with contextlib.suppress(OSError, KitError):
+            _tell_parent(self._run, fields)
+            journal.append(self._run.paths.journal, "recovery", self._run.run_id, **fields)
+
+    def leave(self, state: State, is_now: str) -> None:
+        """Take the live marker of a run that is over, unless something may go on from it.
+
+        Raises:
+            OSError: it cannot be removed.
+        """
+        is_enabled = self._run.setting("recover", "enabled") is True
+        if is_now not in _TAKEN_UP or not is_enabled or _went_on(state, self._run):
+            self._run.paths.live_marker.unlink(missing_ok=True)
+
+
+def exit_code(state: State, is_now: str) -> int:
+    """Return what the launcher ends with if nothing goes on: 7 or 8 where checks or a rule ended the run, else 0."""
+    if (state.get("aborted") or {}).get("cause") == CHECKS_FAILED:
+        return CHECKS_FAILED_CODE
+    return STOPPED_BY_RULE if is_now == "aborted" else DONE
+
+
+def _tell_parent(run: Run, fields: dict[str, Any]) -> None:
+    parent_id = fields["parent_run_id"]
+    if not isinstance(parent_id, str) or "/" in parent_id:
+        return
+    parent = open_run(run.paths.run_dir.parent / parent_id)
+    if not parent.is_ours:
+        return
+    with locked(parent.paths.lock):
+        if _went_on(status.read_state(parent), parent):
+            return
+        journal.append(parent.paths.journal, "recovery", parent.run_id, **fields)
+    status.write(parent, status.current(parent))
+    parent.paths.live_marker.unlink(missing_ok=True)
+
+
+def _went_on(state: State, run: Run) -> bool:
+    """Whether a run's journal says that another one goes on from it."""
+    return (state.get("recovery") or {}).get("parent_run_id") == run.run_id

@@ -1,0 +1,45 @@
+"""Where a sidecar stands: what the next one goes on from, and the lock that says whose turn it is.
+
+Writes `.sidecar.json` and holds `.status.lock` in the run's folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any
+
+from ..basics.claims import try_lock
+from ..basics.files import UnreadableFile, read_json, to_json, write_atomic
+from ..run_folder.runs import Run
+
+
+def take_status_lock(run: Run) -> bool:
+    """Become the one who writes status.json; the lock ends with the process."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    return try_lock(os.open(run.paths.status_lock, flags, 0o666))
+
+
+def saved(run: Run) -> dict[str, Any]:
+    """Return the account of the sidecar before this one; {} where there is none of this run."""
+    try:
+        found = read_json(run.paths.sidecar_state)
+    except UnreadableFile:
+        return {}
+    return found if isinstance(found, dict) and found.get("run_id") == run.run_id else {}
+
+
+class Account:
+    """Writes down where the sidecar stands, when that has changed."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._written: dict[str, Any] = {}
+
+    def write(self, account: dict[str, Any]) -> None:
+        account = {"run_id": self._run.run_id, **account}
+        if account == self._written:
+            return
+        with contextlib.suppress(OSError):
+            write_atomic(self._run.paths.sidecar_state, to_json(account, indent=None))
+            self._written = account

@@ -1,0 +1,156 @@
+"""What is done about a look: a sick run is stopped, one without a sidecar gets another, one that is over is taken up.
+
+Each deed is safe to repeat, whoever is killed in the middle of it: the next pass finishes it. Stopping and taking up
+are processes of their own, so that no run waits for another; what a run's launcher can do is left to its launcher.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..basics import claims, processes
+from ..basics.errors import DONE, KitError
+from ..basics.paths import LIB
+from ..run_folder import status
+from ..run_folder.runs import Run, RunTable
+from ..supervision import aborting
+from ..supervision.run_record import RECORDED_ENVIRONMENT
+from .abort_rules import SICK, WARNING
+from .watch import ENDED, WELL, Look
+
+CLI = str(LIB / "resumekit_cli.py")
+LAUNCHER = str(LIB / "launcher.sh")
+
+
+class Deed(NamedTuple):
+    """What was done about a run.
+
+    Args:
+        run_id: the run.
+        words: what, in a few words, for people.
+        is_done: False where it could not be done, which the words say.
+    """
+
+    run_id: str
+    words: str
+    is_done: bool = True
+
+
+@contextlib.contextmanager
+def one_pass_at_a_time(runs_dir: Path) -> Iterator[bool]:
+    """Hold the watcher's lock; yields False where another pass has it. It ends with the process, children have none.
+
+    Raises:
+        OSError: the lock cannot be made; then nothing could be written down either.
+    """
+    folder = runs_dir / ".live"
+    folder.mkdir(exist_ok=True)
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(folder / ".watch.lock", flags, 0o666)
+    try:
+        yield claims.try_lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def act(runs_dir: Path, looks: Sequence[Look]) -> list[Deed]:
+    """Do what each look asks for; what goes wrong with one run keeps nobody from the next."""
+    deeds = []
+    for look in looks:
+        try:
+            deeds += _about(runs_dir, look)
+        except (KitError, OSError) as error:
+            deeds.append(Deed(look.run_id, f"nothing could be done: {error}", is_done=False))
+    return deeds
+
+
+def stop(runs_dir: Path, run_ids: Sequence[str]) -> list[Deed]:
+    """End runs because a person wants it: TERM, grace, KILL; all at once, waited for. Nothing takes them up again."""
+    command = [sys.executable, "-I", "-S", CLI, "stop"]
+    started = [(name, subprocess.Popen([*command, str(runs_dir / name), "TERM"])) for name in run_ids]
+    codes = [(name, process.wait()) for name, process in started]
+    return [
+        Deed(name, "stopped" if code == DONE else "could not be stopped, or had ended already", is_done=code == DONE)
+        for name, code in codes
+    ]
+
+
+def _about(runs_dir: Path, look: Look) -> Iterator[Deed]:
+    table = RunTable(runs_dir)
+    run = table.get(look.run_id)
+    if look.verdict not in (SICK, WARNING, WELL, ENDED):
+        return  # paused, remote, unknown: nobody's business here
+    if run is None:
+        (runs_dir / ".live" / look.run_id).unlink(missing_ok=True)
+        return
+    if not run.is_ours:
+        return
+    if os.stat(run.paths.run_dir).st_uid != os.geteuid():
+        yield Deed(look.run_id, "left alone: its folder belongs to another user")
+        return
+    state = status.read_state(run)
+    view = status.look(run, state)
+    if look.state in status.LIVE:
+        yield from _about_live(run, state, view, look)
+    elif look.verdict == SICK:
+        yield from _about_over(run, state, view)
+    elif look.state != "never_started" or view.launcher == processes.DEAD:
+        run.paths.live_marker.unlink(missing_ok=True)
+
+
+def _about_live(run: Run, state: dict[str, Any], view: status.View, look: Look) -> Iterator[Deed]:
+    if view.launcher == processes.DEAD and _start_sidecar(run):
+        yield Deed(run.run_id, "its launcher is gone: a sidecar of its own follows it now")
+    first = next((one for one in look.findings if one.verdict == SICK), None)
+    if "aborted" in state:
+        aborting.stop_aborted(run.paths.run_dir)  # again, if whoever began it was killed
+    elif first is not None and aborting.abort(run, first.cause, first.evidence, first_bad_step=first.first_bad_step):
+        yield Deed(run.run_id, f"stopping it: {first.cause}: {first.evidence}")
+
+
+def _about_over(run: Run, state: dict[str, Any], view: status.View) -> Iterator[Deed]:
+    if view.launcher != processes.DEAD:
+        return  # its launcher takes it up, or cannot be seen from here
+    if "exited" not in state:
+        _start_sidecar(run)
+    if run.setting("recover", "enabled") is True:
+        _start(["bash", LAUNCHER, "recover", str(run.paths.run_dir)], environment_of(run))
+        yield Deed(run.run_id, "taking it up, if nothing stands against it")
+
+
+def environment_of(run: Run) -> dict[str, str]:
+    """Return the environment that a run was started with, as it is recorded; of `trainer.env` what is set here."""
+    recorded = run.record.get("environment")
+    values = recorded.get("values") if isinstance(recorded, dict) else None
+    passed = recorded.get("passed") if isinstance(recorded, dict) else None
+    kept = values if isinstance(values, dict) else {}
+    environment = {name: kept[name] for name in RECORDED_ENVIRONMENT if isinstance(kept.get(name), str)}
+    names = [name for name in passed if isinstance(name, str)] if isinstance(passed, list) else []
+    return {"PATH": os.defpath, **environment, **{name: os.environ[name] for name in names if name in os.environ}}
+
+
+def _start_sidecar(run: Run) -> bool:
+    """Start a sidecar for a run that has none; whether it had none."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(run.paths.status_lock, flags, 0o666)
+    try:
+        is_free = claims.try_lock(descriptor)
+    finally:
+        os.close(descriptor)
+    if is_free:
+        _start([sys.executable, "-I", "-S", CLI, "sidecar", str(run.paths.run_dir)], dict(os.environ))
+    return is_free
+
+
+def _start(command: list[str], environment: dict[str, str]) -> None:
+    """Start a process that outlives the watcher: in a session of its own, with none of its descriptors."""
+    subprocess.Popen(
+        command, env=environment, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
