@@ -5,12 +5,12 @@
 #                       [--runs DIR] [--config FILE]
 #        abort-watch.sh --stop EXP | RUN_ID... [--runs DIR] [--config FILE]
 #
-# Made for cron, once a minute: needs no terminal, no HOME and no more PATH than /usr/bin:/bin. Prints
-# one line per live run: its state, step and speed, the verdict (well, warning, sick) and the evidence.
-# A sick run gets an abort event and TERM, then KILL after abort.grace_s. A run that is over by such an
+# Made for cron, once a minute: needs no terminal, no HOME, no more PATH than /usr/bin:/bin. Prints
+# a line per live run: state, step, speed, the verdict (well, warning, sick) and the evidence. A sick
+# run gets an abort event and TERM, then KILL after abort.grace_s. A run that is over by such an
 # incident is taken up by its launcher, or, where that is gone, from here: in a new folder, with the
 # config, the code and the environment that it had. Where that can't be, it needs attention: the
-# journal says why and notify.command is run. docs/watch.md explains each rule and what follows.
+# journal says why, and notify.command is run. docs/watch.md explains each rule and what follows.
 #
 #   EXP | RUN_ID     only the live runs of this experiment, or this run; several may be named
 #   --observe        only say what is sick: nothing is stopped, started or written

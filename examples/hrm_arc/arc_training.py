@@ -145,6 +145,7 @@ class Training:
         self.bundle = bundle
         if path:
             self._load_progress(bundle)
+            self._leave_out_eval()
             self._load_data_position(bundle)
             self._load_carries(bundle.extra.get("carry"))
             self._compare_data(kit, bundle.extra.get("data_state"))
@@ -258,6 +259,13 @@ class Training:
         elif self.swa and arc_swa.collects(self.progress, self.cfg.swa):
             self.swa.update_parameters(self.model)
         self.progress.evals_pending = evals_due(self.progress.step, self.cfg.validation)
+        self._leave_out_eval()
+
+    def _leave_out_eval(self) -> None:
+        """Pass over the one evaluation that a recovery leaves out, because it crashed or hung."""
+        if self.bundle is not None and self.bundle.skip_eval_step == self.progress.step and self.progress.evals_pending:
+            print(f"eval: that of step {self.progress.step} is left out", flush=True)
+            self.progress.evals_pending = type(self.progress.evals_pending)()
 
     def _begin_tail(self, why: str) -> None:
         arc_swa.begin(self.swa, self.model)
@@ -299,7 +307,9 @@ class Training:
             step = 0
         elif type(saved.get("step")) is int:
             step = saved["step"]
-        self.data_from = bundle.global_step - step
+        self.data_from = bundle.global_step - step - bundle.skip_data_steps
+        if bundle.skip_data_steps:
+            print(f"data: those of the next {bundle.skip_data_steps} steps are left out", flush=True)
 
     def _data_state(self) -> dict[str, Any]:
         return {

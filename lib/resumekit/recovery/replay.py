@@ -47,8 +47,7 @@ def begin(run: Run, state: State, table: RunTable, incident: Incident) -> Begin:
         selection = heads.search_stable(run, table, None)
     if selection.chosen is None and selection.candidates:
         raise _none(run, "", selection)
-    crash = state.get("symptoms", {}).get("eval_crash") or {}
-    return Begin(selection, _left_out(run, incident, selection), crash.get("step") if incident.cause == EVAL else None)
+    return Begin(selection, _left_out(run, incident, selection), _eval_step(state) if incident.cause == EVAL else None)
 
 
 def _from_before(run: Run, table: RunTable, first_bad_step: int) -> Selection:
@@ -73,6 +72,12 @@ def _left_out(run: Run, incident: Incident, selection: Selection) -> int:
     is_again = before.first_bad_step == incident.first_bad_step
     is_undone = before.skip_data_steps > 0 and chosen.run_id != run.run_id
     return max(0, before.first_bad_step - (chosen.step or 0)) if is_again or is_undone else 0
+
+
+def _eval_step(state: State) -> int | None:
+    """Return the step whose evaluation crashed or hangs."""
+    crash = state.get("symptoms", {}).get("eval_crash") or {}
+    return crash["step"] if crash.get("step") is not None else state.get("step")
 
 
 def _steps(run: Run, table: RunTable, below: int) -> Iterator[int]:

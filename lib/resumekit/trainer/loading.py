@@ -234,6 +234,8 @@ def _bundle(
         report=report,
         reshaped=tuple(fit.reshaped) if fit else (),
         lr_ramp=scale.as_fields()["ramp"],
+        skip_data_steps=loaded.plan.skip_data_steps if loaded.plan else 0,
+        skip_eval_step=loaded.plan.skip_eval_step if loaded.plan else None,
         optimizer=loaded.parts["optimizer"],
         loaded=loaded,
         saved_rng=content.get("rng_state"),
@@ -274,6 +276,8 @@ def _say(bundle: ResumeBundle, scale: float, log_fn: Callable[[str], Any]) -> No
     for name, action in bundle.report.items():
         if action not in (LOAD, str(decisions.UNUSED)):
             log_fn(f"[resume] {name}: {action}")
+    if bundle.skip_data_steps:
+        log_fn(f"[resume] the data of the next {bundle.skip_data_steps} steps are to be left out (skip_data_steps)")
     log_fn(f"[resume] step={bundle.global_step} epoch={bundle.start_epoch} best_val={bundle.best_val_loss:.4f}")
 
 

@@ -22,6 +22,9 @@ class ResumeBundle:
         report: component -> what was done with it: '<action>' or '<action>: <detail>', in the words of a plan.
         reshaped: names of parameters that have another shape in the checkpoint; new, as the missing ones are.
         lr_ramp: the ramp after a swap, as `save_checkpoint` takes it; None where there was none.
+        skip_data_steps: a recovery leaves out the data of so many steps after the checkpoint, because training came to
+            grief there twice; 0 otherwise. The trainer moves on in its data by as much.
+        skip_eval_step: a recovery leaves out the evaluation of this step, which crashed or hung; None otherwise.
         optimizer: the one to go on with: the trainer's own, or the Lion that took its place.
         loaded, saved_rng: for `check_resume`; None where nothing was resumed.
     """
@@ -37,6 +40,8 @@ class ResumeBundle:
     report: dict[str, str] = field(default_factory=dict)
     reshaped: tuple[str, ...] = ()
     lr_ramp: dict[str, Any] | None = None
+    skip_data_steps: int = 0
+    skip_eval_step: int | None = None
     optimizer: Any = field(default=None, compare=False, repr=False)
     loaded: Any = field(default=None, compare=False, repr=False)
     saved_rng: Any = field(default=None, compare=False, repr=False)

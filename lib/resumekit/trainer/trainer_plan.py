@@ -60,6 +60,7 @@ class TrainerPlan:
         new_params: 'module' or 'kaiming'.
         lr_scale: from here on; None where it does not say.
         rates: the learning rates of the next steps, to check them by.
+        skip_data_steps, skip_eval_step: what a recovery leaves out; 0 and None otherwise.
     """
 
     path: str
@@ -69,6 +70,8 @@ class TrainerPlan:
     new_params: str
     lr_scale: LrScale | None
     rates: tuple[PlannedRate, ...] = ()
+    skip_data_steps: int = 0
+    skip_eval_step: int | None = None
 
     def is_about(self, ckpt_path: Path) -> bool:
         """Whether it plans the load of this file.
@@ -121,7 +124,19 @@ def _parse(name: str, fields: Any) -> TrainerPlan:
         params,
         None if scale is None else lr_scale.from_fields(scale.get("factor"), scale.get("ramp")),
         tuple(_rate(one) for one in fields.get("learning_rates") or ()),
+        **_left_out(fields.get("recovery")),
     )
+
+
+def _left_out(recovery: Any) -> dict[str, Any]:
+    if recovery is None:
+        return {}
+    _require(isinstance(recovery, dict), "its recovery is not an object")
+    steps, skipped = recovery.get("skip_data_steps"), recovery.get("skip_eval_step")
+    for value in (steps, skipped):
+        is_count = value is None or (type(value) is int and 0 <= value < 10**12)
+        _require(is_count, f"what its recovery leaves out, {_short(value)}, is not a whole number")
+    return {"skip_data_steps": steps or 0, "skip_eval_step": skipped}
 
 
 def _rate(value: Any) -> PlannedRate:

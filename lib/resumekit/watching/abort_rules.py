@@ -151,6 +151,8 @@ def _ended(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]:
         yield Finding(CRASH_LOOP, SICK, evidence)
     elif sight.log_ooms:
         yield Finding(OOM, SICK, f"the trainer ended {step} {how}{memory}")
+    elif code and not signal and state.get("phase") in EVALS and is_waiting(state):
+        yield Finding(EVAL, SICK, f"the trainer ended {step} {how}, in the middle of an evaluation")
     else:
         yield Finding(DIED, SICK, f"the trainer ended {step} {how}")
 
