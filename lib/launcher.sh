@@ -203,7 +203,7 @@ kit_recover() { # <run-dir>: let Python decide whether the run is taken up; true
 }
 
 kit_pause() { # <seconds>: until then, or until a signal comes
-  sleep "$1" &
+  sleep "$1" </dev/null >/dev/null 2>&1 & # killed or not, it holds nobody's terminal or pipe
   wait "$!" || kill "$!" 2>/dev/null || true
 }
 

@@ -77,6 +77,7 @@ CONFIG = {
         "log_patterns": {"step": "^step ([0-9]+)", "loss": "loss ([0-9.]+)", "lr": "lr ([0-9.]+)"},
     },
     "training": {"max_steps": 30},
+    "recover": {"enabled": False},  # the tests kill and resume by hand
     "schedule": {"warmup_steps": 0},
     "experiments": {"LAB-1": {"name": "first"}},
 }

@@ -76,6 +76,7 @@ class Stage:
         plain = {"training": {"max_steps": 40}, "schedule": {"warmup_steps": 0}, "checkpoint": CHECKPOINTS}
         document = {
             "trainer": {"command": example["command"]},
+            "recover": {"enabled": False},  # what a fault does to one resume is looked at, not what follows
             "experiments": {
                 EXAMPLE: {"name": "example", "trainer": example, **CONFIG},
                 SMALL: {"name": "small", "trainer": small, **plain},

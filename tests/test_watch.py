@@ -280,7 +280,8 @@ def test_a_trainer_of_another_boot_is_dead_and_its_clock_says_nothing(tmp_path: 
 def test_starts_without_a_step_are_counted_along_the_lineage(tmp_path: Path) -> None:
     names = [f"T-1_run_20261122-173{number}" for number in range(4)]
     for number, name in enumerate(names):
-        parent = {"parent_run_id": names[number - 1], "parent_step": 40} if number else {}
+        recovery = {"cause": "died", "attempt": number, "first_bad_step": None, "lr_factor": 1.0}
+        parent = {"parent_run_id": names[number - 1], "parent_step": 40, "recovery": recovery} if number else {}
         record = {"run_id": name, "host": processes.host_name(), "experiment": "T-1", **parent}
         run = made(tmp_path, name, run_json=json.dumps(record).encode())
         who = {**own_identity(), "boot_id": "before"}
@@ -350,11 +351,6 @@ def test_without_runs_there_is_nothing_to_say(tmp_path: Path) -> None:
 def test_a_wrong_word_is_a_usage_error(word: str) -> None:
     with pytest.raises(UsageError):
         command.parse(["--observe", word])
-
-
-def test_it_must_be_told_what_to_do(kit: Kit) -> None:
-    done = kit("abort-watch", "T-1", code=2)
-    assert "what is it to do? --observe says what is sick" in done.stderr
 
 
 def test_a_file_system_that_makes_inodes_as_it_goes_has_not_run_out_of_them(

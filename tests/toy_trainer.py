@@ -35,6 +35,8 @@ def main() -> int:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda got, _frame: os._exit(128 + got) if asked else asked.append(got))
     step = read_step(options.resume) if options.resume else 0
+    if options.resume and step == options.die_on_load:
+        _act("segv")
     print(f"toy trainer, from step {step}, arguments {sys.argv[1:]!r}", flush=True)
     while step < options.steps:
         step += 1
@@ -60,6 +62,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--dir", type=Path, default=Path("checkpoints"))
     parser.add_argument("--resume", type=Path)
     parser.add_argument("--exit", type=int, default=0, help="the exit code at the end")
+    parser.add_argument("--die-on-load", type=int, help="die of a signal when a checkpoint of this step is loaded")
     parser.add_argument("--nan-from", type=float, default=math.inf, help="the loss is NaN from this step on")
     parser.add_argument("--ignore", help="signals to ignore: TERM,INT")
     parser.add_argument("--at", nargs=2, action="append", default=[], metavar=("STEP", "ACTION"))

@@ -30,7 +30,7 @@ from ..run_folder.recovery import Recovery
 from ..run_folder.run_state import State
 from ..run_folder.runs import Run, RunTable, open_run
 from ..supervision import aborting, launch
-from . import attention, hindrances, incident, replay
+from . import attention, hindrances, incident, replay, suspicion
 from .incident import Incident
 
 # What may pass by itself, a full disk or a lock, is tried again after so long.
@@ -89,6 +89,8 @@ def _take_up(run: Run, state: State, table: RunTable, found: Incident, launcher_
     if (left_s := _backoff_left_s(run, found)) > 0:
         _say(f"{found.evidence}; start {found.fruitless + 1} follows in {left_s:.0f} s")
         return Outcome(wait_s=left_s)
+    if name := suspicion.quarantine(run, table):
+        _say(f"'{name}' is in quarantine: two starts from it ended before their first step")
     request = _request(run, table)
     snapshot = code_state.start_snapshot(request.root)
     choice = _choice(run, state, table, found, request)

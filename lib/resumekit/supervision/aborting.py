@@ -7,7 +7,6 @@ first. What cannot be written down is not stopped. Source: protocol §12.
 from __future__ import annotations
 
 import contextlib
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -63,6 +62,8 @@ def abort(run: Run, cause: str, evidence: str, **fields: Any) -> bool:
 
 def stop_aborted(run_dir: Path) -> None:
     """Start a process that stops the trainer, with its grace; safe to repeat, a second one leaves it to the first."""
+    import subprocess  # 11 ms for every sidecar, and hardly ever
+
     cli = str(LIB / "resumekit_cli.py")
     with contextlib.suppress(OSError):
         subprocess.Popen(

@@ -70,7 +70,9 @@ class Bedside:
             OSError: it cannot be removed.
         """
         is_enabled = self._run.setting("recover", "enabled") is True
-        if is_now not in _TAKEN_UP or not is_enabled or _went_on(state, self._run):
+        # Of a run whose end nobody saw, somebody has to be told, taken up or not.
+        is_somebodys = is_now == "lost" or (is_now in _TAKEN_UP and is_enabled)
+        if not is_somebodys or _went_on(state, self._run):
             self._run.paths.live_marker.unlink(missing_ok=True)
 
 

@@ -136,8 +136,8 @@ def _not_finite(state: State) -> Iterator[Finding]:
 
 def _aborted(state: State) -> Iterator[Finding]:
     """What it was stopped for: it is over, and something may go on from it."""
-    known = state["aborted"]
-    yield Finding(known["cause"] or DIED, SICK, known["evidence"] or "", known["mono_s"], known["first_bad_step"])
+    if known := state.get("aborted"):
+        yield Finding(known["cause"] or DIED, SICK, known["evidence"] or "", known["mono_s"], known["first_bad_step"])
 
 
 def _ended(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]:

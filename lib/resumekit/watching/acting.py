@@ -122,6 +122,8 @@ def _about_over(run: Run, state: dict[str, Any], view: status.View) -> Iterator[
     if run.setting("recover", "enabled") is True:
         _start(["bash", LAUNCHER, "recover", str(run.paths.run_dir)], environment_of(run))
         yield Deed(run.run_id, "taking it up, if nothing stands against it")
+    elif "exited" in state:
+        run.paths.live_marker.unlink(missing_ok=True)  # it has been said; recover.enabled is false
 
 
 def environment_of(run: Run) -> dict[str, str]:

@@ -107,9 +107,11 @@ def _starts(run: Run, state: State, table: RunTable) -> list[tuple[int, int, int
         seen = state if one is run else status.read_state(one)
         if one is not run and state_name(one, seen, status.look(one, seen)) not in TAKEN_UP:
             break
-        begun = one.parent_step or 0
+        begun, reached = one.parent_step or 0, seen.get("step", 0)
+        bad = (seen.get("aborted") or {}).get("first_bad_step")
+        reached = reached if bad is None else min(reached, bad - 1)
         further = count(run.setting("recover", "replay_steps")) if "aborted" in seen else 0
-        starts.append((begun, max(begun, seen.get("step", 0)), further or 0))
+        starts.append((begun, max(begun, reached), further or 0))
     return starts
 
 
