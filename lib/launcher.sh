@@ -196,14 +196,14 @@ kit_recover() { # <run-dir>: let Python decide whether the run is taken up; true
     case ${#KIT_ANSWER[@]} in
       0) return 1 ;;
       1) kit_pause "${KIT_ANSWER[0]}" ;;
-      *) return 0 ;;
+      *) return "$((KIT_SIGNALS > 0))" ;; # a signal that came meanwhile was for the run that is over
     esac
   done
   return 1
 }
 
 kit_pause() { # <seconds>: until then, or until a signal comes
-  sleep "$1" </dev/null >/dev/null 2>&1 & # killed or not, it holds nobody's terminal or pipe
+  sleep "$1" >/dev/null 2>&1 & # killed or not, it holds nobody's terminal or pipe
   wait "$!" || kill "$!" 2>/dev/null || true
 }
 

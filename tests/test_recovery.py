@@ -380,6 +380,22 @@ def test_a_trainer_that_sets_its_own_rate_is_not_pretended_to_be_cut(recovered: 
     assert "sets its own learning rate" in events(only, "recovery")[-1]["reason"]
 
 
+def test_a_run_that_fails_behind_its_last_step_is_a_person_s(recovered: Kit):
+    configure(recovered, "--exit", "3")
+    recovered("run", "T-1", code=3)
+    (only,) = recovered.run_dirs()
+    assert "had done its last step" in events(only, "recovery")[-1]["reason"]
+
+
+def test_what_a_dead_trainer_left_running_is_ended_before_the_next_one_starts(recovered: Kit):
+    configure(recovered, "--at", "11", "child", "--at", "12", "kill", training={"max_steps": 30})
+    done = recovered("run", "T-1", code=None)
+    first, second = recovered.run_dirs()[:2]
+    (warning,) = events(first, "warning")
+    assert warning["kind"] == "orphans_killed" and "0 do not end" in warning["message"], done.stderr
+    assert events(second, "recovery")[0]["cause"] == "died"
+
+
 def test_a_value_of_trainer_env_that_is_not_here_is_asked_for(recovered: Kit):
     configure(recovered, trainer={"env": ["RESUMEKIT_TEST_MARK", "LAB_TOKEN"]})
     recovered("run", "T-1", "--detach", env={"LAB_TOKEN": "s3cret-value"})

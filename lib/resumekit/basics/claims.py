@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from . import processes
-from .errors import Refused
+from .errors import Busy, Refused
 from .files import UnreadableFile, fsync_directory, read_json, temp_path, to_json, utc_now, write_new
 from .paths import RunPaths
 
@@ -39,13 +39,13 @@ def held(descriptor: int, path: Path, wait_s: float = LOCK_WAIT_S) -> Iterator[N
     The descriptor is closed on exec, so that no child keeps the lock.
 
     Raises:
-        Refused: somebody else holds it for longer than `wait_s` seconds.
+        Busy: somebody else holds it for longer than `wait_s` seconds.
     """
     try:
         deadline = time.monotonic() + wait_s
         while not try_lock(descriptor):
             if time.monotonic() > deadline:
-                raise Refused(f"another command holds the lock '{path}' for more than {wait_s:.0f} s")
+                raise Busy(f"another command holds the lock '{path}' for more than {wait_s:.0f} s")
             time.sleep(0.02)
         yield
     finally:

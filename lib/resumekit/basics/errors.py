@@ -61,6 +61,10 @@ class Refused(KitError):
     exit_code = REFUSED
 
 
+class Busy(Refused):
+    """Somebody else is at it just now; that may pass by itself."""
+
+
 class ToolMissing(KitError):
     """A program or package that is needed is not there."""
 

@@ -21,7 +21,7 @@ _MACHINE = ("python", "torch", "cuda", "driver", "world_size")
 
 def before_a_choice(run: Run, incident: Incident) -> str | None:
     """Return why nothing goes on from this incident, as far as run and incident say; None if nothing is."""
-    rules: Sequence[Callable[[Run, Incident], str | None]] = (_never, _budget, _own_rate, _memory, _environment)
+    rules: Sequence[Callable[[Run, Incident], str | None]] = (_never, _done, _budget, _own_rate, _memory, _environment)
     return next((reason for rule in rules if (reason := rule(run, incident))), None)
 
 
@@ -51,6 +51,14 @@ def in_the_versions(run: Run, versions: Mapping[str, Any]) -> str | None:
 
 def _never(run: Run, incident: Incident) -> str | None:
     return incident.evidence or incident.cause if incident.cause in NEVER_RECOVERED else None
+
+
+def _done(run: Run, incident: Incident) -> str | None:
+    """Say of a run that had done its last step: there is nothing to go on with."""
+    max_steps = run.setting("training", "max_steps")
+    if type(max_steps) is int and incident.step is not None and incident.step >= max_steps:
+        return f"it had done its last step; {incident.evidence}"
+    return None
 
 
 def _budget(run: Run, incident: Incident) -> str | None:

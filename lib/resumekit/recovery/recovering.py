@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..basics import claims
+from ..basics import claims, journal, processes
 from ..basics.causes import OOM
-from ..basics.errors import FAILED, DiskFull, KitError, Refused
+from ..basics.errors import FAILED, Busy, DiskFull, KitError, Refused
 from ..basics.files import UnreadableFile, read_bounded
 from ..basics.terminal import plain
 from ..configuration import config, schema
@@ -36,6 +36,7 @@ from .incident import Incident
 # What may pass by itself, a full disk or a lock, is tried again after so long.
 TRY_AGAIN_S = 60.0
 MAX_CONFIG_BYTES = 4 << 20
+KILL_WAIT_S = 10.0
 # The longest wait between two starts.
 MAX_BACKOFF_S = 3600.0
 _POLICY_OF_ONE_RESUME = "auto"
@@ -71,7 +72,7 @@ def recover(run_dir: Path, launcher_pid: int) -> Outcome:
         state = status.read_state(run)
         found = incident.of(run, state, table) or found
         return _take_up(run, state, table, found, launcher_pid)
-    except (DiskFull, OSError) as error:
+    except (DiskFull, Busy, OSError) as error:
         _say(f"'{run.run_id}' cannot be taken up now: {error}")
         return Outcome(wait_s=TRY_AGAIN_S)
     except KitError as error:
@@ -94,6 +95,7 @@ def _take_up(run: Run, state: State, table: RunTable, found: Incident, launcher_
     request = _request(run, table)
     snapshot = code_state.start_snapshot(request.root)
     choice = _choice(run, state, table, found, request)
+    _end_orphans(run, state)
     refuse_what_cannot_be_continued(run, table)
     ready = preflight.check(choice, request)
     code = code_state.finish_snapshot(snapshot)
@@ -108,6 +110,19 @@ def _take_up(run: Run, state: State, table: RunTable, found: Incident, launcher_
     cut = f", learning rate x {choice.recovery.lr_factor:g}" if choice.recovery.lr_factor != 1.0 else ""
     _say(f"{found.evidence}: {choice.headline}{cut}; run {prepared.run_id}")
     return Outcome(ready=prepared)
+
+
+def _end_orphans(run: Run, state: State) -> None:
+    """KILL what a trainer that is dead has left in its session: data workers, or what a dead wrapper wrapped.
+
+    A second trainer beside it would be worse; whatever it was saving has no final name yet.
+    """
+    leader = processes.identity_from((state.get("launched") or {}).get("trainer"))
+    members = processes.session_members(leader) if leader else []
+    if members:
+        left = processes.kill_session(leader, KILL_WAIT_S)
+        message = f"{len(members)} processes of the dead trainer's session were killed, {left} do not end"
+        journal.append(run.paths.journal, "warning", run.run_id, kind="orphans_killed", message=message)
 
 
 def _give_up(run: Run, found: Incident, reason: str) -> Outcome:

@@ -52,7 +52,7 @@ def begin(run: Run, state: State, table: RunTable, incident: Incident) -> Begin:
 
 def _from_before(run: Run, table: RunTable, first_bad_step: int) -> Selection:
     """Go back `recover.replay_steps` before the first bad step; in a run too young for that, as far as can be."""
-    wanted = count(run.setting("recover", "replay_steps")) or 0
+    wanted = count(run.setting("recover", "replay_steps")) or 1
     limits = [first_bad_step - wanted, *_steps(run, table, first_bad_step)]
     for limit in filter(lambda limit: limit >= 0, limits):
         selection = heads.search_stable(run, table, limit)
