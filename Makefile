@@ -32,6 +32,10 @@ setup: $(READY) ## make .venv and install what is needed (torch, then the pinned
 demo: $(READY) ## kill a real training in the middle, resume it, compare it bit for bit
 	@$(PY) examples/hrm_arc/demo.py
 
+.PHONY: night
+night: $(READY) ## a training goes wrong twice while nobody is there, and finishes (two minutes)
+	@$(PY) examples/hrm_arc/night.py
+
 ##@ Checking
 .PHONY: test
 test: $(READY) lint ## every test and the linters; what CI runs

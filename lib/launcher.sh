@@ -203,7 +203,8 @@ kit_recover() { # <run-dir>: let Python decide whether the run is taken up; true
 }
 
 kit_pause() { # <seconds>: until then, or until a signal comes
-  sleep "$1" >/dev/null 2>&1 & # killed or not, it holds nobody's terminal or pipe
+  # Whoever is killed here leaves a process that holds nobody's terminal or pipe.
+  sleep "$1" >/dev/null 2>&1 &
   wait "$!" || kill "$!" 2>/dev/null || true
 }
 
