@@ -88,7 +88,7 @@ def _take_up(run: Run, state: State, table: RunTable, found: Incident, launcher_
     if reason := hindrances.before_a_choice(run, found):
         return _give_up(run, found, reason)
     if (left_s := _backoff_left_s(run, found)) > 0:
-        _say(f"{found.evidence}; start {found.fruitless + 1} follows in {left_s:.0f} s")
+        _say(f"{found.evidence}; start {found.fruitless + 1} follows in {left_s:.0f} s; Ctrl-C ends it")
         return Outcome(wait_s=left_s)
     if name := suspicion.quarantine(run, table):
         _say(f"'{name}' is in quarantine: two starts from it ended before their first step")
