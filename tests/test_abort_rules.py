@@ -372,7 +372,7 @@ def test_no_journal_breaks_a_rule(events: list[dict[str, Any]], now_s: float, na
     "part",
     [
         {"pace": {}}, {"pace": {**pace.begun(1), "levels": [[1, 0]]}}, {"pace": {**pace.begun(1), "peaks": [[1.0]]}},
-        {"pace": {**pace.begun(1), "seconds": math.inf}}, {"pace": {**pace.begun(1), "was_long": None}},
+        {"pace": {**pace.begun(1), "seconds": math.inf}}, {"pace": {**pace.begun(1), "long_in_a_row": None}},
         {"pace": {**pace.begun(1), "levels": [[0, 1]] * 2000}}, {"symptoms": []}, {"symptoms": {"bad": {"step": 1}}},
         {"symptoms": {"ooms": [1.0] * 1000}}, {"symptoms": {"smooth": math.nan}}, {"symptoms": {"unknown": 1}},
     ],

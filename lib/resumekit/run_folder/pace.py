@@ -17,9 +17,11 @@ Pace = dict[str, Any]
 BUCKET_S = 30.0
 MIN_TOLD = 5
 # One interval of more than so many usual ones is an evaluation that nobody told of, a save, a stall: it counts as a
-# usual one. Two in a row are slowness, and count, each up to LONG_S or so many usual ones: beyond is the hang's affair.
+# usual one. A second in a row counts up to LONG_S or so many usual ones: beyond is the hang's affair. From the third on
+# they are slowness and count whole: who tells a step every ten minutes instead of every one is found in time.
 LONG_INTERVALS = 4.0
 LONG_S = 60.0
+LONG_IN_A_ROW = 3
 # A log that is read in bursts has intervals of nothing.
 MIN_INTERVAL_S = 0.01
 # Speeds are counted in levels of 4.4 %: 16 to the factor of two, from 2^-32 to 2^32 steps/s.
@@ -39,7 +41,7 @@ def begun(step: int) -> Pace:
     """Return the pace of a run before its first step is taken in."""
     return {
         "step": step, "at_s": None, "told": 0, "steps": 0, "seconds": 0.0, "trained_s": 0.0, "typical_s": 0.0,
-        "least_s": None, "was_long": False, "settling": SETTLING, "learned": 0, "levels": [], "peaks": [],
+        "least_s": None, "long_in_a_row": 0, "settling": SETTLING, "learned": 0, "levels": [], "peaks": [],
     }  # fmt: skip
 
 
@@ -58,9 +60,14 @@ def told(pace: Pace, step: int, mono_s: float, *, counts: bool = True) -> Pace:
     result["steps"] += max(0, step - pace["step"])
     result["told"] += 1
     interval_s = max(0.0, mono_s - pace["at_s"])
-    result["was_long"] = pace["typical_s"] > 0 and interval_s > LONG_INTERVALS * pace["typical_s"]
-    is_single = result["was_long"] and not pace["was_long"]
-    result["seconds"] += pace["typical_s"] if is_single else _counted(pace, interval_s)
+    is_long = pace["typical_s"] > 0 and interval_s > LONG_INTERVALS * pace["typical_s"]
+    result["long_in_a_row"] = min(pace["long_in_a_row"] + 1, LONG_IN_A_ROW) if is_long else 0
+    if result["long_in_a_row"] == 1:
+        result["seconds"] += pace["typical_s"]
+    elif result["long_in_a_row"] == LONG_IN_A_ROW:
+        result["seconds"] += interval_s
+    else:
+        result["seconds"] += _counted(pace, interval_s)
     result["least_s"] = interval_s if pace["least_s"] is None else min(interval_s, pace["least_s"])
     is_full = result["seconds"] >= BUCKET_S and result["told"] >= MIN_TOLD
     return _closed(result) if is_full else result
@@ -116,12 +123,8 @@ def is_sound(pace: object) -> bool:
         return False
     numbers = [pace[key] for key in ("seconds", "trained_s", "typical_s")]
     numbers += [pace[key] for key in ("at_s", "least_s") if pace[key] is not None]
-    counts = (pace["step"], pace["told"], pace["steps"], pace["learned"], pace["settling"])
-    if (
-        type(pace["was_long"]) is not bool
-        or not all(map(_is_time, numbers))
-        or not all(type(n) is int and 0 <= n < 1 << 53 for n in counts)
-    ):
+    counts = (pace[key] for key in ("step", "told", "steps", "learned", "settling", "long_in_a_row"))
+    if not all(map(_is_time, numbers)) or not all(type(n) is int and 0 <= n < 1 << 53 for n in counts):
         return False
     return _are_pairs(pace["levels"], _is_level, _is_count) and _are_pairs(pace["peaks"], _is_time, _is_time)
 
