@@ -18,7 +18,7 @@ include resumekit.mk
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} \
 	  /^##@/ {printf "\n%s\n", substr($$0, 5)} \
-	  /^[$$()A-Z_a-z-]+:.*## / {sub(/^[$$]\(RESUMEKIT_PREFIX\)/, "", $$1); printf "  make %-10s %s\n", $$1, $$2}' \
+	  /^[$$()A-Z_a-z-]+:.*## / {sub(/^[$$]\(RESUMEKIT_PREFIX\)/, "", $$1); printf "  make %-17s %s\n", $$1, $$2}' \
 	  Makefile resumekit.mk
 	@printf '\nThe commands themselves are in bin/, each with --help. README.md is the tour.\n'
 

@@ -1,4 +1,4 @@
-"""The verbs that the shell asks for: start, resume, runs, watch, sidecar, prove, quarantine-damaged, stop, recover.
+"""The verbs that the shell asks for: start, resume, runs, watch, sidecar, prove and the rest at the end of this file.
 
 Answers for Bash go to stdout as NUL-separated fields, everything for people to stderr. Imports are late: each verb
 pays only for what it needs, and the launcher waits for it.
@@ -136,6 +136,12 @@ def _watch(arguments: list[str]) -> int:
     return command.main(arguments)
 
 
+def _install_watch(arguments: list[str]) -> int:
+    from .watching import installing
+
+    return installing.main(arguments)
+
+
 def _sidecar(arguments: list[str]) -> int:
     from .supervision import sidecar
 
@@ -183,6 +189,7 @@ _VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "resume": (_resume, "resume.sh"),
     "runs": (_runs, "runs.sh"),
     "watch": (_watch, "abort-watch.sh"),
+    "install-watch": (_install_watch, "watch_installer.sh"),
     "sidecar": (_sidecar, "sidecar"),
     "prove": (_prove, "prove"),
     "quarantine-damaged": (_quarantine_damaged, "quarantine-damaged"),
