@@ -124,6 +124,12 @@ def _runs(arguments: list[str]) -> int:
         runs_dir = runs_folder(resolve(file.document, schema=file.schema), file)
     elif not runs_dir.is_dir():
         raise UsageError(f"there is no runs folder '{runs_dir}' (given with --runs)")
+    if "watch" in options.switches:
+        from ..run_folder import live_view  # it alone draws
+
+        if "json" in options.switches:
+            raise UsageError("--watch draws for people, --json is for programs: one of them")
+        return live_view.main(runs_dir.absolute(), options.values.get("experiment"))
     table = RunTable(runs_dir.absolute())
     rows = listing.choose(table, options.values.get("experiment"))
     _print(listing.as_json(rows) if "json" in options.switches else listing.as_text(table, rows))
