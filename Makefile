@@ -55,7 +55,7 @@ campaign: $(READY) ## the long versions of the sampled tests (an hour or so)
 	@$(PY) -m pytest -q -n 2 --dist worksteal -m campaign tests
 
 .PHONY: bench
-bench: $(READY) ## ratios side by side with peers, 55 minutes; ROWS="1 3" for some of them
+bench: $(READY) ## ratios side by side with peers, an hour; ROWS="1 3" for some of them
 	@$(PY) benchmarks/bench.py $(ROWS)
 
 .PHONY: approve

@@ -8,6 +8,7 @@ Try it: `python benchmarks/bench.py 9 --quick`
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from comparison import compare
 from harness import AGAIN, OURS, THEIRS, Sample, Samples, Variant, measure
 from lab import KIT, PROGRAMS
 from many_runs import LIVE, ManyRuns, drop_from_memory, files_that_are_read, without_saved_folds
-from processes import clean_environment, timed
+from processes import BenchmarkError, clean_environment, timed
 from settings import Findings, Settings
 
 GOAL_WARM, GOAL_COLD = 1.0, 0.15
@@ -43,22 +44,24 @@ def run(settings: Settings) -> Findings:
 
 
 def _warm(settings: Settings, many: ManyRuns, found: Findings) -> None:
-    growing: dict[int, Samples] = {}
     largest = max(many.folders)
+    variants = [Variant(AGAIN, lambda: _read(many.folders[largest], largest))]
+    variants += _beside(settings, many, many.folders[largest])
     for size, runs in many.folders.items():
-        variants = [
-            Variant(OURS, lambda runs=runs: _pass(runs, many.config)),
-            Variant(THEIRS, lambda runs=runs, size=size: _read(runs, size)),
-            Variant(AGAIN, lambda runs=runs, size=size: _read(runs, size)),
+        _check(runs, many.config, min(LIVE, size))
+        variants += [
+            Variant(_named(OURS, size, largest), lambda runs=runs: _pass(runs, many.config)),
+            Variant(_named(THEIRS, size, largest), lambda runs=runs, size=size: _read(runs, size)),
         ]
-        if size == largest:
-            variants += _beside(settings, many, runs)
-        growing[size] = measure(variants, settings.rounds, f"row 9, {size} runs")
-        found.samples[f"row 9, {size} runs"] = growing[size]
+    samples = measure(variants, settings.rounds, "row 9, warm")
+    found.samples["row 9, warm"] = samples
     title = f"one watcher pass over {largest:,} runs, {LIVE} live, against reading every status.json, warm"
-    peers = (JQ, UNFOLDED)
-    found.comparisons.append(compare("9a", title, growing[largest], GOAL_WARM, limit=BARE, peers=peers))
-    found.remarks += [_growth_line(growing, OURS), _growth_line(growing, THEIRS)]
+    found.comparisons.append(compare("9a", title, samples, GOAL_WARM, limit=BARE, peers=(JQ, UNFOLDED)))
+    found.remarks += [_growth_line(samples, name, sorted(many.folders)) for name in (OURS, THEIRS)]
+
+
+def _named(name: str, size: int, largest: int) -> str:
+    return name if size == largest else f"{name}, {size} runs"
 
 
 def _beside(settings: Settings, many: ManyRuns, runs: Path) -> list[Variant]:
@@ -68,7 +71,7 @@ def _beside(settings: Settings, many: ManyRuns, runs: Path) -> list[Variant]:
     nothing = [sys.executable, "-I", "-S", str(PROGRAMS / "nothing.py")]
     beside = [
         Variant(BARE, lambda: timed(nothing, cwd=PROGRAMS, env=env)),
-        Variant(UNFOLDED, lambda: _pass(unfolded, many.config), PEER_EVERY),
+        Variant(UNFOLDED, lambda: _pass(unfolded, many.config), 3 * PEER_EVERY),
     ]
     if shutil.which("jq") and shutil.which("xargs"):
         words = "find . -mindepth 2 -maxdepth 2 -name status.json -print0 | xargs -0 jq -r .state >/dev/null"
@@ -94,8 +97,17 @@ def _cold(settings: Settings, many: ManyRuns, found: Findings) -> None:
 
 def _pass(runs: Path, config: Path) -> Sample:
     """One pass as cron makes it; a run that looks sick would make it look twice, and end it with another code."""
-    words = [str(KIT / "bin" / "abort-watch.sh"), "--observe", "--runs", str(runs), "--config", str(config)]
-    return timed(words, cwd=runs, env=clean_environment())
+    return timed(_words(runs, config), cwd=runs, env=clean_environment())
+
+
+def _words(runs: Path, config: Path) -> list[str]:
+    return [str(KIT / "bin" / "abort-watch.sh"), "--observe", "--runs", str(runs), "--config", str(config)]
+
+
+def _check(runs: Path, config: Path, live: int) -> None:
+    done = subprocess.run(_words(runs, config), env=clean_environment(), capture_output=True, text=True)
+    if f" {live} live runs, 0 sick\n" not in done.stderr or done.stdout.count("  well") != live:
+        raise BenchmarkError(f"the watcher does not see {live} live runs that are well: {done.stdout}{done.stderr}")
 
 
 def _read(runs: Path, count: int) -> Sample:
@@ -103,10 +115,10 @@ def _read(runs: Path, count: int) -> Sample:
     return timed(words, cwd=runs, env=clean_environment())
 
 
-def _growth_line(growing: dict[int, Samples], name: str) -> str:
+def _growth_line(samples: Samples, name: str, sizes: list[int]) -> str:
     times = []
-    for samples in growing.values():
-        seconds = sorted(sample.wall_s for sample in samples[name].values())
+    for size in sizes:
+        seconds = sorted(sample.wall_s for sample in samples[_named(name, size, max(sizes))].values())
         times.append(seconds[len(seconds) // 2])
-    shown = ", ".join(f"{count:,}: {time * 1e3:.0f} ms" for count, time in zip(growing, times, strict=True))
-    return f"    growth of {name}: {shown}; slope {growth(list(growing), times):.2f} (1: in proportion)"
+    shown = ", ".join(f"{count:,}: {time * 1e3:.0f} ms" for count, time in zip(sizes, times, strict=True))
+    return f"    growth of {name}: {shown}; slope {growth(sizes, times):.2f} (1: in proportion)"
