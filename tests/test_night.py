@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from lab_repo import CONFIG, MAKEFILE, copy_kit
 from resumekit.basics.errors import Refused, UsageError
-from resumekit.watching import crontab, night, units
+from resumekit.watching import crontab, units
 from resumekit.watching.night import NightWatch
 
 # Keeps its crontab in $CRONTAB, as cron's own does: no file is no crontab, and a last line without an end is refused.
@@ -191,6 +191,15 @@ def test_a_line_that_is_too_long_for_some_crons_is_refused():
         crontab.line_of(NightWatch(Path("/" + "r" * 500), Path("/config.yaml")))
 
 
+def test_what_was_installed_can_be_taken_back_when_the_config_is_broken(lab: Lab):
+    lab.make("kit-install-cron", "YES=1")
+    (lab.folder / "resumekit/config.yaml").write_text("a: [")
+    assert "config.yaml" in lab.make("kit-uninstall-cron", "YES=1", code=2).stderr
+    shown = line_of_lab(lab).decode()
+    assert lab.make("kit-uninstall-cron", "YES=1", f"RUNS={lab.runs}").stdout == shown + "\n"
+    assert lab.crontab.read_bytes() == b""
+
+
 def test_there_has_to_be_one_thing_to_do_and_only_units_have_names(lab: Lab):
     assert "unknown option '--set'" in lab.make("kit-install-cron", "SET=a=1", code=2).stderr
     assert "only units have a name" in lab.make("kit-install-cron", "NAME=x", code=2).stderr
@@ -275,7 +284,3 @@ def test_systemd_takes_the_units_and_reads_the_paths_as_they_are(lab: Lab):
     unit = lab.folder.parent / "probe.service"
     unit.write_text(f"[Service]\nType=oneshot\nExecStart={units._quoted(watcher)}\n")
     assert f"special characters: {watcher}\n" in verified(unit).stderr
-
-
-def test_the_kit_finds_itself():
-    assert (night.KIT / "bin/abort-watch.sh").is_file()

@@ -53,6 +53,11 @@ def with_line(crontab: bytes, night: NightWatch) -> bytes:
     return b"".join(kept)
 
 
+def own_lines(crontab: bytes, night: NightWatch) -> list[bytes]:
+    """Return the lines of a watcher as they stand there, of an older kit or Python maybe."""
+    return [line.rstrip(b"\n") for line in _lines(crontab) if _is_own(line, night)]
+
+
 def without_line(crontab: bytes, night: NightWatch) -> bytes:
     """Return the crontab without the line of a watcher, however often it stands there."""
     return b"".join(line for line in _lines(crontab) if not _is_own(line, night))
@@ -69,7 +74,7 @@ def read() -> bytes:
     said = done.stderr.decode("utf-8", "replace").strip()
     if done.returncode == 0:
         return done.stdout
-    if any(words in said.lower() for words in _NONE_YET):
+    if done.returncode == 1 and any(words in said.lower() for words in _NONE_YET):
         return b""
     raise KitError(f"the crontab cannot be read: 'crontab -l' ended with code {done.returncode}: {plain(said[-300:])}")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..basics.errors import DONE, UsageError
+from ..basics.terminal import plain
 from . import crontab, units
 from .night import NightWatch, night_watch
 
@@ -61,7 +62,7 @@ def parse(arguments: Sequence[str]) -> Asked:
         elif word == "--yes":
             asked = asked._replace(is_yes=True)
         else:
-            raise UsageError(f"unknown option '{word[:100]}'")
+            raise UsageError(f"unknown option '{plain(word[:100])}'")
     return asked
 
 
@@ -79,12 +80,12 @@ def _install_cron(night: NightWatch, asked: Asked) -> int:
 
 def _uninstall_cron(night: NightWatch, asked: Asked) -> int:
     before = crontab.read()
-    after = crontab.without_line(before, night)
-    if after == before:
+    lines = crontab.own_lines(before, night)
+    if not lines:
         return _say(f"the crontab has no line of ours for '{night.runs}', nothing was changed")
-    if not _agreed(_shown(crontab.line_of(night)), "take this line out of your crontab", asked):
+    if not _agreed("\n".join(map(_shown, lines)), "take this line out of your crontab", asked):
         return _say("nothing was changed")
-    crontab.write(after)
+    crontab.write(crontab.without_line(before, night))
     return _say("the line is out of the crontab")
 
 
@@ -129,7 +130,7 @@ def _systemctl(*words: str) -> None:
         return
     done = subprocess.run(["systemctl", "--user", *words], stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
-        _say(f"'systemctl --user {' '.join(words)}' failed: {done.stderr.strip()[-300:]}")
+        _say(f"'systemctl --user {' '.join(words)}' failed: {plain(done.stderr.strip()[-300:])}")
 
 
 def _agreed(shown: str, what: str, asked: Asked) -> bool:
@@ -138,7 +139,7 @@ def _agreed(shown: str, what: str, asked: Asked) -> bool:
     Raises:
         UsageError: there is nobody to ask.
     """
-    sys.stdout.buffer.write(shown.encode("utf-8", "surrogateescape") + b"\n")
+    sys.stdout.buffer.write(shown.encode() + b"\n")
     sys.stdout.flush()
     if asked.is_yes:
         return True
@@ -149,7 +150,7 @@ def _agreed(shown: str, what: str, asked: Asked) -> bool:
 
 
 def _shown(line: bytes) -> str:
-    return line.decode("utf-8", "surrogateescape")
+    return plain(line.decode("utf-8", "backslashreplace"))
 
 
 def _say(sentence: str) -> int:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..basics.errors import UsageError
+from ..basics.paths import KIT_ROOT
 from ..basics.terminal import plain
 
-KIT = Path(__file__).resolve().parents[3]
 # cron's is /usr/bin:/bin; a python3 that somebody has built is often in the first of these.
 PATH = "/usr/local/bin:/usr/bin:/bin"
 
@@ -35,7 +35,7 @@ class NightWatch(NamedTuple):
     @property
     def command(self) -> tuple[str, ...]:
         """The command, to be quoted by whoever writes it down."""
-        return (str(KIT / "bin" / "abort-watch.sh"), "--runs", str(self.runs), "--config", str(self.config))
+        return (str(KIT_ROOT / "bin" / "abort-watch.sh"), "--runs", str(self.runs), "--config", str(self.config))
 
     @property
     def environment(self) -> dict[str, str]:
@@ -59,23 +59,27 @@ def night_watch(runs: Path | None, config: Path | None) -> NightWatch:
         UsageError: there is no such folder, or a name that cron or systemd would not take as it is.
         InvalidFile: the config cannot be read.
     """
-    from ..configuration.config import load_config, resolve  # late, as everywhere on the way to a command
-    from ..planning.request import runs_folder
-
-    file = load_config(config)
     if runs is None:
-        runs = runs_folder(resolve(file.document, schema=file.schema), file)
+        runs = _runs_of(config)
     elif not runs.is_dir():
         raise UsageError(f"there is no runs folder '{runs}' (given with --runs)")
-    found = NightWatch(runs.absolute(), file.path.absolute(), _python())
+    found = NightWatch(runs.absolute(), (config or KIT_ROOT / "config.yaml").absolute(), _python())
     for word in (*found.command, *found.environment.values()):
         _check_is_writable(word)
     return found
 
 
+def _runs_of(config: Path | None) -> Path:
+    from ..configuration.config import load_config, resolve  # late: with --runs nobody pays for them
+    from ..planning.request import runs_folder
+
+    file = load_config(config)
+    return runs_folder(resolve(file.document, schema=file.schema), file)
+
+
 def _python() -> Path | None:
     python = Path(sys.executable)
-    return None if python == KIT / ".venv" / "bin" / "python" else Path(os.path.abspath(python))
+    return None if python == KIT_ROOT / ".venv" / "bin" / "python" else Path(os.path.abspath(python))
 
 
 def _check_is_writable(word: str) -> None:

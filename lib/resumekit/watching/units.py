@@ -12,9 +12,10 @@ from pathlib import Path
 
 from ..basics.errors import Refused, UsageError
 from ..basics.files import UnreadableFile, read_bounded, write_atomic
-from .night import KIT, NightWatch
+from ..basics.paths import KIT_ROOT
+from .night import NightWatch
 
-TEMPLATES = KIT / "lib" / "systemd"
+TEMPLATES = KIT_ROOT / "lib" / "systemd"
 NAME = "resumekit-watch"
 KINDS = ("service", "timer")
 _NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,80}")
