@@ -125,7 +125,7 @@ def _runs(arguments: list[str]) -> int:
     elif not runs_dir.is_dir():
         raise UsageError(f"there is no runs folder '{runs_dir}' (given with --runs)")
     if "watch" in options.switches:
-        from ..run_folder import live_view  # it alone draws
+        from .run_folder import live_view  # it alone draws
 
         if "json" in options.switches:
             raise UsageError("--watch draws for people, --json is for programs: one of them")

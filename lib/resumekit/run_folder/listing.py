@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..basics.errors import UsageError
+from ..basics.terminal import plain
 from . import status
 from .runs import Run, RunTable
 
@@ -140,7 +141,17 @@ def _detail(run: Run, seen: dict[str, Any]) -> str:
         parts.append(f"{speed:.2f} steps/s, {_duration(seen['eta_s'])} left")
     if _number(seen["exit_code"]):
         parts.append(f"exit {seen['exit_code']}")
-    return ", ".join(parts)
+    return ", ".join([*parts, *_recovery(run, seen)])
+
+
+def _recovery(run: Run, seen: dict[str, Any]) -> list[str]:
+    """Say of a run that took up another what that one died of, and of one that nobody can take up why."""
+    known = seen.get("recovery") or {}
+    if known.get("outcome") == status.NEEDS_ATTENTION:
+        return [plain(known.get("reason") or "it was given up")]
+    if known.get("outcome") == status.RESUMED and known.get("child_run_id") == run.run_id:
+        return [plain(f"recovered from {known.get('cause')}")]
+    return []
 
 
 def _duration(seconds: float) -> str:
