@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab_repo import CONFIG, MAKEFILE, copy_kit
+from conftest import events, marked_pids, wait_until
+from lab_repo import CONFIG, MAKEFILE, TRAINER, copy_kit
 from resumekit.basics.errors import Refused, UsageError
 from resumekit.watching import crontab, units
 from resumekit.watching.night import NightWatch
@@ -226,6 +228,37 @@ def test_no_folder_s_line_is_taken_for_another_s():
     for other in ("/b/runs2", "/a/b/runs", f"/x # {one.mark}", f"/x # '{one.mark}'"):
         line = crontab.line_of(NightWatch(Path(other), Path("/c"))) + b"\n"
         assert crontab.without_line(line, one) == line
+
+
+def test_cron_takes_up_a_run_whose_whole_family_was_killed(lab: Lab, tmp_path: Path):
+    """With the line as it was installed, from cron's environment; the trainer imports nothing of ours."""
+    (lab.folder / "train.py").write_bytes(TRAINER.read_bytes())
+    (lab.folder / "resumekit/config.yaml").write_text(json.dumps({**CONFIG, "recover": {"enabled": True}}))
+    (lab.folder / "lib").mkdir()
+    (lab.folder / "lib/config.py").write_text("DEFAULT_LR = 0.01\n")
+    hold, mark = lab.folder / "hold", f"RESUMEKIT_TEST_MARK={tmp_path.name}"
+    hold.touch()
+    name, value = mark.split("=")
+    try:
+        lab.make("kit-run", "EXP=LAB-1", "DETACH=1", "ARGS=--hold hold", **{name: value})
+        lab.make("kit-install-cron", "YES=1")
+        (first,) = (path.parent for path in lab.runs.glob("*/run.json"))
+        wait_until(lambda: 17 in [step["step"] for step in events(first, "step")], "step 17, behind a checkpoint")
+        for pid in marked_pids(mark):
+            os.kill(pid, signal.SIGSTOP)  # nobody of them sees another one die
+        for pid in marked_pids(mark):
+            os.kill(pid, signal.SIGKILL)
+        hold.unlink()
+        command = as_cron_runs_it(line_of_lab(lab), collapses_backslashes=True)
+        env = {"HOME": "/", "PATH": "/usr/bin:/bin", "SHELL": "/bin/sh", name: value}
+        subprocess.run(["/bin/sh", "-c", command], cwd="/", env=env, timeout=60)
+        said = (lab.runs / ".watch.log").read_text()
+        (second,) = wait_until(lambda: [p.parent for p in lab.runs.glob("*_resume@15_*/exit.json")], f"its end\n{said}")
+        assert json.loads((second / "exit.json").read_text())["code"] == 0, said
+        assert len({step["step"] for run in (first, second) for step in events(run, "step")}) == 30
+    finally:
+        for pid in marked_pids(mark):
+            os.kill(pid, signal.SIGKILL)
 
 
 # systemd
