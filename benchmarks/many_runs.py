@@ -158,7 +158,7 @@ def without_saved_folds(runs: Path, target: Path) -> None:
     """Link the live runs into another folder, but for what their sidecars have saved."""
     _link(runs, target, LIVE)
     for name in os.listdir(target / ".live"):
-        (target / name / ".sidecar.json").unlink()
+        (target / name / ".sidecar.json").unlink(missing_ok=True)
 
 
 def _name(number: int) -> str:

@@ -26,7 +26,9 @@ SIZES, QUICK_SIZES, QUICK_EVENTS = (10, 100, 1000, COUNT), (10, 100, 1000), 10_0
 # Reading from the disk takes seconds, not milliseconds.
 COLD_ROUNDS = 9
 PEER_EVERY = 7
-BARE, JQ, UNFOLDED = "a Python that does nothing", "jq over every status.json", "ours, no fold saved"
+BARE, JQ = "a Python that does nothing", "jq over every status.json"
+# The same pass with its hands free, and one after every sidecar has died.
+ACTING, UNFOLDED = "ours, acting", "ours, no fold saved"
 
 
 def run(settings: Settings) -> Findings:
@@ -56,7 +58,7 @@ def _warm(settings: Settings, many: ManyRuns, found: Findings) -> None:
     samples = measure(variants, settings.rounds, "row 9, warm")
     found.samples["row 9, warm"] = samples
     title = f"one watcher pass over {largest:,} runs, {LIVE} live, against reading every status.json, warm"
-    found.comparisons.append(compare("9a", title, samples, GOAL_WARM, limit=BARE, peers=(JQ, UNFOLDED)))
+    found.comparisons.append(compare("9a", title, samples, GOAL_WARM, limit=BARE, peers=(ACTING, JQ, UNFOLDED)))
     found.remarks += [_growth_line(samples, name, sorted(many.folders)) for name in (OURS, THEIRS)]
 
 
@@ -65,12 +67,13 @@ def _named(name: str, size: int, largest: int) -> str:
 
 
 def _beside(settings: Settings, many: ManyRuns, runs: Path) -> list[Variant]:
-    """Return what else is measured on the largest folder: the limit, jq, and a pass after every sidecar has died."""
+    """Return what else is measured on the largest folder: the limit, and the peers."""
     env, unfolded = clean_environment(), settings.scratch / "many" / "unfolded"
     without_saved_folds(runs, unfolded)
     nothing = [sys.executable, "-I", "-S", str(PROGRAMS / "nothing.py")]
     beside = [
         Variant(BARE, lambda: timed(nothing, cwd=PROGRAMS, env=env)),
+        Variant(ACTING, lambda: timed(_words(runs, many.config, acts=True), cwd=runs, env=env)),
         Variant(UNFOLDED, lambda: _pass(unfolded, many.config), 3 * PEER_EVERY),
     ]
     if shutil.which("jq") and shutil.which("xargs"):
@@ -100,8 +103,9 @@ def _pass(runs: Path, config: Path) -> Sample:
     return timed(_words(runs, config), cwd=runs, env=clean_environment())
 
 
-def _words(runs: Path, config: Path) -> list[str]:
-    return [str(KIT / "bin" / "abort-watch.sh"), "--observe", "--runs", str(runs), "--config", str(config)]
+def _words(runs: Path, config: Path, *, acts: bool = False) -> list[str]:
+    words = [str(KIT / "bin" / "abort-watch.sh"), "--runs", str(runs), "--config", str(config)]
+    return words if acts else [*words, "--observe"]
 
 
 def _check(runs: Path, config: Path, live: int) -> None:

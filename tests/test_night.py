@@ -103,6 +103,7 @@ def as_cron_runs_it(line: bytes, collapses_backslashes: bool) -> bytes:
     return command
 
 
+@pytest.mark.fault("K10", by="watching/night.py: the line in the crontab has a PATH and a Python of its own")
 @pytest.mark.parametrize("collapses", [True, False], ids=["as Vixie's", "as cronie"])
 def test_the_line_calls_the_watcher_with_its_paths_whole_from_cron_s_empty_environment(lab: Lab, collapses: bool):
     lab.make("kit-install-cron", "YES=1")
@@ -230,6 +231,7 @@ def test_no_folder_s_line_is_taken_for_another_s():
         assert crontab.without_line(line, one) == line
 
 
+@pytest.mark.fault("G10", by="watching/crontab.py: absolute paths in the line; the run's recorded environment")
 def test_cron_takes_up_a_run_whose_whole_family_was_killed(lab: Lab, tmp_path: Path):
     """With the line as it was installed, from cron's environment; the trainer imports nothing of ours."""
     (lab.folder / "train.py").write_bytes(TRAINER.read_bytes())
