@@ -18,7 +18,7 @@ include resumekit.mk
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} \
 	  /^##@/ {printf "\n%s\n", substr($$0, 5)} \
-	  /^[$$()A-Z_a-z-]+:.*## / {sub(/^[$$]\(RESUMEKIT_PREFIX\)/, "", $$1); printf "  make %-10s %s\n", $$1, $$2}' \
+	  /^[$$()A-Z_a-z-]+:.*## / {sub(/^[$$]\(RESUMEKIT_PREFIX\)/, "", $$1); printf "  make %-17s %s\n", $$1, $$2}' \
 	  Makefile resumekit.mk
 	@printf '\nThe commands themselves are in bin/, each with --help. README.md is the tour.\n'
 
@@ -55,7 +55,7 @@ campaign: $(READY) ## the long versions of the sampled tests (an hour or so)
 	@$(PY) -m pytest -q -n 2 --dist worksteal -m campaign tests
 
 .PHONY: bench
-bench: $(READY) ## ratios side by side with peers, 55 minutes; ROWS="1 3" for some of them
+bench: $(READY) ## ratios side by side with peers, an hour; ROWS="1 3" for some of them
 	@$(PY) benchmarks/bench.py $(ROWS)
 
 .PHONY: approve

@@ -7,6 +7,7 @@
 #   make resume EXP=EXP-01 [STEP=40000 | BEST=1] [FROM=RUN_ID] [NAME=...] [SET=...] [NOTES=...] [ACCEPT=1]
 #   make runs   [EXP=EXP-01]
 #   make watch  [EXP=EXP-01] [EVERY=60] [OBSERVE=1]
+#   make install-cron | uninstall-cron | install-systemd [NAME=...] | uninstall-systemd [NAME=...]      (YES=1: do not ask)
 #
 # and for each CONFIG=FILE, RUNS=DIR; for the first two DRY_RUN=1, DETACH=1, ARGS="arguments of the trainer". SET and ARGS
 # are split at spaces; a value with spaces in it is for bin/run.sh itself. Only what stands on make's command line counts,
@@ -18,8 +19,9 @@ endif
 
 # Spaces before a comment on its line would become part of it.
 RESUMEKIT_PREFIX := $(strip $(RESUMEKIT_PREFIX))
-RESUMEKIT_WORDS := EXP EVERY OBSERVE NAME SET NOTES STEP FROM CONFIG RUNS ARGS FRESH BEST ACCEPT DRY_RUN DETACH
-RESUMEKIT_TARGETS := $(addprefix $(RESUMEKIT_PREFIX),run resume runs watch)
+RESUMEKIT_WORDS := EXP EVERY OBSERVE NAME SET NOTES STEP FROM CONFIG RUNS ARGS FRESH BEST ACCEPT DRY_RUN DETACH YES
+RESUMEKIT_NIGHT := install-cron uninstall-cron install-systemd uninstall-systemd
+RESUMEKIT_TARGETS := $(addprefix $(RESUMEKIT_PREFIX),run resume runs watch $(RESUMEKIT_NIGHT))
 
 # As typed: $(value) does not expand, and := keeps what it gave. The word itself is set to the same, because make would
 # expand it on its way into the environment: a $(shell ...) in it must not run. A word that stands elsewhere than on the
@@ -58,9 +60,10 @@ esac; \
 [ -z "$$RESUMEKIT_MAKE_ACCEPT" ] || set -- "$$@" --accept; \
 [ -z "$$RESUMEKIT_MAKE_DRY_RUN" ] || set -- "$$@" --dry-run; \
 [ -z "$$RESUMEKIT_MAKE_DETACH" ] || set -- "$$@" --detach; \
+[ -z "$$RESUMEKIT_MAKE_YES" ] || set -- "$$@" --yes; \
 for word in $$RESUMEKIT_MAKE_SET; do set -- "$$@" "--set=$$word"; done; \
 [ -z "$$RESUMEKIT_MAKE_ARGS" ] || set -- "$$@" -- $$RESUMEKIT_MAKE_ARGS; \
-command=$$RESUMEKIT_MAKE_DIR/bin/$(1).sh; \
+command=$$RESUMEKIT_MAKE_DIR/$(1).sh; \
 unset MAKEFLAGS MAKEOVERRIDES MFLAGS MAKELEVEL RESUMEKIT_MAKE_DIR $(RESUMEKIT_WORDS:%=RESUMEKIT_MAKE_%); \
 exec "$$command" $(2) "$$@"
 endef
@@ -69,13 +72,26 @@ endef
 
 ##@ Training
 $(RESUMEKIT_PREFIX)run: ## start an experiment, or continue it where it stands: EXP=EXP-01 [SET="a.b=1 c=2"]
-	@$(call resumekit_call,run)
+	@$(call resumekit_call,bin/run)
 
 $(RESUMEKIT_PREFIX)resume: ## continue from a checkpoint in a new folder: EXP=EXP-01 [STEP=40000]
-	@$(call resumekit_call,resume)
+	@$(call resumekit_call,bin/resume)
 
 $(RESUMEKIT_PREFIX)runs: ## list runs, their state and lineage: [EXP=EXP-01]
-	@$(call resumekit_call,runs)
+	@$(call resumekit_call,bin/runs)
 
 $(RESUMEKIT_PREFIX)watch: ## stop the live runs that are sick, take up what has died: [EXP=EXP-01] [EVERY=60] [OBSERVE=1]
-	@$(call resumekit_call,abort-watch)
+	@$(call resumekit_call,bin/abort-watch)
+
+##@ At night
+$(RESUMEKIT_PREFIX)install-cron: ## have cron call the watcher every minute; shows the line and asks
+	@$(call resumekit_call,lib/watch_installer,--install-cron)
+
+$(RESUMEKIT_PREFIX)uninstall-cron: ## take that line out of the crontab again
+	@$(call resumekit_call,lib/watch_installer,--uninstall-cron)
+
+$(RESUMEKIT_PREFIX)install-systemd: ## the same with two systemd user units; shows them and asks
+	@$(call resumekit_call,lib/watch_installer,--install-systemd)
+
+$(RESUMEKIT_PREFIX)uninstall-systemd: ## stop that timer and remove the units
+	@$(call resumekit_call,lib/watch_installer,--uninstall-systemd)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure the kit beside its peers and its limits, and print ratios: rows 1 to 8 of the table in docs/benchmarks.md.
+"""Measure the kit beside its peers and its limits, and print ratios: rows 1 to 10 of the table in docs/benchmarks.md.
 
     python benchmarks/bench.py [ROW...] [--quick] [--rounds N] [--scratch DIR] [--markdown FILE]
 
@@ -37,6 +37,8 @@ ROWS = {
     "6": ("row_train", "run"),
     "7": ("row_plan", "run"),
     "8": ("row_accept", "run"),
+    "9": ("row_watch", "run"),
+    "10": ("row_night", "run"),
 }
 
 

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Summary: list runs, their state and lineage
 #
-# Usage: runs.sh [EXP | RUN_ID] [--json] [--runs DIR] [--config FILE]
+# Usage: runs.sh [EXP | RUN_ID] [--json | --watch] [--runs DIR] [--config FILE]
 #
 # Shows every run below the one that it was resumed from, with its state as it is now: read from its
 # journal and its processes, not from a file that may be old. Changes nothing.
 #
 #   EXP | RUN_ID   only the runs of this experiment, or this run with its ancestors and descendants
 #   --json         one JSON array, a status object per run (schemas/status.schema.json)
+#   --watch        on the terminal, anew every 2 s, the live runs first, then the newest; q ends it
 #   --runs DIR     where the runs lie (default: paths.runs of the config)
 #   --config FILE  the config (default: the kit's config.yaml)
 #
@@ -15,7 +16,7 @@
 #   bin/runs.sh EXP-01
 #
 # Exit status:
-#   0 done, 2 usage, 4 config or file invalid, 127 a tool is missing
+#   0 done, 2 usage, 4 config or file invalid, 127 a tool is missing, 130 ended by INT
 
 if ((BASH_VERSINFO[0] < 4 || (BASH_VERSINFO[0] == 4 && BASH_VERSINFO[1] < 4))); then
   printf '%s: needs Bash 4.4 or newer, this is %s\n' "${0##*/}" "$BASH_VERSION" >&2
@@ -30,7 +31,7 @@ source "${KIT_SELF%/*}/../lib/launcher.sh"
 
 main() { # <argument>...
   kit_setup "$KIT_SELF" "$@"
-  KIT_SWITCHES=' --json ' KIT_OPTIONS=' --runs --config '
+  KIT_SWITCHES=' --json --watch ' KIT_OPTIONS=' --runs --config '
   KIT_EXPERIMENT=optional
   kit_parse_options "$@"
   exec "$KIT_PYTHON" -I "$KIT_LIB/resumekit_cli.py" runs "${KIT_QUESTION[@]}"

@@ -8,6 +8,7 @@ from pathlib import Path
 import jsonschema
 
 from conftest import ROOT, Kit
+from resumekit.basics import journal
 from resumekit.run_folder import listing
 from resumekit.run_folder.runs import RunTable
 from test_run import killed, tree
@@ -81,6 +82,18 @@ def test_values_from_somebody_s_files_are_shown_only_if_they_are_numbers(kit: Ki
     (run / "resolved_config.json").write_text(json.dumps(config))
     result = kit("runs")
     assert "\x1b" not in result.stdout and "Traceback" not in result.stderr and run.name in result.stdout
+
+
+def test_a_recovery_is_shown_in_the_run_that_goes_on_and_the_reason_where_none_does(kit: Kit):
+    root, child, branch, _ = lineage(kit)
+    told = {"cause": "nonfinite", "parent_run_id": root.name, "child_run_id": child.name, "step": 10, "attempt": 1}
+    for run in (root, child):
+        journal.append(run / "journal.jsonl", "recovery", run.name, outcome="resumed", **told)
+    why = "three starts in a row\x1b[31m came to nothing"
+    journal.append(branch / "journal.jsonl", "recovery", branch.name, outcome="needs_attention", reason=why)
+    lines = kit("runs").stdout.splitlines()
+    assert ["recovered from nonfinite" in line for line in lines] == [False, True, False, False]
+    assert "needs_attention" in lines[2] and "three starts in a row\\x1b[31m came to nothing" in lines[2]
 
 
 def test_ten_thousand_folders_are_listed_and_only_those_of_the_experiment_are_opened(tmp_path: Path, monkeypatch):

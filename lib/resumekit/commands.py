@@ -1,4 +1,4 @@
-"""The verbs that the shell asks for: start, resume, runs, watch, sidecar, prove, quarantine-damaged, stop, recover.
+"""The verbs that the shell asks for: start, resume, runs, watch, sidecar, prove and the rest at the end of this file.
 
 Answers for Bash go to stdout as NUL-separated fields, everything for people to stderr. Imports are late: each verb
 pays only for what it needs, and the launcher waits for it.
@@ -124,6 +124,12 @@ def _runs(arguments: list[str]) -> int:
         runs_dir = runs_folder(resolve(file.document, schema=file.schema), file)
     elif not runs_dir.is_dir():
         raise UsageError(f"there is no runs folder '{runs_dir}' (given with --runs)")
+    if "watch" in options.switches:
+        from .run_folder import live_view  # it alone draws
+
+        if "json" in options.switches:
+            raise UsageError("--watch draws for people, --json is for programs: one of them")
+        return live_view.main(runs_dir.absolute(), options.values.get("experiment"))
     table = RunTable(runs_dir.absolute())
     rows = listing.choose(table, options.values.get("experiment"))
     _print(listing.as_json(rows) if "json" in options.switches else listing.as_text(table, rows))
@@ -134,6 +140,12 @@ def _watch(arguments: list[str]) -> int:
     from .watching import command
 
     return command.main(arguments)
+
+
+def _install_watch(arguments: list[str]) -> int:
+    from .watching import installing
+
+    return installing.main(arguments)
 
 
 def _sidecar(arguments: list[str]) -> int:
@@ -183,6 +195,7 @@ _VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "resume": (_resume, "resume.sh"),
     "runs": (_runs, "runs.sh"),
     "watch": (_watch, "abort-watch.sh"),
+    "install-watch": (_install_watch, "watch_installer.sh"),
     "sidecar": (_sidecar, "sidecar"),
     "prove": (_prove, "prove"),
     "quarantine-damaged": (_quarantine_damaged, "quarantine-damaged"),

@@ -16,7 +16,7 @@ from ..configuration import config
 from ..configuration.config import ConfigFile
 
 _VALUES = ("experiment", "config", "runs", "name", "notes", "step", "checkpoint", "resume", "from", "launcher-pid")
-_SWITCHES = ("fresh", "best", "reresolve", "dry-run", "json", "accept")
+_SWITCHES = ("fresh", "best", "reresolve", "dry-run", "json", "accept", "watch")
 _NAMES_A_CHECKPOINT = ("step", "best", "checkpoint", "resume")
 
 

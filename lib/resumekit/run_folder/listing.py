@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from ..basics.errors import UsageError
+from ..basics.terminal import plain
 from . import status
 from .runs import Run, RunTable
 
@@ -28,7 +30,7 @@ def choose(table: RunTable, wanted: str | None) -> list[Row]:
     Raises:
         UsageError: there is no such run or experiment.
     """
-    runs = _wanted(table, wanted)
+    runs = runs_of(table, wanted)
     return [(run, state_of(run)) for run in _in_tree_order(table, runs)]
 
 
@@ -52,15 +54,28 @@ def as_text(table: RunTable, rows: list[Row]) -> str:
     for run, seen in rows:
         depth = _depth(table, run, shown)
         name = "  " * max(0, depth - 1) + ("└ " if depth else "") + run.run_id
-        lines.append((name, seen["state"], _progress(seen), _detail(run, seen)))
-    widths = [max(len(line[i]) for line in lines) for i in range(3)]
-    return "\n".join(
-        "  ".join([*(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=False)), line[3]]).rstrip()
+        lines.append((name, *cells(run, seen)))
+    return "\n".join(in_columns(lines))
+
+
+def cells(run: Run, seen: dict[str, Any]) -> tuple[str, str, str]:
+    """Return what is said of a run behind its name: state, progress, and the rest."""
+    return seen["state"], _progress(seen), _detail(run, seen)
+
+
+def in_columns(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines with their cells below one another; the last cell is as long as it is."""
+    if not lines:
+        return []
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]) - 1)]
+    return [
+        "  ".join([*(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=False)), line[-1]]).rstrip()
         for line in lines
-    )
+    ]
 
 
-def _wanted(table: RunTable, wanted: str | None) -> list[Run]:
+def runs_of(table: RunTable, wanted: str | None) -> list[Run]:
+    """Return the runs that are asked for, by name; see `choose`."""
     if wanted is None:
         return table.all()
     if "_" not in wanted:
@@ -126,7 +141,17 @@ def _detail(run: Run, seen: dict[str, Any]) -> str:
         parts.append(f"{speed:.2f} steps/s, {_duration(seen['eta_s'])} left")
     if _number(seen["exit_code"]):
         parts.append(f"exit {seen['exit_code']}")
-    return ", ".join(parts)
+    return ", ".join([*parts, *_recovery(run, seen)])
+
+
+def _recovery(run: Run, seen: dict[str, Any]) -> list[str]:
+    """Say of a run that took up another what that one died of, and of one that nobody can take up why."""
+    known = seen.get("recovery") or {}
+    if known.get("outcome") == status.NEEDS_ATTENTION:
+        return [plain(known.get("reason") or "it was given up")]
+    if known.get("outcome") == status.RESUMED and known.get("child_run_id") == run.run_id:
+        return [plain(f"recovered from {known.get('cause')}")]
+    return []
 
 
 def _duration(seconds: float) -> str:
