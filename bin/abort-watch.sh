@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Summary: look at every live run on this host, stop the sick ones, take up what has died
 #
-# Usage: abort-watch.sh [EXP | RUN_ID]... [--observe] [--every SECONDS] [--json]
+# Usage: abort-watch.sh [EXP | RUN_ID]... [--observe] [--every SECONDS] [--quiet] [--json]
 #                       [--runs DIR] [--config FILE]
 #        abort-watch.sh --stop EXP | RUN_ID... [--runs DIR] [--config FILE]
 #
@@ -16,6 +16,7 @@
 #   --observe        only say what is sick: nothing is stopped, started or written
 #   --stop           end these runs: TERM, grace, KILL; what a person ended is never taken up again
 #   --every SECONDS  look again and again, until INT
+#   --quiet          say nothing of runs that are well, for a log that nobody empties
 #   --json           one JSON array per look, on one line
 #   --runs DIR       where the runs lie (default: paths.runs of the config)
 #   --config FILE    the config (default: the kit's config.yaml)
@@ -40,7 +41,7 @@ source "${KIT_SELF%/*}/../lib/launcher.sh"
 
 main() { # <argument>...
   kit_setup "$KIT_SELF" "$@"
-  KIT_SWITCHES=' --observe --stop --json ' KIT_OPTIONS=' --every --runs --config '
+  KIT_SWITCHES=' --observe --stop --quiet --json ' KIT_OPTIONS=' --every --runs --config '
   KIT_EXPERIMENT=many
   kit_parse_options "$@"
   exec "$KIT_PYTHON" -I "$KIT_LIB/resumekit_cli.py" watch "${KIT_QUESTION[@]}"

@@ -114,7 +114,7 @@ def test_the_line_calls_the_watcher_with_its_paths_whole_from_cron_s_empty_envir
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     path, python, *words = (lab.runs / ".watch.log").read_text().splitlines()
     config = lab.folder / "resumekit/config.yaml"
-    assert words == ["4", "--runs", str(lab.runs), "--config", str(config)]
+    assert words == ["5", "--quiet", "--runs", str(lab.runs), "--config", str(config)]
     assert (path, python) == ("/usr/local/bin:/usr/bin:/bin", sys.executable)
     assert not list(lab.folder.parent.rglob("pwned"))
 

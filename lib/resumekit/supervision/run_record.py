@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..basics import processes
+from ..basics import processes, recorded_environment
 from ..basics.files import utc_now
 from ..basics.paths import KIT_ROOT, RunPaths, relative_to_run
 from ..basics.redaction import redact
@@ -15,15 +15,6 @@ from ..configuration import config
 from ..planning.choice import Choice
 from ..planning.code_state import Code
 from ..planning.request import Request
-
-# Values that say where a run ran and are no secrets; nothing else of the environment is written down.
-RECORDED_ENVIRONMENT = (
-    "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "PYTHON", "XDG_CACHE_HOME", "HF_HOME", "TORCH_HOME", "CUDA_HOME",
-    "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG",
-    "LD_LIBRARY_PATH", "LD_PRELOAD", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "NCCL_DEBUG", "PATH", "PYTHONHASHSEED",
-    "PYTHONPATH", "SLURM_ARRAY_TASK_ID", "SLURM_JOB_ID", "SLURM_JOB_PARTITION", "VIRTUAL_ENV", "CONDA_PREFIX",
-    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LANG", "LC_ALL", "TZ",
-)  # fmt: skip
 
 
 def record(
@@ -68,7 +59,7 @@ def record(
 
 def environment(extra_names: Sequence[str]) -> dict[str, Any]:
     """Return the recorded part of the environment; of `trainer.env` the names that are set, never the values."""
-    kept = {name: _clean(os.environ[name]) for name in RECORDED_ENVIRONMENT if name in os.environ}
+    kept = {name: _clean(os.environ[name]) for name in recorded_environment.NAMES if name in os.environ}
     return {"values": kept, "passed": [name for name in extra_names if name in os.environ]}
 
 

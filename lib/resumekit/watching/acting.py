@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..basics import claims, processes
+from ..basics import claims, processes, recorded_environment
 from ..basics.errors import DONE, KitError
 from ..basics.paths import LIB
 from ..run_folder import status
 from ..run_folder.runs import Run, RunTable
 from ..supervision import aborting
-from ..supervision.run_record import RECORDED_ENVIRONMENT
 from .abort_rules import SICK, WARNING
 from .watch import ENDED, WELL, Look
 
@@ -72,6 +70,8 @@ def act(runs_dir: Path, looks: Sequence[Look]) -> list[Deed]:
 
 def stop(runs_dir: Path, run_ids: Sequence[str]) -> list[Deed]:
     """End runs because a person wants it: TERM, grace, KILL; all at once, waited for. Nothing takes them up again."""
+    import subprocess  # 11 ms for every pass, and hardly ever
+
     command = [sys.executable, "-I", "-S", CLI, "stop"]
     started = [(name, subprocess.Popen([*command, str(runs_dir / name), "TERM"])) for name in run_ids]
     codes = [(name, process.wait()) for name, process in started]
@@ -132,7 +132,7 @@ def environment_of(run: Run) -> dict[str, str]:
     values = recorded.get("values") if isinstance(recorded, dict) else None
     passed = recorded.get("passed") if isinstance(recorded, dict) else None
     kept = values if isinstance(values, dict) else {}
-    environment = {name: kept[name] for name in RECORDED_ENVIRONMENT if isinstance(kept.get(name), str)}
+    environment = {name: kept[name] for name in recorded_environment.NAMES if isinstance(kept.get(name), str)}
     names = [name for name in passed if isinstance(name, str)] if isinstance(passed, list) else []
     return {"PATH": os.defpath, **environment, **{name: os.environ[name] for name in names if name in os.environ}}
 
@@ -152,6 +152,8 @@ def _start_sidecar(run: Run) -> bool:
 
 def _start(command: list[str], environment: dict[str, str]) -> None:
     """Start a process that outlives the watcher: in a session of its own, with none of its descriptors."""
+    import subprocess  # as above
+
     subprocess.Popen(
         command, env=environment, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL, start_new_session=True,

@@ -10,18 +10,21 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..basics.errors import DONE, FAILED, STOPPED_BY_RULE, KitError, UsageError
 from ..basics.files import utc_now
 from ..basics.terminal import plain
 from ..run_folder.lineage import parse_run_name
-from . import acting, watch
+from . import watch
 from .abort_rules import SICK
+
+if TYPE_CHECKING:
+    from .acting import Deed
 
 PROG = "abort-watch.sh"
 MAX_EVERY_S = 86_400
-_SWITCHES = {"--json": "is_json", "--observe": "is_observed", "--stop": "is_stop"}
+_SWITCHES = {"--json": "is_json", "--observe": "is_observed", "--quiet": "is_quiet", "--stop": "is_stop"}
 
 
 class Asked(NamedTuple):
@@ -31,12 +34,14 @@ class Asked(NamedTuple):
         wanted: experiments and run ids; none for all.
         every_s: seconds between two passes; None for one pass.
         is_observed: only say what is wrong.
+        is_quiet: say nothing of runs that are well.
         is_stop: end the wanted runs.
     """
 
     wanted: tuple[str, ...] = ()
     every_s: int | None = None
     is_observed: bool = False
+    is_quiet: bool = False
     is_stop: bool = False
     is_json: bool = False
     runs: Path | None = None
@@ -65,6 +70,8 @@ def main(arguments: Sequence[str]) -> int:
 def _pass(runs_dir: Path, asked: Asked) -> int:
     if asked.is_observed:
         return _show(watch.one_pass(runs_dir, asked.wanted), asked)
+    from . import acting  # late: who only looks need not pay for it
+
     try:
         with acting.one_pass_at_a_time(runs_dir) as is_ours:
             if not is_ours:
@@ -85,10 +92,12 @@ def _stop(runs_dir: Path, wanted: Sequence[str]) -> int:
     if not live:
         _say("nothing to stop: none of them is live")
         return FAILED
+    from . import acting
+
     return DONE if _told(acting.stop(runs_dir, live)) else FAILED
 
 
-def _told(deeds: Sequence[acting.Deed]) -> bool:
+def _told(deeds: Sequence[Deed]) -> bool:
     """Say what was done; whether all of it could be."""
     for deed in deeds:
         _say(f"{plain(deed.run_id)}: {plain(deed.words)}")
@@ -96,11 +105,13 @@ def _told(deeds: Sequence[acting.Deed]) -> bool:
 
 
 def _show(looks: Sequence[watch.Look], asked: Asked) -> int:
-    text = watch.as_json(looks) if asked.is_json else watch.as_text(looks)
+    shown = [one for one in looks if one.verdict != watch.WELL] if asked.is_quiet else looks
+    text = watch.as_json(shown) if asked.is_json else watch.as_text(shown)
     if text:
         sys.stdout.buffer.write(text.encode(sys.stdout.encoding or "utf-8", "backslashreplace") + b"\n")
         sys.stdout.flush()
-    _say(f"{utc_now()[:19]}Z {watch.summary(looks)}")
+    if shown or not asked.is_quiet:
+        _say(f"{utc_now()[:19]}Z {watch.summary(looks)}")
     return STOPPED_BY_RULE if any(one.verdict == SICK for one in looks) else DONE
 
 

@@ -35,7 +35,14 @@ class NightWatch(NamedTuple):
     @property
     def command(self) -> tuple[str, ...]:
         """The command, to be quoted by whoever writes it down."""
-        return (str(KIT_ROOT / "bin" / "abort-watch.sh"), "--runs", str(self.runs), "--config", str(self.config))
+        return (
+            str(KIT_ROOT / "bin" / "abort-watch.sh"),
+            "--quiet",
+            "--runs",
+            str(self.runs),
+            "--config",
+            str(self.config),
+        )
 
     @property
     def environment(self) -> dict[str, str]:

@@ -1,0 +1,15 @@
+"""Which variables of the environment a run's record keeps: where it ran, and no secret; nothing else is written down.
+
+The watcher sets them again when it takes a run up. Reads nothing.
+Try it: `grep -A40 '"environment"' runs/<run_id>/run.json`
+"""
+
+from __future__ import annotations
+
+NAMES = (
+    "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "PYTHON", "XDG_CACHE_HOME", "HF_HOME", "TORCH_HOME", "CUDA_HOME",
+    "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG",
+    "LD_LIBRARY_PATH", "LD_PRELOAD", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "NCCL_DEBUG", "PATH", "PYTHONHASHSEED",
+    "PYTHONPATH", "SLURM_ARRAY_TASK_ID", "SLURM_JOB_ID", "SLURM_JOB_PARTITION", "VIRTUAL_ENV", "CONDA_PREFIX",
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LANG", "LC_ALL", "TZ",
+)  # fmt: skip
