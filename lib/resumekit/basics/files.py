@@ -6,6 +6,7 @@ Whatever comes from outside is read with a limit, from a regular file, and never
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import time
@@ -109,8 +110,13 @@ def open_regular(path: Path | str) -> int:
         raise UnreadableFile(f"{error.strerror.lower() if error.strerror else error}") from error
     except ValueError as error:  # an embedded NUL in the name
         raise UnreadableFile(str(error)) from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
+    try:
+        is_regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+    except OSError as error:  # a stale handle of a network drive, a disk that fails
+        _close(descriptor)
+        raise UnreadableFile(f"cannot be read: {error.strerror}") from error
+    if not is_regular:
+        _close(descriptor)
         raise UnreadableFile("not a regular file")
     return descriptor
 
@@ -128,7 +134,7 @@ def read_bounded(path: Path, limit_bytes: int = SMALL_FILE_BYTES) -> bytes:
     except OSError as error:
         raise UnreadableFile(f"cannot be read: {error.strerror}") from error
     finally:
-        os.close(descriptor)
+        _close(descriptor)
     return b"".join(chunks)
 
 
@@ -155,6 +161,12 @@ def utc_now(clock: float | None = None) -> str:
     seconds = time.time() if clock is None else clock
     whole = int(seconds // 1)
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{int((seconds - whole) * 1e6):06d}Z"
+
+
+def _close(descriptor: int) -> None:
+    """Close what was only read from; the kernel closes it whatever it answers, and there is nothing to lose."""
+    with contextlib.suppress(OSError):
+        os.close(descriptor)
 
 
 def _refuse_constant(token: str) -> Any:
