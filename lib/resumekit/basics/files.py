@@ -7,6 +7,7 @@ Whatever comes from outside is read with a limit, from a regular file, and never
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import time
@@ -92,6 +93,20 @@ def fsync_directory(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def fsync_parents(folder: Path, levels: int = 4) -> None:
+    """Make the name of `folder`, and of those that it lies in, survive a power cut: as far up as the kit makes them.
+
+    Raises:
+        OSError: the disk failed (EIO). A folder that can't be opened or synced was there before us.
+    """
+    for parent in [*folder.absolute().parents][:levels]:
+        try:
+            fsync_directory(parent)
+        except OSError as error:
+            if error.errno == errno.EIO:
+                raise
 
 
 def open_regular(path: Path | str) -> int:

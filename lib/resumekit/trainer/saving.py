@@ -18,7 +18,7 @@ from typing import Any
 
 from ..basics.disk_errors import cause
 from ..basics.errors import KitError
-from ..basics.files import UnreadableFile, fsync_directory, temp_path, utc_now
+from ..basics.files import UnreadableFile, fsync_directory, fsync_parents, temp_path, utc_now
 from ..basics.paths import RunPaths, checkpoint_name, manifest_path, relative_to_run
 from ..proving import manifest, pruning
 from ..proving.manifest import Manifest
@@ -263,8 +263,9 @@ def _link_or_copy(target: Path, temp: Path) -> None:
 def _sweep_once(folder: Path) -> None:
     key = str(folder.absolute())
     if key not in _swept:
-        _swept.add(key)
         pruning.sweep(folder)
+        fsync_parents(folder)  # the launcher made the run's folder just now, and nobody has made its name durable
+        _swept.add(key)
 
 
 def _succeeded(target: Path, known: Manifest, seconds: float, log_fn: Callable[[str], Any]) -> None:
