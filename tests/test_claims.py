@@ -37,10 +37,12 @@ def race(kit: Kit, racers: int) -> None:
     assert sum(len(events(r, "launched")) for r in kit.run_dirs()) == 2
 
 
+@pytest.mark.fault("H1", by="claims.py: exclusive create under the parent's lock")
 def test_twelve_racers_of_one_continuation_start_one_trainer(kit: Kit):
     race(kit, 12)
 
 
+@pytest.mark.fault("H1", by="claims.py: exclusive create under the parent's lock")
 @pytest.mark.campaign
 def test_fifty_racers_of_one_continuation_start_one_trainer(kit: Kit):
     race(kit, 50)
@@ -75,6 +77,7 @@ CRASHES = [
 ]
 
 
+@pytest.mark.fault("H20", by="launch.py: listed as never_started; claims.py: a dead claimer's claim counts for nothing")
 @pytest.mark.parametrize("module, name", CRASHES, ids=[name for _, name in CRASHES])
 def test_a_launch_that_is_killed_at_any_point_needs_no_hand(kit: Kit, module: str, name: str):
     head = killed(kit)
@@ -91,6 +94,7 @@ def test_a_launch_that_is_killed_at_any_point_needs_no_hand(kit: Kit, module: st
     assert record(child)["relation"] == "continue" and left.is_dir(), "what was left stays to be looked at"
 
 
+@pytest.mark.fault("H20", by="runs.py: a folder without a trainer is no head")
 def test_a_fresh_start_that_is_killed_is_no_head(kit: Kit):
     argv = [sys.executable, "-c", DIES_BEHIND, "supervision.launch", "_claim_folder", "start", "--experiment=T-1"]
     subprocess.run([*argv, f"--config={kit.config_file}", f"--runs={kit.runs}"], env=kit.env, capture_output=True)
@@ -137,6 +141,7 @@ def test_a_claimer_on_another_host_is_unknown_and_never_taken_for_dead(head: Run
         claims.claim_continuation(head, "b", own_identity(), lambda _: False)
 
 
+@pytest.mark.fault("B15", by="claims.py: a claim that cannot be read counts for nothing")
 @pytest.mark.parametrize("content", [b"", b'{"run_id": "a"', b"[]", b"\xff\xfe"])
 def test_a_torn_claim_counts_for_nothing(head: RunPaths, content: bytes):
     head.claims.mkdir()
@@ -145,6 +150,7 @@ def test_a_torn_claim_counts_for_nothing(head: RunPaths, content: bytes):
     assert claims.still_continues(head, "b")
 
 
+@pytest.mark.fault("K4", by="claims.py: lstat of the folder, O_NOFOLLOW of the file")
 def test_a_claims_folder_that_is_a_link_is_not_followed(head: RunPaths, tmp_path: Path):
     victim = tmp_path / "victim"
     victim.mkdir()
@@ -156,6 +162,7 @@ def test_a_claims_folder_that_is_a_link_is_not_followed(head: RunPaths, tmp_path
     assert not list(victim.iterdir())
 
 
+@pytest.mark.fault("K4", by="claims.py: O_NOFOLLOW of the lock")
 def test_a_lock_that_is_a_link_is_not_followed(head: RunPaths, tmp_path: Path):
     head.lock.symlink_to(tmp_path / "made")
     with pytest.raises(OSError), claims.locked(head.lock):
@@ -163,6 +170,7 @@ def test_a_lock_that_is_a_link_is_not_followed(head: RunPaths, tmp_path: Path):
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.fault("G3", by="claims.py: O_CLOEXEC of the lock")
 def test_the_lock_is_not_inherited_by_a_child_and_is_waited_for(head: RunPaths):
     with claims.locked(head.lock):
         child = subprocess.Popen(["sleep", "60"], close_fds=False)

@@ -6,6 +6,9 @@ import errno
 import os
 from pathlib import Path
 
+# A save takes up to three of them at once.
+FEW_INODES = 16
+
 
 def cause(error: OSError, target: Path, need_bytes: int) -> str:
     """Return why `target` could not be written, with what a person can do about it.
@@ -17,14 +20,17 @@ def cause(error: OSError, target: Path, need_bytes: int) -> str:
     """
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         need = need_bytes / 1e6
+        quota = " (the quota is used up)" if error.errno == errno.EDQUOT else ""
         try:
             space = os.statvfs(target.parent)
         except OSError:
-            return f"no space: need {need:,.1f} MB"
-        if space.f_files and not space.f_favail:
+            return f"no space: need {need:,.1f} MB{quota}"
+        have_bytes = space.f_bavail * space.f_frsize
+        # What had been made of the save until then is removed by now: a few inodes are free again.
+        few = not space.f_favail or (space.f_favail < FEW_INODES and have_bytes > need_bytes)
+        if space.f_files and few and error.errno == errno.ENOSPC:
             return "no inodes left on that disk: remove some files"
-        have = space.f_bavail * space.f_frsize / 1e6
-        quota = " (the quota is used up)" if error.errno == errno.EDQUOT else ""
+        have = have_bytes / 1e6
         return f"no space: need {need:,.1f} MB, have {have:,.1f} MB{quota}"
     if error.errno == errno.EEXIST:
         return (

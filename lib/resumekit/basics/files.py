@@ -6,6 +6,8 @@ Whatever comes from outside is read with a limit, from a regular file, and never
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import stat
 import time
@@ -93,6 +95,20 @@ def fsync_directory(folder: Path) -> None:
         os.close(descriptor)
 
 
+def fsync_parents(folder: Path, levels: int = 4) -> None:
+    """Make the name of `folder`, and of those that it lies in, survive a power cut: as far up as the kit makes them.
+
+    Raises:
+        OSError: the disk failed (EIO). A folder that can't be opened or synced was there before us.
+    """
+    for parent in [*folder.absolute().parents][:levels]:
+        try:
+            fsync_directory(parent)
+        except OSError as error:
+            if error.errno == errno.EIO:
+                raise
+
+
 def open_regular(path: Path | str) -> int:
     """Open `path` for reading without ever blocking, and only if it is a regular file.
 
@@ -109,8 +125,13 @@ def open_regular(path: Path | str) -> int:
         raise UnreadableFile(f"{error.strerror.lower() if error.strerror else error}") from error
     except ValueError as error:  # an embedded NUL in the name
         raise UnreadableFile(str(error)) from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
+    try:
+        is_regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+    except OSError as error:  # a stale handle of a network drive, a disk that fails
+        _close(descriptor)
+        raise UnreadableFile(f"cannot be read: {error.strerror}") from error
+    if not is_regular:
+        _close(descriptor)
         raise UnreadableFile("not a regular file")
     return descriptor
 
@@ -128,7 +149,7 @@ def read_bounded(path: Path, limit_bytes: int = SMALL_FILE_BYTES) -> bytes:
     except OSError as error:
         raise UnreadableFile(f"cannot be read: {error.strerror}") from error
     finally:
-        os.close(descriptor)
+        _close(descriptor)
     return b"".join(chunks)
 
 
@@ -155,6 +176,12 @@ def utc_now(clock: float | None = None) -> str:
     seconds = time.time() if clock is None else clock
     whole = int(seconds // 1)
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{int((seconds - whole) * 1e6):06d}Z"
+
+
+def _close(descriptor: int) -> None:
+    """Close what was only read from; the kernel closes it whatever it answers, and there is nothing to lose."""
+    with contextlib.suppress(OSError):
+        os.close(descriptor)
 
 
 def _refuse_constant(token: str) -> Any:

@@ -108,13 +108,14 @@ def write_temp(checkpoint: Path, manifest: Manifest) -> Path:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(temp, flags, 0o666)
     try:
-        write_all(descriptor, encode(manifest))
-        os.fsync(descriptor)
+        try:
+            write_all(descriptor, encode(manifest))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     except BaseException:
         temp.unlink(missing_ok=True)
         raise
-    finally:
-        os.close(descriptor)
     return temp
 
 

@@ -60,9 +60,9 @@ def prune(
         kept += 1
         if kept <= max(keep.last, MIN_PROVEN) or (keep.every and step % keep.every == 0):
             continue
-        if _inode(path) == spared_inode or step in pinned_steps(claims):
-            continue
         with contextlib.suppress(OSError):
+            if _inode(path) == spared_inode or step in pinned_steps(claims):
+                continue
             # The data first: a manifest without data is nothing, data without a manifest would be a riddle.
             path.unlink()
             removed.append(path)
@@ -86,8 +86,12 @@ def prune_own(folder: Path, keep: Keep, run_dir: Path | None, **names: str | Non
 
 
 def pinned_steps(claims: Path | None) -> frozenset[int]:
-    """Return the steps that `claims/pin_<step>*.json` protect."""
-    matches = (_PIN.fullmatch(name) for name in (_names(claims) if claims else ()))
+    """Return the steps that `claims/pin_<step>*.json` protect; OSError where nobody can say: then none may go."""
+    names: list[str] = []
+    if claims is not None:
+        with contextlib.suppress(FileNotFoundError):
+            names = os.listdir(claims)
+    matches = map(_PIN.fullmatch, names)
     return frozenset(int(match["step"]) for match in matches if match)
 
 

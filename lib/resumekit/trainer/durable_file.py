@@ -120,8 +120,9 @@ class DurableFile:
         self._stop(abandon=True)
         for thread in filter(None, (self._syncer, self._follower)):
             thread.join()
-        os.close(self._descriptor)
-        self._descriptor = -1
+        descriptor, self._descriptor = self._descriptor, -1
+        with contextlib.suppress(OSError):  # it is closed whatever is answered; that it is durable, fsync has said
+            os.close(descriptor)
         with contextlib.suppress(OSError):
             os.unlink(self.temp)
 

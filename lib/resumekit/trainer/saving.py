@@ -18,7 +18,7 @@ from typing import Any
 
 from ..basics.disk_errors import cause
 from ..basics.errors import KitError
-from ..basics.files import UnreadableFile, fsync_directory, temp_path, utc_now
+from ..basics.files import UnreadableFile, fsync_directory, fsync_parents, temp_path, utc_now
 from ..basics.paths import RunPaths, checkpoint_name, manifest_path, relative_to_run
 from ..proving import manifest, pruning
 from ..proving.manifest import Manifest
@@ -230,15 +230,18 @@ def _link_best(target: Path, best_path: Path, known: Manifest, best: dict[str, A
     """Point the best name at this step's file (a hard link, so that pruning the step's name leaves it)."""
     score, weights = float(best["score"]), str(best.get("weights", "raw"))
     named = known._replace(file=best_path.name, best_score=score, best_weights=weights)
-    temp = temp_path(best_path)
+    temp, manifest_temp = temp_path(best_path), None
     try:
         try:
+            # Both are on the disk before either has its name: a best with the manifest of an older one is none at all.
+            manifest_temp = manifest.write_temp(best_path, named)
             _link_or_copy(target, temp)
             os.replace(temp, best_path)
+            os.replace(manifest_temp, manifest_path(best_path))
         finally:
-            temp.unlink(missing_ok=True)
+            for left in filter(None, (temp, manifest_temp)):
+                left.unlink(missing_ok=True)
         fsync_directory(best_path.parent)
-        manifest.write(best_path, named)
     except OSError as error:
         return error
     return None
@@ -260,8 +263,9 @@ def _link_or_copy(target: Path, temp: Path) -> None:
 def _sweep_once(folder: Path) -> None:
     key = str(folder.absolute())
     if key not in _swept:
-        _swept.add(key)
         pruning.sweep(folder)
+        fsync_parents(folder)  # the launcher made the run's folder just now, and nobody has made its name durable
+        _swept.add(key)
 
 
 def _succeeded(target: Path, known: Manifest, seconds: float, log_fn: Callable[[str], Any]) -> None:
