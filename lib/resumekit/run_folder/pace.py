@@ -18,10 +18,11 @@ BUCKET_S = 30.0
 MIN_TOLD = 5
 # One interval of more than so many usual ones is an evaluation that nobody told of, a save, a stall: it counts as a
 # usual one. A second in a row counts up to LONG_S or so many usual ones: beyond is the hang's affair. From the third on
-# they are slowness and count whole: who tells a step every ten minutes instead of every one is found in time.
+# they are slowness, and count for more: who tells a step every ten minutes instead of every one is found in time.
 LONG_INTERVALS = 4.0
 LONG_S = 60.0
 LONG_IN_A_ROW = 3
+SLOW_INTERVALS = 12.0
 # A log that is read in bursts has intervals of nothing.
 MIN_INTERVAL_S = 0.01
 # Speeds are counted in levels of 4.4 %: 16 to the factor of two, from 2^-32 to 2^32 steps/s.
@@ -65,7 +66,7 @@ def told(pace: Pace, step: int, mono_s: float, *, counts: bool = True) -> Pace:
     if result["long_in_a_row"] == 1:
         result["seconds"] += pace["typical_s"]
     elif result["long_in_a_row"] == LONG_IN_A_ROW:
-        result["seconds"] += interval_s
+        result["seconds"] += min(interval_s, max(LONG_S, SLOW_INTERVALS * pace["typical_s"]))
     else:
         result["seconds"] += _counted(pace, interval_s)
     result["least_s"] = interval_s if pace["least_s"] is None else min(interval_s, pace["least_s"])
