@@ -101,6 +101,7 @@ def test_a_zombie_is_dead() -> None:
     os.kill(process.pid, signal.SIGKILL)  # and nobody reaps it
     wait_until(lambda: processes.probe(known) == DEAD, "the zombie counts as dead")
     os.kill(process.pid, 0)  # which `kill -0` does not see
+    assert processes.probe(known._replace(token=None)) == DEAD  # a launcher has no token to be known by
     assert processes.wait_for_end(known, 0.0)
     process.communicate()
 
