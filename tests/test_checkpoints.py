@@ -132,6 +132,7 @@ def test_without_any_manifest_the_newest_sound_file_is_taken_as_plausible_and_sa
     assert select([CheckpointFolder(tmp_path)], minimum="witnessed").chosen is None
 
 
+@pytest.mark.fault("C18", by="checkpoints: without a manifest only where nothing better is, and said")
 def test_a_plausible_one_is_taken_over_a_proven_one_only_when_asked_for_by_step(tmp_path: Path) -> None:
     save_steps(tmp_path, 10)
     save_plain(tmp_path, 20)
@@ -228,6 +229,7 @@ def test_c5_c13_the_wrong_thing_under_the_right_name_is_passed_over_with_its_rea
     assert not (folder / "canary").exists()
 
 
+@pytest.mark.fault("C7", by="grades: a manifest that says so is refused")
 def test_c7_a_checkpoint_with_a_nan_is_kept_and_never_taken(tmp_path: Path) -> None:
     save_steps(tmp_path, 10)
     model, optimizer = small_model()

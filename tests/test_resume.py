@@ -300,6 +300,8 @@ while checkpoint and time.monotonic() < deadline:
 """
 
 
+@pytest.mark.fault("C3", by="proof: digest beside the start; quarantine")
+@pytest.mark.fault("C19", by="quarantine: the next one is taken")
 @pytest.mark.parametrize("how", ["EXP", "run id", "detached"])
 def test_a_checkpoint_that_fails_its_proof_is_quarantined_and_the_next_one_taken(kit: Kit, how: str):
     run = killed(kit, at=22, steps=40)
