@@ -47,6 +47,8 @@ RUN_ID = "EXP-01_baseline_20261122-1735"
 SCHEMA = schema.load()
 SHIPPED = config.load_config()
 _KEYS = [*SCHEMA.leaves, *(key.rpartition(".")[2] for key in SCHEMA.leaves), "a..b", "", ".", "training", "x-own.key"]
+# Settings that are taken as they are: what stands in the shipped config.
+_WHOLE = [f"{key}={json.dumps(node['default'])}" for key, node in SCHEMA.leaves.items() if "default" in node]
 
 
 class Target(NamedTuple):
@@ -244,7 +246,7 @@ TARGETS = {
     target.name: target
     for target in (
         Target("config", values.config_texts(ROOT / "config.yaml"), _config_file),
-        Target("set", st.lists(values.settings_of(_KEYS), min_size=1, max_size=3), _settings),
+        Target("set", st.lists(values.settings_of(_KEYS, _WHOLE), min_size=1, max_size=3), _settings),
         Target("run folder", values.run_files(_FILES), _run_folder),
         Target("journal", values.journals(), _journal),
         Target("names", values.names(), _names),

@@ -170,10 +170,10 @@ def _with_slips(draw: st.DrawFn, lines: list[str]) -> bytes:
     return _utf8("\n".join(changed))
 
 
-def settings_of(keys: Sequence[str]) -> st.SearchStrategy[str]:
-    """`--set` words: a key, known or not, and any value."""
+def settings_of(keys: Sequence[str], whole: Sequence[str]) -> st.SearchStrategy[str]:
+    """`--set` words: whole ones, and a key, known or not, with any value."""
     value = st.sampled_from([*ODD_TOKENS, "1", "0.5", "[]", "yes", "[1, 2]", "{a: 1}", "&a [*a]", "!!python/name:os"])
-    return st.builds(
+    return st.sampled_from(whole) | st.builds(
         "{}{}{}".format, st.sampled_from(keys) | st.text(max_size=12), st.sampled_from(["=", "=", "=", "", "=="]),
         value | st.text(max_size=30),
     )  # fmt: skip
