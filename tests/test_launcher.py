@@ -346,6 +346,7 @@ def test_a_grandchild_that_holds_the_log_does_not_hold_the_launcher(kit: Kit) ->
     assert (process.returncode, kit.status(run)["state"]) == (0, "finished")
 
 
+@pytest.mark.fault("K14", by="launcher.sh: the wait for a sidecar in a pattern without end is bounded")
 def test_a_sidecar_that_hangs_does_not_hold_the_launcher_for_ever(kit: Kit) -> None:
     go = kit.folder / "go"
     kit.config("--at", "2", f"wait={go}")

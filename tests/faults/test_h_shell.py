@@ -183,3 +183,24 @@ def test_k10_what_could_change_every_program_is_recorded(kit: Kit) -> None:
     [run] = kit.run_dirs()
     kept = json.loads((run / "run.json").read_text())["environment"]["values"]
     assert {name: kept[name] for name in given} == given and kept["PATH"] == kit.env["PATH"]
+
+
+@pytest.mark.long
+@pytest.mark.fault("H10", by="launcher.sh: its own place resolved, everything quoted")
+@pytest.mark.parametrize("tests", ["test_run.py", "test_resume.py", "test_stopping.py", "test_watch.py"])
+def test_h10_the_tests_of_the_commands_pass_in_a_folder_with_an_odd_name(weird_tmp_path: Path, tests: str) -> None:
+    """The whole repository copied to a place with spaces, quotes, a dollar, a newline and an umlaut in its name."""
+    place = weird_tmp_path / "the kït's own"
+    place.mkdir()
+    left_out = shutil.ignore_patterns("__pycache__", ".git", ".venv", "runs", "benchmarks", ".pytest_cache", "docs")
+    for name in os.listdir(ROOT):
+        if name not in (".git", ".venv", "runs", "benchmarks", "docs"):
+            source = ROOT / name
+            copy = shutil.copytree if source.is_dir() else shutil.copy
+            copy(source, place / name, **({"ignore": left_out} if source.is_dir() else {}))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"tests/{tests}"],
+        cwd=place, capture_output=True, text=True, timeout=580, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert not list(weird_tmp_path.rglob("pwned"))
