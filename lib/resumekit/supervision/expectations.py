@@ -94,17 +94,25 @@ def read(run: Run) -> Expected | None:
         f"{slower} changed" if slower else "" if parent and _same_host(parent, run) else "another host or no parent",
         any(key.startswith("data.") for key in keys),
         _unscaled(rates, plan),
-        os.path.realpath(path) if isinstance(path, str) and "\0" not in path else None,
+        _resolved(path),
         run.setting("trainer", "loads_with_kit") is True,
         parent is not None and _same_host(parent, run) and _driver(run) is None and _driver(parent) is None,
     )
 
 
+def _resolved(path: Any) -> str | None:
+    """Return where a path from a file leads; None for what can be none."""
+    try:
+        return os.path.realpath(path) if isinstance(path, str) else None
+    except ValueError:  # a NUL, or half of a character
+        return None
+
+
 def is_planned(checkpoint: Any, expected: Expected, run: Run) -> bool:
     """Whether a loaded file is the planned one, or a copy inside the run's own folder; no teacher's."""
-    if expected.checkpoint is None or not isinstance(checkpoint, str) or "\0" in checkpoint:
+    found, own = _resolved(checkpoint), os.path.realpath(run.paths.run_dir)
+    if expected.checkpoint is None or found is None:
         return True
-    found, own = os.path.realpath(checkpoint), os.path.realpath(run.paths.run_dir)
     return found == expected.checkpoint or found.startswith(os.path.join(own, ""))
 
 
@@ -116,17 +124,17 @@ def _unscaled(rates: tuple[tuple[float, ...], ...], plan: dict[str, Any]) -> tup
     except ValueError:
         return ()
     factors = [scale(plan["step"] + index) for index in range(max(map(len, rates), default=0))]
-    if all(factor == 1.0 for factor in factors):
+    if all(factor == 1.0 for factor in factors) or not all(factors):
         return ()
     return tuple(tuple(rate / factor for rate, factor in zip(one, factors, strict=False)) for one in rates)
 
 
 def _is_replay(components: dict[str, Any], changes: list[dict[str, Any]]) -> bool:
     """Whether every component is simply loaded and nothing was changed that could touch a number."""
-    actions = {_mapping(one).get("action") for name, one in components.items()}
+    actions = [_mapping(one).get("action") for one in components.values()]
     restored = all(_mapping(components.get(name)).get("action") == "load" for name in ("rng", "data_position"))
     is_neutral = all(str(one.get("key")).startswith(_NEUTRAL_KEYS) for one in changes)
-    return restored and actions <= {"load", "absent"} and is_neutral
+    return restored and all(action in ("load", "absent") for action in actions) and is_neutral
 
 
 def _holder(run: Run, plan: dict[str, Any]) -> Run | None:
@@ -201,7 +209,11 @@ def _fingerprint(path: Path) -> str | None:
 
 def _is_rate(one: Any) -> bool:
     after = one.get("after") if isinstance(one, dict) else None
-    return isinstance(after, list) and bool(after) and all(type(value) in (int, float) for value in after)
+    return isinstance(after, list) and bool(after) and all(_is_finite(value) for value in after)
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e300
 
 
 def _mapping(value: Any) -> dict[str, Any]:
