@@ -144,3 +144,34 @@ def test_k7_the_events_of_a_run_hold_no_value_of_its_environment(kit: Kit) -> No
     [run] = kit.run_dirs()
     assert events(run, "exited") and value not in json.dumps(events(run))
     assert leaks(kit.runs, {"unknown form": value}) == []
+
+
+SECRET_CONFIGS = {
+    "a url with a password": {"notify": {"command": ["curl", "https://bot:abcdef123456@example.org"]}},
+    "an argument of the trainer": {"trainer": {"command": ["python", "train.py", "--api-key", "abcdef123456"]}},
+    "a token by its shape": {"experiment": {"notes": "hf_" + "abcdef" * 4}},
+    "a key of a lab's own": {"x-tracker": {"api_key": "abcdef123456"}},
+    "in an experiment": {"experiments": {"T-1": {"name": "toy", "notes": "sk-" + "abcdef" * 4}}},
+}
+
+
+@pytest.mark.fault("K7", by="preflight: a config with a secret is refused")
+@pytest.mark.parametrize("kind", SECRET_CONFIGS)
+def test_k7_a_config_that_holds_a_token_is_refused_because_it_would_be_copied(kit: Kit, kind: str) -> None:
+    kit.config(**SECRET_CONFIGS[kind])
+    done = kit("run", "T-1", code=4)
+    assert "looks like a secret" in done.stderr and "Traceback" not in done.stderr
+    assert "abcdef" not in done.stderr and not kit.runs.exists()
+
+
+@pytest.mark.fault("K7", by="preflight: a config with a secret is refused")
+def test_k7_a_token_in_a_comment_of_the_config_is_named_by_its_line(kit: Kit) -> None:
+    kit.config_file.write_text("# one\n# my key: ghp_" + "abcd" * 6 + "\n" + kit.config_file.read_text())
+    said = kit("run", "T-1", code=4).stderr
+    assert "line 2 of the config" in said and "abcd" not in said and not kit.runs.exists()
+
+
+def test_k7_words_of_a_trainer_that_only_sound_like_secrets_are_no_reason_to_refuse(kit: Kit) -> None:
+    words = {"eos_token": "endoftext", "pad_token_id": 0, "max_tokens": 4096, "tokenizer": "bert-base-uncased"}
+    kit.config(**{"x-data": words, "experiment": {"notes": "the token budget is 4096; see https://example.org/a@b"}})
+    kit("run", "T-1")
