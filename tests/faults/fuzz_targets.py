@@ -33,16 +33,17 @@ from resumekit.proving.checkpoints import CheckpointFolder, select
 from resumekit.run_folder import lineage, listing, log_patterns, status
 from resumekit.run_folder.run_state import fold, is_sound
 from resumekit.run_folder.runs import RunTable, open_run
-from resumekit.supervision import expectations
+from resumekit.supervision import acceptance_rules, expectations
 from resumekit.supervision.sidecar import Sidecar
 from resumekit.supervision.train_log import LineCleaner
 from resumekit.trainer import trainer_plan
-from resumekit.watching import sighting, watch
+from resumekit.watching import abort_rules, sighting, watch
 
 # Far above the slowest example on a loaded machine; a hang is longer.
 LIMIT_S = 20.0
 # Python's own limit of 1000, less what a command has used when it comes to a reader.
 FRAMES = 980
+STATES = ("aborted", "failed", "lost", "starting", "running", "unsupervised", "finished", "stopped")
 RUN_ID = "EXP-01_baseline_20261122-1735"
 SCHEMA = schema.load()
 SHIPPED = config.load_config()
@@ -158,7 +159,17 @@ def _run_folder(files: dict[str, bytes], folder: Path) -> None:
     assert watch.as_text([look]).isprintable()
     table.heads("EXP-01")
     table.history(open_run(run_dir))
-    expectations.read(open_run(run_dir))
+    _acceptance(run_dir)
+
+
+def _acceptance(run_dir: Path) -> None:
+    """The checks after a resume: from its plan, its parent's journal and its own (here they are one)."""
+    rules = acceptance_rules.Rules(expectations.read(open_run(run_dir)), 0.15, 0.5, {})
+    for event, _ in journal.read(run_dir / "journal.jsonl"):
+        rules.see(event)
+    for one in rules.verdicts(1e6, has_ended=True):
+        json.dumps(one.as_fields())
+        assert "\n" not in one.sentence()
 
 
 def _journal(content: bytes, folder: Path) -> None:
@@ -171,6 +182,10 @@ def _journal(content: bytes, folder: Path) -> None:
     state = fold({}, events)
     assert is_sound(state)
     middle = len(events) // 2
+    for name in STATES:
+        sight = abort_rules.Sight(1e6, name, None, 1.0, 0, 0, None, None)
+        abort_rules.findings(state, abort_rules.Limits(), sight)
+    _acceptance(_run(folder, journal=content))
     half = json.loads(json.dumps(fold({}, events[:middle]), allow_nan=False))
     later = [event for event, _ in journal.read(path, offsets[middle])]
     assert fold(half, later) == state
@@ -208,7 +223,7 @@ def _log(content: bytes, folder: Path) -> None:
 def _plan(content: bytes, folder: Path) -> None:
     """The trainer's reader of resume_plan.json, and the sidecar's."""
     run_dir = _run(folder, resume_plan=content)
-    expectations.read(open_run(run_dir))
+    _acceptance(run_dir)
     os.environ[trainer_plan.VARIABLE] = str(run_dir / "resume_plan.json")
     try:
         trainer_plan.read()

@@ -20,7 +20,7 @@ _STATUS = json.loads((_EXAMPLES / "status" / "valid-running.json").read_text())
 HEARTBEAT = {"run_id": None, "global_step": 12, "steps_per_sec": 3.5, "lr": 1e-4, "best_eval_acc": 0.5, "eta_s": 60.0}
 PLAN = {
     "version": 1, "step": 400, "new_params": "module", "phase": "cosine", "lr_scale": {"factor": 0.8, "ramp": None},
-    "checkpoint": {"path": "../EXP-01_x/checkpoints/hrm_arc_step_400.pt", "run_id": "EXP-01_x", "step": 400},
+    "checkpoint": {"path": "../EXP-01_x/checkpoints/hrm_arc_step_400.pt", "run_id": "EXP-01_baseline_20261122-1735"},
     "components": {"weights": {"action": "load", "why": ""}, "optimizer": {"action": "load"}, "rng": {"action": "load"},
                    "data_position": {"action": "load"}, "counters": {"action": "load"}},
     "changes": [{"key": "training.seed", "from": 1, "to": 2, "origin": "config"}],

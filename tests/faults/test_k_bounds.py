@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from checkpoint_tools import save_steps
 from conftest import LIB, Kit, assert_valid
 from resumekit.basics import journal
 from resumekit.basics.errors import InvalidFile
 from resumekit.basics.paths import RunPaths
+from resumekit.proving.checkpoints import CheckpointFolder, select
 from resumekit.run_folder import status
 from resumekit.run_folder.runs import Run, open_run
-from resumekit.supervision import expectations
+from resumekit.supervision import acceptance_rules, expectations
 from resumekit.trainer import trainer_plan
 from test_run import killed
 
@@ -101,3 +103,34 @@ def test_k2_a_plan_of_wrong_types_is_one_sentence_to_the_trainer_and_nothing_to_
         assert "can't be carried out, and nothing was loaded" in str(error)
     else:
         assert found is not None and kind in ("a path with half a character", "changes that are a number")
+
+
+@pytest.mark.fault("C18", by="manifest: a number that a float can hold")
+@pytest.mark.parametrize("field", ["best_score", "last_fast_eval"])
+def test_c18_a_manifest_with_a_number_of_four_hundred_digits_is_passed_over(tmp_path: Path, field: str) -> None:
+    newest = save_steps(tmp_path, 10, 20)[-1].with_suffix(".pt.json")
+    huge = {"best_score": 10**400, "last_fast_eval": {"step": 20, "accuracy": -(10**400)}}[field]
+    newest.write_text(json.dumps({**json.loads(newest.read_text()), field: huge}))
+    found = select([CheckpointFolder(tmp_path)])
+    assert found.chosen is not None and found.chosen.step == 10
+    assert found.candidates[0].reason == f"its manifest is not usable: the field '{field}' is not what it must be"
+
+
+@pytest.mark.fault("K2", by="expectations, acceptance_rules: every value's type")
+def test_k2_a_parent_s_journal_of_wrong_types_ends_no_sidecar(tmp_path: Path) -> None:
+    parent, child = tmp_path / "T-1_a", tmp_path / "T-1_b"
+    for folder in (parent, child):
+        folder.mkdir()
+    odd = ([], {}, 10**400, "4", True, None, 1e308)
+    lines = [{"event": "step", "step": 4, "mono_s": 1.0, "loss": 0.5}]
+    lines += [{"event": "phase", "phase": one, "mono_s": one} for one in odd]
+    lines += [{"event": "step", "step": one, "mono_s": two, "loss": two} for one in (4, 5, *odd) for two in odd]
+    (parent / "journal.jsonl").write_text("".join(f"\n{json.dumps(line)}\n" for line in lines))
+    plan = {"step": 4, "components": {}, "checkpoint": {"run_id": parent.name}}
+    (child / "resume_plan.json").write_text(json.dumps(plan))
+    expected = expectations.read(open_run(child))
+    assert expected is not None and expected.losses[4] in (0.5, 1e308)
+    rules = acceptance_rules.Rules(expected, 0.15, 0.5, {})
+    for line in lines:
+        rules.see(line)
+    assert list(rules.verdicts(1e6, has_ended=True))

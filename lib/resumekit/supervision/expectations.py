@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from ..basics import journal, lr_scale
 from ..basics.files import UnreadableFile, read_json
+from ..run_folder.event_values import number, seconds, text
 from ..run_folder.run_state import WAITING_PHASES
 from ..run_folder.runs import Run, open_run
 
@@ -155,20 +156,20 @@ def _driver(run: Run) -> Any:
 def _around(path: Path, step: int) -> tuple[dict[int, float], tuple[float, ...]]:
     """Return (losses by step around `step`, seconds of each step up to it, waiting phases left out)."""
     losses: dict[int, float] = {}
-    seconds: list[float] = []
+    taken: list[float] = []
     last: tuple[int, float] | None = None
     for event in _events_around(path, step):
-        number, mono_s, loss = event.get("step"), event.get("mono_s"), event.get("loss")
-        if event["event"] == "phase" and event.get("phase") in WAITING_PHASES:
+        at, mono_s, loss = event.get("step"), seconds(event.get("mono_s")), number(event.get("loss"))
+        if event["event"] == "phase" and text(event.get("phase")) in WAITING_PHASES:
             last = None
-        if event["event"] != "step" or type(number) is not int or type(mono_s) not in (int, float):
+        if event["event"] != "step" or type(at) is not int or mono_s is None:
             continue
-        if abs(number - step) <= STEPS_AROUND and type(loss) in (int, float):
-            losses[number] = float(loss)
-        if last and number > last[0] and mono_s >= last[1] and step - STEPS_AROUND < number <= step:
-            seconds.append((mono_s - last[1]) / (number - last[0]))
-        last = (number, mono_s)
-    return losses, tuple(seconds)
+        if abs(at - step) <= STEPS_AROUND and loss is not None:
+            losses[at] = float(loss)
+        if last and at > last[0] and mono_s >= last[1] and step - STEPS_AROUND < at <= step:
+            taken.append((mono_s - last[1]) / (at - last[0]))
+        last = (at, mono_s)
+    return losses, tuple(taken)
 
 
 def _events_around(path: Path, step: int) -> Iterator[dict[str, Any]]:
