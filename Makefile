@@ -47,6 +47,10 @@ lint: $(READY) ## ruff, shellcheck, shfmt
 	@$(PY) -m ruff format --check .
 	@tools/shell_lint.sh $(PY)
 
+.PHONY: faults
+faults: $(READY) ## every case of the fault catalogue, the long ones too, and its table
+	@$(PY) -m pytest -q -n 2 --dist worksteal -m fault --fault-table tests
+
 .PHONY: campaign
 campaign: $(READY) ## the long versions of the sampled tests (an hour or so)
 	@$(PY) tests/campaign_checkpoints.py --kills 300 --mutants 2000 --seed 1

@@ -18,6 +18,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LIB = ROOT / "lib"
+# The fault catalogue's marks and table.
+pytest_plugins = ["fault_table"]
 TOY = Path(__file__).resolve().parent / "toy_trainer.py"
 # Far above anything that is expected: a loaded machine must not turn a test red.
 DEADLINE_S = 60.0

@@ -124,6 +124,8 @@ def test_merged_into_the_root_of_a_lab_that_has_no_such_folders(tmp_path: Path):
     assert [p.parent for p in lab.run_dirs()] == [folder / "runs"]
 
 
+@pytest.mark.fault("H10", by="launcher.sh: its own place resolved, everything quoted")
+@pytest.mark.fault("H11", by="doors: python -I, own folder last")
 def test_works_through_a_link_to_the_kit_from_any_folder_whatever_its_name(kit: Kit, weird_tmp_path: Path):
     real = weird_tmp_path / 'the kit\'s \n "own" $(touch pwned) place'
     copy_kit(real)
@@ -143,11 +145,14 @@ def test_works_through_a_link_to_the_kit_from_any_folder_whatever_its_name(kit: 
     assert len(kit.run_dirs()) == 1
 
 
+@pytest.mark.fault("H11", by="doors: python -I")
+@pytest.mark.fault("K10", by="doors: python -I")
 def test_nothing_of_a_lab_s_python_path_or_current_folder_is_run(lab: Lab):
     lab.env["PYTHONPATH"] = str(lab.folder / "lib")  # full of modules that fail when they are imported
     assert "no runs" in lab(lab.bin("runs"), cwd=lab.folder / "lib")
 
 
+@pytest.mark.fault("K10", by="launcher.sh: PYTHONPATH is appended to")
 def test_the_trainer_s_path_is_the_lab_s_first_and_never_has_an_empty_entry(kit: Kit):
     kit.config(trainer={"command": ["sh", "-c", 'echo "step 5 path=$PYTHONPATH"']})
     for given, expected in ((None, ""), ("", ""), ("/a:/b", "/a:/b:")):

@@ -129,6 +129,7 @@ def test_the_restricted_reader_stays_under_200_lines() -> None:
     assert len((LIB / "resumekit" / "proving" / "pickled.py").read_text().splitlines()) < 200
 
 
+@pytest.mark.fault("C1", by="archive: the zip directory at its end")
 def test_c1_a_file_cut_at_any_byte_is_refused(tmp_path: Path) -> None:
     (path,) = save_steps(tmp_path, 1)
     data = path.read_bytes()
@@ -139,11 +140,13 @@ def test_c1_a_file_cut_at_any_byte_is_refused(tmp_path: Path) -> None:
             archive.summarize(cut)
 
 
+@pytest.mark.fault("C2", by="archive: size and first bytes")
 def test_c2_empty_and_zeroed_files_are_refused(tmp_path: Path) -> None:
     refused(tmp_path / "x.pt", b"", "empty: 0 bytes")
     refused(tmp_path / "x.pt", bytes(100_000), "it begins with zeros")
 
 
+@pytest.mark.fault("C3", by="archive: structure and checksums")
 def test_c3_one_flipped_bit_anywhere_is_found_by_structure_and_checksums_or_hurts_no_record(tmp_path: Path) -> None:
     (path,) = save_steps(tmp_path, 1)
     torch.save(torch.load(path, weights_only=True), path)  # plain torch.save: with the archive's checksums
@@ -169,6 +172,7 @@ def test_c3_one_flipped_bit_anywhere_is_found_by_structure_and_checksums_or_hurt
     assert accepted < 400 * 0.5
 
 
+@pytest.mark.fault("C3", by="archive: the directory's attributes")
 def test_c3_a_record_that_is_marked_as_a_folder_is_refused(tmp_path: Path) -> None:
     """One flipped bit in the directory, which no checksum covers: torch.load then hands out memory as it finds it."""
     (path,) = save_steps(tmp_path, 1)
@@ -177,11 +181,13 @@ def test_c3_a_record_that_is_marked_as_a_folder_is_refused(tmp_path: Path) -> No
     refused(tmp_path / "x.pt", bytes(data), "record 'archive/data/1' is marked as a folder")
 
 
+@pytest.mark.fault("C4", by="archive: the zip directory at its end")
 def test_c4_bytes_behind_the_archive_are_refused(tmp_path: Path) -> None:
     (path,) = save_steps(tmp_path, 1)
     refused(tmp_path / "x.pt", path.read_bytes() + b"x", "bytes were appended")
 
 
+@pytest.mark.fault("C5", by="archive: first bytes and record names")
 def test_c5_other_files_are_refused_with_what_they_are(tmp_path: Path) -> None:
     refused(tmp_path / "x.pt", b"<html>404</html>", "not a file of torch.save")
     refused(tmp_path / "x.pt", gzip.compress(b"x" * 1000), "a gzip file")
@@ -189,6 +195,7 @@ def test_c5_other_files_are_refused_with_what_they_are(tmp_path: Path) -> None:
     refused(tmp_path / "x.pt", stored_zip({"hello.txt": b"hello"}), "records are missing")
 
 
+@pytest.mark.fault("C6", by="archive: every storage has its record")
 def test_c6_a_finalised_archive_with_missing_records_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +221,7 @@ def test_c6_a_finalised_archive_with_missing_records_is_refused(
     refused(tmp_path / "x.pt", pickle_zip(_tensor_pickle("0", 1, (1,), (1,))), "record 'data/0' is missing")
 
 
+@pytest.mark.fault("C9", by="archive: zip only, pickle protocol 2 only")
 def test_c9_old_formats_are_refused_with_a_hint(tmp_path: Path) -> None:
     value = {"global_step": 1, "w": torch.ones(2)}
     path = tmp_path / "x.pt"
@@ -227,6 +235,8 @@ def test_c9_old_formats_are_refused_with_a_hint(tmp_path: Path) -> None:
     refused(path, path.read_bytes(), "its pickle protocol is not 2")
 
 
+@pytest.mark.fault("C13", by="pickled: a name is never called")
+@pytest.mark.fault("K2", by="pickled: a name is never called")
 def test_c13_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     bomb = Payload(canary)
@@ -239,6 +249,7 @@ def test_c13_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path: 
     assert not canary.exists()
 
 
+@pytest.mark.fault("C13", by="torch_names: a list of plain names")
 @pytest.mark.parametrize(
     "name",
     ["builtins eval", "builtins getattr", "os system", "posix system", "subprocess Popen", "torch.hub load",
@@ -251,6 +262,7 @@ def test_c13_only_names_of_plain_data_are_known(tmp_path: Path, name: str) -> No
     refused(tmp_path / "x.pt", pickle_zip(data), "which is not plain data")
 
 
+@pytest.mark.fault("C15", by="archive: stored records only")
 def test_c15_a_compressed_record_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "z.zip", "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("a/data.pkl", pickled({"global_step": 1}))
@@ -259,6 +271,7 @@ def test_c15_a_compressed_record_is_refused(tmp_path: Path) -> None:
     refused(tmp_path / "x.pt", (tmp_path / "z.zip").read_bytes(), "is compressed; torch.save never does that")
 
 
+@pytest.mark.fault("C15", by="archive: the sizes add up to the file's")
 def test_c15_records_that_claim_more_than_the_file_or_overlap_are_refused(tmp_path: Path) -> None:
     good = stored_zip({"data.pkl": pickled({}), "version": b"3", "data/0": b"x" * 100})
     entry = good.rindex(b"PK\x01\x02")
@@ -273,6 +286,7 @@ def test_c15_records_that_claim_more_than_the_file_or_overlap_are_refused(tmp_pa
     refused(tmp_path / "x.pt", bytes(many), "zip directory is damaged")
 
 
+@pytest.mark.fault("C16", by="torch_names: a tensor fits its storage")
 def test_c16_an_expanded_tensor_is_refused(tmp_path: Path) -> None:
     """839 bytes of this made torch allocate 5 GiB."""
     for shape, stride in [
@@ -321,6 +335,8 @@ BOMBS = {
 }
 
 
+@pytest.mark.fault("C17", by="pickled: caps on size, count and depth")
+@pytest.mark.fault("K13", by="pickled: caps on size, count and depth")
 @pytest.mark.parametrize("name", sorted(BOMBS))
 def test_c17_a_pickle_made_to_exhaust_is_refused_or_read_in_bounded_time_and_memory(tmp_path: Path, name: str) -> None:
     data, reason = BOMBS[name]
@@ -344,6 +360,7 @@ def test_a_directory_that_claims_too_many_records_is_refused(tmp_path: Path) -> 
         "<4s4H2LH", b"PK\x05\x06", 0, 0, 65535, 65535, 2**31, 0, 0), "damaged|records")  # fmt: skip
 
 
+@pytest.mark.fault("C3", by="archive: every read is checked")
 def test_damaged_archives_of_every_kind_never_raise_anything_but_unreadable(tmp_path: Path) -> None:
     """800 files of random damage in directory and pickle."""
     model, optimizer = small_model()

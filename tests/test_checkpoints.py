@@ -46,6 +46,7 @@ def rewrite(path: Path, **changes: Any) -> None:
     beside.write_text(json.dumps({**json.loads(beside.read_text()), **changes}))
 
 
+@pytest.mark.fault("C22", by="checkpoints: full match, [0-9] only, numbers")
 def test_lists_newest_first_in_numeric_order_and_by_the_whole_name_only(tmp_path: Path) -> None:
     names = ["hrm_arc_step_9000.pt", "hrm_arc_step_10000.pt", "hrm_arc_step_00070.pt"]
     odd = ["hrm_arc_step_-1.pt", "hrm_arc_step_1e5.pt", "hrm_arc_step_٣.pt", "hrm_arc_step_5.pt\n",
@@ -72,6 +73,8 @@ def test_takes_the_newest_proven_and_opens_no_older_one(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.fault("C1", by="manifest: the size")
+@pytest.mark.fault("C19", by="checkpoints: the next older one")
 def test_c19_newest_bad_next_good_third_bad_takes_the_good_one_and_says_so(tmp_path: Path) -> None:
     for path in save_steps(tmp_path, 10, 20, 30)[::2]:
         path.write_bytes(path.read_bytes()[:-100])
@@ -80,6 +83,7 @@ def test_c19_newest_bad_next_good_third_bad_takes_the_good_one_and_says_so(tmp_p
     assert found[1:] == [(20, "chosen", "newest stable"), (10, "older", "older than the chosen one")]
 
 
+@pytest.mark.fault("C20", by="checkpoints: nothing is taken, nothing deleted")
 def test_c20_all_bad_or_none_at_all_are_two_sentences_and_nothing_is_removed(tmp_path: Path) -> None:
     with pytest.raises(NoStableCheckpoint, match="no checkpoint found in 'x'") as none:
         require(select([CheckpointFolder(tmp_path)]), "in 'x'")
@@ -94,6 +98,7 @@ def test_c20_all_bad_or_none_at_all_are_two_sentences_and_nothing_is_removed(tmp
     assert sorted(os.listdir(tmp_path)) == before
 
 
+@pytest.mark.fault("C23", by="checkpoints: order by step")
 def test_c23_a_newer_mtime_on_an_older_step_changes_nothing(tmp_path: Path) -> None:
     old, _ = save_steps(tmp_path, 10, 20)
     os.utime(old, (time.time() + 10**6,) * 2)
@@ -127,6 +132,7 @@ def test_without_any_manifest_the_newest_sound_file_is_taken_as_plausible_and_sa
     assert select([CheckpointFolder(tmp_path)], minimum="witnessed").chosen is None
 
 
+@pytest.mark.fault("C18", by="checkpoints: without a manifest only where nothing better is, and said")
 def test_a_plausible_one_is_taken_over_a_proven_one_only_when_asked_for_by_step(tmp_path: Path) -> None:
     save_steps(tmp_path, 10)
     save_plain(tmp_path, 20)
@@ -147,6 +153,7 @@ def test_a_flipped_bit_in_a_plausible_file_is_found_by_the_archives_checksums(tm
     assert found.chosen is None and "differs from its checksum" in found.candidates[0].reason
 
 
+@pytest.mark.fault("C3", by="manifest: the digest, by the sidecar's witness")
 def test_a_witness_makes_it_witnessed_and_a_later_change_is_found(tmp_path: Path) -> None:
     path = save_plain(tmp_path, 10)
     known = witness(path, 10, run_id="T-1_x", config_hash="a" * 64)
@@ -195,6 +202,8 @@ ODD_FILES = {
 }  # fmt: skip
 
 
+@pytest.mark.fault("C5", by="checkpoints: regular files inside their folder only")
+@pytest.mark.fault("C13", by="pickled: a name is never called")
 @pytest.mark.parametrize("with_manifest", [False, True], ids=["bare", "with a manifest"])
 @pytest.mark.parametrize("name", sorted(ODD_FILES))
 def test_c5_c13_the_wrong_thing_under_the_right_name_is_passed_over_with_its_reason(
@@ -220,6 +229,7 @@ def test_c5_c13_the_wrong_thing_under_the_right_name_is_passed_over_with_its_rea
     assert not (folder / "canary").exists()
 
 
+@pytest.mark.fault("C7", by="grades: a manifest that says so is refused")
 def test_c7_a_checkpoint_with_a_nan_is_kept_and_never_taken(tmp_path: Path) -> None:
     save_steps(tmp_path, 10)
     model, optimizer = small_model()
@@ -232,6 +242,7 @@ def test_c7_a_checkpoint_with_a_nan_is_kept_and_never_taken(tmp_path: Path) -> N
     ]
 
 
+@pytest.mark.fault("C12", by="checkpoints: one step in name, manifest and content")
 def test_c12_steps_that_disagree_are_refused(tmp_path: Path) -> None:
     save_plain(tmp_path, 40, global_step=30)
     assert rows(select([CheckpointFolder(tmp_path)])) == [(40, "passed", "step 40 in the name, 30 inside")]
@@ -245,6 +256,7 @@ def test_c12_steps_that_disagree_are_refused(tmp_path: Path) -> None:
     assert rows(select([CheckpointFolder(tmp_path / "b")]))[0][2] == "step 60 in the manifest, 50 inside"
 
 
+@pytest.mark.fault("C12", by="checkpoints: a step is a whole number")
 @pytest.mark.parametrize("step", [1.0, "40", True, -1, None, [40], torch.tensor(40)])
 def test_c12_a_step_inside_that_is_no_whole_number_is_no_step(tmp_path: Path, step: Any) -> None:
     save_plain(tmp_path, 40, global_step=step)
@@ -269,6 +281,7 @@ def test_what_the_resume_needs_must_be_inside(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.fault("C10", by="manifest: the run id")
 def test_c10_a_checkpoint_of_another_run_is_passed_over_unless_it_is_named(tmp_path: Path) -> None:
     (path,) = save_steps(tmp_path, 40)
     rewrite(path, run_id="T-9_x")
@@ -347,6 +360,13 @@ def test_a_trainer_that_loads_by_itself_may_call_its_weights_otherwise(tmp_path:
     assert taken is not None and taken.step == 7
 
 
+@pytest.mark.fault("C1", by="manifest: size, digest and step")
+@pytest.mark.fault("C2", by="manifest: size, digest and step")
+@pytest.mark.fault("C3", by="manifest: size, digest and step")
+@pytest.mark.fault("C4", by="manifest: size, digest and step")
+@pytest.mark.fault("C12", by="manifest: size, digest and step")
+@pytest.mark.fault("C18", by="manifest: size, digest and step")
+@pytest.mark.fault("C19", by="manifest: size, digest and step")
 def test_mutants_are_never_taken_as_proven_and_the_older_one_is_for_the_right_reason(tmp_path: Path) -> None:
     nursery = Nursery(tmp_path / "checkpoints")
     seen = set()

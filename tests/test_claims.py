@@ -38,6 +38,7 @@ def race(kit: Kit, racers: int) -> None:
 
 
 @pytest.mark.fault("H1", by="claims.py: exclusive create under the parent's lock")
+@pytest.mark.fault("J11", by="claims: exclusive create under the parent's lock")
 def test_twelve_racers_of_one_continuation_start_one_trainer(kit: Kit):
     race(kit, 12)
 

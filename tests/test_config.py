@@ -158,6 +158,7 @@ def test_lists_are_replaced_and_sections_are_merged() -> None:
     assert resolve(text, "A")["optimizer"] == {"betas": [0.8, 0.9], "lr": 1.0}
 
 
+@pytest.mark.fault("I1", by="config: typed by the schema")
 def test_numbers_become_what_the_schema_says() -> None:
     resolved = resolve(BASE + "training: {max_steps: 1e5, seed: 3.0}\noptimizer: {lr: 1, betas: [0, 0.5]}\n")
     assert json.dumps([resolved["training"], resolved["optimizer"]]) == (
@@ -229,6 +230,7 @@ def test_nothing_behind_the_equals_sign_is_null_or_the_empty_text() -> None:
 TEXTS = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), max_size=60)
 
 
+@pytest.mark.fault("I12", by="settings, yaml_writer: exact both ways")
 @settings(max_examples=200, deadline=None, derandomize=True, database=None)
 @given(TEXTS)
 def test_any_text_given_as_setting_comes_back_exactly_through_both_files(text: str) -> None:
@@ -246,6 +248,7 @@ def test_any_text_given_as_setting_comes_back_exactly_through_both_files(text: s
     assert json.loads(json.dumps(resolved)) == resolved
 
 
+@pytest.mark.fault("I12", by="settings: what is no YAML value is a text")
 @pytest.mark.parametrize(
     "value",
     [
@@ -270,6 +273,8 @@ def test_a_text_with_newline_colon_hash_or_quote_is_taken_as_typed(value: str) -
     assert resolve(BASE, None, f"experiment.notes={value}")["experiment"]["notes"] == value
 
 
+@pytest.mark.fault("I10", by="schema: the nearest known key")
+@pytest.mark.fault("I11", by="settings: form and type, quoted")
 @pytest.mark.parametrize(
     ("setting", "error", "says"),
     [
@@ -409,6 +414,7 @@ def hash_of(text: str, *overrides: str) -> str:
     return config.config_hash(resolve(BASE + text, None, *overrides), KIT)
 
 
+@pytest.mark.fault("I14", by="config: canonical JSON, typed numbers")
 def test_the_hash_is_stable_under_order_comments_and_spelling() -> None:
     reference = hash_of("training: {seed: 1, max_steps: 100000}\noptimizer: {lr: 1e-4, betas: [0.9, 1e-1]}\n")
     assert reference == hash_of(
@@ -421,6 +427,7 @@ def test_the_hash_is_stable_under_order_comments_and_spelling() -> None:
     assert re.fullmatch("[0-9a-f]{64}", reference)
 
 
+@pytest.mark.fault("I14", by="config: canonical JSON, typed numbers")
 def test_the_hash_survives_writing_and_reading() -> None:
     resolved = shipped("EXP-01")
     for text in (yaml_writer.dump(resolved), json.dumps(resolved)):
@@ -456,6 +463,7 @@ def test_the_hash_changes_with_what_shapes_the_training_and_with_nothing_else(ke
     assert (config.config_hash(changed, KIT) != config.config_hash(base, KIT)) is inside
 
 
+@pytest.mark.fault("I14", by="config: canonical JSON")
 def test_different_configs_have_different_hashes() -> None:
     """1,000 different small configs: 1,000 hashes, whatever the neighbouring keys hold."""
     rng = random.Random(3)
@@ -513,6 +521,7 @@ def test_the_resolved_config_is_written_as_yaml_json_and_a_copy_of_the_original(
     ]
 
 
+@pytest.mark.fault("I15", by="config: written before the start")
 def test_a_resolved_config_that_cannot_be_written_is_an_error_of_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "resolved_config.yaml").mkdir()
     with pytest.raises(KitError) as caught:

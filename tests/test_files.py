@@ -23,6 +23,7 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["status.json"]
 
 
+@pytest.mark.fault("K4", by="files: rename over a link")
 def test_a_link_under_that_name_is_replaced_not_followed(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")
@@ -31,6 +32,7 @@ def test_a_link_under_that_name_is_replaced_not_followed(tmp_path: Path) -> None
     assert (victim.read_text(), (tmp_path / "status.json").read_bytes()) == ("precious", b"new")
 
 
+@pytest.mark.fault("K4", by="files: exclusive create")
 def test_a_planted_temp_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")
@@ -55,6 +57,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_temp(tmp_path: Path) -> N
     assert (path.read_bytes(), os.listdir(tmp_path)) == (b"old", ["status.json"])
 
 
+@pytest.mark.fault("K4", by="files: exclusive create")
 def test_a_file_is_made_only_once(tmp_path: Path) -> None:
     files.write_new(tmp_path / "claim", b"mine")
     with pytest.raises(FileExistsError):
@@ -78,6 +81,7 @@ def test_what_is_no_regular_file_is_unreadable_and_not_waited_for(tmp_path: Path
         files.read_bounded(path)
 
 
+@pytest.mark.fault("K13", by="files: 64 KiB and no more")
 def test_a_large_file_is_not_read_to_its_end(tmp_path: Path) -> None:
     path = tmp_path / "sparse"
     with open(path, "wb") as file:
@@ -86,6 +90,7 @@ def test_a_large_file_is_not_read_to_its_end(tmp_path: Path) -> None:
         files.read_json(path)
 
 
+@pytest.mark.fault("K2", by="files: strict JSON")
 @pytest.mark.parametrize("text", ["", "{", "NaN", '{"a": Infinity}', "[" * 60_000, "\xff", '{"a": 1e999999'])
 def test_what_is_not_strict_json_is_unreadable(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_bytes(text.encode("latin-1"))

@@ -36,6 +36,8 @@ def plan(kit: Kit, *words: str) -> tuple[int, str]:
     return code, said.getvalue() + out.buffer.getvalue().decode()
 
 
+@pytest.mark.fault("H9", by="lineage: one pattern for names")
+@pytest.mark.fault("H15", by="terminal: escape bytes are shown as text")
 @pytest.mark.parametrize("option", ["experiment", "name"])
 def test_every_hostile_name_of_a_run_is_refused_in_one_printable_line_or_is_harmless(kit: Kit, option: str):
     refused = 0
@@ -85,6 +87,8 @@ def start_with(kit: Kit, payload: str) -> None:
     assert pasted.stdout.decode() == f"<{payload}>" and canaries(kit) == []
 
 
+@pytest.mark.fault("H9", by="launcher.sh: NUL-separated fields, nothing evaluated")
+@pytest.mark.fault("K1", by="launcher.sh: NUL-separated fields, nothing evaluated")
 @pytest.mark.parametrize("payload", SAMPLE, ids=range(len(SAMPLE)))
 def test_values_and_folders_are_carried_as_they_are_and_never_run(kit: Kit, payload: str):
     start_with(kit, payload)
@@ -111,6 +115,7 @@ def through_make(kit: Kit, payload: str) -> None:
 MAKE_SAMPLE = ["$(shell touch pwned)", "$(eval x:=$(shell touch pwned))", "`touch pwned`", "' ; touch pwned ; '"]
 
 
+@pytest.mark.fault("K1", by="resumekit.mk: values go through the environment")
 @pytest.mark.parametrize("payload", MAKE_SAMPLE, ids=range(4))
 def test_make_carries_words_as_they_are_typed_and_never_runs_them(kit: Kit, payload: str):
     through_make(kit, payload)
@@ -135,6 +140,9 @@ def test_make_hands_on_each_word_and_leaves_no_trace_of_itself(kit: Kit):
     assert done.stdout == "<--x * --y>\n0\n", done.stdout + done.stderr
 
 
+@pytest.mark.fault("C22", by="checkpoints: full match")
+@pytest.mark.fault("H9", by="listing: what is no run name is no run")
+@pytest.mark.fault("K1", by="checkpoints: names are data")
 def test_files_in_a_checkpoint_folder_may_be_called_anything(kit: Kit):
     run = kit.runs / "T-1_theirs"
     write_checkpoint(run / "checkpoints/hrm_arc_step_5.pt", 5)
@@ -150,6 +158,7 @@ def test_files_in_a_checkpoint_folder_may_be_called_anything(kit: Kit):
     assert {line.split()[0] for line in listed.splitlines()} == {"T-1_theirs", "NaN", "null"}, "the others are no runs"
 
 
+@pytest.mark.fault("H9", by="request: UTF-8 or refused")
 def test_bytes_that_are_no_text_are_refused_or_carried(kit: Kit):
     raw = os.fsdecode(b"caf\xe9")
     (kit.folder / raw).mkdir()
@@ -198,6 +207,9 @@ MISTAKES = [
 ]
 
 
+@pytest.mark.fault("I10", by="schema: the nearest known key")
+@pytest.mark.fault("I11", by="settings: form and type")
+@pytest.mark.fault("H17", by="request: one sentence before anything is made")
 @pytest.mark.parametrize("args, code, words", MISTAKES, ids=[" ".join(a).replace("\\", "") for a, _, _ in MISTAKES])
 def test_a_mistake_is_one_sentence_with_its_exit_code_and_nothing_made(
     kit: Kit, args: list[str], code: int, words: str
@@ -211,6 +223,7 @@ def test_a_mistake_is_one_sentence_with_its_exit_code_and_nothing_made(
     assert not list(kit.runs.glob("*"))
 
 
+@pytest.mark.fault("H17", by="config: no such file")
 def test_a_config_that_is_not_there_is_one_sentence(kit: Kit):
     kit.config_file = kit.folder / "gone.yaml"
     for command in ("run", "resume"):

@@ -24,6 +24,7 @@ from resumekit.basics import processes
 pytestmark = pytest.mark.usefixtures("valid_records")
 
 
+@pytest.mark.fault("H6", by="shim: exit.json; no pipe")
 @pytest.mark.parametrize(
     ("toy_args", "code", "state"),
     [
@@ -50,6 +51,7 @@ def test_the_trainer_s_exit_code_is_the_launcher_s(kit: Kit, toy_args: tuple, co
     assert f"resumekit: ended (code {code}{by_signal}), elapsed " in last
 
 
+@pytest.mark.fault("H17", by="shim: 127 in exit.json")
 def test_a_program_that_goes_away_before_its_start_is_127(kit: Kit) -> None:
     program = kit.folder / "trainer"
     program.write_text("#!/no/such/interpreter\n")
@@ -61,6 +63,7 @@ def test_a_program_that_goes_away_before_its_start_is_127(kit: Kit) -> None:
     assert "could not be started: No such file or directory" in (run / "logs" / "train.log").read_text()
 
 
+@pytest.mark.fault("H21", by="shim: no stdin for anybody")
 def test_the_trainer_has_no_input_and_what_it_needs_in_its_environment(kit: Kit, tmp_path: Path) -> None:
     script = tmp_path / "trainer.py"
     script.write_text("import json, os, sys; print(json.dumps([sys.stdin.read(), dict(os.environ), 'ä', os.getcwd()]))")
@@ -86,12 +89,15 @@ def test_a_search_path_gets_no_empty_entry(kit: Kit) -> None:
     assert done.stdout == f"{LIB}\n"
 
 
+@pytest.mark.fault("H22", by="launcher.sh: PYTHONUTF8=1")
 def test_non_ascii_output_in_the_c_locale_kills_nobody(kit: Kit) -> None:
     kit.config(trainer={"command": ["{python}", "-c", "print('\\u2713 \\u00e4')"]})
     env = {"LC_ALL": "C", "PYTHONUTF8": "", "PYTHONIOENCODING": "", "PYTHONCOERCECLOCALE": "0"}
     assert kit("run", "T-1", env=env).stdout == "✓ ä\n"
 
 
+@pytest.mark.fault("H19", by="launcher.sh: umask o-w")
+@pytest.mark.fault("K9", by="launcher.sh: umask o-w")
 def test_under_an_open_umask_nothing_is_everybody_s_to_change(kit: Kit) -> None:
     kit("run", "T-1", umask=0)
     (run,) = kit.run_dirs()
@@ -198,6 +204,8 @@ def test_ctrl_c_twice_ends_now(kit: Kit) -> None:
     assert (run / "checkpoints" / "hrm_arc_step_3.pt").exists()
 
 
+@pytest.mark.fault("H5", by="launcher.sh: background and wait, forwarded at once")
+@pytest.mark.fault("J8", by="launcher.sh: forwarded at once; save_checkpoint is whole or absent")
 def test_term_once_and_twice_to_the_launcher(kit: Kit) -> None:
     kit.config("--delay", "0.02", **LONG)
     process = kit.popen("run", "T-1")
@@ -230,6 +238,7 @@ def test_term_to_everybody_at_once_is_term_once(kit: Kit) -> None:
     assert b"saved step" in out
 
 
+@pytest.mark.fault("H5", by="launcher.sh: traps before the start")
 def test_a_signal_while_the_trainer_is_just_starting_is_not_lost(kit: Kit) -> None:
     kit.config("--delay", "0.02", **LONG)
     process = kit.popen("run", "T-1")
@@ -337,6 +346,7 @@ def test_a_grandchild_that_holds_the_log_does_not_hold_the_launcher(kit: Kit) ->
     assert (process.returncode, kit.status(run)["state"]) == (0, "finished")
 
 
+@pytest.mark.fault("K14", by="launcher.sh: the wait for a sidecar in a pattern without end is bounded")
 def test_a_sidecar_that_hangs_does_not_hold_the_launcher_for_ever(kit: Kit) -> None:
     go = kit.folder / "go"
     kit.config("--at", "2", f"wait={go}")
@@ -357,6 +367,7 @@ def test_a_sidecar_that_hangs_does_not_hold_the_launcher_for_ever(kit: Kit) -> N
     assert json.loads((run / "exit.json").read_text())["code"] == 0
 
 
+@pytest.mark.fault("H21", by="launcher.sh: a session of its own")
 def test_detached_it_has_left_the_terminal(kit: Kit) -> None:
     go = kit.folder / "go"
     kit.config("--at", "3", f"wait={go}")

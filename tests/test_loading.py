@@ -165,6 +165,7 @@ def test_policies_that_are_not_there_are_refused_in_a_sentence(tmp_path: Path, h
         load(tmp_path / "never_opened.pt", **how)
 
 
+@pytest.mark.fault("C8", by="matching: all names and shapes before any load")
 def test_c8_names_and_shapes_that_do_not_fit_are_listed_and_nothing_is_loaded(tmp_path: Path) -> None:
     (path,) = save_steps(tmp_path, 4)
     model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Linear(5, 2))
@@ -180,6 +181,7 @@ def test_c8_names_and_shapes_that_do_not_fit_are_listed_and_nothing_is_loaded(tm
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.fault("C8", by="optimizer_state: the optimizer's class")
 def test_an_optimizer_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     (path,) = save_steps(tmp_path, 4)
     model, _ = small_model(9)
@@ -198,6 +200,7 @@ def test_a_counter_that_is_no_number_is_refused(tmp_path: Path) -> None:
             load(save_plain(tmp_path, 4, **{name: value}))
 
 
+@pytest.mark.fault("J5", by="environment_versions: the random numbers stay as they are")
 def test_a_changed_environment_resets_the_scaler_and_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = Everything(1)
     first.step()
@@ -212,6 +215,7 @@ def test_a_changed_environment_resets_the_scaler_and_is_said(tmp_path: Path, mon
     assert "[warn] threads: 1 at the save, 64 now: the resumed run may differ in its last bits" in lines
 
 
+@pytest.mark.fault("C3", by="proven_content: the digest before the load")
 def test_c3_a_flipped_bit_is_found_before_anything_is_loaded(tmp_path: Path) -> None:
     (path,) = save_steps(tmp_path, 4)
     flip(path)
@@ -223,6 +227,7 @@ def test_c3_a_flipped_bit_is_found_before_anything_is_loaded(tmp_path: Path) -> 
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.fault("C3", by="archive: checksums where there is no manifest")
 def test_c3_a_flipped_bit_in_a_file_without_a_manifest_is_found_by_its_checksums(tmp_path: Path) -> None:
     path = save_plain(tmp_path, 4)
     assert load(path).global_step == 4
@@ -231,6 +236,7 @@ def test_c3_a_flipped_bit_in_a_file_without_a_manifest_is_found_by_its_checksums
         load(path)
 
 
+@pytest.mark.fault("C5", by="proven_content: regular files only, opened without waiting")
 def test_c5_odd_files_are_refused_without_hanging(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo.pt")
     for path, said in [(tmp_path / "fifo.pt", "not a regular file"), (tmp_path, "not a regular file"),
@@ -239,6 +245,8 @@ def test_c5_odd_files_are_refused_without_hanging(tmp_path: Path) -> None:
             load(path)
 
 
+@pytest.mark.fault("C13", by="proven_content: the restricted reader, then weights_only=True")
+@pytest.mark.fault("C14", by="proven_content: weights_only=True is written out")
 @pytest.mark.parametrize("legacy", [False, True])
 def test_c13_c14_code_never_runs_even_where_the_environment_asks_for_it(
     tmp_path: Path, legacy: bool, monkeypatch: pytest.MonkeyPatch
@@ -256,6 +264,7 @@ def test_c13_c14_code_never_runs_even_where_the_environment_asks_for_it(
     assert not canary.exists()
 
 
+@pytest.mark.fault("C17", by="proven_content: the restricted reader before torch")
 def test_c17_bombs_are_refused_before_torch_sees_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_a: Any) -> None:
         raise AssertionError
@@ -270,6 +279,7 @@ def test_c17_bombs_are_refused_before_torch_sees_them(tmp_path: Path, monkeypatc
         load(path)
 
 
+@pytest.mark.fault("C24", by="proven_content: one descriptor for proof and load")
 def test_c24_a_file_swapped_between_proof_and_load_is_loaded_from_the_proven_descriptor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,6 +300,7 @@ def test_c24_a_file_swapped_between_proof_and_load_is_loaded_from_the_proven_des
     assert torch.equal(model.state_dict()["0.weight"], want)
 
 
+@pytest.mark.fault("C24", by="proven_content: size and times again after the load")
 def test_c24_a_file_rewritten_in_place_while_it_is_loaded_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -400,6 +411,7 @@ def test_numpys_random_numbers_go_on_too(tmp_path: Path) -> None:
     assert (numpy.random.randn(), numpy.random.rand(), random.random()) == want
 
 
+@pytest.mark.fault("C14", by="proven_content: weights_only=True is written out")
 def test_loading_asks_for_weights_only_and_nothing_else_does() -> None:
     """Every torch.load of the kit says weights_only=True; there is no second try without it."""
     calls = [

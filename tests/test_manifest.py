@@ -57,6 +57,7 @@ ODD_VALUES = [
 ]  # fmt: skip
 
 
+@pytest.mark.fault("C18", by="manifest: every field's type and range")
 @pytest.mark.parametrize("name", Manifest._fields)
 def test_schema_and_code_agree_on_every_odd_value_of_every_field(name: str) -> None:
     for odd in ODD_VALUES:
@@ -69,6 +70,7 @@ def test_schema_and_code_agree_on_every_odd_value_of_every_field(name: str) -> N
         assert code_accepts(value) == schema_accepts(value), (name, odd)
 
 
+@pytest.mark.fault("C18", by="manifest: version, name and fields")
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -85,6 +87,8 @@ def test_a_bad_manifest_is_refused_with_the_field(changes: dict[str, Any], reaso
         manifest.parse({**VALID, **changes}, "hrm_arc_step_400.pt")
 
 
+@pytest.mark.fault("C18", by="files: bounded, strict JSON")
+@pytest.mark.fault("K13", by="files: bounded, strict JSON")
 @pytest.mark.parametrize(
     "content",
     [b"", b"{", b"[]", b"null", b"[" * 100_000, b'{"a": NaN}', b"\xff\xfe", b'{"step": ' + b"9" * 5000 + b"}",

@@ -52,6 +52,7 @@ def test_a_live_process_is_alive_and_hears(sleeper: subprocess.Popen) -> None:
     assert sleeper.wait() == -signal.SIGTERM
 
 
+@pytest.mark.fault("K11", by="processes: start time, boot id, host, token")
 @pytest.mark.parametrize(
     ("forged", "verdict"),
     [
@@ -69,6 +70,7 @@ def test_a_stranger_is_never_signalled(sleeper: subprocess.Popen, forged: dict, 
     assert sleeper.poll() is None
 
 
+@pytest.mark.fault("K11", by="processes: unknown is not ours")
 def test_a_process_without_any_token_is_unknown_and_never_signalled() -> None:
     """A trainer that has written its title over its environment is not dead, and not for sure ours."""
     process = start("import time; print(flush=True); time.sleep(300)", token=None)
@@ -147,12 +149,14 @@ def children(pid: int) -> list[int]:
         return [int(child) for child in file.read().split()]
 
 
+@pytest.mark.fault("K11", by="processes: never the own process")
 def test_nobody_kills_himself() -> None:
     own = processes.identify(os.getpid())
     assert own is not None
     assert not processes.send(own, signal.SIGTERM)
 
 
+@pytest.mark.fault("K11", by="processes: a pid is above 1")
 @pytest.mark.parametrize(
     "fields",
     [

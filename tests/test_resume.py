@@ -77,6 +77,7 @@ def test_a_branch_to_another_experiment_keeps_the_name_of_its_base_and_is_compar
     assert "model.hidden_size: null -> 4: the weights have another shape" in said
 
 
+@pytest.mark.fault("C10", by="plan: the parent's config")
 def test_a_checkpoint_of_another_model_is_refused(kit: Kit):
     sizes = {"T-1": {"name": "toy"}, "T-2": {"name": "other", "model": {"hidden_size": 8}}}
     kit.config("--save-every", "5", training={"max_steps": 20}, experiments=sizes)
@@ -86,6 +87,7 @@ def test_a_checkpoint_of_another_model_is_refused(kit: Kit):
     assert "model.hidden_size: 8 -> null: the weights have another shape" in kit("resume", *args, code=6).stderr
 
 
+@pytest.mark.fault("C11", by="changes: what each key costs")
 @pytest.mark.parametrize(
     "setting, relation",
     [
@@ -104,6 +106,7 @@ def test_changes_that_cost_nothing_or_only_the_data_position_are_made(kit: Kit, 
     assert own["relation"] == relation and resolved[section][name] == int(value) and own["settings"] == [setting]
 
 
+@pytest.mark.fault("C11", by="plan: consent or refusal, key by key")
 @pytest.mark.parametrize(
     "args, code, words",
     [
@@ -160,6 +163,7 @@ def test_a_planned_swap_is_refused_at_its_step_and_not_before(kit: Kit):
     kit("resume", "T-1", "--step", "5")
 
 
+@pytest.mark.fault("I16", by="resume_config: the run's own copy")
 def test_the_run_s_own_config_rules_over_an_edited_one_unless_asked_otherwise(kit: Kit):
     killed(kit, "--set", "status.interval_s=3")
     kit.config("--save-every", "5", training={"max_steps": 20}, validation={"fast_eval_every": 4})
@@ -233,6 +237,7 @@ def test_resumes_of_resumes_go_twenty_deep(kit: Kit):
     assert [c["step"] for c in shown(kit, "T-1")["candidates"]] == list(range(21, 0, -1))
 
 
+@pytest.mark.fault("H3", by="claims: a pin spares the step")
 def test_a_branch_from_a_live_run_pins_its_step_and_leaves_it_alone(kit: Kit):
     gate = kit.folder / "gate"
     kit.config("--save-every", "5", "--at", "12", f"wait={gate}", training={"max_steps": 20})
@@ -272,6 +277,7 @@ def test_a_dry_run_touches_nothing_and_ends_as_the_real_one_would(kit: Kit):
     assert machine["checkpoint"]["path"] == str(run / "checkpoints/hrm_arc_step_15.pt")
 
 
+@pytest.mark.fault("H4", by="heads: refused, a branch is free")
 def test_a_finished_run_can_be_branched_from(kit: Kit):
     kit.config("--save-every", "5", training={"max_steps": 20})
     kit("run", "T-1")
@@ -294,6 +300,8 @@ while checkpoint and time.monotonic() < deadline:
 """
 
 
+@pytest.mark.fault("C3", by="proof: digest beside the start; quarantine")
+@pytest.mark.fault("C19", by="quarantine: the next one is taken")
 @pytest.mark.parametrize("how", ["EXP", "run id", "detached"])
 def test_a_checkpoint_that_fails_its_proof_is_quarantined_and_the_next_one_taken(kit: Kit, how: str):
     run = killed(kit, at=22, steps=40)

@@ -90,6 +90,7 @@ def test_fresh_begins_anew_whatever_there_is(kit: Kit):
     assert record(newest)["relation"] == "fresh" and "resume@" not in newest.name
 
 
+@pytest.mark.fault("H2", by="launch: plain mkdir, a number behind")
 def test_a_second_run_of_the_same_minute_gets_a_number(kit: Kit):
     for _ in range(3):
         kit("run", "T-1", "--fresh", "--set", "training.max_steps=1")
@@ -114,6 +115,7 @@ def test_resume_takes_the_named_file(kit: Kit, place: str):
     assert own["parent_run_id"] == (first.name if place == "a run of this folder" else None)
 
 
+@pytest.mark.fault("C20", by="choice: exit 3, two sentences")
 def test_no_checkpoint_and_no_stable_checkpoint_are_two_sentences_with_one_code(kit: Kit):
     kit("run", "T-1")  # saves nothing
     [run] = kit.run_dirs()
@@ -141,6 +143,7 @@ def test_only_a_best_checkpoint_is_not_begun_anew_over(kit: Kit):
     assert record(kit.run_dirs()[-1])["parent_step"] == 2
 
 
+@pytest.mark.fault("H4", by="heads: refused with what to do")
 def test_a_finished_run_is_not_continued(kit: Kit):
     kit.config("--save-every", "5", training={"max_steps": 5})
     kit("run", "T-1")
@@ -150,6 +153,7 @@ def test_a_finished_run_is_not_continued(kit: Kit):
     assert kit.run_dirs() == [run]
 
 
+@pytest.mark.fault("H3", by="heads: pid and host of the live one")
 @pytest.mark.parametrize("has_checkpoint", [True, False])
 def test_a_live_run_is_refused_with_pid_and_host(kit: Kit, has_checkpoint: bool):
     gate = kit.folder / "gate"
@@ -177,6 +181,8 @@ def test_a_dry_run_makes_nothing_not_even_the_runs_folder(kit: Kit):
     assert tree(kit.runs) == before
 
 
+@pytest.mark.fault("H16", by="preflight: the target is named")
+@pytest.mark.fault("J12", by="preflight: the target is named")
 def test_the_dataset_is_linked_and_a_dangling_one_refused_before_anything_is_made(kit: Kit):
     data = kit.folder / "data"
     data.symlink_to("/mnt/gone/arc")
@@ -189,12 +195,14 @@ def test_the_dataset_is_linked_and_a_dangling_one_refused_before_anything_is_mad
     assert os.readlink(kit.run_dirs()[0] / "dataset") == str(data)
 
 
+@pytest.mark.fault("H17", by="preflight: the program is looked for")
 def test_a_missing_program_is_refused_before_anything_is_made(kit: Kit):
     kit.config(trainer={"command": ["no-such-trainer", "--x"]})
     assert "the trainer's program 'no-such-trainer' is not there" in kit("run", "T-1", code=127).stderr
     assert not kit.runs.exists()
 
 
+@pytest.mark.fault("H8", by="preflight: the folder is looked at")
 @pytest.mark.parametrize("kind", ["a file", "a dangling link"])
 def test_a_runs_folder_that_is_none_is_refused_with_its_path(kit: Kit, kind: str):
     if kind == "a file":
@@ -205,6 +213,7 @@ def test_a_runs_folder_that_is_none_is_refused_with_its_path(kit: Kit, kind: str
     assert said.returncode in (1, 2) and "runs'" in said.stderr and "Traceback" not in said.stderr
 
 
+@pytest.mark.fault("H8", by="paths: a link to a folder is a folder")
 def test_a_linked_runs_folder_works(kit: Kit):
     real = kit.folder / "a disk"
     real.mkdir()
@@ -225,6 +234,9 @@ def on_a_small_disk(kit: Kit, options: str) -> subprocess.CompletedProcess:
     return subprocess.run(argv, env=kit.env, capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.fault("H7", by="preflight: room and inodes; launch takes its folder away")
+@pytest.mark.fault("H8", by="preflight: read-only")
+@pytest.mark.fault("I15", by="launch: written before the start")
 @pytest.mark.parametrize(
     "options, words",
     [
@@ -240,6 +252,8 @@ def test_a_disk_without_room_is_refused_and_nothing_is_left(kit: Kit, options: s
     assert result.stdout in ("code 1\n", "code 4\n"), "an exit code before the start, and an empty folder"
 
 
+@pytest.mark.fault("H19", by="launcher.sh: umask o-w")
+@pytest.mark.fault("K9", by="launcher.sh: umask o-w")
 def test_nobody_else_may_write_into_a_run_whatever_the_umask_says(kit: Kit):
     argv = ["bash", "-c", 'umask 000; "$@"', "-", *kit.argv("run", "T-1")]
     assert subprocess.run(argv, env=kit.env, capture_output=True).returncode == 0
@@ -256,6 +270,8 @@ def test_a_failed_start_takes_its_folder_away_again(kit: Kit):
     assert not list(kit.runs.glob("T-1*")) and not list((kit.runs / ".live").glob("*"))
 
 
+@pytest.mark.fault("H1", by="launch: one start at a time, by a lock")
+@pytest.mark.fault("J11", by="launch: one start at a time, by a lock")
 def test_of_two_first_starts_at_once_one_begins_and_the_other_is_refused(kit: Kit):
     kit.config("--delay", "0.3", training={"max_steps": 10})
     both = [kit.popen("run", "T-1") for _ in range(2)]

@@ -79,6 +79,8 @@ def test_the_schema_knows_every_field_and_nothing_else(kit: Kit):
     assert all("description" in node for node in SCHEMA["properties"].values())
 
 
+@pytest.mark.fault("K7", by="run_record: named variables, redacted diff, no remote")
+@pytest.mark.fault("K8", by="code_state: tracked files only")
 def test_planted_secrets_are_in_no_artifact(kit: Kit, repo: Path):
     git(repo, "remote", "add", "origin", f"https://lab:{SECRETS['remote']}@example.org/lab.git")
     changed = f"token = '{SECRETS['diff']}'\napi_key = \"{SECRETS['assigned']}\"\nprint('two')\n"
@@ -98,6 +100,7 @@ def test_planted_secrets_are_in_no_artifact(kit: Kit, repo: Path):
     assert b"print('two')" in (run / "code.patch").read_bytes()
 
 
+@pytest.mark.fault("K7", by="preflight: refused before anything is kept")
 @pytest.mark.parametrize("word", ["--api-key", "--hf_token"])
 def test_a_secret_on_the_command_line_is_refused_because_it_would_be_kept(kit: Kit, word: str):
     for args in (["--", word, "abcdef123456"], ["--", f"{word}=abcdef123456"], ["--", "x", "ghp_" + "a" * 30]):
@@ -124,6 +127,7 @@ def test_the_patch_applies_to_the_recorded_commit(kit: Kit, repo: Path):
     assert (clone / "binary").read_bytes() == bytes(range(256))
 
 
+@pytest.mark.fault("K1", by="code_state: git without the repository's programs")
 def test_a_repository_s_own_programs_are_not_run(kit: Kit, repo: Path):
     for key in ("diff.external", "core.fsmonitor", "diff.bad.textconv", "diff.bad.command"):
         git(repo, "config", key, "touch pwned; cat")
@@ -133,6 +137,7 @@ def test_a_repository_s_own_programs_are_not_run(kit: Kit, repo: Path):
     assert not list(repo.rglob("pwned")) and (kit.run_dirs()[0] / "code.patch").exists()
 
 
+@pytest.mark.fault("K8", by="code_state: a size cap")
 def test_a_large_diff_is_not_kept_but_its_digest_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(code_state, "MAX_PATCH_BYTES", 100)
     (tmp_path / "a").write_text("one\n")

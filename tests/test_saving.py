@@ -426,6 +426,7 @@ def test_b18_sweeping_removes_only_our_own_temp_files_of_dead_writers(tmp_path: 
 
 
 @pytest.mark.fault("B19", by="durable_file.py: O_EXCL and O_NOFOLLOW")
+@pytest.mark.fault("K4", by="durable_file: exclusive create, no link followed")
 def test_b19_a_planted_link_under_the_temp_name_is_not_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -501,6 +502,7 @@ def test_saving_in_a_thread_leaves_signals_alone_and_works(tmp_path: Path) -> No
     assert saved[0] is not None
 
 
+@pytest.mark.fault("K12", by="pruning: own regular files only, by their manifest")
 def test_pruning_keeps_the_newest_the_round_the_pinned_the_best_and_whatever_is_not_ours(run_dir: Path) -> None:
     folder = run_dir / "checkpoints"
     (run_dir / "claims" / "pin_3_T-1_child.json").write_text("{}")

@@ -300,6 +300,7 @@ def follower(tmp_path: Path, printed: bytes, saved: dict | None = None) -> LogFo
     return LogFollower(Run(paths, {"config_hash": HASH, "run_id": tmp_path.name}), saved or {})
 
 
+@pytest.mark.fault("K4", by="log_follower: no link is followed")
 def test_a_planted_link_is_not_written_through(tmp_path: Path) -> None:
     log = follower(tmp_path, b"a line\n")
     (tmp_path / "victim").write_text("precious")

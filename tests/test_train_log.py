@@ -22,6 +22,8 @@ def cleaned(data: bytes) -> bytes:
     return cleaner.feed(data) + cleaner.flush()
 
 
+@pytest.mark.fault("H14", by="train_log: bytes, replaced where they are no text")
+@pytest.mark.fault("H15", by="train_log: no escape sequence passes")
 @pytest.mark.parametrize(
     ("printed", "logged"),
     [
@@ -47,6 +49,7 @@ def test_a_line_is_cleaned(printed: bytes, logged: bytes) -> None:
     assert cleaned(printed) == logged
 
 
+@pytest.mark.fault("H13", by="train_log: CR begins the line anew")
 def test_ten_thousand_updates_of_a_bar_are_one_line() -> None:
     cleaner, lines = LineCleaner(), b"before\n"
     for i in range(10_000):
@@ -60,6 +63,7 @@ def test_the_second_bar_of_tqdm_does_not_flood_either() -> None:
     assert cleaned(b"\router" + bar + b"\n\rdone\n") == b"outer\ndone\n"
 
 
+@pytest.mark.fault("H13", by="train_log: bounded")
 def test_what_is_held_of_a_bar_is_bounded() -> None:
     cleaner = LineCleaner()
     for i in range(20_000):
@@ -91,6 +95,7 @@ def test_the_result_does_not_depend_on_chunks_nor_on_restarts(pieces: list[bytes
     assert lines == cleaned(data)
 
 
+@pytest.mark.fault("H15", by="train_log: no escape sequence passes")
 @given(st.binary(max_size=400))
 def test_every_line_has_the_prefix_and_is_safe_on_a_terminal(data: bytes) -> None:
     logged = stamp(cleaned(data), PREFIX)
@@ -100,6 +105,7 @@ def test_every_line_has_the_prefix_and_is_safe_on_a_terminal(data: bytes) -> Non
     assert all(c in "\t\n" or " " <= c < "\x7f" or c >= "\xa0" for c in text)
 
 
+@pytest.mark.fault("K14", by="train_log: pieces of 64 KiB")
 def test_a_line_of_a_megabyte_is_cut_into_pieces() -> None:
     lines = cleaned(b"x" * 1_000_000 + b"\nshort\n").split(b"\n")
     assert max(map(len, lines)) <= MAX_LINE_BYTES + train_log._SLACK_BYTES
@@ -107,6 +113,8 @@ def test_a_line_of_a_megabyte_is_cut_into_pieces() -> None:
     assert lines[-2:] == [b"short", b""]
 
 
+@pytest.mark.fault("K14", by="train_log: linear cleaning")
+@pytest.mark.fault("K13", by="train_log: linear cleaning")
 @pytest.mark.parametrize(
     "hostile",
     [
@@ -158,6 +166,7 @@ def test_a_pattern_that_is_none_is_left_out() -> None:
     assert log_patterns.found_steps(b"step 3\n", log_patterns.compiled({"step": "step [0-9]+"})) == []
 
 
+@pytest.mark.fault("K14", by="log_patterns: the first 4 KiB of a line")
 def test_a_costly_pattern_on_a_megabyte_stays_bounded() -> None:
     costly = log_patterns.compiled({"step": ".*step ([0-9]+)"})
     started = time.process_time()

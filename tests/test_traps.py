@@ -175,6 +175,7 @@ def test_the_averages_count_and_the_best_so_far_go_on(tmp_path: Path) -> None:
     assert (bundle.best_val_loss, bundle.start_epoch, bundle.global_step) == (0.125, 3, 4)
 
 
+@pytest.mark.fault("C8", by="partial_weights: half of the numbers must fit")
 def test_a_wrong_model_is_not_accepted_by_a_load_of_what_fits(tmp_path: Path) -> None:
     """mosaicml/composer#2216: strict=False and not one name in common is a fresh start that says it resumed."""
     path = save(tmp_path, model=Net(seed=1))

@@ -39,6 +39,7 @@ def refusal(text: str | bytes, reader: str = "pyyaml") -> str:
     return message
 
 
+@pytest.mark.fault("I1", by="yaml_scalars: the numbers of YAML 1.2")
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize(
     ("text", "value"),
@@ -73,6 +74,8 @@ def test_a_word_has_the_type_of_yaml_1_2(reader: str, text: str, value: object) 
     assert _same(read(f"a: {text}\n", reader)["a"], value)
 
 
+@pytest.mark.fault("I3", by="yaml_scalars: refused with how to write it")
+@pytest.mark.fault("I4", by="yaml_scalars: finite numbers only")
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize(
     "word",
@@ -112,6 +115,7 @@ def test_a_word_that_yaml_readers_disagree_about_is_refused_and_in_quotes_a_text
     assert read(f"a: '{word}'\n", reader) == {"a": word}
 
 
+@pytest.mark.fault("I3", by="yaml_scalars: one reading of every word")
 def test_no_accepted_word_is_another_value_to_pyyaml_but_for_numbers_of_yaml_1_2() -> None:
     """40,000 words: what we call a text, true, null or a number is that to PyYAML, or our number is its text."""
     rng = random.Random(7)
@@ -140,6 +144,7 @@ def test_no_accepted_word_is_another_value_to_pyyaml_but_for_numbers_of_yaml_1_2
     assert accepted > 20_000
 
 
+@pytest.mark.fault("I2", by="yaml_scalars: a key stands once")
 @pytest.mark.parametrize("reader", READERS)
 def test_duplicate_keys_are_refused_with_both_lines(reader: str) -> None:
     assert "'lr'" in refusal("a:\n  lr: 1\n  b: 2\n  lr: 3\n", reader)
@@ -149,6 +154,8 @@ def test_duplicate_keys_are_refused_with_both_lines(reader: str) -> None:
     assert "stands there twice" in refusal("a: {b: 1, b: 2}\n", reader)
 
 
+@pytest.mark.fault("I7", by="yaml_reader: no tag is known")
+@pytest.mark.fault("K2", by="yaml_reader: no tag is known")
 def test_tags_build_nothing(tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     for tag in ("!!python/object/apply:os.system", "!!python/name:os.system", "!x", "!!str", "!"):
@@ -158,6 +165,9 @@ def test_tags_build_nothing(tmp_path: Path) -> None:
     assert not canary.exists()
 
 
+@pytest.mark.fault("I6", by="yaml_reader: no anchors, no aliases")
+@pytest.mark.fault("I8", by="yaml_reader: depth and digits are counted first")
+@pytest.mark.fault("I9", by="yaml_reader: UTF-8, one document, sections")
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -199,6 +209,8 @@ def test_what_is_no_config_of_ours_is_refused_in_one_sentence(text: str | bytes,
     assert says in refusal(text)
 
 
+@pytest.mark.fault("I5", by="yaml_reader: no anchors, no aliases")
+@pytest.mark.fault("K13", by="yaml_reader: no anchors, no aliases")
 def test_an_alias_bomb_is_refused_before_anything_is_built_of_it() -> None:
     levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     levels += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
@@ -207,6 +219,7 @@ def test_an_alias_bomb_is_refused_before_anything_is_built_of_it() -> None:
     assert time.monotonic() - before < 1
 
 
+@pytest.mark.fault("I9", by="yaml_reader: byte order mark and CRLF are taken away")
 @pytest.mark.parametrize("reader", READERS)
 def test_byte_order_mark_and_crlf_change_nothing(reader: str) -> None:
     plain = yaml_reader.load("a:\n  b: 1\nc: [x]\n", "c.yaml", reader=reader)
@@ -220,6 +233,7 @@ def test_every_key_has_its_line(reader: str) -> None:
     assert document.lines == {("a",): 2, ("a", "b"): 3, ("a", "c"): 5, ("a", "c", "d"): 5, ("e",): 6}
 
 
+@pytest.mark.fault("I13", by="yaml_subset: refuses what it is not sure of")
 def test_the_subset_reader_never_differs_from_pyyaml_on_what_it_accepts() -> None:
     """20,000 documents near the edge of its grammar, a fifth of them accepted, and the shipped config with slips."""
     rng = random.Random(20261122)
@@ -255,6 +269,7 @@ def test_the_fuzz_would_notice_a_reader_that_differs(monkeypatch: pytest.MonkeyP
         test_the_subset_reader_never_differs_from_pyyaml_on_what_it_accepts()
 
 
+@pytest.mark.fault("I13", by="yaml_reader: our own scalars in either parser")
 def test_libyaml_and_pyyamls_own_parser_never_build_different_values(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(11)
     compared = 0
@@ -301,6 +316,8 @@ def test_any_text_is_read_or_refused_in_one_sentence(text: str | bytes) -> None:
             assert "\n" not in str(error)
 
 
+@pytest.mark.fault("I8", by="yaml_reader: a bounded file, depth counted first")
+@pytest.mark.fault("K13", by="yaml_reader: a bounded file, depth counted first")
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize(
     "unit",

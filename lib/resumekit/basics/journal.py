@@ -19,6 +19,8 @@ from .files import UnreadableFile, open_regular, utc_now
 DURABLE_EVENTS = frozenset({"launched", "checkpoint", "abort", "recovery", "exited"})
 # A line above this is no event of ours; a reader skips it instead of taking it into memory.
 MAX_LINE_BYTES = 1 << 20
+# Nothing of ours lies deeper; what a trainer hands on may, as deep as a parser goes.
+MAX_DEPTH = 32
 
 
 def append(path: Path, event: str, run_id: str | None, /, **fields: Any) -> None:
@@ -83,12 +85,14 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
 
 
-def _strict(value: Any) -> Any:
+def _strict(value: Any, depth: int = 0) -> Any:
     """Replace what strict JSON has no token for: a NaN in a log must not make the line unreadable."""
+    if depth > MAX_DEPTH and isinstance(value, (dict, list, tuple)):
+        return "..."
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return str(value)
     if isinstance(value, dict):
-        return {str(key): _strict(item) for key, item in value.items()}
+        return {str(key): _strict(item, depth + 1) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_strict(item) for item in value]
+        return [_strict(item, depth + 1) for item in value]
     return value

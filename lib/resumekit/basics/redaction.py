@@ -56,6 +56,12 @@ _SECRET_VALUE = re.compile(r"(?![0-9.eE+-]+$)[A-Za-z0-9][^\s]{7,}")
 _SHAPES = _PATTERNS[:4]
 
 
+def secret_line(text: bytes) -> int | None:
+    """Return the line, from 1, of the first secret that is known by its own shape; None without one."""
+    found = [match.start() for pattern in _SHAPES if (match := pattern.search(text))]
+    return text.count(b"\n", 0, min(found)) + 1 if found else None
+
+
 def secret_word(words: Sequence[str]) -> str | None:
     """Return the option, or the beginning of the word, that looks as if it carried a secret; None if none does.
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..basics.errors import DiskFull, InvalidFile, UsageError
 from ..basics.paths import KIT_ROOT, LIB, RunPaths, checkpoint_name
-from ..basics.redaction import secret_word
+from ..basics.redaction import secret_line, secret_word
 from ..configuration import config
 from . import command, interpreter
 from .choice import Choice
@@ -48,11 +49,12 @@ def check(choice: Choice, request: Request) -> Ready:
 
     Raises:
         UsageError: the command line carries what looks like a secret.
-        InvalidFile: data, folders or command of the config cannot be used.
+        InvalidFile: data, folders or command of the config cannot be used, or it holds what looks like a secret.
         ToolMissing: the trainer's program is not there.
     """
     root = root_of(choice.config, request.config_file)
     _refuse_secrets(request)
+    _refuse_secrets_in_the_config(choice, request)
     ready = Ready(
         root,
         _folder(root, config.get(choice.config, "trainer.cwd")),
@@ -122,6 +124,31 @@ def _refuse_secrets(request: Request) -> None:
                 f"'{found}' ({origin}) looks like a secret, and would be written into the run folder: "
                 "give it to the trainer in an environment variable instead"
             )
+
+
+def _refuse_secrets_in_the_config(choice: Choice, request: Request) -> None:
+    file = request.config_file
+    line = secret_line(file.content)
+    found = f"line {line}" if line else next(filter(None, map(_secret_in, _leaves(choice.config, ""))), None)
+    if found:
+        raise InvalidFile(
+            f"{found} of the config '{file.path}' looks like a secret, and would be copied into the run folder: "
+            "give it to the trainer in an environment variable instead"
+        )
+
+
+def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _leaves(item, f"{key}.{name}" if key else name)
+    else:
+        yield key, value
+
+
+def _secret_in(leaf: tuple[str, Any]) -> str | None:
+    key, value = leaf
+    words = [str(word) for word in value] if isinstance(value, list) else [f"{key}={value}"]
+    return f"'{key}'" if secret_word(words) else None
 
 
 def _refuse_unresumable(choice: Choice) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 MAX_RECORDS = 300_000
+MAX_DIRECTORY_BYTES = 64 << 20
 MAX_PICKLE_BYTES = 32 << 20
 # Reading with buffers of 16 MiB halves the speed (they leave the processor's cache).
 BUFFER_BYTES = 1 << 20
@@ -246,7 +247,7 @@ def _directory(descriptor: int, size: int) -> tuple[int, int, int]:
             raise UnreadableFile("its zip directory is damaged")
     if count > MAX_RECORDS:
         raise UnreadableFile(f"it claims {count:,} records, more than {MAX_RECORDS:,}")
-    if start + length != end or count * _ENTRY.size > length:
+    if start + length != end or count * _ENTRY.size > length or length > MAX_DIRECTORY_BYTES:
         raise UnreadableFile("its zip directory is damaged")
     return start, length, count
 

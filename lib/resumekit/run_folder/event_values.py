@@ -35,6 +35,10 @@ def seconds(value: Any) -> float | None:
     return value if number(value) is not None and 0 <= value < 1e12 else None
 
 
+def speed(value: Any) -> float | None:
+    return value if number(value) is not None and value >= 0 else None
+
+
 def text(value: Any) -> str | None:
     return value[:500] if isinstance(value, str) else None
 

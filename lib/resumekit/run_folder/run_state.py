@@ -11,7 +11,7 @@ from typing import Any
 
 from ..basics import causes, check
 from . import pace, symptoms
-from .event_values import at, count, fields, flag, integer, number, process, seconds, text
+from .event_values import at, count, fields, flag, integer, number, process, seconds, speed, text
 
 # Phases in which no step is expected; their time is left out of the speed.
 WAITING_PHASES = frozenset({"startup", "compile", "fast_eval", "full_eval", "checkpoint"})
@@ -89,8 +89,9 @@ def _step(state: State, event: Event) -> None:
     state.update(has_stepped=True, has_step_events=True)
     if event.get("source") != "log":
         state["tells_steps"] = True  # the trainer journals its steps: none need be read out of its log
-    for key in ("loss", "lr", "steps_per_sec"):
+    for key in ("loss", "lr"):
         _take(state, event, key, number)
+    _take(state, event, "steps_per_sec", speed)
     _take(state, event, "epoch", count)
 
 
@@ -179,7 +180,7 @@ def _heartbeat(state: State, event: Event) -> None:
             state["has_stepped"] = True  # the first beat may tell where it was resumed
         _advance(state, step, mono_s, event)  # all that a trainer with the heartbeat alone tells of its steps
         state["symptoms"] = symptoms.saw_loss(state.get("symptoms", {}), event.get("loss"), step, mono_s)
-        _take(state, event, "steps_per_sec", number)
+        _take(state, event, "steps_per_sec", speed)
     elif step is not None and mono_s is not None and symptoms.is_bad(event.get("loss")):
         state["symptoms"] = symptoms.saw_loss(state.get("symptoms", {}), event.get("loss"), step, mono_s)
 
@@ -260,7 +261,8 @@ _RECOVERY: dict[str, Callable[[Any], Any]] = {
 }  # fmt: skip
 # Every key of a state, with the type that a fold gives it.
 _TYPES: dict[str, Callable[[Any], Any]] = {
-    **dict.fromkeys(("loss", "lr", "lr_scale", "steps_per_sec", "best_eval_acc", "waited_s"), number),
+    **dict.fromkeys(("loss", "lr", "lr_scale", "best_eval_acc", "waited_s"), number),
+    "steps_per_sec": speed,
     **dict.fromkeys(("step_mono_s", "first_step_mono_s", "waiting_since_s", "active_mono_s"), seconds),
     **dict.fromkeys(("events", "step", "first_step", "resumed_step", "epoch", "last_fast_eval_step", "warnings",
                      "last_full_eval_step", "best_step", "last_checkpoint_step", "swap_from_step"), count),

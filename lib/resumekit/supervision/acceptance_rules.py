@@ -12,6 +12,7 @@ from statistics import median
 from typing import Any
 
 from ..basics.check import FAILED, PASSED, UNKNOWN, WARNED, WHOLE, Check, overall
+from ..run_folder.event_values import count, seconds, text
 from ..run_folder.run_state import WAITING_PHASES
 from .expectations import Expected
 from .rate_rules import judge_rates, judge_replay, judge_window
@@ -63,7 +64,7 @@ class Rules:
 
     def see(self, event: Mapping[str, Any]) -> None:
         """Take in one event of the run's own journal."""
-        kind, mono_s = event.get("event"), event.get("mono_s")
+        kind, mono_s = event.get("event"), seconds(event.get("mono_s"))
         if kind == "check" and isinstance(event.get("name"), str):
             self._verdicts[event["name"]] = str(event.get("verdict"))
         elif kind == "resumed" and type(event.get("step")) is int:
@@ -76,9 +77,9 @@ class Rules:
                 self._phase = event["scheduler_phase"], step if type(step) is int else None
         elif kind == "nonfinite" and len(self._steps) < LOSSES:
             self._not_finite = f"{event.get('what')} of step {event.get('step')}"
-        elif kind == "phase" and event.get("phase") in WAITING_PHASES:
+        elif kind == "phase" and text(event.get("phase")) in WAITING_PHASES:
             self._last = None
-        elif kind == "step" and type(event.get("step")) is int and type(mono_s) in (int, float):
+        elif kind == "step" and count(event.get("step")) is not None and mono_s is not None:
             self._see_step(event, event["step"], float(mono_s))
 
     def _see_load(self, event: Mapping[str, Any], step: int) -> None:

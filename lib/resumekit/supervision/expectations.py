@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from ..basics import journal, lr_scale
 from ..basics.files import UnreadableFile, read_json
+from ..run_folder.event_values import number, seconds, text
 from ..run_folder.run_state import WAITING_PHASES
 from ..run_folder.runs import Run, open_run
 
@@ -94,17 +95,25 @@ def read(run: Run) -> Expected | None:
         f"{slower} changed" if slower else "" if parent and _same_host(parent, run) else "another host or no parent",
         any(key.startswith("data.") for key in keys),
         _unscaled(rates, plan),
-        os.path.realpath(path) if isinstance(path, str) and "\0" not in path else None,
+        _resolved(path),
         run.setting("trainer", "loads_with_kit") is True,
         parent is not None and _same_host(parent, run) and _driver(run) is None and _driver(parent) is None,
     )
 
 
+def _resolved(path: Any) -> str | None:
+    """Return where a path from a file leads; None for what can be none."""
+    try:
+        return os.path.realpath(path) if isinstance(path, str) else None
+    except ValueError:  # a NUL, or half of a character
+        return None
+
+
 def is_planned(checkpoint: Any, expected: Expected, run: Run) -> bool:
     """Whether a loaded file is the planned one, or a copy inside the run's own folder; no teacher's."""
-    if expected.checkpoint is None or not isinstance(checkpoint, str) or "\0" in checkpoint:
+    found, own = _resolved(checkpoint), os.path.realpath(run.paths.run_dir)
+    if expected.checkpoint is None or found is None:
         return True
-    found, own = os.path.realpath(checkpoint), os.path.realpath(run.paths.run_dir)
     return found == expected.checkpoint or found.startswith(os.path.join(own, ""))
 
 
@@ -116,17 +125,17 @@ def _unscaled(rates: tuple[tuple[float, ...], ...], plan: dict[str, Any]) -> tup
     except ValueError:
         return ()
     factors = [scale(plan["step"] + index) for index in range(max(map(len, rates), default=0))]
-    if all(factor == 1.0 for factor in factors):
+    if all(factor == 1.0 for factor in factors) or not all(factors):
         return ()
     return tuple(tuple(rate / factor for rate, factor in zip(one, factors, strict=False)) for one in rates)
 
 
 def _is_replay(components: dict[str, Any], changes: list[dict[str, Any]]) -> bool:
     """Whether every component is simply loaded and nothing was changed that could touch a number."""
-    actions = {_mapping(one).get("action") for name, one in components.items()}
+    actions = [_mapping(one).get("action") for one in components.values()]
     restored = all(_mapping(components.get(name)).get("action") == "load" for name in ("rng", "data_position"))
     is_neutral = all(str(one.get("key")).startswith(_NEUTRAL_KEYS) for one in changes)
-    return restored and actions <= {"load", "absent"} and is_neutral
+    return restored and all(action in ("load", "absent") for action in actions) and is_neutral
 
 
 def _holder(run: Run, plan: dict[str, Any]) -> Run | None:
@@ -147,20 +156,20 @@ def _driver(run: Run) -> Any:
 def _around(path: Path, step: int) -> tuple[dict[int, float], tuple[float, ...]]:
     """Return (losses by step around `step`, seconds of each step up to it, waiting phases left out)."""
     losses: dict[int, float] = {}
-    seconds: list[float] = []
+    taken: list[float] = []
     last: tuple[int, float] | None = None
     for event in _events_around(path, step):
-        number, mono_s, loss = event.get("step"), event.get("mono_s"), event.get("loss")
-        if event["event"] == "phase" and event.get("phase") in WAITING_PHASES:
+        at, mono_s, loss = event.get("step"), seconds(event.get("mono_s")), number(event.get("loss"))
+        if event["event"] == "phase" and text(event.get("phase")) in WAITING_PHASES:
             last = None
-        if event["event"] != "step" or type(number) is not int or type(mono_s) not in (int, float):
+        if event["event"] != "step" or type(at) is not int or mono_s is None:
             continue
-        if abs(number - step) <= STEPS_AROUND and type(loss) in (int, float):
-            losses[number] = float(loss)
-        if last and number > last[0] and mono_s >= last[1] and step - STEPS_AROUND < number <= step:
-            seconds.append((mono_s - last[1]) / (number - last[0]))
-        last = (number, mono_s)
-    return losses, tuple(seconds)
+        if abs(at - step) <= STEPS_AROUND and loss is not None:
+            losses[at] = float(loss)
+        if last and at > last[0] and mono_s >= last[1] and step - STEPS_AROUND < at <= step:
+            taken.append((mono_s - last[1]) / (at - last[0]))
+        last = (at, mono_s)
+    return losses, tuple(taken)
 
 
 def _events_around(path: Path, step: int) -> Iterator[dict[str, Any]]:
@@ -201,7 +210,11 @@ def _fingerprint(path: Path) -> str | None:
 
 def _is_rate(one: Any) -> bool:
     after = one.get("after") if isinstance(one, dict) else None
-    return isinstance(after, list) and bool(after) and all(type(value) in (int, float) for value in after)
+    return isinstance(after, list) and bool(after) and all(_is_finite(value) for value in after)
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e300
 
 
 def _mapping(value: Any) -> dict[str, Any]:

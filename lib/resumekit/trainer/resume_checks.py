@@ -209,5 +209,6 @@ def _changed_keys(plan: TrainerPlan | None) -> list[str]:
         fields = read_json(Path(plan.path), MAX_PLAN_BYTES) if plan is not None else {}
     except UnreadableFile:
         return []
-    changes = [one for one in fields.get("changes") or () if isinstance(one, dict)]
+    known = fields.get("changes") if isinstance(fields, dict) else None
+    changes = [one for one in (known if isinstance(known, list) else ()) if isinstance(one, dict)]
     return [(_MACHINE if one.get("origin") == "environment" else "") + str(one.get("key")) for one in changes]

@@ -123,7 +123,7 @@ def _parse(name: str, fields: Any) -> TrainerPlan:
         {str(key): _decision(str(key), value) for key, value in components.items()},
         params,
         None if scale is None else lr_scale.from_fields(scale.get("factor"), scale.get("ramp")),
-        tuple(_rate(one) for one in fields.get("learning_rates") or ()),
+        tuple(_rate(one) for one in _list(fields.get("learning_rates"), "its learning_rates are not a list")),
         **_left_out(fields.get("recovery")),
     )
 
@@ -141,12 +141,16 @@ def _left_out(recovery: Any) -> dict[str, Any]:
 
 def _rate(value: Any) -> PlannedRate:
     _require(isinstance(value, dict), "one of its learning_rates is not an object")
-    base, after = value.get("base"), value.get("after") or []
+    not_numbers = f"the rates of {_short(value.get('key'))} are not numbers"
+    base, after = value.get("base"), _list(value.get("after"), not_numbers)
     numbers = [*after, *([] if base is None else [base])]
-    _require(
-        all(type(one) in (int, float) for one in numbers), f"the rates of {_short(value.get('key'))} are not numbers"
-    )
+    _require(all(type(one) in (int, float) and abs(one) < 1e300 for one in numbers), not_numbers)
     return PlannedRate(str(value.get("key"))[:MAX_WHY], base, tuple(map(float, after)))
+
+
+def _list(value: Any, otherwise: str) -> list[Any]:
+    _require(value is None or isinstance(value, list), otherwise)
+    return value or []
 
 
 def _decision(name: str, value: Any) -> Decision:
