@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -399,6 +400,22 @@ def test_what_a_dead_trainer_left_running_is_ended_before_the_next_one_starts(re
     (warning,) = events(first, "warning")
     assert warning["kind"] == "orphans_killed" and "0 do not end" in warning["message"], done.stderr
     assert events(second, "recovery")[0]["cause"] == "died"
+
+
+@pytest.mark.fault("K2", by="live_marker.py: a marker holds its own inode number")
+def test_a_copied_tree_of_runs_is_looked_at_and_nothing_in_it_is_started(recovered: Kit, tmp_path: Path):
+    recovered("run", "T-1", "--detach")
+    run = recovered.started()
+    wait_until(lambda: reached(run, 12), "step 12")
+    kill_all_of(run)
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-a", str(recovered.runs), str(copy)], check=True)
+    shutil.rmtree(recovered.runs)
+    recovered.runs = copy
+    assert "left alone: its marker" in watch_as_cron(recovered, code=8).stderr
+    time.sleep(1)
+    assert [path.name for path in recovered.run_dirs()] == [run.name]
+    assert not events(copy / run.name, "abort")
 
 
 def test_a_value_of_trainer_env_that_is_not_here_is_asked_for(recovered: Kit):

@@ -23,7 +23,7 @@ from ..planning.choice import CONTINUE, FRESH, Choice, refuse_continued
 from ..planning.code_state import Code
 from ..planning.heads import holder_of
 from ..planning.request import Request
-from ..run_folder import lineage
+from ..run_folder import lineage, live_marker
 from ..run_folder.runs import Run
 from . import run_record
 
@@ -213,9 +213,7 @@ def _fill(
         paths.dataset.symlink_to(ready.dataset)
     preflight.copy_checkpoint(choice, paths)
     write_new(paths.output_log, b"")
-    with contextlib.suppress(FileExistsError):
-        paths.live_marker.parent.mkdir()
-    write_atomic(paths.live_marker, b"")
+    live_marker.make(paths.live_marker)
 
 
 def _take_back(choice: Choice, paths: RunPaths) -> None:

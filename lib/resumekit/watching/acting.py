@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from ..basics import claims, processes, recorded_environment
 from ..basics.errors import DONE, KitError
 from ..basics.paths import LIB
-from ..run_folder import status
+from ..run_folder import live_marker, status
 from ..run_folder.runs import Run, RunTable
 from ..supervision import aborting
 from .abort_rules import SICK, WARNING
@@ -93,6 +93,9 @@ def _about(runs_dir: Path, look: Look) -> Iterator[Deed]:
         return
     if os.stat(run.paths.run_dir).st_uid != os.geteuid():
         yield Deed(look.run_id, "left alone: its folder belongs to another user")
+        return
+    if look.verdict == SICK and not live_marker.was_made_here(run.paths.live_marker):
+        yield Deed(look.run_id, "left alone: its marker in .live was not made by a launcher here, but copied")
         return
     state = status.read_state(run)
     view = status.look(run, state)
