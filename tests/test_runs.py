@@ -94,7 +94,7 @@ def test_a_recovery_is_shown_in_the_run_that_goes_on_and_the_reason_where_none_d
     why = "three starts in a row\x1b[31m came to nothing"
     journal.append(branch / "journal.jsonl", "recovery", branch.name, outcome="needs_attention", reason=why)
     lines = kit("runs").stdout.splitlines()
-    assert ["recovered from nonfinite" in line for line in lines] == [False, True, False, False]
+    assert ["taken up (nonfinite)" in line for line in lines] == [False, True, False, False]
     assert "needs_attention" in lines[2] and "three starts in a row\\x1b[31m came to nothing" in lines[2]
 
 

@@ -150,7 +150,7 @@ def _recovery(run: Run, seen: dict[str, Any]) -> list[str]:
     if known.get("outcome") == status.NEEDS_ATTENTION:
         return [plain(known.get("reason") or "it was given up")]
     if known.get("outcome") == status.RESUMED and known.get("child_run_id") == run.run_id:
-        return [plain(f"recovered from {known.get('cause')}")]
+        return [plain(f"taken up ({known.get('cause')})")]
     return []
 
 
