@@ -306,17 +306,23 @@ kit_job_runs() { # <job's pid>
 }
 
 kit_wait_for_last_lines() { # <keeper's pid>: bounded, a grandchild may hold the log open; 7 or 8 as the sidecar says
-  local timer code=0
-  (
-    trap 'kill "$!"; exit' TERM
-    sleep "$KIT_LAST_LINES_S" &
-    wait "$!"
-    kill -KILL "$1"
-  ) </dev/null >/dev/null 2>&1 &
-  timer=$!
-  disown "$timer"
-  kit_wait_for "$1" 2>/dev/null || code=$?
-  kill "$timer" 2>/dev/null || true
+  local keeper="$1" timer code
+  while :; do
+    code=0
+    (
+      trap 'kill "$!"; exit' TERM
+      sleep "$KIT_LAST_LINES_S" &
+      wait "$!"
+      kill -KILL "$keeper"
+    ) </dev/null >/dev/null 2>&1 &
+    timer=$!
+    disown "$timer"
+    kit_wait_for "$keeper" 2>/dev/null || code=$?
+    # Killed, and not by the timer, which still runs: then nobody has written down the end.
+    if ! kill "$timer" 2>/dev/null || ((code <= 128)); then break; fi
+    kit_keep_sidecar &
+    keeper=$!
+  done
   if ((code == KIT_CHECKS_FAILED || code == KIT_STOPPED_BY_RULE)); then return "$code"; fi
 }
 

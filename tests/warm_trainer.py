@@ -29,10 +29,10 @@ def client(address: str, module: str, argv: list[str]) -> int:
         signal.signal(number, lambda got, _frame: channel.send(bytes([got])))
     job = {"module": module, "argv": argv, "cwd": os.getcwd(), "environment": dict(os.environ)}
     socket.send_fds(channel, [json.dumps(job).encode()], [0, 1, 2])
-    code = channel.recv(1)
+    code = channel.recv(2)
     if not code:
         return 1
-    if code[0] > 128:  # killed by a signal: end alike
+    if code[1]:  # killed by a signal: end alike
         signal.signal(code[0] - 128, signal.SIG_DFL)
         os.kill(os.getpid(), code[0] - 128)
     return code[0]
@@ -78,7 +78,7 @@ def serve(address: str, modules: list[str]) -> None:
                 status = os.waitpid(pid, 0)[1]
                 code = 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
                 with contextlib.suppress(OSError):
-                    channel.send(bytes([code]))
+                    channel.send(bytes([code, os.WIFSIGNALED(status)]))
                 for watched in (channel.fileno(), pidfd):
                     if running.pop(watched, None):
                         poller.unregister(watched)

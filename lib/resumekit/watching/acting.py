@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,8 @@ from .watch import ENDED, WELL, Look
 
 CLI = str(LIB / "resumekit_cli.py")
 LAUNCHER = str(LIB / "launcher.sh")
+# A sidecar keeps account every five seconds; a launcher pauses for 32 s at most before it starts another.
+LEFT_ALONE_S = 90.0
 
 
 class Deed(NamedTuple):
@@ -103,13 +106,16 @@ def _about(runs_dir: Path, look: Look) -> Iterator[Deed]:
         yield from _about_live(run, state, view, look)
     elif look.verdict == SICK:
         yield from _about_over(run, state, view)
+    elif "launched" in state and "exited" not in state:
+        if view.launcher == processes.DEAD:
+            _start_sidecar(run)  # its end was written down by nobody; whoever does so takes the marker
     elif look.state != "never_started" or view.launcher == processes.DEAD:
         run.paths.live_marker.unlink(missing_ok=True)
 
 
 def _about_live(run: Run, state: dict[str, Any], view: status.View, look: Look) -> Iterator[Deed]:
-    if view.launcher == processes.DEAD and _start_sidecar(run):
-        yield Deed(run.run_id, "its launcher is gone: a sidecar of its own follows it now")
+    if (view.launcher == processes.DEAD or _is_left_alone(run)) and _start_sidecar(run):
+        yield Deed(run.run_id, "nobody follows it any more: a sidecar of its own does now")
     first = next((one for one in look.findings if one.verdict == SICK), None)
     if "aborted" in state:
         aborting.stop_aborted(run.paths.run_dir)  # again, if whoever began it was killed
@@ -151,6 +157,14 @@ def _start_sidecar(run: Run) -> bool:
     if is_free:
         _start([sys.executable, "-I", "-S", CLI, "sidecar", str(run.paths.run_dir)], dict(os.environ))
     return is_free
+
+
+def _is_left_alone(run: Run) -> bool:
+    """Whether nobody has kept account of a run for longer than its launcher would need to start another sidecar."""
+    for path in (run.paths.sidecar_state, run.paths.run_json):
+        with contextlib.suppress(OSError):
+            return time.time() - os.stat(path).st_mtime > LEFT_ALONE_S
+    return False
 
 
 def _start(command: list[str], environment: dict[str, str]) -> None:

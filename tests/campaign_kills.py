@@ -1,0 +1,197 @@
+#!/usr/bin/env python3
+"""Kill -9 for whoever takes part in a training, again and again, until it is done; then compare it bit for bit.
+
+Launcher, trainer, sidecar and watcher of a small training (tests/faults/night_trainer.py) are killed at random moments;
+the watcher comes back as cron would bring it. Nights of some twenty kills each, until there were so many. Judged by the
+oracle (never two trainers, no step lost beyond the newest proven checkpoint, one event per incident), and by the last
+checkpoint and every loss: those of a training that nobody has disturbed.
+Try it: `python tests/campaign_kills.py --kills 30 --seed 1`
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+TESTS = Path(__file__).resolve().parent
+sys.path.extend([str(TESTS), str(TESTS.parent / "examples" / "hrm_arc"), str(TESTS.parent / "lib")])
+
+from conftest import marked_pids
+from faults.nights import Night
+from faults.oracle import Oracle
+from warm_trainer import Server
+
+STEPS, EVERY, DELAY_S = 1000, 5, 0.01
+MEAN_S = 0.6  # between two kills
+NIGHT_S = 300.0  # a night that is longer has come to a standstill
+# How a process is known by its command line, and how often one of its kind is drawn.
+KINDS = {"trainer": b"warm_trainer.py", "launcher": b".sh", "sidecar": b"sidecar", "watcher": b"watch"}
+WEIGHTS = {"trainer": 4, "launcher": 2, "sidecar": 2, "watcher": 2}
+
+
+class Outcome(NamedTuple):
+    """What came of one night.
+
+    Args:
+        kills: kind -> how many were killed.
+        runs: how many runs it took.
+        faults: what the oracle and the comparison found; empty if it was as it must be.
+        elapsed_s: how long it took.
+    """
+
+    kills: Counter[str]
+    runs: int
+    faults: list[str]
+    elapsed_s: float
+
+
+class Cron:
+    """A watcher that looks every second, and comes back a moment after it was killed."""
+
+    def __init__(self, night: Night) -> None:
+        self._night, self._process, self._again_at = night, None, 0.0
+
+    def tick(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            return
+        if self._process is not None:
+            self._process, self._again_at = None, time.monotonic() + 0.5
+        elif time.monotonic() >= self._again_at:
+            nowhere = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            self._process = self._night.popen("abort-watch", "--every", "1", **nowhere, start_new_session=True)
+
+
+def reference(night: Night) -> Path:
+    """Train without any disturbance; returns the run."""
+    configure(night)
+    night("run", "T-2")
+    return night.run_dirs()[0]
+
+
+def configure(night: Night) -> None:
+    night.config(
+        "--every", str(EVERY), "--delay", str(DELAY_S), training={"max_steps": STEPS},
+        recover={"max_attempts": 1000}, checkpoint={"every": EVERY, "keep_last": None},
+    )  # fmt: skip
+
+
+def one_night(night: Night, whole: Path, draw: random.Random, most: int, mean_s: float = MEAN_S) -> Outcome:
+    """Start a training and kill `most` times at most; wait until it is done.
+
+    Args:
+        night: an empty folder of its own.
+        whole: the run to compare with.
+        draw: moments and victims.
+    """
+    begun, kills, cron = time.monotonic(), Counter[str](), Cron(night)
+    configure(night)
+    with Oracle(night.runs, lambda: night("run", "T-1", "--dry-run", code=None)) as oracle:
+        night("run", "T-1", "--detach")
+        next_s = time.monotonic() + draw.expovariate(1 / mean_s)
+        while not is_done(night) and time.monotonic() - begun < NIGHT_S:
+            cron.tick()
+            time.sleep(0.02)
+            if kills.total() < most and time.monotonic() >= next_s:
+                kills.update(filter(None, [kill_one(night, draw)]))
+                next_s = time.monotonic() + draw.expovariate(1 / mean_s)
+        last = night.run_dirs()[-1]
+        found = [] if is_done(night) else [f"not finished after {NIGHT_S:.0f} s: {last.name} is {night.state(last)}"]
+        time.sleep(1.5)  # what comes after the end must be nothing: the watcher is still there
+        with contextlib.suppress(AssertionError):
+            oracle.check()
+        found += oracle.faults()
+    night.clean_up()
+    return Outcome(kills, len(night.run_dirs()), found or differences(night, whole), time.monotonic() - begun)
+
+
+def is_done(night: Night) -> bool:
+    """Whether some run has come to its last step, or a person is called."""
+    return any(night.state(run) in ("finished", "needs_attention") for run in night.run_dirs())
+
+
+def kill_one(night: Night, draw: random.Random) -> str | None:
+    """KILL a process of a kind that is drawn; returns the kind, None where there is none of it now."""
+    kind = draw.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+    pids = sorted(pid for pid in marked_pids(f"RESUMEKIT_TEST_MARK={night.mark}") if kind_of(pid) == kind)
+    if not pids:
+        return None
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(draw.choice(pids), signal.SIGKILL)
+        return kind
+    return None
+
+
+def kind_of(pid: int) -> str | None:
+    """Return what a process of ours is, by its command line; None for the shim, a helper, or one that is gone."""
+    try:
+        argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    if any(word.endswith(b"shim.py") for word in argv):
+        return None
+    if any(word.endswith(KINDS["trainer"]) for word in argv):
+        return "trainer"
+    if b"sidecar" in argv or b"watch" in argv:
+        return "sidecar" if b"sidecar" in argv else "watcher"
+    return "launcher" if any(word.endswith((b"launcher.sh", b"run.sh")) for word in argv) else None
+
+
+def differences(night: Night, whole: Path) -> list[str]:
+    """Return what is different from the undisturbed run, in any loss or any value of the last checkpoint."""
+    from compare_runs import compare
+
+    done = [run for run in night.run_dirs() if night.state(run) == "finished"]
+    if len(done) != 1:
+        return [f"{len(done)} finished runs"]
+    return compare(done[0], whole)[0]
+
+
+def summary(outcomes: list[Outcome], seed: int) -> str:
+    kills = sum((one.kills for one in outcomes), Counter[str]())
+    listed = ", ".join(f"{count} {kind}" for kind, count in sorted(kills.items()))
+    bad = sum(bool(one.faults) for one in outcomes)
+    runs, elapsed_s = sum(one.runs for one in outcomes), sum(one.elapsed_s for one in outcomes)
+    return (
+        f"seed {seed}: {kills.total()} kills ({listed}) in {len(outcomes)} nights, {runs} runs, "
+        f"{bad} nights with a fault; {elapsed_s:.0f} s"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--keep", type=Path, help="where the nights are kept; else they are removed")
+    args = parser.parse_args(argv)
+    draw, outcomes, left = random.Random(args.seed), [], args.kills
+    with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as stack:
+        folder = args.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        server = Server(place, "faults.night_trainer")
+        stack.callback(server.close)
+        whole = reference(Night(folder / "whole", server))
+        while left > 0:
+            night = Night(folder / f"night{len(outcomes)}", server)
+            stack.callback(night.clean_up)
+            outcome = one_night(night, whole, draw, min(left, 25))
+            outcomes.append(outcome)
+            left -= outcome.kills.total()
+            told = f"{outcome.kills.total()} kills, {outcome.runs} runs, {outcome.elapsed_s:.0f} s"
+            print(f"night {len(outcomes)}: {told}", *outcome.faults[:5], sep="\n  ", flush=True)
+            if not outcome.kills.total():
+                break
+    print(summary(outcomes, args.seed))
+    return int(any(one.faults for one in outcomes))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,253 @@
+"""Section A of the catalogue, the trainer ends: each case a whole night under launcher, watcher and oracle."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+import campaign_kills
+from conftest import DEADLINE_S, events, wait_until
+from faults.nights import HANG_MINUTES, Night, one, proven_steps, record
+from warm_trainer import Server
+
+pytest_plugins = ["faults.night_fixtures"]
+
+
+def end(process: subprocess.Popen) -> tuple[int, str]:
+    """Wait for a launcher; returns (exit code, what it said)."""
+    _, said = process.communicate(timeout=DEADLINE_S)
+    return process.returncode, said.decode("utf-8", "replace")
+
+
+@pytest.mark.fault("A1", by="launcher.sh: recover, in the same process; loading.py: bit for bit")
+def test_kill_nine_at_random_moments_loses_nothing_and_changes_no_bit(tmp_path: Path, warm_server: Server) -> None:
+    """Ten kills of trainer, launcher, sidecar and watcher; `campaign_kills.py --kills 1000` is the long version."""
+    campaign_kills.STEPS, night = 300, Night(tmp_path / "night", warm_server)
+    try:
+        whole = campaign_kills.reference(Night(tmp_path / "whole", warm_server))
+        outcome = campaign_kills.one_night(night, whole, random.Random(11), most=10, mean_s=0.4)
+    finally:
+        night.clean_up()
+    assert outcome.faults == []
+    assert outcome.kills.total() >= 5 and outcome.runs > 1, outcome
+
+
+@pytest.mark.fault("A1", by="launcher.sh: recover; replay.py: the newest proven checkpoint")
+def test_a_killed_trainer_goes_on_from_its_newest_proven_checkpoint(warm_night: Night) -> None:
+    warm_night.config("--delay", "0.01", training={"max_steps": 60})
+    process = warm_night.popen("run", "T-1")
+    first = warm_night.started()
+    wait_until(lambda: len(proven_steps(first)) >= 2, "two checkpoints")
+    os.kill(warm_night.who(first, "trainer"), signal.SIGKILL)
+    child = warm_night.next_of(first)
+    code, said = end(process)
+    assert (code, warm_night.state(child)) == (0, "finished")
+    assert f"by signal 9: continuing '{first.name}'" in said
+    assert record(child)["parent_step"] == proven_steps(first)[-1]
+    assert one(first, "abort")["cause"] == "died"
+
+
+@pytest.mark.fault("A2", by="night_trainer: save_checkpoint; status.py: preempted; recovering.py: nothing to take up")
+def test_a_preempted_trainer_has_saved_is_left_alone_and_loses_no_step(warm_night: Night) -> None:
+    warm_night.config("--delay", "0.01", "--every", "1000", training={"max_steps": 60})
+    process = warm_night.popen("run", "T-1")
+    first = warm_night.started()
+    wait_until(lambda: len(events(first, "step")) > 5, "some steps")
+    os.kill(warm_night.who(first, "trainer"), signal.SIGTERM)  # the scheduler's, not the launcher's
+    assert end(process)[0] == 143
+    assert (warm_night.state(first), len(warm_night.run_dirs())) == ("preempted", 1)
+    warm_night.watch(code=0)
+    assert not events(first, "abort")
+    last = events(first, "step")[-1]["step"]
+    assert proven_steps(first) == [last]
+    warm_night("run", "T-1")
+    assert events(warm_night.run_dirs()[-1], "step")[0]["step"] == last + 1
+
+
+@pytest.mark.fault("A3", by="saving.py: deferred_signals; temp file and rename")
+def test_term_in_the_middle_of_a_save_makes_no_half_of_one(warm_night: Night) -> None:
+    warm_night.config("--delay", "0.005", "--every", "5", training={"max_steps": 2000})
+    process = warm_night.popen("run", "T-1")
+    first = warm_night.started()
+    trainer = warm_night.who(first, "trainer")
+
+    def in_a_save() -> bool:
+        return any(name.startswith(".") for name in os.listdir(first / "checkpoints"))
+
+    deadline = time.monotonic() + DEADLINE_S
+    while not in_a_save():
+        assert time.monotonic() < deadline
+    os.kill(trainer, signal.SIGTERM)
+    assert end(process)[0] == 143
+    assert not in_a_save(), "no temp file is left"
+    assert proven_steps(first)[-1] == events(first, "step")[-1]["step"]
+    warm_night("run", "T-1", "--dry-run", code=0)
+
+
+@pytest.mark.fault("A7", by="run_end.py: the end that was seen, and no guess at its cause")
+@pytest.mark.skipif(not os.access("/sys/fs/cgroup/memory", os.W_OK), reason="no memory cgroup may be made here")
+def test_a_trainer_that_the_kernel_kills_for_memory_is_taken_up(night: Night) -> None:
+    """A real kill by a memory cgroup; without evidence in the log it is called what was seen: signal 9."""
+    cgroup = Path("/sys/fs/cgroup/memory") / f"resumekit-{night.mark}"
+    cgroup.mkdir()
+    try:
+        (cgroup / "memory.limit_in_bytes").write_text(str(48 << 20))
+        script = night.once / "trainer.sh"
+        grow = 'print("step 1 loss 1", flush=True); time.sleep(.3); x = bytearray(1 << 30)'
+        script.write_text(
+            f"""if [ ! -e "$1/grown" ]; then
+  touch "$1/grown"; echo $$ > {cgroup}/cgroup.procs; exec python3 -c 'import time; {grow}'
+fi
+echo "step 1 loss 1"; echo "step 2 loss 1"
+"""
+        )
+        night.config(
+            trainer={"command": ["sh", str(script), str(night.once)], "resume_args": ["{checkpoint}"]},
+            training={"max_steps": 2},
+        )
+        code, _ = end(night.popen("run", "T-1"))
+        first, _child = night.run_dirs()
+        assert "oom_kill 1" in (cgroup / "memory.oom_control").read_text()
+    finally:
+        wait_until(lambda: not (cgroup / "cgroup.procs").read_text(), "nobody is left in the cgroup")
+        cgroup.rmdir()
+    assert code == 0
+    told = one(first, "abort")
+    assert (told["cause"], "by signal 9" in told["evidence"]) == ("died", True)
+
+
+@pytest.mark.fault("A8", by="shim.py: the signal in exit.json; launcher.sh: recover")
+@pytest.mark.parametrize("name", ["SEGV", "ABRT", "BUS"])
+def test_a_crash_by_signal_is_named_and_taken_up(warm_night: Night, name: str) -> None:
+    warm_night.config("--at", "25", f"die={name}", training={"max_steps": 40})
+    warm_night("run", "T-1", code=0)
+    first, child = warm_night.run_dirs()
+    number = int(signal.Signals[f"SIG{name}"])
+    assert one(first, "abort")["evidence"] == f"the trainer ended at step 24 by signal {number}"
+    assert (warm_night.state(child), record(child)["parent_step"]) == ("finished", 20)
+
+
+@pytest.mark.fault("A9", by="aborting.py: the log's last lines; hindrances.py: the budget")
+def test_an_exception_at_the_same_step_is_retried_inside_the_budget_and_its_last_words_are_kept(
+    warm_night: Night,
+) -> None:
+    warm_night.config("--at", "25", "raise=no such luck", training={"max_steps": 40}, recover={"max_attempts": 2})
+    done = warm_night("run", "T-1", code=1)
+    runs = warm_night.run_dirs()
+    assert [warm_night.state(run) for run in runs][-1] == "needs_attention"
+    # The first came to step 24, and each after it no further.
+    assert len(runs) == 3, done.stderr
+    lines = one(runs[0], "abort")["log_lines"]
+    assert len(lines) == 20 and "RuntimeError: no such luck" in lines[-1]
+    assert "2 starts in a row" in one(runs[-1], "abort")["evidence"]
+
+
+@pytest.mark.fault("A10", by="status.py: code 0 alone proves nothing")
+@pytest.mark.fault("A11", by="status.py: the last step; hindrances: said, not guessed at")
+def test_exit_0_before_the_last_step_is_ended_early_and_nobody_goes_on(night: Night) -> None:
+    night.config("--at", "7", "exit=256", "--save-every", "5", training={"max_steps": 20})
+    night("run", "T-1", code=0)
+    (run,) = night.run_dirs()
+    assert (night.state(run), night.status(run)["exit_code"]) == ("ended_early", 0)
+    night.watch(code=0)
+    assert night.run_dirs() == [run] and not events(run, "abort")
+
+
+@pytest.mark.fault("A12", by="bedside.py: no marker is left; recovering.py: nothing to take up")
+def test_the_watcher_does_nothing_about_a_normal_end_for_ever(night: Night) -> None:
+    night("run", "T-1", code=0)
+    (run,) = night.run_dirs()
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for _ in range(3):
+        assert night.watch(code=0).stdout == ""
+    night("abort-watch", "--stop", "T-1", code=1)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert night.run_dirs() == [run]
+
+
+@pytest.mark.fault("A13", by="sighting.py: fruitless starts; recovering.py: doubling waits")
+def test_a_crash_loop_stops_after_three_starts_a_second_and_two_apart(night: Night) -> None:
+    night.config(trainer={"command": ["{python}", "-c", "import no_such_module"]}, training={"max_steps": 20})
+    begun = time.monotonic()
+    done = night("run", "T-1", code=1)
+    assert time.monotonic() - begun >= 3.0
+    runs = night.run_dirs()
+    assert len(runs) == 3 and night.state(runs[-1]) == "needs_attention", done.stderr
+    at = [datetime.fromisoformat(one(run, "launched")["at"].replace("Z", "+00:00")).timestamp() for run in runs]
+    ends = [datetime.fromisoformat(one(run, "exited")["at"].replace("Z", "+00:00")).timestamp() for run in runs]
+    assert at[1] - ends[0] >= 0.9 and at[2] - ends[1] >= 1.9
+    night.watch(code=0)
+    assert len(night.run_dirs()) == 3
+
+
+@pytest.mark.fault("A15", by="launcher.sh: recover")
+def test_a_killed_data_worker_ends_the_trainer_with_a_sentence_and_it_goes_on(warm_night: Night) -> None:
+    warm_night.config("--at", "25", "worker", training={"max_steps": 40})
+    warm_night("run", "T-1", code=0)
+    first, child = warm_night.run_dirs()
+    assert any("DataLoader worker" in line and "killed" in line for line in one(first, "abort")["log_lines"])
+    assert warm_night.state(child) == "finished"
+
+
+@pytest.mark.fault("A16", by="aborting.py: the log's last lines; launcher.sh: recover")
+def test_no_file_descriptors_left_is_named_and_taken_up(warm_night: Night) -> None:
+    warm_night.config("--at", "25", "files", training={"max_steps": 40})
+    warm_night("run", "T-1", code=0)
+    first, child = warm_night.run_dirs()
+    assert "Too many open files" in one(first, "abort")["log_lines"][-1]
+    assert warm_night.state(child) == "finished"
+
+
+@pytest.mark.fault("A17", by="abort_rules.py: hang_minutes; sighting.py: the monotonic clock")
+def test_a_trainer_that_is_stopped_and_goes_on_is_not_touched(night: Night) -> None:
+    night.config("--delay", "0.02", training={"max_steps": 100_000}, abort={"hang_minutes": 1, "grace_s": 20})
+    run = night.start()
+    trainer = night.who(run, "trainer")
+    os.kill(trainer, signal.SIGSTOP)
+    time.sleep(1.5)
+    night.watch(code=0)
+    os.kill(trainer, signal.SIGCONT)
+    told = len(events(run, "step"))
+    wait_until(lambda: len(events(run, "step")) > told + 20, "it goes on")
+    assert night.watch(code=0).stdout.split()[1] == "running"
+    assert not events(run, "abort") and night.run_dirs() == [run]
+
+
+@pytest.mark.fault("A18", by="acting.py: a sidecar for what has lost its launcher, then recover")
+def test_an_orphan_is_adopted_and_taken_up_when_it_dies(warm_night: Night) -> None:
+    warm_night.config("--delay", "0.02", training={"max_steps": 100_000})
+    run = warm_night.start(steps=25)
+    warm_night.kill_launcher(run)
+    wait_until(lambda: not warm_night.sidecar(run), "nobody watches it")
+    refused = warm_night("run", "T-1", code=6)
+    assert "is alive (unsupervised" in refused.stderr
+    said = warm_night.watch(code=0)
+    assert "a sidecar of its own does now" in said.stderr
+    warm_night.state_is(run, "unsupervised")
+    assert not events(run, "abort")
+    os.kill(warm_night.who(run, "trainer"), signal.SIGKILL)
+    child = warm_night.watched(lambda: warm_night.child(run), "it is taken up")
+    wait_until(lambda: events(child, "step"), "it trains")
+    assert record(child)["parent_step"] == proven_steps(run)[-1]
+    launched = one(child, "launched")
+    assert Path(f"/proc/{launched['launcher']['pid']}").exists(), "it has a launcher again"
+
+
+@pytest.mark.fault("A14", by="shim.py: its output goes to a file; acting.py: another sidecar")
+def test_a_log_follower_that_is_gone_for_good_stops_nothing(night: Night) -> None:
+    night.config("--delay", "0.02", "--save-every", "10", training={"max_steps": 150})
+    run = night.start()
+    night.kill_launcher(run)
+    night.watch(code=0)
+    wait_until(lambda: night.state(run) == "finished", "its end is known")
+    shown = [json.loads(line)["step"] for line in (run / "journal.jsonl").read_text().splitlines() if '"step"' in line]
+    assert shown and max(shown) == 150
+    assert len(night.run_dirs()) == 1 and HANG_MINUTES
