@@ -23,8 +23,9 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-TESTS = Path(__file__).resolve().parent
-sys.path.extend([str(TESTS), str(TESTS.parent / "examples" / "hrm_arc"), str(TESTS.parent / "lib")])
+sys.path.append(str(Path(__file__).resolve().parent))
+sys.path.append(str(Path(__file__).resolve().parent.parent / "examples" / "hrm_arc"))
+sys.path.append(str(Path(__file__).resolve().parent.parent / "lib"))
 
 from conftest import marked_pids
 from faults.nights import Night

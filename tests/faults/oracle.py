@@ -171,7 +171,7 @@ class Oracle:
     # at the end
 
     def _altered(self) -> Iterator[str]:
-        for path, sha256 in self._proven.items():
+        for path, sha256 in list(self._proven.items()):
             try:
                 is_same = hashlib.sha256(path.read_bytes()).hexdigest() == sha256
             except FileNotFoundError:
@@ -256,7 +256,7 @@ class Oracle:
                 yield f"O8: the canary was made in {folder}"
 
     def _in_parents(self) -> Iterator[str]:
-        for name, before in self._frozen.items():
+        for name, before in list(self._frozen.items()):
             now = _inventory(self.runs_dir / name)
             for path in sorted(now.keys() | before.keys()):
                 if now.get(path) == before.get(path) or path in MAY_CHANGE or path.startswith(("claims/", ".exit")):

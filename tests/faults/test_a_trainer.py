@@ -15,7 +15,7 @@ import pytest
 
 import campaign_kills
 from conftest import DEADLINE_S, events, wait_until
-from faults.nights import HANG_MINUTES, Night, one, proven_steps, record
+from faults.nights import Night, one, proven_steps, record
 from warm_trainer import Server
 
 pytest_plugins = ["faults.night_fixtures"]
@@ -72,6 +72,7 @@ def test_a_preempted_trainer_has_saved_is_left_alone_and_loses_no_step(warm_nigh
     assert events(warm_night.run_dirs()[-1], "step")[0]["step"] == last + 1
 
 
+@pytest.mark.long
 @pytest.mark.fault("A3", by="saving.py: deferred_signals; temp file and rename")
 def test_term_in_the_middle_of_a_save_makes_no_half_of_one(warm_night: Night) -> None:
     warm_night.config("--delay", "0.005", "--every", "5", training={"max_steps": 2000})
@@ -173,6 +174,7 @@ def test_the_watcher_does_nothing_about_a_normal_end_for_ever(night: Night) -> N
     assert night.run_dirs() == [run]
 
 
+@pytest.mark.long
 @pytest.mark.fault("A13", by="sighting.py: fruitless starts; recovering.py: doubling waits")
 def test_a_crash_loop_stops_after_three_starts_a_second_and_two_apart(night: Night) -> None:
     night.config(trainer={"command": ["{python}", "-c", "import no_such_module"]}, training={"max_steps": 20})
@@ -221,6 +223,7 @@ def test_a_trainer_that_is_stopped_and_goes_on_is_not_touched(night: Night) -> N
     assert not events(run, "abort") and night.run_dirs() == [run]
 
 
+@pytest.mark.long
 @pytest.mark.fault("A18", by="acting.py: a sidecar for what has lost its launcher, then recover")
 def test_an_orphan_is_adopted_and_taken_up_when_it_dies(warm_night: Night) -> None:
     warm_night.config("--delay", "0.02", training={"max_steps": 100_000})
@@ -250,4 +253,4 @@ def test_a_log_follower_that_is_gone_for_good_stops_nothing(night: Night) -> Non
     wait_until(lambda: night.state(run) == "finished", "its end is known")
     shown = [json.loads(line)["step"] for line in (run / "journal.jsonl").read_text().splitlines() if '"step"' in line]
     assert shown and max(shown) == 150
-    assert len(night.run_dirs()) == 1 and HANG_MINUTES
+    assert len(night.run_dirs()) == 1
