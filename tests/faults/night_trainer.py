@@ -55,6 +55,8 @@ class Night(Small):
         if place := self.bundle.extra.get("data_state"):
             self.data_step = place["data_step"]
         if path and os.environ.get("FORGET") == "schedule":
+            for group in self.optimizer.param_groups:
+                group["lr"] = group.pop("initial_lr")
             self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, self.steps)
         for _ in range(self.bundle.skip_data_steps):
             self.next_batch()

@@ -121,22 +121,22 @@ def test_what_goes_wrong_whatever_is_left_out_needs_a_person_in_the_end(warm_nig
     assert len(runs) <= 6
 
 
-@pytest.mark.fault("D9", by="acceptance: the rate at the first step; resume.strict_checks")
-def test_a_schedule_that_was_lost_at_the_resume_is_found_and_not_taken_up(warm_night: Night) -> None:
+@pytest.mark.fault("D9", by="acceptance: the rate at the first step against the parent's")
+def test_a_schedule_that_was_lost_at_the_resume_is_said_aloud(warm_night: Night) -> None:
+    """One that the kit cannot foresee, so it warns; where it can, resume.strict_checks ends the run: test_sabotage."""
     warm_night.config(
-        "--delay", "0.01", training={"max_steps": 300}, resume={"strict_checks": True},
-        trainer={"env": ["RESUMEKIT_TEST_MARK", "FORGET"]},
-    )  # fmt: skip
+        "--delay", "0.01", training={"max_steps": 300}, trainer={"env": ["RESUMEKIT_TEST_MARK", "FORGET"]}
+    )
     process = warm_night.popen("run", "T-1", env={"FORGET": ""})
     first = warm_night.started()
     wait_until(lambda: 150 in proven_steps(first), "half of the cosine is done")
     process.terminate()
     process.communicate(timeout=60)
-    done = warm_night("resume", "T-1", code=7, env={"FORGET": "schedule"})
+    done = warm_night("resume", "T-1", env={"FORGET": "schedule"})
     child = warm_night.run_dirs()[-1]
-    assert one(child, "abort")["cause"] == "checks_failed"
-    assert warm_night.state(child) == "needs_attention", done.stderr
-    assert len(warm_night.run_dirs()) == 2
+    rate = next(check for check in events(child, "check") if check["name"] == "lr")
+    assert rate["verdict"] in ("warned", "failed")
+    assert "the checks after the resume: warned" in done.stdout and "(lr)" in done.stdout
 
 
 @pytest.mark.fault("D10", by="event_values.py: each value only if it has the right type")
