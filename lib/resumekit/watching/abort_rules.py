@@ -151,10 +151,17 @@ def _ended(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]:
         yield Finding(CRASH_LOOP, SICK, evidence)
     elif sight.log_ooms:
         yield Finding(OOM, SICK, f"the trainer ended {step} {how}{memory}")
-    elif code and not signal and state.get("phase") in EVALS and is_waiting(state):
+    elif code and not signal and _is_evaluating(state):
         yield Finding(EVAL, SICK, f"the trainer ended {step} {how}, in the middle of an evaluation")
     else:
         yield Finding(DIED, SICK, f"the trainer ended {step} {how}")
+
+
+def _is_evaluating(state: State) -> bool:
+    """Whether a run was at an evaluation when it was last heard of: it says so by its phase, or by what went wrong."""
+    crash = state.get("symptoms", {}).get("eval_crash")
+    is_in_phase = state.get("phase") in EVALS and is_waiting(state)
+    return is_in_phase or (crash is not None and crash["step"] in (None, state.get("step")))
 
 
 def _oom(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]:
