@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """A storm: one kill a minute on average, checkpoints every ten seconds; how many of the trained steps survive.
 
-The trainer of a small training is killed at moments drawn from an exponential distribution, three times in ten together
-with its launcher and sidecar, which leaves it to a watcher that looks every ten seconds. A step that was trained and not
-saved is trained again: it counts as lost. `--minutes` by the clock; `--scale 5` makes all times a fifth (kills,
-checkpoints, watcher, length), but not what a start takes, so that is the harder storm.
+The trainer of a small training is killed at moments drawn from an exponential distribution, three times in ten
+together with its launcher and sidecar, which leaves it to a watcher that looks every ten seconds. A step that was
+trained and not saved is trained again: it counts as lost. `--minutes` by the clock; `--scale 5` makes all times a fifth
+(kills, checkpoints, watcher, length), but not what a start takes, so that is the harder storm.
 Try it: `python tests/campaign_storm.py --minutes 20 --seed 1`
 """
 
@@ -74,8 +74,8 @@ def storm(night: Night, draw: random.Random, minutes: float, scale: float) -> Ou
     kills = with_launcher = 0
     with Oracle(night.runs) as oracle:
         nowhere = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        night.popen("abort-watch", "--every", str(max(1, round(LOOK_EVERY_S / scale))), **nowhere)
         night.start()
+        night.popen("abort-watch", "--every", str(max(1, round(LOOK_EVERY_S / scale))), **nowhere)
         end = time.monotonic() + minutes * 60
         next_s = time.monotonic() + draw.expovariate(scale / KILL_EVERY_S)
         while time.monotonic() < end:
@@ -116,11 +116,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--keep", type=Path, help="where the runs are kept; else they are removed")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as place, tempfile.TemporaryDirectory() as folder:
         server = Server(place, "faults.night_trainer")
         try:
-            night = Night(Path(folder) / "night", server)
+            night = Night(args.keep or Path(folder) / "night", server)
             found = storm(night, random.Random(args.seed), args.minutes, args.scale)
         finally:
             server.close()
@@ -128,8 +129,8 @@ def main(argv: list[str] | None = None) -> int:
     middle = f"{pauses[len(pauses) // 2]:.1f} s in the middle, {pauses[-1]:.1f} s at most" if pauses else "none"
     print(
         f"seed {args.seed}, scale {args.scale:g}: {found.kills[0]} kills ({found.kills[1]} with the launcher) in "
-        f"{found.elapsed_s / 60:.1f} min; {found.survived} of {found.trained} trained steps survived, {found.share:.1%}; "
-        f"from a run's last step to its successor's first: {middle}"
+        f"{found.elapsed_s / 60:.1f} min; {found.survived} of {found.trained} trained steps survived, "
+        f"{found.share:.1%}; from a run's last step to its successor's first: {middle}"
     )
     print(*found.faults, sep="\n")
     return int(bool(found.faults) or found.share < 0.8)
