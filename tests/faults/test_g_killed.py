@@ -7,22 +7,22 @@ point of the launcher and of the verbs `recover` and `watch`; `make test` a few 
 from __future__ import annotations
 
 import json
-import os
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from conftest import LIB, events, wait_until
 from faults import kill_points
-from faults.nights import Night, one, record
+from faults.nights import HANG_MINUTES, Night, one, record
 from faults.oracle import Oracle
 
 pytest_plugins = ["faults.night_fixtures"]
 STEPS = 60
-# How many points there are at most: a test asks for a few of them that lie in between, or for all.
-MOST_COMMANDS, MOST_DEEDS = 150, 150
+MOST = 1000  # points: a loop that does not end is a fault of the test
 
 
 @pytest.fixture
@@ -96,20 +96,19 @@ def judge(night: Night, run: Path, child: Path) -> None:
     assert claim["run_id"] == child.name
 
 
-def die_and_finish(night: Night, run: Path, **environment: str) -> None:
+def die_and_finish(night: Night, run: Path, **environment: str) -> int:
     with Oracle(night.runs) as oracle:
-        recover(night, run, **environment)
+        code = recover(night, run, **environment)
         judge(night, run, finish(night, run))
         oracle.check()
+    return code
 
 
 def launcher_dies(night: Night, stopped: Path, point: int) -> bool:
-    """Whether the launcher had that many commands before its trainer had ended."""
+    """Whether the launcher had that many commands."""
     copies = Copies(night, stopped)
     try:
-        run, counter = copies.next(), night.once
-        die_and_finish(night, run, **kill_points.launcher(counter, point))
-        return True
+        return die_and_finish(night, copies.next(), **kill_points.launcher(night.once, point)) == -signal.SIGKILL
     finally:
         copies.restore()
 
@@ -132,15 +131,18 @@ def helper_dies(night: Night, stopped: Path, point: int, *, launcher_too: bool) 
 def test_a_launcher_killed_at_a_command_of_its_recovery_is_made_up_for(
     warm_night: Night, stopped: Path, point: int
 ) -> None:
-    launcher_dies(warm_night, stopped, point)
+    assert launcher_dies(warm_night, stopped, point)
 
 
 @pytest.mark.long
 @pytest.mark.fault("G2", by="claims.py: one claim, worth nothing without a trainer; aborting.py: one event")
 @pytest.mark.fault("D11", by="plan.py: the rate is worked out anew from the parent's each time")
 def test_a_launcher_killed_at_every_command_of_its_recovery_is_made_up_for(warm_night: Night, stopped: Path) -> None:
-    for point in range(1, MOST_COMMANDS):
-        launcher_dies(warm_night, stopped, point)
+    points = 0
+    while launcher_dies(warm_night, stopped, points + 1):
+        points += 1
+        assert points < MOST
+    assert points > 50, "the commands are counted"
 
 
 @pytest.mark.fault("G2", by="claims.py; launch.py: a folder that never started counts for nothing")
@@ -160,6 +162,25 @@ def test_a_helper_killed_at_every_deed_of_its_recovery_is_made_up_for(
     points = 0
     while helper_dies(warm_night, stopped, points + 1, launcher_too=launcher_too):
         points += 1
-        assert points < MOST_DEEDS
+        assert points < MOST
     assert points > 20, "the deeds are counted"
-    assert os.path.exists(stopped)
+
+
+@pytest.mark.long
+@pytest.mark.fault("G2", by="aborting.py: one event, and a stop that the next pass takes up again")
+def test_a_watcher_killed_at_every_deed_of_a_stop_is_made_up_for(warm_night: Night) -> None:
+    """A run that hangs, and a watcher that dies at each deed of its pass: the next passes stop it once."""
+    points, has_died = 0, True
+    while has_died:
+        points += 1
+        hung = {"hang_minutes": HANG_MINUTES, "grace_s": 2}
+        warm_night.config("--delay", "0.005", "--at", "25", "hang", training={"max_steps": STEPS}, abort=hung)
+        (warm_night.once / "hang.done").unlink(missing_ok=True)
+        run = warm_night.start(steps=24)
+        time.sleep(HANG_MINUTES * 60)
+        python = kill_points.python(warm_night.once, "watch", points)
+        has_died = warm_night.watch(env={"PYTHON": str(python)}).returncode == -signal.SIGKILL
+        child = warm_night.watched(lambda run=run: warm_night.child(run), "it is stopped and taken up", 30)
+        warm_night.state_is(child, "finished")
+        assert one(run, "abort")["cause"] == "hang"
+    assert points > 5, "the deeds are counted"

@@ -1,0 +1,398 @@
+"""Section G of the catalogue, the watcher: overlapping, blind, unable to write, looking at strangers' processes."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import LIB, ROOT, Kit, events, wait_until
+from faults.nights import HANG_MINUTES, Night, one, record
+from resumekit.basics import journal, processes
+from resumekit.run_folder.runs import open_run
+from resumekit.supervision import aborting
+from resumekit.watching import acting, watch
+from resumekit.watching.abort_rules import SICK, Finding
+from resumekit.watching.watch import Look
+
+pytest_plugins = ["faults.night_fixtures"]
+SICK_OF_A_HANG = (Finding("hang", SICK, "no step since step 3"),)
+
+
+def live(night: Night, *toy_args: str, **sections: Any) -> Path:
+    """Start a healthy run that goes on for as long as the test."""
+    night.config("--delay", "0.02", *toy_args, training={"max_steps": 100_000}, **sections)
+    return night.start()
+
+
+def is_free(lock: Path) -> bool:
+    with open(lock, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+@pytest.mark.fault("G1", by="acting.py: one_pass_at_a_time")
+def test_of_two_passes_at_once_the_second_one_leaves_with_one_line(night: Night) -> None:
+    run = live(night)
+    os.kill(night.who(run, "trainer"), signal.SIGSTOP)
+    with acting.one_pass_at_a_time(night.runs) as is_ours:
+        assert is_ours
+        begun = time.monotonic()
+        done = night.watch(code=0)
+        assert (done.stdout, done.stderr) == ("", "abort-watch.sh: another pass is at work\n")
+        assert time.monotonic() - begun < 10
+    assert night.watch(code=0).stdout.split()[0] == run.name
+
+
+@pytest.mark.fault("G3", by="acting.py, claims.py: descriptors that are closed on exec")
+def test_whoever_was_started_by_a_watcher_holds_none_of_its_locks(warm_night: Night) -> None:
+    run = live(warm_night)
+    warm_night.kill_all_of(run)
+    child = warm_night.watched(lambda: warm_night.child(run), "it is taken up")
+    wait_until(lambda: events(child, "step"), "it trains")
+    for lock in (warm_night.runs / ".live" / ".watch.lock", run / "lock", child / "lock", warm_night.config_file):
+        assert is_free(lock), lock
+    assert not is_free(child / ".status.lock"), "its own sidecar's, for comparison"
+
+
+@pytest.mark.fault("G4", by="acting.py: a lock of its own descriptor, never `flock FILE COMMAND`")
+def test_a_watcher_that_is_killed_takes_its_lock_with_it_while_its_children_live(warm_night: Night) -> None:
+    run = live(warm_night)
+    warm_night.kill_all_of(run)
+    lock = warm_night.runs / ".live" / ".watch.lock"
+    watcher = warm_night.popen("abort-watch", "--every", "1")
+    child = warm_night.next_of(run)
+    watcher.kill()
+    watcher.communicate()
+    assert events(child, "launched") and is_free(lock)
+
+
+@pytest.fixture
+def stranger() -> Iterator[subprocess.Popen]:
+    """A process of somebody else's, whose pid a run's journal names."""
+    process = subprocess.Popen(["sleep", "1000"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def forge(night: Night, trainer: dict[str, Any], *more: tuple[str, dict[str, Any]]) -> Path:
+    """Make a run that ended long ago into one whose journal says that its trainer is somebody else."""
+    night("run", "T-1")
+    (run,) = night.run_dirs()
+    for name in ("exit.json", ".sidecar.json", "status.json", "journal.jsonl"):
+        (run / name).unlink(missing_ok=True)
+    gone = {**trainer, "boot_id": "another"}
+    journal.append(run / "journal.jsonl", "launched", run.name, trainer=trainer, shim=gone, launcher=gone)
+    for kind, fields in more:
+        journal.append(run / "journal.jsonl", kind, run.name, **fields)
+    (night.runs / ".live" / run.name).touch()
+    return run
+
+
+BAD = [("step", {"step": number, "loss": "nan"}) for number in range(3, 6)]
+
+
+@pytest.mark.fault("G5", by="processes.py: start time and run token, checked on the pidfd")
+@pytest.mark.parametrize("tick", ["another", "the same"])
+def test_a_pid_that_is_somebody_elses_by_now_is_never_signalled(
+    night: Night, stranger: subprocess.Popen, tick: str
+) -> None:
+    """With the very start time of the trainer, too: the token in its environment is not the run's."""
+    night.config(recover={"enabled": False})
+    found = processes.identify(stranger.pid, "the run's token")
+    assert found
+    ticks = found.start_ticks - (tick == "another")
+    run = forge(night, found._replace(start_ticks=ticks).as_fields(), *BAD)
+    night.watch()
+    night("abort-watch", "--stop", run.name, code=None)
+    subprocess.run([sys.executable, "-I", "-S", str(LIB / "resumekit_cli.py"), "stop", str(run), "TERM", "--now"],
+                   check=False, capture_output=True, timeout=60)  # fmt: skip
+    time.sleep(0.2)
+    assert stranger.poll() is None
+
+
+@pytest.mark.fault("G5", by="processes.py: start time and run token, checked on the pidfd")
+def test_a_pid_that_the_kernel_has_given_out_again_is_never_signalled(night: Night) -> None:
+    """The real thing, where the kernel lets a test say which pid comes next."""
+    night.config(recover={"enabled": False})
+    run = live(night, recover={"enabled": False})
+    trainer = night.who(run, "trainer")
+    night.kill_all_of(run)
+    wait_until(lambda: not Path(f"/proc/{trainer}").exists(), "its pid is free")
+    stranger = None
+    for _ in range(50):
+        try:
+            Path("/proc/sys/kernel/ns_last_pid").write_text(str(trainer - 1))
+        except OSError:
+            pytest.skip("the next pid cannot be chosen here")
+        stranger = subprocess.Popen(["sleep", "1000"])
+        if stranger.pid == trainer:
+            break
+        stranger.kill()
+        stranger.wait()
+    else:
+        pytest.skip("somebody else was faster, fifty times")
+    try:
+        assert "died" in night.watch(code=8).stdout
+        night("abort-watch", "--stop", run.name, code=None)
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+@pytest.mark.fault("G6", by="processes.py: state Z is dead")
+def test_a_zombie_is_dead(night: Night) -> None:
+    zombie = subprocess.Popen(["sleep", "0"])
+    wait_until(lambda: b") Z" in Path(f"/proc/{zombie.pid}/stat").read_bytes(), "a zombie")
+    found = processes.identify(zombie.pid, "a token")
+    assert found
+    night.config(recover={"enabled": False})
+    run = forge(night, found.as_fields(), ("step", {"step": 3, "loss": 0.5}))
+    said = night.watch(code=8).stdout.split()
+    zombie.wait()
+    assert (said[0], said[1]) == (run.name, "lost")
+
+
+@pytest.mark.fault("G7", by="abort_rules.py: ages are differences of the monotonic clock")
+@pytest.mark.parametrize("hours", [-2, 2, 24 * 365])
+def test_a_clock_that_jumps_makes_no_alarm_and_hides_none(night: Night, hours: int, tmp_path: Path) -> None:
+    """The watcher's own clock is moved, for Bash and Python alike, by a library that is loaded before the C library."""
+    library = clock_library(tmp_path, hours * 3600)
+    well = live(night)
+    moved = {"LD_PRELOAD": str(library)}
+    seen = subprocess.run(["date", "+%s"], env={**os.environ, **moved}, capture_output=True, check=True).stdout
+    assert abs(int(seen) - time.time() - hours * 3600) < 60, "the clock is moved"
+    assert night.watch(code=0, env=moved).stdout.split()[1] == "running"
+    assert not events(well, "abort")
+    night("abort-watch", "--stop", "T-1", env=moved)
+    hung = {"hang_minutes": HANG_MINUTES, "grace_s": 2}
+    night.config("--at", "5", "hang", "--delay", "0.02", training={"max_steps": 100_000}, abort=hung)
+    run = night.start("--name", "hung")
+    wait_until(lambda: len(events(run, "step")) == 5, "it hangs")
+    time.sleep(HANG_MINUTES * 60 + 0.5)
+    night.watch(code=8, env=moved)
+    assert one(run, "abort")["cause"] == "hang"
+
+
+def clock_library(folder: Path, shift_s: int) -> Path:
+    """Compile a library under which every clock but the monotonic ones is `shift_s` seconds off."""
+    if shutil.which("gcc") is None:
+        pytest.skip("no C compiler")
+    source = folder / "clock.c"
+    source.write_text(f"""
+#define _GNU_SOURCE
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+int clock_gettime(clockid_t id, struct timespec *to) {{
+  int code = syscall(SYS_clock_gettime, id, to);
+  if (!code && (id == CLOCK_REALTIME || id == CLOCK_REALTIME_COARSE)) to->tv_sec += {shift_s};
+  return code;
+}}
+int gettimeofday(struct timeval *restrict to, void *restrict zone) {{
+  struct timespec now;
+  clock_gettime(CLOCK_REALTIME, &now);
+  to->tv_sec = now.tv_sec;
+  to->tv_usec = now.tv_nsec / 1000;
+  return 0;
+}}
+time_t time(time_t *to) {{
+  struct timespec now;
+  clock_gettime(CLOCK_REALTIME, &now);
+  if (to) *to = now.tv_sec;
+  return now.tv_sec;
+}}
+""")
+    library = folder / "clock.so"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    return library
+
+
+@pytest.mark.fault("G9", by="watch.py: what cannot be read is unknown, never dead")
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO])
+def test_a_disk_that_fails_makes_a_run_unknown_and_the_next_pass_looks_again(
+    night: Night, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = live(night)
+    real = journal.read
+
+    def stale(path: Path, *rest: Any) -> Any:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(journal, "read", stale)
+    (look,) = watch.one_pass(night.runs)
+    assert (look.verdict, os.strerror(number) in look.note) == (watch.UNKNOWN, True)
+    assert acting.act(night.runs, [look]) == []
+    monkeypatch.setattr(journal, "read", real)
+    assert watch.one_pass(night.runs)[0].verdict == watch.WELL
+    assert not events(run, "abort")
+
+
+@pytest.mark.fault("G10", by="acting.py: environment_of, what run.json recorded")
+def test_from_cron_a_run_is_taken_up_in_the_environment_that_it_had(warm_night: Night) -> None:
+    warm_night.env["HF_HOME"] = "/somewhere"
+    run = live(warm_night)
+    warm_night.kill_all_of(run)
+    argv = [str(ROOT / "bin" / "abort-watch.sh"), "--config", str(warm_night.config_file)]
+    mark = {"RESUMEKIT_TEST_MARK": warm_night.mark}  # of trainer.env only names are kept: these must be set for it too
+    cron = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable, "SHELL": "/bin/sh", **mark}
+    done = subprocess.run([*argv, "--runs", str(warm_night.runs)], env=cron, cwd="/", capture_output=True, check=False,
+                          stdin=subprocess.DEVNULL, timeout=60)  # fmt: skip
+    assert done.returncode == 8, done.stderr
+    child = warm_night.next_of(run)
+    environment = Path(f"/proc/{warm_night.who(child, 'trainer')}/environ").read_bytes().split(b"\0")
+    assert b"HF_HOME=/somewhere" in environment
+    assert b"HOME=" + os.fsencode(warm_night.env["HOME"]) in environment
+    assert record(child)["environment"]["values"]["PATH"] == warm_night.env["PATH"]
+
+
+@pytest.mark.fault("G12", by="aborting.py: the end is looked for once more; processes.py: identity before each signal")
+def test_a_run_that_ends_between_decision_and_signal_is_left_alone(night: Night) -> None:
+    night.config(training={"max_steps": 5})
+    night("run", "T-1")
+    (run,) = night.run_dirs()
+    before = (run / "journal.jsonl").read_bytes()
+    assert aborting.abort(open_run(run), "hang", "no step") is False
+    assert acting.act(night.runs, [Look(run.name, "running", SICK, findings=SICK_OF_A_HANG)]) == []
+    assert (run / "journal.jsonl").read_bytes() == before
+    assert night.state(run) == "finished"
+
+
+@pytest.mark.long
+@pytest.mark.fault("G13", by="stopping.py: KILL after the grace, to its whole session")
+def test_a_trainer_that_ignores_term_is_killed_with_its_workers_and_taken_up(night: Night) -> None:
+    night.config(
+        "--ignore", "TERM", "--delay", "0.02", "--save-every", "3", "--at", "4", "child", "--at", "20", "hang",
+        training={"max_steps": 100_000}, abort={"hang_minutes": HANG_MINUTES, "grace_s": 1},
+    )  # fmt: skip
+    run = night.start()
+    leader = processes.identity_from(one(run, "launched")["trainer"])
+    assert leader
+    wait_until(lambda: len(processes.session_members(leader)) > 1, "its worker")
+    child = night.watched(lambda: night.child(run), "it is taken up")
+    assert processes.session_members(leader) == []
+    assert (one(run, "abort")["cause"], one(run, "exited")["signal"]) == ("hang", signal.SIGKILL)
+    assert record(child)["parent_step"] == 18
+
+
+@pytest.mark.fault("G14", by="acting.py: left alone, its folder belongs to another user")
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root to be somebody else")
+def test_another_users_run_is_neither_stopped_nor_taken_up(night: Night, tmp_path: Path) -> None:
+    hung = {"hang_minutes": HANG_MINUTES, "grace_s": 1}
+    run = live(night, "--at", "5", "hang", abort=hung)
+    wait_until(lambda: len(events(run, "step")) == 5, "it hangs")
+    time.sleep(HANG_MINUTES * 60 + 0.5)
+    (night.runs / ".live").chmod(0o777)
+    for folder in (night.runs, *night.runs.parents):  # the tests' own folders are closed to others
+        if folder.stat().st_mode & 0o005 != 0o005:
+            folder.chmod(folder.stat().st_mode | 0o055)
+    argv = night.argv("abort-watch")
+    done = subprocess.run(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *argv], env=night.env,
+                          capture_output=True, text=True, check=False, timeout=60)  # fmt: skip
+    if "denied" in done.stderr and "resumekit_cli" in done.stderr:
+        pytest.skip("the kit itself cannot be read by another user here")
+    assert "left alone: its folder belongs to another user" in done.stderr, done.stderr
+    assert done.returncode == 8
+    assert Path(f"/proc/{night.who(run, 'trainer')}").exists()
+    assert not events(run, "abort") and night.run_dirs() == [run]
+
+
+@pytest.mark.fault("G15", by="acting.py: a lock that cannot be made; aborting.py: the event first")
+def test_a_watcher_that_cannot_write_stops_nobody_and_says_so(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = live(night, "--at", "5", "hang")
+    lock = night.runs / ".live" / ".watch.lock"
+    lock.mkdir()
+    done = night.watch(code=1)
+    assert "nothing is stopped that cannot be written down" in done.stderr
+    lock.rmdir()
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(journal, "append", full)
+    (deed,) = acting.act(night.runs, [Look(run.name, "running", SICK, findings=SICK_OF_A_HANG)])
+    assert (deed.is_done, "No space left" in deed.words) == (False, True)
+    time.sleep(0.3)
+    assert Path(f"/proc/{night.who(run, 'trainer')}").exists()
+    assert not events(run, "abort")
+
+
+@pytest.mark.long
+@pytest.mark.fault("G16", by="claims.py: one claim of the head, whoever asks")
+def test_of_a_person_who_resumes_and_a_watcher_that_recovers_one_wins(warm_night: Night) -> None:
+    for number in range(6):
+        warm_night.config("--delay", "0.005", training={"max_steps": 100_000})
+        run = warm_night.start("--name", f"race{number}", steps=12)
+        warm_night.kill_all_of(run)
+        recovers = subprocess.Popen(
+            ["bash", str(LIB / "launcher.sh"), "recover", str(run)], env=warm_night.env, stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        time.sleep(0.04 * number)  # a person who is as fast, and one who is a little later
+        resumes = warm_night.popen("resume", run.name, "--detach")
+        _, said = resumes.communicate(timeout=60)
+
+        def begun(run: Path = run) -> list[Path]:
+            runs = [one_ for one_ in warm_night.run_dirs() if record(one_).get("parent_run_id") == run.name]
+            return [one_ for one_ in runs if events(one_, "step")]
+
+        wait_until(begun, "one of them trains")
+        time.sleep(0.5)
+        (winner,) = begun()
+        assert (resumes.returncode == 0) == (record(winner)["recovery"] is None), said
+        os.kill(warm_night.who(winner, "launcher"), signal.SIGTERM)
+        recovers.wait(timeout=60)
+        warm_night.state_is(winner, "stopped", "preempted")
+
+
+@pytest.mark.fault("G17", by="recovering.py, watch.py: the file `paused`")
+def test_hands_off_means_launcher_and_watcher_and_ends_when_the_file_goes(warm_night: Night) -> None:
+    warm_night.config("--delay", "0.02", training={"max_steps": 100_000})
+    process = warm_night.popen("run", "T-1")
+    run = warm_night.started()
+    wait_until(lambda: len(events(run, "step")) > 12, "some steps")
+    (run / "paused").touch()
+    os.kill(warm_night.who(run, "trainer"), signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode == 137
+    assert warm_night.watch(code=0).stdout.split()[4] == "paused"
+    assert warm_night.run_dirs() == [run] and not events(run, "abort")
+    (run / "paused").unlink()
+    warm_night.watched(lambda: warm_night.child(run), "it is taken up")
+
+
+@pytest.mark.fault("G8", by="processes.py: another host is unknown, never signalled")
+def test_a_run_of_another_host_is_said_and_left_alone(kit: Kit, stranger: subprocess.Popen) -> None:
+    """Its pid may be anybody's here."""
+    kit("run", "T-1")
+    (run,) = kit.run_dirs()
+    for name in ("exit.json", ".sidecar.json", "journal.jsonl"):
+        (run / name).unlink(missing_ok=True)
+    found = processes.identify(stranger.pid, "its token")
+    assert found
+    who = {**found.as_fields(), "host": "elsewhere"}
+    journal.append(run / "journal.jsonl", "launched", run.name, trainer=who, shim=who, launcher=who)
+    journal.append(run / "journal.jsonl", "step", run.name, step=3, loss="nan")
+    (kit.runs / ".live" / run.name).touch()
+    said = kit("abort-watch", "--json", code=0)
+    (look,) = json.loads(said.stdout)
+    assert (look["verdict"], look["note"]) == ("remote", "not looked at: its trainer is on 'elsewhere'")
+    kit("abort-watch", "--stop", run.name, code=1)
+    assert stranger.poll() is None and not events(run, "abort")
