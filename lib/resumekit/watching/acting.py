@@ -114,6 +114,8 @@ def _about(runs_dir: Path, look: Look) -> Iterator[Deed]:
 
 
 def _about_live(run: Run, state: dict[str, Any], view: status.View, look: Look) -> Iterator[Deed]:
+    if view.end is not None:
+        return  # it has ended since: the next pass sees what it is now
     if (view.launcher == processes.DEAD or _is_left_alone(run)) and _start_sidecar(run):
         yield Deed(run.run_id, "nobody follows it any more: a sidecar of its own does now")
     first = next((one for one in look.findings if one.verdict == SICK), None)
