@@ -308,10 +308,11 @@ class Oracle:
 
     def _runs(self) -> list[Path]:
         try:
-            names = sorted(os.listdir(self.runs_dir))
+            with os.scandir(self.runs_dir) as entries:
+                names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
         except OSError:
             return []
-        return [self.runs_dir / name for name in names if not name.startswith(".")]
+        return [self.runs_dir / name for name in names]
 
     def _recoveries(self) -> list[Path]:
         return [run for run in self._runs() if self._record(run).get("recovery")]
