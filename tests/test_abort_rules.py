@@ -72,6 +72,7 @@ def test_nothing_is_wrong_with_a_steady_run() -> None:
 
 
 @pytest.mark.parametrize("loss", ["nan", "inf", "-inf", 1e38, -1e31])
+@pytest.mark.fault("D2", by="symptoms.py: is_bad")
 def test_a_loss_that_is_not_finite_is_sick_at_once_and_its_first_step_is_named(loss: Any) -> None:
     (found,) = after([*HOUR, step(3601, 3601.0, loss), step(3602, 3602.0, loss)], 3603.0)
     assert (found.cause, found.verdict, found.first_bad_step, found.since_s) == ("nonfinite", SICK, 3601, 3601.0)
@@ -84,6 +85,7 @@ def test_a_loss_that_came_back_is_worth_a_warning() -> None:
 
 
 @pytest.mark.parametrize("loss", ["many", None, True, [], "12", {}])
+@pytest.mark.fault("D10", by="symptoms.py: anything that is no loss changes nothing")
 def test_what_is_no_loss_is_no_fault(loss: Any) -> None:
     assert after([*HOUR, step(3601, 3601.0, loss)], 3602.0) == []
 
@@ -103,6 +105,7 @@ def save(number: int, mono_s: float, **fields: Any) -> dict[str, Any]:
     return event("checkpoint", mono_s, step=number, path="p", sha256="0" * 64, size=10**6, **fields)
 
 
+@pytest.mark.fault("D3", by="symptoms.py: saw_save")
 def test_weights_that_are_not_finite_in_a_save_are_bad_since_the_last_sound_one() -> None:
     events = [*HOUR, save(3000, 3600.1, finite=True), save(3600, 3600.2, finite=False), *steady(3601, 3605, 3601.0)]
     (found,) = after(events, 3610.0)
@@ -114,6 +117,8 @@ def test_a_save_of_which_nobody_knows_whether_it_is_finite_says_nothing() -> Non
     assert after([*HOUR, save(3600, 3600.1, writer="sidecar")], 3601.0) == []
 
 
+@pytest.mark.fault("D6", by="abort_rules.py: frozen, a warning")
+@pytest.mark.fault("D7", by="abort_rules.py: zero, a warning")
 def test_a_frozen_and_a_zero_loss_are_warnings() -> None:
     frozen = [step(number, float(number), 2.5) for number in range(1, 500)]
     assert causes(after(frozen, 500.0), WARNING) == ["frozen"]
@@ -122,12 +127,14 @@ def test_a_frozen_and_a_zero_loss_are_warnings() -> None:
     assert causes(after(frozen + zero, 500.0)) == []
 
 
+@pytest.mark.fault("D5", by="abort_rules.py: abort.divergence")
 def test_divergence_is_judged_only_where_it_is_set() -> None:
     events = [*HOUR, *(step(n, float(n), n % 2 + 0.5 * min(40.0, 1.02 ** (n - 3600))) for n in range(3601, 4200))]
     assert after(events, 4200.0) == []
     assert causes(after(events, 4200.0, Limits(divergence=3.0))) == ["diverged"]
 
 
+@pytest.mark.fault("D4", by="symptoms.py: smoothed over 200 steps")
 def test_a_spike_that_heals_is_no_divergence() -> None:
     spike = [step(n, float(n), 5e4 + n if n < 3630 else 0.5 + n % 2) for n in range(3601, 3900)]
     assert after([*HOUR, *spike], 3900.0, Limits(divergence=10.0)) == []
@@ -141,6 +148,7 @@ def slowed(minutes: float, share: float) -> list[dict[str, Any]]:
     return list(steady(3601, 3600 + int(seconds * share), 3600.0, 1 / share))
 
 
+@pytest.mark.fault("E1", by="pace.py: slow_for")
 def test_sixty_percent_slower_for_eleven_minutes_is_sick() -> None:
     events = [*HOUR, *slowed(11.0, 0.4)]
     (found,) = after(events, 3600 + 11 * MINUTE)
@@ -148,6 +156,7 @@ def test_sixty_percent_slower_for_eleven_minutes_is_sick() -> None:
     assert "0.51 steps/s" in found.evidence or "0.5" in found.evidence
 
 
+@pytest.mark.fault("E2", by="pace.py: slow_for")
 def test_sixty_percent_slower_for_nine_minutes_is_not() -> None:
     assert after([*HOUR, *slowed(9.0, 0.4)], 3600 + 9 * MINUTE) == []
 
@@ -156,6 +165,7 @@ def test_forty_percent_slower_for_an_hour_is_not() -> None:
     assert after([*HOUR, *slowed(60.0, 0.6)], 3600 + 60 * MINUTE) == []
 
 
+@pytest.mark.fault("E2", by="pace.py: slow_for")
 def test_one_fast_minute_begins_the_ten_minutes_anew() -> None:
     events = [*HOUR, *slowed(9.0, 0.4)]
     last = events[-1]
@@ -165,6 +175,7 @@ def test_one_fast_minute_begins_the_ten_minutes_anew() -> None:
     assert after(events, events[-1]["mono_s"]) == []
 
 
+@pytest.mark.fault("E3", by="run_state.py: phases that wait")
 def test_evaluations_and_saves_are_no_slowness() -> None:
     events, now_s = [], 0.0
     for number in range(1, 4000):
@@ -179,6 +190,7 @@ def test_evaluations_and_saves_are_no_slowness() -> None:
     assert pace.baseline(state["pace"]) == pytest.approx(1.0, rel=0.1)
 
 
+@pytest.mark.fault("E3", by="pace.py: one long interval")
 def test_evaluations_that_nobody_told_of_are_no_slowness() -> None:
     events, now_s = [], 0.0
     for number in range(1, 8000):
@@ -187,6 +199,7 @@ def test_evaluations_that_nobody_told_of_are_no_slowness() -> None:
     assert after(events, now_s) == []
 
 
+@pytest.mark.fault("E3", by="pace.py: one long interval")
 def test_saves_that_nobody_told_of_are_no_slowness_however_close_to_the_limit_they_are() -> None:
     """Every second telling holds a save, four usual intervals long, now a little more, now a little less."""
     events, now_s = [], 0.0
@@ -230,6 +243,7 @@ def test_a_trainer_that_is_asleep_with_its_machine_is_not_slow() -> None:
 
 
 @pytest.mark.parametrize("has_beats", [True, False])
+@pytest.mark.fault("E5", by="abort_rules.py: hang")
 def test_no_step_for_half_an_hour_is_a_hang_whatever_the_heartbeat_says(has_beats: bool) -> None:
     beats = [event("heartbeat", 3600.0 + 60 * n, global_step=3600) for n in range(60)] if has_beats else []
     assert after([*HOUR, *beats], 3600 + 29 * MINUTE) == []
@@ -242,11 +256,13 @@ def test_the_same_step_told_again_and_again_is_no_progress() -> None:
     assert causes(after([*HOUR, *again], 3600 + 31 * MINUTE))[0] == "hang"
 
 
+@pytest.mark.fault("F10", by="run_state.py: another step is progress, a smaller one too")
 def test_a_trainer_that_counts_anew_in_each_epoch_makes_progress() -> None:
     events = [step(1 + number % 600, float(number), number % 7 + 1.0, source="log") for number in range(9000)]
     assert after(events, 9000.0) == []
 
 
+@pytest.mark.fault("A17", by="run_state.py: ages begin anew at a clock_gap")
 def test_a_machine_that_slept_is_no_hang() -> None:
     wake = event("warning", 30_000.0, kind="clock_gap", message="asleep")
     assert after([*HOUR, wake], 30_001.0) == []
@@ -263,6 +279,8 @@ def test_a_trainer_that_tells_a_step_every_twenty_minutes_does_not_hang_after_th
     ("phase", "minutes", "cause"),
     [("full_eval", 60, "eval"), ("fast_eval", 60, "eval"), ("checkpoint", 30, "hang"), ("compile", 30, "hang")],
 )
+@pytest.mark.fault("E11", by="abort_rules.py: eval_minutes")
+@pytest.mark.fault("B16", by="abort_rules.py: save_minutes")
 def test_what_is_waited_for_has_a_limit_of_its_own(phase: str, minutes: int, cause: str) -> None:
     events = [*HOUR, event("phase", 3600.5, phase=phase), step(3600, 3601.0)]  # the log tells the last step late
     assert after(events, 3600.5 + (minutes - 1) * MINUTE) == []
@@ -294,6 +312,7 @@ def test_one_slow_telling_at_either_end_makes_no_long_slowness() -> None:
             assert causes(after(events, now_s)) == []
 
 
+@pytest.mark.fault("G7", by="sighting.py: the clock of the run's own boot")
 def test_without_a_clock_nothing_has_an_age() -> None:
     assert after([*HOUR, event("phase", 3601.0, phase="full_eval")], None) == []  # type: ignore[arg-type]
 
@@ -301,6 +320,7 @@ def test_without_a_clock_nothing_has_an_age() -> None:
 # memory, evaluations, ends
 
 
+@pytest.mark.fault("E8", by="abort_rules.py: oom_count")
 def test_three_times_out_of_memory_in_half_an_hour_is_a_loop() -> None:
     ooms = [event("oom", 3600.0 + n * 10 * MINUTE, step=3600) for n in range(3)]
     now_s = 3600.0 + 21 * MINUTE
@@ -315,6 +335,7 @@ def test_the_logs_last_lines_tell_of_memory_too_but_not_before_the_first_step() 
     assert after([], 60.0, run_state="starting", log_ooms=9) == []
 
 
+@pytest.mark.fault("E10", by="symptoms.py: saw_eval_crash")
 def test_an_evaluation_that_crashed_is_sick_until_one_comes_to_its_end() -> None:
     crash = event("eval_crashed", 3601.0, step=3600, kind="fast", message="CUDA error")
     (found,) = after([*HOUR, crash], 3602.0)
@@ -343,12 +364,14 @@ def test_what_it_died_of_comes_first() -> None:
     assert causes(after(HOUR, 3602.0, run_state="failed", log_ooms=1)) == ["oom"]
 
 
+@pytest.mark.fault("A13", by="abort_rules.py: crash_loop")
 def test_three_starts_without_a_step_are_a_crash_loop() -> None:
     assert causes(after([], 9.0, run_state="lost", fruitless=3)) == ["crash_loop"]
     assert causes(after([], 9.0, run_state="lost", fruitless=2)) == ["died"]
 
 
 @pytest.mark.parametrize("name", ["finished", "stopped", "preempted", "ended_early", "aborted", "never_started"])
+@pytest.mark.fault("A12", by="abort_rules.py: only what is live, failed or lost")
 def test_what_has_ended_otherwise_is_left_alone(name: str) -> None:
     assert after([*HOUR, step(3601, 3601.0, "nan")], 9e6, run_state=name) == []
 
@@ -363,6 +386,8 @@ def test_a_disk_that_is_nearly_full_is_a_warning() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(GARBAGE, max_size=12), st.floats(0, 1e12), st.sampled_from(["starting", "running", "lost", "failed"]))
+@pytest.mark.fault("D10", by="event_values.py: each value only if it has the right type")
+@pytest.mark.fault("F7", by="event_values.py")
 def test_no_journal_breaks_a_rule(events: list[dict[str, Any]], now_s: float, name: str) -> None:
     found = abort_rules.findings(fold({}, events), Limits(divergence=2.0), Sight(now_s, name, lineage_speed=1.0))
     assert all(json.dumps(one._asdict(), allow_nan=False) for one in found)
@@ -377,6 +402,7 @@ def test_no_journal_breaks_a_rule(events: list[dict[str, Any]], now_s: float, na
         {"symptoms": {"ooms": [1.0] * 1000}}, {"symptoms": {"smooth": math.nan}}, {"symptoms": {"unknown": 1}},
     ],
 )  # fmt: skip
+@pytest.mark.fault("F7", by="run_state.py: is_sound")
 def test_a_saved_state_of_the_wrong_types_is_not_sound(part: dict[str, Any]) -> None:
     assert is_sound({"pace": pace.begun(1), "symptoms": {}})
     assert not is_sound(part)
@@ -403,6 +429,7 @@ def test_the_defaults_are_those_of_the_schema() -> None:
 
 
 @pytest.mark.parametrize("value", ["10", -1, 0, True, None, [], math.nan, math.inf, 10**400])
+@pytest.mark.fault("D10", by="abort_rules.py: limits_of")
 def test_a_threshold_of_the_wrong_type_counts_as_the_default(value: Any) -> None:
     assert abort_rules.limits_of(lambda _section, _key: value) == Limits()
 

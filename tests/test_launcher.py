@@ -39,6 +39,7 @@ pytestmark = pytest.mark.usefixtures("valid_records")
         (("--at", "2", "raise"), 1, "failed"),
     ],
 )
+@pytest.mark.fault("A10", by="shim.py: exit.json; status.py: the last step")
 def test_the_trainer_s_exit_code_is_the_launcher_s(kit: Kit, toy_args: tuple, code: int, state: str) -> None:
     kit.config(*toy_args)
     kit("run", "T-1", code=code)
@@ -176,6 +177,7 @@ def test_no_colour_where_none_is_wanted(kit: Kit, env: dict[str, str]) -> None:
 LONG = {"training": {"max_steps": 10**6}, "abort": {"grace_s": 60}}
 
 
+@pytest.mark.fault("A4", by="launcher.sh: kit_on_signal, once; stopping.py: INT to the trainer alone")
 def test_ctrl_c_once_saves_and_ends(kit: Kit) -> None:
     kit.config("--delay", "0.02", **LONG)
     terminal = Terminal(kit, "run", "T-1")
@@ -190,6 +192,7 @@ def test_ctrl_c_once_saves_and_ends(kit: Kit) -> None:
     assert "saved step" in (run / "logs" / "train.log").read_text()
 
 
+@pytest.mark.fault("A5", by="launcher.sh: kit_on_signal, twice; stopping.py: KILL to the session")
 def test_ctrl_c_twice_ends_now(kit: Kit) -> None:
     kit.config("--delay", "0.02", "--ignore", "INT", "--save-every", "3", **LONG)
     terminal = Terminal(kit, "run", "T-1")
@@ -255,6 +258,7 @@ def catches(pid: int, number: int) -> bool:
     return bool(int(mask, 16) >> (number - 1) & 1)
 
 
+@pytest.mark.fault("A6", by="launcher.sh: kit_on_hangup; a session of its own")
 def test_closing_the_terminal_stops_nothing(kit: Kit) -> None:
     go = kit.folder / "go"
     kit.config("--delay", "0.01", "--at", "4", f"wait={go}", training={"max_steps": 9})
@@ -347,6 +351,7 @@ def test_a_grandchild_that_holds_the_log_does_not_hold_the_launcher(kit: Kit) ->
 
 
 @pytest.mark.fault("K14", by="launcher.sh: the wait for a sidecar in a pattern without end is bounded")
+@pytest.mark.fault("A14", by="launcher.sh: a bounded wait for the last lines")
 def test_a_sidecar_that_hangs_does_not_hold_the_launcher_for_ever(kit: Kit) -> None:
     go = kit.folder / "go"
     kit.config("--at", "2", f"wait={go}")

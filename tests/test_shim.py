@@ -42,6 +42,7 @@ def end_of(run_dir: Path) -> dict:
         ("exit 143", 143, None),
     ],
 )
+@pytest.mark.fault("A8", by="shim.py: the signal in exit.json")
 def test_the_end_is_passed_on_and_written_down(
     weird_tmp_path: Path, script: str, code: int, number: int | None
 ) -> None:
@@ -57,6 +58,7 @@ def test_the_end_is_passed_on_and_written_down(
 
 
 @pytest.mark.parametrize(("python", "code"), [("sys.exit(256)", 0), ("sys.exit(-1)", 255), ("raise OSError", 1)])
+@pytest.mark.fault("A10", by="shim.py: the code as it came; status.py judges by the last step")
 def test_a_python_trainer_s_code_is_what_the_system_makes_of_it(tmp_path: Path, python: str, code: int) -> None:
     shim = start(tmp_path, sys.executable, "-S", "-c", f"import sys; {python}")
     shim.communicate()
@@ -142,6 +144,7 @@ def test_a_disk_that_fills_up_does_not_hide_the_end(tmp_path: Path) -> None:
     assert json.loads(subprocess.run(wrapped, stdout=subprocess.PIPE, check=True, env=env).stdout)["code"] == 7
 
 
+@pytest.mark.fault("A16", by="shim.py: the limit named, a code of its own")
 def test_no_process_left_is_said(tmp_path: Path) -> None:
     """`ulimit -u`, by way of a user who has none left (root is above the limit)."""
     if os.geteuid() == 0:
@@ -153,6 +156,7 @@ def test_no_process_left_is_said(tmp_path: Path) -> None:
     assert end_of(tmp_path)["code"] == 1
 
 
+@pytest.mark.fault("A2", by="shim.py: blocked until the exec, not ignored")
 def test_a_signal_between_the_launched_event_and_the_exec_is_not_lost(tmp_path: Path) -> None:
     """Thirty stops as early as a stop can come: the pid is sent a TERM as soon as it stands in the journal."""
     ends = []

@@ -87,6 +87,8 @@ def test_the_log_opens_with_what_makes_its_curves_comparable(kit: Kit) -> None:
     assert "None" not in "".join(head)
 
 
+@pytest.mark.fault("A14", by="sidecar_account.py: goes on where the last one stood")
+@pytest.mark.fault("F1", by="launcher.sh: kit_keep_sidecar")
 def test_a_sidecar_that_is_killed_again_and_again_loses_no_line(kit: Kit) -> None:
     """In the middle of a flood; train.log is what an undisturbed sidecar would have written, to the byte."""
     go = kit.folder / "go"
@@ -114,6 +116,7 @@ def test_a_sidecar_that_is_killed_again_and_again_loses_no_line(kit: Kit) -> Non
     assert not list(run.glob(".*.tmp-*"))
 
 
+@pytest.mark.fault("F1", by="sidecar_account.py: the saved fold")
 def test_the_status_goes_on_where_a_killed_sidecar_left_it(kit: Kit) -> None:
     kit.config("--delay", "0.05", status={"interval_s": 1}, training={"max_steps": 10**6})
     kit.popen("run", "T-1", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -143,6 +146,7 @@ def test_a_second_sidecar_leaves_at_once(kit: Kit) -> None:
 
 
 @pytest.mark.parametrize("also_sidecar", [False, True])
+@pytest.mark.fault("A18", by="shim.py: exit.json, whoever is gone")
 def test_a_killed_launcher_leaves_a_run_whose_end_is_known(kit: Kit, also_sidecar: bool) -> None:
     go = kit.folder / "go"
     kit.config("--at", "3", f"wait={go}", "--delay", "0.01")
@@ -175,6 +179,7 @@ def state_of(kit: Kit, run: Path) -> str:
     return seen["state"]
 
 
+@pytest.mark.fault("A18", by="launcher.sh: follows the run until the trainer ends")
 def test_a_killed_shim_is_a_run_that_is_lost(kit: Kit) -> None:
     """The trainer lives on; nobody will see how it ends."""
     go = kit.folder / "go"
@@ -240,6 +245,8 @@ def test_a_status_that_the_trainer_writes_itself_is_folded_in(kit: Kit, tmp_path
     assert kit.status(run)["state"] == "finished"
 
 
+@pytest.mark.fault("A14", by="log_follower.py: blocked, tried again")
+@pytest.mark.fault("F9", by="sidecar.py: what cannot be written is tried again")
 def test_a_log_that_cannot_be_written_is_made_up_for_later(kit: Kit) -> None:
     """Its file system is full (here: a limit on the sidecar's files); the training does not notice."""
     go = kit.folder / "go"
@@ -279,6 +286,7 @@ print("step 5 loss 0.5", flush=True)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a small file system of one's own needs root or a user namespace")
+@pytest.mark.fault("A14", by="output_guard.py: a print that fails ends nothing")
 def test_a_full_disk_does_not_stop_a_guarded_trainer(kit: Kit) -> None:
     script = kit.folder / "guarded.py"
     script.write_text(GUARDED)

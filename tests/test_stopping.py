@@ -34,6 +34,7 @@ def started(kit: Kit, *toy_args: str, **sections: dict) -> tuple[subprocess.Pope
 
 
 @pytest.mark.parametrize("name", ["TERM", "INT"])
+@pytest.mark.fault("A2", by="stopping.py: one signal, to the trainer alone")
 def test_a_trainer_that_is_stopped_saves_and_ends(kit: Kit, name: str) -> None:
     process, run = started(kit)
     assert stopping.stop(run, name) == 0
@@ -47,6 +48,7 @@ def test_a_trainer_that_is_stopped_saves_and_ends(kit: Kit, name: str) -> None:
     assert list((run / "checkpoints").glob("*.pt"))
 
 
+@pytest.mark.fault("G13", by="stopping.py: KILL after the grace")
 def test_a_trainer_that_does_not_listen_is_killed_after_its_grace(kit: Kit) -> None:
     process, run = started(kit, "--ignore", "TERM,INT", "--at", "1", "child", abort={"grace_s": 0.5})
     trainer = trainer_of(run)
@@ -59,6 +61,7 @@ def test_a_trainer_that_does_not_listen_is_killed_after_its_grace(kit: Kit) -> N
     assert [processes.probe(m) for m in members] == [processes.DEAD] * len(members)
 
 
+@pytest.mark.fault("A5", by="processes.py: kill_session")
 def test_now_means_now_with_everything_in_its_session(kit: Kit) -> None:
     process, run = started(kit, "--at", "1", "child")
     trainer = trainer_of(run)
@@ -70,6 +73,7 @@ def test_now_means_now_with_everything_in_its_session(kit: Kit) -> None:
     assert not list((run / "checkpoints").glob("*.pt"))
 
 
+@pytest.mark.fault("G13", by="processes.py: kill_session")
 def test_a_worker_that_outlives_its_trainer_is_killed_too(kit: Kit) -> None:
     """The trainer saves and ends; what it has left behind has until the end of the grace."""
     process, run = started(kit, "--at", "1", "child", abort={"grace_s": 1})
@@ -81,6 +85,7 @@ def test_a_worker_that_outlives_its_trainer_is_killed_too(kit: Kit) -> None:
     assert processes.session_members(trainer) == []
 
 
+@pytest.mark.fault("E4", by="stopping.py: KILL after the grace")
 def test_a_trainer_in_state_t_is_ended(kit: Kit) -> None:
     """TERM has no effect on a stopped process, KILL does."""
     process, run = started(kit, abort={"grace_s": 0.3})
@@ -104,6 +109,7 @@ def test_stopped_is_in_the_journal_before_the_signal(kit: Kit, monkeypatch: pyte
     process.wait()
 
 
+@pytest.mark.fault("G12", by="stopping.py: exit.json first")
 def test_what_has_ended_is_not_stopped(kit: Kit) -> None:
     kit("run", "T-1")
     (run,) = kit.run_dirs()
@@ -111,6 +117,7 @@ def test_what_has_ended_is_not_stopped(kit: Kit) -> None:
     assert events(run, "stopped") == []
 
 
+@pytest.mark.fault("G8", by="processes.py: another host is unknown")
 def test_a_trainer_of_another_host_is_left_alone_and_said(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     process, run = started(kit, abort={"grace_s": 0.2})
     monkeypatch.setattr(processes, "host_name", lambda: "elsewhere")

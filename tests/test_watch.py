@@ -81,6 +81,7 @@ def kill_all_of(run: Path) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.fault("E5", by="abort_rules.py: hang")
 def test_the_sick_are_told_from_the_well(watched: Kit) -> None:
     """A healthy trainer, one whose loss is nan, one that hangs and one whose whole family was killed, side by side."""
     well = start(watched, name="well")
@@ -112,6 +113,7 @@ def test_the_sick_are_told_from_the_well(watched: Kit) -> None:
     assert seen_as(watched, hung, SICK)["findings"][0]["cause"] == "hang"
 
 
+@pytest.mark.fault("A17", by="watch.py: a second look")
 def test_a_run_that_hangs_only_until_the_second_look_is_well(watched: Kit, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     run = start(watched, f"--at 5 wait={gate}")
@@ -123,6 +125,7 @@ def test_a_run_that_hangs_only_until_the_second_look_is_well(watched: Kit, tmp_p
     assert (look["run_id"], look["verdict"], process.returncode) == (run.name, WELL, 0)
 
 
+@pytest.mark.fault("G10", by="bin/abort-watch.sh: finds its own files")
 def test_cron_has_no_home_no_terminal_and_hardly_a_path(watched: Kit) -> None:
     run = start(watched)
     argv = [WATCH, "--observe", "--config", str(watched.config_file), "--runs", str(watched.runs)]
@@ -150,6 +153,8 @@ def test_a_marker_that_was_left_behind_by_a_run_that_was_stopped_is_nothing_to_w
     assert found["T-1_gone_20261122-1735"]["note"] == "its folder is gone, the marker was left behind"
 
 
+@pytest.mark.fault("G8", by="watch.py: remote")
+@pytest.mark.fault("G17", by="watch.py: paused")
 def test_a_paused_run_and_one_of_another_host_are_not_judged(watched: Kit) -> None:
     run = start(watched)
     kill_all_of(run)
@@ -203,6 +208,8 @@ def journal_of(run: Path, *more: tuple[str, dict[str, Any]]) -> None:
         journal.append(run / "journal.jsonl", kind, run.name, **fields)
 
 
+@pytest.mark.fault("G11", by="watch.py: each run its own limit and its own error")
+@pytest.mark.fault("F3", by="files.py: bounded reads")
 def test_one_broken_run_among_two_hundred_keeps_nobody_from_looking_at_the_others(tmp_path: Path) -> None:
     broken: list[Callable[[Path], Any]] = [
         lambda run: (run / "journal.jsonl").write_bytes(os.urandom(1 << 16)),
@@ -230,6 +237,7 @@ def test_one_broken_run_among_two_hundred_keeps_nobody_from_looking_at_the_other
     assert not [one for one in found if one.verdict == SICK and one.run_id.startswith("T-1_run1_")]
 
 
+@pytest.mark.fault("G9", by="watch.py: time_limit")
 def test_a_run_that_cannot_be_read_in_time_is_unknown_and_never_dead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,6 +255,7 @@ def test_a_run_that_cannot_be_read_in_time_is_unknown_and_never_dead(
     assert "0 s" in look.note
 
 
+@pytest.mark.fault("G11", by="watch.py: each run its own error")
 def test_an_error_that_nobody_thought_of_is_one_runs_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("T-1_bad_20261122-1735", "T-1_good_20261122-1735"):
         journal_of(made(tmp_path, name), ("step", {"step": 3, "loss": 0.5}))
@@ -261,6 +270,7 @@ def test_an_error_that_nobody_thought_of_is_one_runs_own(tmp_path: Path, monkeyp
     assert [one.verdict for one in watch.one_pass(tmp_path)] == [UNKNOWN, WELL]
 
 
+@pytest.mark.fault("G9", by="processes.py: unknown is not dead")
 def test_a_trainer_that_cannot_be_looked_at_is_not_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = made(tmp_path, "T-1_run_20261122-1735")
     journal_of(run, ("step", {"step": 3, "loss": 0.5}))
@@ -277,6 +287,7 @@ def test_a_trainer_of_another_boot_is_dead_and_its_clock_says_nothing(tmp_path: 
     assert (look.state, [one.cause for one in look.findings]) == ("lost", ["died"])
 
 
+@pytest.mark.fault("A13", by="sighting.py: fruitless_starts")
 def test_starts_without_a_step_are_counted_along_the_lineage(tmp_path: Path) -> None:
     names = [f"T-1_run_20261122-173{number}" for number in range(4)]
     for number, name in enumerate(names):
@@ -296,6 +307,7 @@ def test_starts_without_a_step_are_counted_along_the_lineage(tmp_path: Path) -> 
     assert found.evidence.startswith("3 starts in a row without a new step")
 
 
+@pytest.mark.fault("E8", by="sighting.py: log_ooms")
 def test_memory_is_read_out_of_the_logs_last_lines(tmp_path: Path) -> None:
     run = made(tmp_path, "T-1_run_20261122-1735")
     (run / "logs").mkdir()
@@ -310,6 +322,7 @@ def test_memory_is_read_out_of_the_logs_last_lines(tmp_path: Path) -> None:
     assert watch.one_pass(tmp_path)[0].findings == ()
 
 
+@pytest.mark.fault("A17", by="wakefulness.py: clock_gap")
 def test_a_machine_that_slept_is_journaled_by_the_sidecar() -> None:
     said: list[tuple[str, dict[str, Any]]] = []
 
