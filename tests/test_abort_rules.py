@@ -256,7 +256,6 @@ def test_the_same_step_told_again_and_again_is_no_progress() -> None:
     assert causes(after([*HOUR, *again], 3600 + 31 * MINUTE))[0] == "hang"
 
 
-@pytest.mark.fault("F10", by="run_state.py: another step is progress, a smaller one too")
 def test_a_trainer_that_counts_anew_in_each_epoch_makes_progress() -> None:
     events = [step(1 + number % 600, float(number), number % 7 + 1.0, source="log") for number in range(9000)]
     assert after(events, 9000.0) == []

@@ -18,6 +18,7 @@ import hashlib
 import itertools
 import json
 import os
+import stat
 import subprocess
 import threading
 import time
@@ -122,7 +123,8 @@ class Oracle:
             shape = (found.st_ino, found.st_mtime_ns, found.st_size)
             if self._seen_status.get(run.name) == shape:
                 return
-            text = path.read_bytes()
+            # A case may have put anything there: never a link or a device, never more than a status has.
+            text = path.read_bytes()[:65_536] if stat.S_ISREG(os.lstat(path).st_mode) else b""
         except FileNotFoundError:
             return
         self._seen_status[run.name] = shape

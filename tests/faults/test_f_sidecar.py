@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from conftest import events, wait_until
+from conftest import Kit, events, wait_until
 from faults.nights import Night, keeper_of, one, record
+from resumekit.basics import journal
+from resumekit.run_folder import status
+from resumekit.run_folder.runs import open_run
 
 pytest_plugins = ["faults.night_fixtures"]
 
@@ -74,3 +83,156 @@ def test_a_run_that_finished_while_nobody_looked_is_written_down_by_the_watchers
     assert one(run, "exited")["code"] == 0
     wait_until(lambda: not (night.runs / ".live" / run.name).exists(), "the marker is gone")
     assert record(run)["run_id"] == run.name
+
+
+@pytest.mark.fault("F2", by="files.py: write_atomic, a rename")
+def test_no_reader_of_twenty_thousand_sees_half_a_status(kit: Kit) -> None:
+    kit("run", "T-1")
+    (run,) = kit.run_dirs()
+    opened = open_run(run)
+    is_over, written = threading.Event(), []
+
+    def write() -> None:
+        while not is_over.is_set():
+            # Of another length each time: a torn one would have the end of a longer one behind it.
+            written.append(1)
+            status.write(opened, {**status.current(opened), "last_warning": "x" * (len(written) % 5000)})
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        for _ in range(20_000):
+            assert json.loads((run / "status.json").read_bytes())["run_id"] == run.name
+    finally:
+        is_over.set()
+        thread.join()
+    assert len(written) > 50
+
+
+# What may lie in a run's folder under the name of a file of ours.
+def no_file(path: Path) -> None:
+    path.unlink()
+
+
+def a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def a_link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+def a_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def a_hundred_megabytes(path: Path) -> None:
+    os.truncate(path, 100 << 20)
+
+
+def content(data: bytes) -> Callable[[Path], Any]:
+    return lambda path: path.write_bytes(data)
+
+
+DEEP = b'{"state":' * 50_000 + b"1" + b"}" * 50_000
+SPOILED: dict[str, Callable[[Path], Any]] = {
+    "empty": content(b""), "cut": content(b'{"run_id": "T-1_'), "binary": content(bytes(range(256)) * 64),
+    "deep": content(DEEP), "a list": content(b"[1]"), "huge": a_hundred_megabytes,
+    "gone": no_file, "a folder": a_folder, "a link": a_link, "a FIFO": a_fifo,
+}  # fmt: skip
+PAYLOAD = "a[$(touch pwned)]"
+NO_NUMBERS = ["12", -1, 1e30, True, [3], {"a": 1}, None, PAYLOAD, "`touch pwned`", "1;touch pwned"]
+
+
+@pytest.fixture
+def lab(weird_tmp_path: Path) -> Iterator[Night]:
+    """As `night`, without the oracle: what the test itself spoils is nobody's fault."""
+    night = Night(weird_tmp_path)
+    yield night
+    night.clean_up()
+
+
+@pytest.fixture
+def well(lab: Night) -> Path:
+    """A healthy run that goes on for as long as the test, and that nobody follows: what is spoiled stays so."""
+    lab.config("--delay", "0.02", training={"max_steps": 100_000})
+    run = lab.start()
+    wait_until(lambda: (run / "status.json").exists() and (run / ".sidecar.json").exists(), "its views", 30)
+    sidecar = lab.sidecar(run)
+    assert sidecar
+    os.kill(keeper_of(sidecar), signal.SIGKILL)
+    os.kill(sidecar, signal.SIGKILL)
+    return run
+
+
+@pytest.mark.fault("F3", by="files.py: a bounded read; status.json is a view, the journal the truth")
+@pytest.mark.fault("F4", by="files.py: regular files only")
+def test_a_spoiled_view_of_a_healthy_run_makes_nobody_call_it_dead(lab: Night, well: Path) -> None:
+    whole = {name: (well / name).read_bytes() for name in ("status.json", ".sidecar.json")}
+    for how, spoil in SPOILED.items():
+        for name in (*whole, "heartbeat.json"):
+            shutil.rmtree(well / name, ignore_errors=True) if (well / name).is_dir() else None
+            (well / name).unlink(missing_ok=True)
+            (well / name).write_bytes(whole.get(name, b"{}"))
+            spoil(well / name)
+        begun = time.monotonic()
+        assert lab.watch("--observe", code=0).stdout.split()[1] == "running", how
+        (shown,) = json.loads(lab("runs", well.name, "--json").stdout)
+        assert shown["state"] == "running", how
+        assert time.monotonic() - begun < 15, how
+        for name in (*whole, "heartbeat.json"):
+            shutil.rmtree(well / name, ignore_errors=True) if (well / name).is_dir() else None
+            (well / name).unlink(missing_ok=True)
+    assert not events(well, "abort")
+
+
+@pytest.mark.fault("F5", by="abort_rules.py: ages are differences of the monotonic clock; run_state.py")
+def test_times_in_the_future_and_of_another_boot_make_no_alarm_and_no_age(lab: Night, well: Path) -> None:
+    """What an evil writer says with `at`; and a status that is a hundred years older or younger than now."""
+    for year in (1970, 2099):
+        for event in ({"step": 7, "loss": 0.5}, {"step": 8, "loss": 0.4}):
+            line = {"event": "step", "at": f"{year}-01-01T00:00:00.000000Z", "run_id": well.name, **event}
+            with open(well / "journal.jsonl", "a") as file:
+                file.write(f"\n{json.dumps({**line, 'mono_s': time.monotonic()})}\n")
+        os.utime(well / "status.json", (time.time() + 1e8, time.time() + 1e8))
+        assert lab.watch("--observe", code=0).stdout.split()[1] == "running"
+    assert not events(well, "abort")
+
+
+@pytest.mark.fault("F6", by="runs.py: a copied folder under another name is not the run that it says it is")
+def test_a_copied_folder_is_nobodys_run(lab: Night, well: Path) -> None:
+    copy = lab.runs / "T-1_copy_20261123-0101"
+    shutil.copytree(well, copy, symlinks=True)
+    (lab.runs / ".live" / copy.name).touch()
+    try:
+        with open(copy / "journal.jsonl", "a") as file:
+            file.write('\n{"event": "step", "step": 9, "loss": "nan", "mono_s": 1.0}\n')
+        looks = json.loads(lab.watch("--json", code=0).stdout)
+        by_id = {look["run_id"]: look for look in looks}
+        assert by_id[copy.name]["verdict"] == "unknown"
+        assert "says whose it is" in by_id[copy.name]["note"]
+        assert by_id[well.name]["verdict"] == "well" and not events(copy, "abort")
+    finally:
+        shutil.rmtree(copy)
+        (lab.runs / ".live" / copy.name).unlink()
+
+
+@pytest.mark.fault("F7", by="event_values.py: each value only if it has the right type")
+@pytest.mark.fault("F8", by="no Bash reads a number out of a file; event_values.py")
+def test_what_is_no_number_is_not_counted_with_and_never_run(lab: Night, well: Path) -> None:
+    for value in NO_NUMBERS:
+        for kind in ("step", "heartbeat", "eval", "checkpoint", "phase", "oom", "eval_crashed"):
+            fields = dict.fromkeys(("step", "global_step", "loss", "lr", "epoch", "size", "phase", "kind"), value)
+            journal.append(well / "journal.jsonl", kind, well.name, **{k: v for k, v in fields.items() if k != "kind"})
+        told = dict.fromkeys(("global_step", "steps_per_sec", "pid", "exit_code", "eta_s"), value)
+        (well / "status.json").write_text(json.dumps({"run_id": well.name, **told}))
+        (well / "heartbeat.json").write_text(json.dumps({"global_step": value, "loss": value}))
+    say = lab.watch("--observe", "--json", code=None)
+    (look,) = json.loads(say.stdout)
+    assert look["state"] == "running" and type(look["step"]) is int and 0 <= look["step"] < 10**12
+    lab("runs", "T-1")
+    for folder in (Path.cwd(), lab.folder, lab.runs, well):
+        assert not (folder / "pwned").exists()
