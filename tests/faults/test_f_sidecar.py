@@ -17,7 +17,7 @@ import pytest
 from conftest import Kit, events, wait_until
 from faults.nights import Night, keeper_of, one, record
 from resumekit.basics import journal
-from resumekit.run_folder import status
+from resumekit.run_folder import live_marker, status
 from resumekit.run_folder.runs import open_run
 
 pytest_plugins = ["faults.night_fixtures"]
@@ -206,7 +206,7 @@ def test_times_in_the_future_and_of_another_boot_make_no_alarm_and_no_age(lab: N
 def test_a_copied_folder_is_nobodys_run(lab: Night, well: Path) -> None:
     copy = lab.runs / "T-1_copy_20261123-0101"
     shutil.copytree(well, copy, symlinks=True)
-    (lab.runs / ".live" / copy.name).touch()
+    live_marker.make(lab.runs / ".live" / copy.name)
     try:
         with open(copy / "journal.jsonl", "a") as file:
             file.write('\n{"event": "step", "step": 9, "loss": "nan", "mono_s": 1.0}\n')

@@ -20,6 +20,7 @@ import pytest
 from conftest import LIB, ROOT, Kit, events, wait_until
 from faults.nights import HANG_MINUTES, Night, one, record
 from resumekit.basics import journal, processes
+from resumekit.run_folder import live_marker
 from resumekit.run_folder.runs import open_run
 from resumekit.supervision import aborting
 from resumekit.watching import acting, watch
@@ -100,7 +101,7 @@ def forge(night: Night, trainer: dict[str, Any], *more: tuple[str, dict[str, Any
     journal.append(run / "journal.jsonl", "launched", run.name, trainer=trainer, shim=gone, launcher=gone)
     for kind, fields in more:
         journal.append(run / "journal.jsonl", kind, run.name, **fields)
-    (night.runs / ".live" / run.name).touch()
+    live_marker.make(night.runs / ".live" / run.name)
     return run
 
 
@@ -400,7 +401,7 @@ def test_a_run_of_another_host_is_said_and_left_alone(kit: Kit, stranger: subpro
     who = {**found.as_fields(), "host": "elsewhere"}
     journal.append(run / "journal.jsonl", "launched", run.name, trainer=who, shim=who, launcher=who)
     journal.append(run / "journal.jsonl", "step", run.name, step=3, loss="nan")
-    (kit.runs / ".live" / run.name).touch()
+    live_marker.make(kit.runs / ".live" / run.name)
     said = kit("abort-watch", "--json", code=0)
     (look,) = json.loads(said.stdout)
     assert (look["verdict"], look["note"]) == ("remote", "not looked at: its trainer is on 'elsewhere'")
