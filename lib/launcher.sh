@@ -168,12 +168,11 @@ os.execvp(sys.argv[1], sys.argv[1:])' \
 
 kit_supervise() { # <field>...: a run, and every run that takes its place; return the last trainer's code, or 7, or 8
   local code
-  KIT_SIGNALS=0 KIT_IS_RECOVERY="${KIT_IS_RECOVERY:-0}"
-  trap 'kit_on_signal INT' INT
-  trap 'kit_on_signal TERM' TERM
+  KIT_RUN_DIR="$2" KIT_SIGNALS=0 KIT_IS_RECOVERY="${KIT_IS_RECOVERY:-0}"
+  KIT_SAYERS=()
+  kit_let_signals
   trap 'kit_on_hangup' HUP
   trap '' PIPE # `run.sh | head`: a reader that has gone away ends nothing here
-  KIT_SAYERS=()
   trap kit_end_sayers EXIT
 
   # The end of a child makes Bash look at the window's size, but in the main shell only.
@@ -181,9 +180,10 @@ kit_supervise() { # <field>...: a run, and every run that takes its place; retur
   (:)
 
   while :; do
-    code=0
+    code=0 KIT_KEEPER_CODE=0
     kit_supervise_one "$@" || code=$?
-    ((code)) || return 0
+    # A keeper that had to be killed may not have told that a rule has ended the run.
+    ((code || KIT_KEEPER_CODE)) || return 0
     kit_recover "$KIT_RUN_DIR" || return "$code"
     KIT_IS_RECOVERY=1
     set -- "${KIT_ANSWER[@]}"
@@ -203,21 +203,47 @@ kit_recover() { # <run-dir>: let Python decide whether the run is taken up; true
 }
 
 kit_pause() { # <seconds>: until then, or until a signal comes
-  # Whoever is killed here leaves a process that holds nobody's terminal or pipe.
-  sleep "$1" >/dev/null 2>&1 &
-  wait "$!" || kill "$!" 2>/dev/null || true
+  local never left
+  exec {never}<> <(:) # nothing ever comes from there, and no process is left behind
+  for ((left = $1; left > 0 && KIT_SIGNALS == 0; left--)); do
+    read -r -t 1 -u "$never" || true
+  done
+  exec {never}<&-
+}
+
+kit_hold_signals() { # until kit_let_signals: a trap between a job's start and the look at its pid would change $!
+  KIT_HELD=()
+  trap 'KIT_HELD+=(INT)' INT
+  trap 'KIT_HELD+=(TERM)' TERM
+}
+
+kit_let_signals() {
+  local name held=("${KIT_HELD[@]:+${KIT_HELD[@]}}")
+  KIT_HELD=()
+  trap 'kit_on_signal INT' INT
+  trap 'kit_on_signal TERM' TERM
+  for name in "${held[@]}"; do
+    if [[ -n $name ]]; then kit_on_signal "$name"; fi
+  done
 }
 
 kit_supervise_one() { # <run-id> <run-dir> <cwd> <token> <config-hash> <output-log> <checkpoint or ''> <continued head or ''> <argv>...
+  local shim keeper code=0
+  kit_hold_signals
+  if ((KIT_SIGNALS)); then # it was meant for the run before this one, which is over: then this one is not wanted
+    kit_let_signals
+    return "$KIT_FAILED"
+  fi
   KIT_RUN_ID="$1" KIT_RUN_DIR="$2" KIT_CWD="$3" KIT_TOKEN="$4" KIT_HASH="$5" KIT_OUTPUT_LOG="$6" KIT_CHECKPOINT="$7"
   KIT_HEAD="$8"
   shift 8
 
   kit_prove_checkpoint
   kit_run_trainer "$@" &
-  local shim=$! keeper code=0
+  shim=$!
   kit_keep_sidecar &
   keeper=$!
+  kit_let_signals
   kit_wait_for "$shim" || code=$?
   if [[ ! -e $KIT_RUN_DIR/exit.json && ! -e $KIT_RUN_DIR/journal.jsonl ]]; then
     kit_say "the trainer was never started; the last lines of '$KIT_OUTPUT_LOG' say why"
@@ -227,7 +253,10 @@ kit_supervise_one() { # <run-id> <run-dir> <cwd> <token> <config-hash> <output-l
   fi
   if [[ ! -e $KIT_RUN_DIR/exit.json ]]; then
     kit_say "the process that watches the trainer was killed; following the run until the trainer ends"
-    kit_wait_for "$keeper" || true
+    kit_wait_for "$keeper" || KIT_KEEPER_CODE=$?
+    if ((KIT_KEEPER_CODE == KIT_CHECKS_FAILED || KIT_KEEPER_CODE == KIT_STOPPED_BY_RULE)); then
+      return "$KIT_KEEPER_CODE"
+    fi
     return "$KIT_FAILED"
   fi
   kit_wait_for_last_lines "$keeper" || return "$?"
@@ -253,7 +282,7 @@ kit_run_trainer() { # <argv>...: become the shim that starts the trainer in a se
     export FORCE_COLOR="${FORCE_COLOR:-1}" CLICOLOR_FORCE=1 PY_COLORS=1
     export COLUMNS LINES
   fi
-  cd -- "$KIT_CWD"
+  cd -- "$KIT_CWD" || exit "$KIT_FAILED"
   trap '' INT TERM HUP # until the shim ignores them itself; it gives the trainer their defaults back
   exec "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit/supervision/shim.py" "$KIT_RUN_DIR" "$$" "$KIT_HEAD" -- "$@" \
     </dev/null >>"$KIT_OUTPUT_LOG" 2>&1
@@ -323,6 +352,7 @@ kit_wait_for_last_lines() { # <keeper's pid>: bounded, a grandchild may hold the
     kit_keep_sidecar &
     keeper=$!
   done
+  KIT_KEEPER_CODE=$code
   if ((code == KIT_CHECKS_FAILED || code == KIT_STOPPED_BY_RULE)); then return "$code"; fi
 }
 

@@ -17,7 +17,7 @@ import pytest
 
 from conftest import ROOT, Kit, events, wait_until
 from lab_repo import git, make_lab
-from resumekit.basics import processes
+from resumekit.basics import journal, processes
 from resumekit.recovery import recovering
 from test_adoption import Lab
 from test_watch import kill_all_of
@@ -328,7 +328,7 @@ def test_two_passes_at_once_are_one(recovered: Kit):
     watch_as_cron(recovered, code=0)
     import fcntl
 
-    with open(recovered.runs / ".live" / ".watch.lock", "w") as held:
+    with open(recovered.runs / ".live" / f".watch.{os.geteuid()}.lock", "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         assert "another pass is at work" in watch_as_cron(recovered, code=0).stderr
 
@@ -343,7 +343,7 @@ def test_a_launcher_that_was_killed_leaves_a_run_that_the_watcher_adopts(recover
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not any(is_sidecar_of(run, p) for p in os.listdir("/proc") if p.isdigit()), "no sidecar")
-    assert "a sidecar of its own" in watch_as_cron(recovered, code=0).stderr
+    assert "sidecar of its own does now" in watch_as_cron(recovered, code=0).stderr
     step = len(events(run, "step"))
     wait_until(lambda: len(events(run, "step")) > step, "its steps are journaled again")
     assert not events(run, "abort") and "sidecar" not in watch_as_cron(recovered, code=0).stderr
@@ -400,6 +400,57 @@ def test_what_a_dead_trainer_left_running_is_ended_before_the_next_one_starts(re
     (warning,) = events(first, "warning")
     assert warning["kind"] == "orphans_killed" and "0 do not end" in warning["message"], done.stderr
     assert events(second, "recovery")[0]["cause"] == "died"
+
+
+def test_a_child_that_never_had_a_trainer_is_nobody_s_parent(recovered: Kit, monkeypatch: pytest.MonkeyPatch):
+    """Its shim could not start one and left an end: the run that it was to go on from is what is taken up."""
+    run = nonfinite_without_a_launcher(recovered)
+    monkeypatch.setenv("RESUMEKIT_TEST_MARK", recovered.mark)
+    child = recovering.recover(run, os.getpid()).ready
+    folder = recovered.runs / child.run_id
+    (folder / "exit.json").write_text(json.dumps({"code": 6, "signal": None, "pid": None, "at": None, "elapsed_s": 0}))
+    assert recovering.recover(folder, os.getpid()) == recovering.NOTHING
+    assert not (folder / "claims").exists()
+
+
+def test_a_stop_that_comes_while_a_recovery_is_made_holds(recovered: Kit, monkeypatch: pytest.MonkeyPatch):
+    run = nonfinite_without_a_launcher(recovered)
+    monkeypatch.setenv("RESUMEKIT_TEST_MARK", recovered.mark)
+    real = recovering.preflight.check
+
+    def check(*args: Any) -> Any:
+        recovered("abort-watch", "--stop", "T-1")
+        return real(*args)
+
+    monkeypatch.setattr(recovering.preflight, "check", check)
+    assert recovering.recover(run, os.getpid()) == recovering.NOTHING
+    assert recovered.run_dirs() == [run] and recovered.status(run)["state"] in ("aborted", "stopped")
+    monkeypatch.setattr(recovering.preflight, "check", real)
+    assert recovering.recover(run, os.getpid()) == recovering.NOTHING
+
+
+def test_checkpoints_that_cannot_be_listed_are_no_reason_to_begin_anew(recovered: Kit):
+    recovered("run", "T-1", "--detach")
+    run = recovered.started()
+    wait_until(lambda: reached(run, 12), "step 12")
+    kill_all_of(run)
+    journal.append(run / "journal.jsonl", "checkpoint", run.name, step=10, path="x", finite=True)
+    shutil.rmtree(run / "checkpoints")
+    watch_as_cron(recovered, code=8)
+    reason = over(recovered, run, "needs_attention")["recovery"]["reason"]
+    assert "no checkpoint" in reason and recovered.run_dirs() == [run]
+
+
+def test_a_run_of_another_container_is_not_looked_at(recovered: Kit):
+    recovered("run", "T-1", "--detach")
+    run = recovered.started()
+    wait_until(lambda: reached(run, 3), "step 3")
+    kill_all_of(run)
+    record = json.loads((run / "run.json").read_text())
+    record["pid_namespace"] = "pid:[1]"
+    (run / "run.json").write_text(json.dumps(record))
+    assert "remote" in watch_as_cron(recovered, code=0).stdout
+    assert recovered.run_dirs() == [run] and live(recovered) == [run.name]
 
 
 @pytest.mark.fault("K2", by="live_marker.py: a marker holds its own inode number")

@@ -153,7 +153,8 @@ def test_no_repository_and_no_git_are_no_errors(tmp_path: Path, monkeypatch: pyt
     nothing = code_state.Code(None, b"", None, 0)
     assert code_state.finish_snapshot(code_state.start_snapshot(tmp_path)) == nothing
     git(tmp_path, "init", "-q")
-    assert code_state.finish_snapshot(code_state.start_snapshot(tmp_path)) == nothing
+    unknown = nothing._replace(is_known=False)  # before its first commit
+    assert code_state.finish_snapshot(code_state.start_snapshot(tmp_path)) == unknown
     monkeypatch.setenv("PATH", "/nonexistent")
     assert code_state.finish_snapshot(code_state.start_snapshot(tmp_path)) == nothing
 

@@ -20,7 +20,7 @@ from resumekit.basics.errors import KitError, UsageError
 from resumekit.basics.terminal import plain
 from resumekit.run_folder.run_state import CLOCK_GAP
 from resumekit.supervision.wakefulness import GAP_S, Wakefulness
-from resumekit.watching import command, sighting, watch
+from resumekit.watching import abort_rules, command, sighting, watch
 from resumekit.watching.abort_rules import SICK, WARNING, Finding
 from resumekit.watching.watch import ENDED, PAUSED, REMOTE, UNKNOWN, WELL, Look
 
@@ -308,7 +308,8 @@ def test_starts_without_a_step_are_counted_along_the_lineage(tmp_path: Path) -> 
 
 
 @pytest.mark.fault("E8", by="sighting.py: log_ooms")
-def test_memory_is_read_out_of_the_logs_last_lines(tmp_path: Path) -> None:
+def test_memory_is_read_out_of_the_logs_last_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(abort_rules, "STILL_S", -1.0)  # it stands still
     run = made(tmp_path, "T-1_run_20261122-1735")
     (run / "logs").mkdir()
     line = b"torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.\n"

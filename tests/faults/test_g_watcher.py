@@ -65,7 +65,12 @@ def test_whoever_was_started_by_a_watcher_holds_none_of_its_locks(warm_night: Ni
     warm_night.kill_all_of(run)
     child = warm_night.watched(lambda: warm_night.child(run), "it is taken up")
     wait_until(lambda: events(child, "step"), "it trains")
-    for lock in (warm_night.runs / ".live" / ".watch.lock", run / "lock", child / "lock", warm_night.config_file):
+    for lock in (
+        warm_night.runs / ".live" / f".watch.{os.geteuid()}.lock",
+        run / "lock",
+        child / "lock",
+        warm_night.config_file,
+    ):
         assert is_free(lock), lock
     assert not is_free(child / ".status.lock"), "its own sidecar's, for comparison"
 
@@ -74,7 +79,7 @@ def test_whoever_was_started_by_a_watcher_holds_none_of_its_locks(warm_night: Ni
 def test_a_watcher_that_is_killed_takes_its_lock_with_it_while_its_children_live(warm_night: Night) -> None:
     run = live(warm_night)
     warm_night.kill_all_of(run)
-    lock = warm_night.runs / ".live" / ".watch.lock"
+    lock = warm_night.runs / ".live" / f".watch.{os.geteuid()}.lock"
     watcher = warm_night.popen("abort-watch", "--every", "1")
     child = warm_night.next_of(run)
     watcher.kill()
@@ -328,7 +333,7 @@ def _may_read_kit(somebody: list[str], python: str) -> bool:
 @pytest.mark.fault("G15", by="acting.py: a lock that cannot be made; aborting.py: the event first")
 def test_a_watcher_that_cannot_write_stops_nobody_and_says_so(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
     run = live(night, "--at", "5", "hang")
-    lock = night.runs / ".live" / ".watch.lock"
+    lock = night.runs / ".live" / f".watch.{os.geteuid()}.lock"
     lock.mkdir()
     done = night.watch(code=1)
     assert "nothing is stopped that cannot be written down" in done.stderr

@@ -186,6 +186,14 @@ def host_name() -> str:
     return os.uname().nodename
 
 
+def pid_namespace() -> str | None:
+    """Return which numbering of processes this one lives in; in another container a pid means another process."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return None
+
+
 def boot_id() -> str:
     global _boot_id
     if _boot_id is None:

@@ -24,12 +24,14 @@ class Code(NamedTuple):
         patch: the uncommitted diff of tracked files, secrets taken out; b'' if there is none.
         diff_sha256: of the diff as it was; None without one.
         redacted: how many secrets were taken out.
+        is_known: git has answered, or there is no repository to ask about.
     """
 
     commit: str | None
     patch: bytes
     diff_sha256: str | None
     redacted: int
+    is_known: bool = True
 
 
 class Snapshot(NamedTuple):
@@ -57,7 +59,7 @@ def finish_snapshot(snapshot: Snapshot) -> Code:
     diff = answers.collect(snapshot.diff, MAX_PATCH_BYTES, TIMEOUT_S)
     commit = head if head.isalnum() else None
     if not diff.size:
-        return Code(commit, b"", None, 0)
+        return Code(commit, b"", None, 0, is_known=snapshot.diff is None or diff.sha256 is not None)
     if diff.size > MAX_PATCH_BYTES:
         note = f"# the diff has {diff.size} bytes, more than {MAX_PATCH_BYTES}: not kept; its SHA-256 is in run.json\n"
         return Code(commit, note.encode(), diff.sha256, 0)

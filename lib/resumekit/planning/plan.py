@@ -8,6 +8,7 @@ Try it: `bin/resume.sh EXP-01 --set training.max_steps=4000 --dry-run`
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -188,8 +189,12 @@ def _inherited_scale(choice: Choice) -> LrScale:
         try:
             fields = read_json(parent.paths.resume_plan, MAX_PLAN_BYTES)["lr_scale"]
             return lr_scale.from_fields(fields["factor"], fields["ramp"])
-        except (UnreadableFile, ValueError, TypeError, KeyError):
-            pass  # no plan, or none of ours
+        except (UnreadableFile, ValueError, TypeError, KeyError) as error:
+            if os.path.lexists(parent.paths.resume_plan):
+                raise InvalidFile(
+                    f"'{parent.paths.resume_plan}' cannot be read ({error}), and whether its run had its learning rate "
+                    "cut stands there alone; name a step with --step to branch from before it"
+                ) from error
     return _held_scale(candidate)
 
 

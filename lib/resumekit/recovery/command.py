@@ -8,6 +8,7 @@ Answers in NUL-separated fields: none (nothing goes on from here), one (ask agai
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
     if outcome.ready is not None:
         fields = outcome.ready.answer()
     else:
-        fields = [] if outcome.wait_s is None else [f"{max(0.1, outcome.wait_s):.1f}"]
+        fields = [] if outcome.wait_s is None else [str(max(1, math.ceil(outcome.wait_s)))]
     sys.stdout.buffer.write(b"".join(os.fsencode(field) + b"\0" for field in fields))
     sys.stdout.flush()
     return DONE

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..basics.causes import NEVER_RECOVERED, OOM
+from ..basics.errors import KitError
 from ..planning import environment
 from ..planning.code_state import Code
 from ..run_folder.runs import Run
@@ -26,10 +27,16 @@ def before_a_choice(run: Run, incident: Incident) -> str | None:
 
 
 def in_the_code(run: Run, code: Code) -> str | None:
-    """Return why the code that a recovery would start is not the one that the run began with."""
+    """Return why the code that a recovery would start is not the one that the run began with.
+
+    Raises:
+        KitError: git does not answer now; it may later.
+    """
     if run.setting("recover", "allow_code_change") is True:
         return None
     git = _mapping(run.record.get("git"))
+    if git.get("commit") is not None and not (code.is_known and code.commit):
+        raise KitError("git does not say which code there is")
     if git.get("commit") != code.commit:
         return f"the code has changed since the run began: commit {_short(git.get('commit'))} -> {_short(code.commit)}"
     if git.get("diff_sha256") != code.diff_sha256:

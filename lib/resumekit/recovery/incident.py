@@ -37,6 +37,8 @@ class Incident(NamedTuple):
 
 def of(run: Run, state: State, table: RunTable) -> Incident | None:
     """Return the incident that ended a run; None where it lives, is unknown, or ended as it was meant to."""
+    if not run.has_started:
+        return None  # a shim that could not start a trainer leaves an end, and nothing to go on from
     view = status.look(run, state)
     name = sighting.state_name(run, state, view)
     if name not in ("failed", "lost", "aborted"):

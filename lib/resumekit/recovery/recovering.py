@@ -7,6 +7,7 @@ is resolved anew. Source: protocol §12.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import sys
@@ -64,29 +65,52 @@ def recover(run_dir: Path, launcher_pid: int) -> Outcome:
     state = status.read_state(run)
     if not run.is_ours or run.setting("recover", "enabled") is not True or os.path.lexists(run.paths.paused):
         return NOTHING
-    found = incident.of(run, state, table)
-    if found is None or _is_taken_up(run, table):
-        return NOTHING
     try:
+        found = incident.of(run, state, table)
+        if found is None or _is_taken_up(run, table):
+            return NOTHING
         aborting.note(run, found.cause, found.evidence, first_bad_step=found.first_bad_step)
         state = status.read_state(run)
-        found = incident.of(run, state, table) or found
+        found = incident.of(run, state, table)
+        if found is None:
+            return NOTHING  # a person has stopped it meanwhile
+        outcome = _decide(run, state, table, found, launcher_pid)
+        if isinstance(outcome, str):
+            _say(f"'{run.run_id}' needs attention: {outcome}")
+            attention.call(run, found, outcome)
+            return NOTHING
+        return outcome
+    except (KitError, OSError) as error:  # a lock, a full disk: it may pass by itself
+        return _cannot_now(run, state, str(error))
+
+
+def _decide(run: Run, state: State, table: RunTable, found: Incident, launcher_pid: int) -> Outcome | str:
+    """Return what is to be done; a sentence where a person has to do it."""
+    try:
         return _take_up(run, state, table, found, launcher_pid)
-    except (DiskFull, Busy, OSError) as error:
-        _say(f"'{run.run_id}' cannot be taken up now: {error}")
-        return Outcome(wait_s=TRY_AGAIN_S)
+    except (DiskFull, Busy):
+        raise
     except KitError as error:
         if _is_taken_up(run, table):
             return NOTHING  # another one was faster
         if error.exit_code == FAILED:
-            _say(f"'{run.run_id}' cannot be taken up now: {error}")
-            return Outcome(wait_s=TRY_AGAIN_S)
-        return _give_up(run, found, str(error))
+            raise
+        return str(error)
 
 
-def _take_up(run: Run, state: State, table: RunTable, found: Incident, launcher_pid: int) -> Outcome:
+def _cannot_now(run: Run, state: State, reason: str) -> Outcome:
+    """Say, in the journal once, that it is tried again."""
+    message = f"cannot be taken up now: {plain(reason)}"
+    _say(f"'{run.run_id}' {message}; it is tried again")
+    with contextlib.suppress(OSError):
+        if state.get("last_warning") != message[:500]:
+            journal.append(run.paths.journal, "warning", run.run_id, kind="recovery_waits", message=message)
+    return Outcome(wait_s=TRY_AGAIN_S)
+
+
+def _take_up(run: Run, state: State, table: RunTable, found: Incident, launcher_pid: int) -> Outcome | str:
     if reason := hindrances.before_a_choice(run, found):
-        return _give_up(run, found, reason)
+        return reason
     if (left_s := _backoff_left_s(run, found)) > 0:
         _say(f"{found.evidence}; start {found.fruitless + 1} follows in {left_s:.0f} s; Ctrl-C ends it")
         return Outcome(wait_s=left_s)
@@ -101,10 +125,12 @@ def _take_up(run: Run, state: State, table: RunTable, found: Incident, launcher_
     code = code_state.finish_snapshot(snapshot)
     reason = hindrances.in_the_code(run, code) or hindrances.in_the_versions(run, ready.versions.answer())
     if reason:
-        return _give_up(run, found, reason)
+        return reason
     made = plan.make(choice, request.config_file.schema, ready, code) if choice.candidate else None
     if made is not None and (made.refusals or made.consents):
-        return _give_up(run, found, "; ".join((*made.refusals, *made.consents)))
+        return "; ".join((*made.refusals, *made.consents))
+    if incident.of(run, status.read_state(run), table) is None or os.path.lexists(run.paths.paused):
+        return NOTHING  # a person was faster
     fields = made.as_fields() if made else None
     prepared = launch.prepare(choice, request, ready, code, fields, launcher_pid, ["recover", run.run_id])
     cut = f", learning rate x {choice.recovery.lr_factor:g}" if choice.recovery.lr_factor != 1.0 else ""
@@ -123,12 +149,6 @@ def _end_orphans(run: Run, state: State) -> None:
         left = processes.kill_session(leader, KILL_WAIT_S)
         message = f"{len(members)} processes of the dead trainer's session were killed, {left} do not end"
         journal.append(run.paths.journal, "warning", run.run_id, kind="orphans_killed", message=message)
-
-
-def _give_up(run: Run, found: Incident, reason: str) -> Outcome:
-    _say(f"'{run.run_id}' needs attention: {reason}")
-    attention.call(run, found, reason)
-    return NOTHING
 
 
 def _is_taken_up(run: Run, table: RunTable) -> bool:

@@ -45,8 +45,9 @@ def begin(run: Run, state: State, table: RunTable, incident: Incident) -> Begin:
         selection = _from_before(run, table, incident.first_bad_step)
     else:
         selection = heads.search_stable(run, table, None)
-    if selection.chosen is None and selection.candidates:
-        raise _none(run, "", selection)
+    has_some = selection.candidates or run.parent_step or state.get("last_checkpoint_step") is not None
+    if selection.chosen is None and has_some:
+        raise _none(run, "", selection)  # a folder that cannot be listed looks like an empty one
     return Begin(selection, _left_out(run, incident, selection), _eval_step(state) if incident.cause == EVAL else None)
 
 

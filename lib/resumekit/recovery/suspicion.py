@@ -39,7 +39,10 @@ def _failed(run: Run) -> str | None:
     checkpoint, end = run.record.get("checkpoint"), run_end.read(run)
     if not isinstance(checkpoint, str) or "\0" in checkpoint or end is None:
         return None
-    step = status.read_state(run).get("step")
+    state = status.read_state(run)
+    if "aborted" in state or "stopped" in state:
+        return None  # the signal was ours
+    step = state.get("step")
     points_at_it = end.get("signal") is not None or end["code"] in (NO_STABLE_CHECKPOINT, INVALID)
     if not points_at_it or (step is not None and step > (run.parent_step or 0)):
         return None

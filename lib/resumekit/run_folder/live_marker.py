@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..basics.files import UnreadableFile, read_bounded, temp_path, write_all
+from ..basics.files import UnreadableFile, fsync_directory, read_bounded, temp_path, write_all
 
 
 def make(path: Path) -> None:
@@ -20,9 +20,11 @@ def make(path: Path) -> None:
         descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
             write_all(descriptor, b"%d\n" % os.fstat(descriptor).st_ino)
+            os.fsync(descriptor)
         finally:
             os.close(descriptor)
         os.replace(temp, path)
+        fsync_directory(path.parent)
     except BaseException:
         temp.unlink(missing_ok=True)
         raise

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ..basics.causes import CAUSES
-from .event_values import count, number
+from .event_values import count, number, text
 from .runs import Run, RunTable
 
 # A chain is followed so far back: more than any budget needs.
@@ -44,7 +44,7 @@ class Recovery(NamedTuple):
 def of(run: Run) -> Recovery | None:
     """Return what a run recovers from; None where it was started by a person, or its record makes no sense."""
     fields = run.record.get("recovery")
-    if not isinstance(fields, dict) or fields.get("cause") not in CAUSES or not count(fields.get("attempt")):
+    if not isinstance(fields, dict) or text(fields.get("cause")) not in CAUSES or not count(fields.get("attempt")):
         return None
     factor = number(fields.get("lr_factor"))
     return Recovery(

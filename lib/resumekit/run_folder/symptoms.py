@@ -46,6 +46,8 @@ def saw_loss(known: Symptoms, loss: Any, step: int, mono_s: float) -> Symptoms:
         smooth += (log - smooth) / SMOOTHED
         best = known.get("best", smooth)
         result["smooth"], result["best"] = smooth, min(smooth, best + (smooth - best) / (SMOOTHED * FORGETS))
+        if smooth <= best:
+            result["best_step"] = step
     return result
 
 
@@ -154,7 +156,7 @@ def _fields(**checks: Any) -> Any:
 
 
 _TYPES: dict[str, Any] = {
-    **dict.fromkeys(("loss_told", "healed", "save_bytes", "sound_step"), _is_count),
+    **dict.fromkeys(("loss_told", "healed", "save_bytes", "sound_step", "best_step"), _is_count),
     **dict.fromkeys(("smooth", "best"), _is_number),
     "bad": _fields(what=_is_text, step=_is_count, mono_s=_is_time),
     "bad_save": _fields(step=_is_count, after=_or_none(_is_count), mono_s=_is_time),

@@ -7,6 +7,7 @@ it recovers, that it does. Source: protocol §12.
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import Any
 
 from ..basics import journal
@@ -21,6 +22,7 @@ from . import aborting
 
 # A loss that is finite again in the next step is not stopped for; whoever trains on with NaN loses no more than this.
 HEALS_S = 2.0
+STOP_AGAIN_S = 30.0
 # What is over and may be taken up again keeps its live marker: the watcher looks at it.
 _TAKEN_UP = frozenset({"failed", "lost", "aborted"})
 
@@ -31,6 +33,7 @@ class Bedside:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._bad_since: float | None = None
+        self._stops_at: float | None = None
 
     def look(self, state: State, now: float) -> None:
         """Stop the run if what it tells has not been finite for HEALS_S seconds.
@@ -39,8 +42,11 @@ class Bedside:
             state: its folded journal.
             now: the monotonic clock.
         """
+        if "aborted" in state:
+            self._repeat_the_stop(now)
+            return
         found = symptoms.not_finite(state.get("symptoms", {}))
-        if not found or "aborted" in state or "stopped" in state:
+        if not found or "stopped" in state or os.path.lexists(self._run.paths.paused):
             self._bad_since = None
             return
         self._bad_since = now if self._bad_since is None else self._bad_since
@@ -48,6 +54,13 @@ class Bedside:
             evidence, _, first_bad_step = found[0]
             with contextlib.suppress(OSError, KitError):  # what cannot be written down is tried again
                 aborting.abort(self._run, NONFINITE, evidence, first_bad_step=first_bad_step)
+
+    def _repeat_the_stop(self, now: float) -> None:
+        """Stop it again now and then: whoever wrote down that it is stopped may have been killed before doing it."""
+        if self._stops_at is None or now >= self._stops_at:
+            if self._stops_at is not None:
+                aborting.stop_aborted(self._run.paths.run_dir)
+            self._stops_at = now + STOP_AGAIN_S
 
     def introduce(self, state: State) -> None:
         """Write the `recovery` event into this run and the one that it recovers; safe to repeat."""

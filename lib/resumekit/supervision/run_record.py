@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ def record(
         "git": {"commit": code.commit, "diff_sha256": code.diff_sha256, "redacted": code.redacted},
         "host": processes.host_name(),
         "boot_id": processes.boot_id(),
+        "pid_namespace": processes.pid_namespace(),
         "token": token,
         "launcher": launcher.as_fields() if launcher else None,
         "versions": dict(versions),
@@ -59,7 +61,11 @@ def record(
 
 def environment(extra_names: Sequence[str]) -> dict[str, Any]:
     """Return the recorded part of the environment; of `trainer.env` the names that are set, never the values."""
-    kept = {name: _clean(os.environ[name]) for name in recorded_environment.NAMES if name in os.environ}
+    kept = {
+        name: _clean(sys.executable if name == "PYTHON" else os.environ[name])
+        for name in recorded_environment.NAMES
+        if name in os.environ
+    }
     return {"values": kept, "passed": [name for name in extra_names if name in os.environ]}
 
 

@@ -43,10 +43,11 @@ def stop(run_dir: Path, signal_name: str, *, is_now: bool = False, is_aborted: b
     if is_aborted:
         return _alone(run, lambda: _end(run, _wait_for_trainer(run), signal_name, is_now=False))
     trainer = _wait_for_trainer(run)
-    if trainer is not None or _awaits_recovery(run):
+    is_over = trainer is None and _awaits_recovery(run)
+    if trainer is not None or is_over:
         with contextlib.suppress(OSError):  # a full disk must not keep anybody from stopping
             journal.append(run.paths.journal, "stopped", run.run_id, by=signal_name, now=is_now)
-    return _end(run, trainer, signal_name, is_now=is_now)
+    return DONE if is_over else _end(run, trainer, signal_name, is_now=is_now)
 
 
 def _alone(run: Run, end: Callable[[], int]) -> int:

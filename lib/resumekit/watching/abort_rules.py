@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from ..basics.causes import CRASH_LOOP, DIED, DIVERGED, EVAL, HANG, NONFINITE, OOM, THROUGHPUT
+from ..basics.causes import CAUSES, CRASH_LOOP, DIED, DIVERGED, EVAL, HANG, NONFINITE, OOM, THROUGHPUT
 from ..run_folder import pace, symptoms
 from ..run_folder.run_state import State, is_waiting
 
@@ -21,6 +21,8 @@ FROZEN, ZERO, UNSEEN, DISK, INODES = "frozen", "zero", "unseen", "disk", "inodes
 
 # Who tells a step every hour does not hang after half of one: so many usual intervals are waited for at least.
 HANG_INTERVALS = 5
+# So long without a step is standing still.
+STILL_S = 60.0
 # A log with four digits shows the same loss now and then.
 FROZEN_TOLD = 300
 ZERO_TOLD = 20
@@ -97,7 +99,7 @@ def limits_of(setting: Callable[[str, str], Any]) -> Limits:
     for name, default in Limits._field_defaults.items():
         value = setting("recover" if name == "max_attempts" else "abort", name)
         is_number = type(value) in (int, float) and 0 < value < 1e9
-        values[name] = value if is_number else default
+        values[name] = default if not is_number else max(1, int(value)) if type(default) is int else value
     values["throughput_drop"] = min(values["throughput_drop"], 1.0)
     return Limits(**values)
 
@@ -137,7 +139,8 @@ def _not_finite(state: State) -> Iterator[Finding]:
 def _aborted(state: State) -> Iterator[Finding]:
     """What it was stopped for: it is over, and something may go on from it."""
     if known := state.get("aborted"):
-        yield Finding(known["cause"] or DIED, SICK, known["evidence"] or "", known["mono_s"], known["first_bad_step"])
+        cause = known["cause"] if known["cause"] in CAUSES else DIED
+        yield Finding(cause, SICK, known["evidence"] or "", known["mono_s"], known["first_bad_step"])
 
 
 def _ended(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]:
@@ -171,8 +174,16 @@ def _oom(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]:
     wanted = min(limits.oom_count, 64)
     if len(recent) >= wanted:
         yield Finding(OOM, SICK, f"out of memory {len(recent)} times in {limits.oom_minutes:g} min", recent[0])
-    elif sight.log_ooms >= wanted and "step" in state:  # before the first step a trainer may be trying sizes
+    elif sight.log_ooms >= wanted and _stands_still(state, sight):  # lines that it got over may be hours old
         yield Finding(OOM, SICK, f"{sight.log_ooms} of the log's last lines say that memory ran out")
+
+
+def _stands_still(state: State, sight: Sight) -> bool:
+    """Whether a run that has stepped has told no step for a minute, and for longer than is usual."""
+    active_s, usual_s = state.get("active_mono_s"), state["pace"]["typical_s"] if "pace" in state else 0.0
+    if "step" not in state or sight.now_s is None or active_s is None:
+        return False
+    return sight.now_s - active_s > max(STILL_S, HANG_INTERVALS * usual_s)
 
 
 def _eval(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]:
@@ -245,7 +256,7 @@ def _diverged(state: State, limits: Limits, _sight: Sight) -> Iterator[Finding]:
     times = math.exp(min(700.0, known["smooth"] - known["best"]))
     if times > limits.divergence:
         evidence = f"the loss, smoothed, is {times:.1f} times its recent best (limit {limits.divergence:g})"
-        yield Finding(DIVERGED, SICK, evidence)
+        yield Finding(DIVERGED, SICK, evidence, None, known.get("best_step", 0) + 1)
 
 
 def _odd_loss(state: State, _limits: Limits, _sight: Sight) -> Iterator[Finding]:

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..basics import claims, processes, recorded_environment
-from ..basics.errors import DONE, KitError
+from ..basics.errors import DONE
 from ..basics.paths import LIB
 from ..run_folder import live_marker, status
 from ..run_folder.runs import Run, RunTable
 from ..supervision import aborting
+from . import sighting
 from .abort_rules import SICK, WARNING
 from .watch import ENDED, WELL, Look
 
@@ -27,6 +28,7 @@ CLI = str(LIB / "resumekit_cli.py")
 LAUNCHER = str(LIB / "launcher.sh")
 # A sidecar keeps account every five seconds; a launcher pauses for 32 s at most before it starts another.
 LEFT_ALONE_S = 90.0
+MAX_LOG_BYTES = 1 << 20
 
 
 class Deed(NamedTuple):
@@ -53,7 +55,8 @@ def one_pass_at_a_time(runs_dir: Path) -> Iterator[bool]:
     folder = runs_dir / ".live"
     folder.mkdir(exist_ok=True)
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    descriptor = os.open(folder / ".watch.lock", flags, 0o666)
+    # Another user's watcher has other runs.
+    descriptor = os.open(folder / f".watch.{os.geteuid()}.lock", flags, 0o666)
     try:
         yield claims.try_lock(descriptor)
     finally:
@@ -66,8 +69,8 @@ def act(runs_dir: Path, looks: Sequence[Look]) -> list[Deed]:
     for look in looks:
         try:
             deeds += _about(runs_dir, look)
-        except (KitError, OSError) as error:
-            deeds.append(Deed(look.run_id, f"nothing could be done: {error}", is_done=False))
+        except Exception as error:  # anything: what one folder holds must not keep anybody from the others
+            deeds.append(Deed(look.run_id, f"nothing could be done: {type(error).__name__}: {error}", is_done=False))
     return deeds
 
 
@@ -79,8 +82,7 @@ def stop(runs_dir: Path, run_ids: Sequence[str]) -> list[Deed]:
     started = [(name, subprocess.Popen([*command, str(runs_dir / name), "TERM"])) for name in run_ids]
     codes = [(name, process.wait()) for name, process in started]
     return [
-        Deed(name, "stopped" if code == DONE else "could not be stopped, or had ended already", is_done=code == DONE)
-        for name, code in codes
+        Deed(name, "stopped" if code == DONE else "could not be stopped", is_done=code == DONE) for name, code in codes
     ]
 
 
@@ -90,6 +92,9 @@ def _about(runs_dir: Path, look: Look) -> Iterator[Deed]:
     if look.verdict not in (SICK, WARNING, WELL, ENDED):
         return  # paused, remote, unknown: nobody's business here
     if run is None:
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(runs_dir / look.run_id)
+            return  # there is something, which cannot be read now
         (runs_dir / ".live" / look.run_id).unlink(missing_ok=True)
         return
     if not run.is_ours:
@@ -109,8 +114,15 @@ def _about(runs_dir: Path, look: Look) -> Iterator[Deed]:
     elif "launched" in state and "exited" not in state:
         if view.launcher == processes.DEAD:
             _start_sidecar(run)  # its end was written down by nobody; whoever does so takes the marker
-    elif look.state != "never_started" or view.launcher == processes.DEAD:
+    elif look.verdict == ENDED and sighting.state_name(run, state, view) == look.state and not _may_start(run, look):
         run.paths.live_marker.unlink(missing_ok=True)
+
+
+def _may_start(run: Run, look: Look) -> bool:
+    """Whether a shim may still be about to start its trainer, though its launcher is dead."""
+    if look.state != "never_started":
+        return False
+    return time.time() - os.stat(run.paths.run_json).st_mtime < LEFT_ALONE_S
 
 
 def _about_live(run: Run, state: dict[str, Any], view: status.View, look: Look) -> Iterator[Deed]:
@@ -131,7 +143,8 @@ def _about_over(run: Run, state: dict[str, Any], view: status.View) -> Iterator[
     if "exited" not in state:
         _start_sidecar(run)
     if run.setting("recover", "enabled") is True:
-        _start(["bash", LAUNCHER, "recover", str(run.paths.run_dir)], environment_of(run))
+        # What it says goes where somebody may look for it; what stands against it for good is in the journal.
+        _start(["bash", LAUNCHER, "recover", str(run.paths.run_dir)], environment_of(run), _log_of(run))
         yield Deed(run.run_id, "taking it up, if nothing stands against it")
     elif "exited" in state:
         run.paths.live_marker.unlink(missing_ok=True)  # it has been said; recover.enabled is false
@@ -169,11 +182,25 @@ def _is_left_alone(run: Run) -> bool:
     return False
 
 
-def _start(command: list[str], environment: dict[str, str]) -> None:
+def _log_of(run: Run) -> int:
+    """Open the file beside the markers that takes what recoveries without a launcher say; a large one begins anew."""
+    path = run.paths.live_marker.with_name(f".recover.{os.geteuid()}.log")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o666)
+    if os.fstat(descriptor).st_size > MAX_LOG_BYTES:
+        os.ftruncate(descriptor, 0)
+    return descriptor
+
+
+def _start(command: list[str], environment: dict[str, str], log: int | None = None) -> None:
     """Start a process that outlives the watcher: in a session of its own, with none of its descriptors."""
     import subprocess  # as above
 
-    subprocess.Popen(
-        command, env=environment, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
+    try:
+        subprocess.Popen(
+            command, env=environment, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL if log is None else log, start_new_session=True,
+        )  # fmt: skip
+    finally:
+        if log is not None:
+            os.close(log)

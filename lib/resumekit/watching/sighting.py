@@ -6,6 +6,7 @@ Try it: `bin/abort-watch.sh --observe`
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import time
@@ -51,7 +52,7 @@ def sight(run: Run, state: State, view: View, table: RunTable, limits: Limits) -
         end=view.end,
         lineage_speed=None if has_ended else lineage_speed(run, table),
         fruitless=fruitless_starts(run, state, table, limits.max_attempts) if has_ended else 0,
-        log_ooms=log_ooms(run, limits.oom_minutes * 60),
+        log_ooms=log_ooms(run, math.inf if has_ended else limits.oom_minutes * 60),
         free_bytes=free_bytes,
         free_inodes=free_inodes,
     )

@@ -179,6 +179,8 @@ def _judge(run: Run, table: RunTable) -> Look:
     host = run.record.get("host")
     if isinstance(host, str) and host != processes.host_name():
         return Look(run.run_id, UNKNOWN, REMOTE, note=f"not looked at: it runs on '{host[:100]}'")
+    if run.record.get("pid_namespace") not in (None, processes.pid_namespace()):
+        return Look(run.run_id, UNKNOWN, REMOTE, note="not looked at: it was started in another container")
     if not run.is_ours:
         return Look(run.run_id, UNKNOWN, UNKNOWN, note="it has no run.json that says whose it is")
     state = status.read_state(run)
@@ -194,8 +196,12 @@ def _judge(run: Run, table: RunTable) -> Look:
     }
     if name not in (*status.LIVE, *sighting.TAKEN_UP):
         return Look(run.run_id, name, ENDED, **known, note="not live, the marker was left behind")
+    if name in sighting.TAKEN_UP and not run.has_started:
+        return Look(run.run_id, name, ENDED, **known, note="its trainer was never started")
     if name in sighting.TAKEN_UP and (sentence := claims.held_by_other(run.paths, table.has_started)):
-        return Look(run.run_id, name, ENDED, **known, note=sentence)
+        child = str((claims.continuation_of(run.paths) or {}).get("run_id"))
+        # Until its child has a trainer the claim may still become void: the marker stays.
+        return Look(run.run_id, name, ENDED if table.has_started(child) else WELL, **known, note=sentence)
     limits = abort_rules.limits_of(run.setting)
     found = tuple(abort_rules.findings(state, limits, sighting.sight(run, state, view, table, limits)))
     return Look(run.run_id, name, _verdict(found), **known, findings=found)
