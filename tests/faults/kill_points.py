@@ -26,7 +26,13 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
 def launcher(folder: Path, point: int) -> dict[str, str]:
-    """Return what the environment needs for a Bash that dies before its `point`-th simple command, 1 for the first."""
+    """Return what the environment needs for a Bash that dies before its `point`-th simple command, 1 for the first.
+
+    Args:
+        folder: where a script is put; Bash expands the value of BASH_ENV, so its name has to be plain.
+        point: the command.
+    """
+    assert str(folder).isascii() and not set(str(folder)) & set("$`'\"\\ \n")
     script = folder / "bash_env"
     # One Bash alone counts: it takes the variable out of its children's environment. A subshell has another BASHPID.
     script.write_text(

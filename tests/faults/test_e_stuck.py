@@ -56,6 +56,7 @@ def forked_of(run: Path) -> int:
     raise AssertionError("no forked trainer")
 
 
+@pytest.mark.long
 @pytest.mark.fault("E5", by="abort_rules.py: no step, whatever the heartbeat says")
 def test_a_deadlock_under_a_living_heartbeat_is_found_by_the_age_of_its_step(warm_night: Night) -> None:
     run, child = taken_up(warm_night, "--at", "25", "hang")
@@ -161,6 +162,7 @@ def test_an_evaluation_that_crashes_is_left_out_once(warm_night: Night) -> None:
     assert warm_night.state(child) == "finished"
 
 
+@pytest.mark.long
 @pytest.mark.fault("E11", by="abort_rules.py: abort.eval_minutes")
 def test_an_evaluation_that_hangs_has_a_limit_of_its_own(warm_night: Night) -> None:
     run, child = taken_up(warm_night, "--at", "31", "evalhang", abort={**SHORT, "hang_minutes": 60})
@@ -169,6 +171,7 @@ def test_an_evaluation_that_hangs_has_a_limit_of_its_own(warm_night: Night) -> N
     assert record(child)["recovery"]["skip_eval_step"] == 30
 
 
+@pytest.mark.long
 @pytest.mark.fault("E12", by="aborting.py: the log's last lines; recovering.py: the budget's waits")
 def test_data_that_cannot_be_read_for_a_while_are_named_and_read_again(warm_night: Night, tmp_path: Path) -> None:
     data, away = tmp_path / "data.bin", tmp_path / "away"

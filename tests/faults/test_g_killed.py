@@ -108,7 +108,9 @@ def launcher_dies(night: Night, stopped: Path, point: int) -> bool:
     """Whether the launcher had that many commands."""
     copies = Copies(night, stopped)
     try:
-        return die_and_finish(night, copies.next(), **kill_points.launcher(night.once, point)) == -signal.SIGKILL
+        return (
+            die_and_finish(night, copies.next(), **kill_points.launcher(night.folder.parent, point)) == -signal.SIGKILL
+        )
     finally:
         copies.restore()
 
