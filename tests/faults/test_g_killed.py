@@ -19,6 +19,7 @@ from conftest import LIB, events, wait_until
 from faults import kill_points
 from faults.nights import HANG_MINUTES, Night, one, record
 from faults.oracle import Oracle
+from resumekit.run_folder import live_marker
 
 pytest_plugins = ["faults.night_fixtures"]
 STEPS = 60
@@ -52,6 +53,8 @@ class Copies:
         shutil.rmtree(copy.parent, ignore_errors=True)
         copy.parent.mkdir()
         shutil.copytree(self._plain, copy, symlinks=True)
+        for marker in (copy / ".live").iterdir():
+            live_marker.make(marker)  # one that was only copied starts nothing
         self.night.runs = copy
         return copy / self.run.name
 
@@ -71,7 +74,19 @@ def recover(night: Night, run: Path, **environment: str) -> int:
 
 def finish(night: Night, run: Path) -> Path:
     """Let the next passes finish it, whatever is left; returns the child that came to the end."""
-    wait_until(lambda: not alive(night, run) and (finished(night, run) or recover(night, run) is None), "the end")
+
+    def is_over() -> bool:
+        if alive(night, run):
+            return False
+        if not finished(night, run):
+            # What the watcher would start; where a child has ended and nobody wrote that down, the watcher itself.
+            if any(events(child, "launched") for child in night.children(run)):
+                night.watch()
+            else:
+                recover(night, run)
+        return bool(finished(night, run))
+
+    wait_until(is_over, "the end")
     return finished(night, run)[0]
 
 
