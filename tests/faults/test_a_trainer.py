@@ -73,6 +73,21 @@ def test_a_preempted_trainer_has_saved_is_left_alone_and_loses_no_step(warm_nigh
     assert events(warm_night.run_dirs()[-1], "step")[0]["step"] == last + 1
 
 
+@pytest.mark.fault("A2", by="launcher.sh: which run it is, before the traps")
+def test_term_is_heard_from_the_first_command_on_that_can_hear_it(night: Night, tmp_path: Path) -> None:
+    """Bash sends it to itself, before the next command after the trap is there."""
+    script = tmp_path / "bash_env"
+    script.write_text(
+        "unset BASH_ENV\nset -T\nKIT_SENT=0\ntrap '[[ $BASHPID != $$ || $KIT_SENT == 1 || -z $(trap -p TERM) ]] || "
+        "{ KIT_SENT=1; kill -TERM $$; }' DEBUG\n"
+    )
+    night.config("--delay", "0.02", training={"max_steps": 100_000})
+    process = night.popen("run", "T-1", env={"BASH_ENV": str(script)})
+    assert end(process)[0] == 143
+    (run,) = night.run_dirs()
+    assert one(run, "stopped")["by"] == "TERM" and night.state(run) == "stopped"
+
+
 @pytest.mark.long
 @pytest.mark.fault("A3", by="saving.py: deferred_signals; temp file and rename")
 def test_term_in_the_middle_of_a_save_makes_no_half_of_one(warm_night: Night) -> None:
