@@ -15,7 +15,7 @@ from ..basics import journal
 from ..basics.claims import locked
 from ..basics.errors import KitError
 from ..basics.terminal import plain
-from ..run_folder import status
+from ..run_folder import live_marker, status
 from ..run_folder.runs import Run
 from .incident import Incident
 
@@ -25,6 +25,8 @@ MAX_REASON = 1000
 
 def call(run: Run, incident: Incident, reason: str) -> None:
     """Write down that nothing goes on from here by itself, once, and tell it.
+
+    The live marker goes last: while it is there, nobody may have been told yet, and `tell_again` does.
 
     Args:
         run: the run that ended.
@@ -42,10 +44,22 @@ def call(run: Run, incident: Incident, reason: str) -> None:
         if status.needs_attention(status.read_state(run)):
             return
         journal.append(run.paths.journal, "recovery", run.run_id, **fields)
+    _tell(run, fields)
+
+
+def tell_again(run: Run) -> None:
+    """Tell of a run that needs attention if whoever wrote that down may have been killed before it was told."""
+    fields = status.read_state(run).get("recovery") or {}
+    if live_marker.was_made_here(run.paths.live_marker):
+        _tell(run, {key: value for key, value in fields.items() if key != "at"})
+
+
+def _tell(run: Run, fields: dict[str, Any]) -> None:
     with contextlib.suppress(OSError):
         status.write(run, status.current(run))
-        run.paths.live_marker.unlink(missing_ok=True)
     _notify(run, {"event": "recovery", "run_id": run.run_id, "run_dir": str(run.paths.run_dir), **fields})
+    with contextlib.suppress(OSError):
+        run.paths.live_marker.unlink(missing_ok=True)
 
 
 def _notify(run: Run, event: dict[str, Any]) -> None:
