@@ -74,7 +74,7 @@ def _claims_afterwards(head: str, run_id: str) -> Iterator[None]:
     claims._write_claim(Path(head, "claims", "continued.json"), {"run_id": run_id})
 
 
-def _marker_first(run: Any, fields: dict[str, Any]) -> None:
+def _marker_first(run: Any, fields: dict[str, Any], **_options: Any) -> None:
     status.write(run, status.current(run))
     run.paths.live_marker.unlink(missing_ok=True)
     attention._notify(run, fields)

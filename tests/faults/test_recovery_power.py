@@ -6,15 +6,19 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import syscalls
 from test_b_saves import assert_good, campaign
 
+from conftest import wait_until
 from resumekit.basics import claims, journal, processes
 from resumekit.basics.files import write_atomic
 from resumekit.basics.paths import RunPaths
+from resumekit.recovery import attention
+from resumekit.recovery.incident import Incident
 from resumekit.run_folder import live_marker, status
 from resumekit.run_folder.runs import RunTable, open_run
 from resumekit.watching import acting, watch
@@ -87,6 +91,27 @@ def test_a_folder_that_was_made_since_the_look_keeps_its_marker(run_dir: Path) -
     live_marker.make(run.paths.live_marker)
     look = watch.Look(RUN_ID, watch.UNKNOWN, watch.ENDED, note="its folder is gone, the marker was left behind")
     assert acting.act(run_dir.parent, [look]) == [] and run.paths.live_marker.exists()
+
+
+def test_a_person_who_is_being_told_is_not_told_by_the_next_pass_too(run_dir: Path, tmp_path: Path) -> None:
+    notes = tmp_path / "told"
+    slow = ["sh", "-c", 'cat >> "$0"; until [ -e "$0.go" ]; do sleep 0.01; done', str(notes)]
+    (run_dir / "resolved_config.json").write_text(json.dumps({"notify": {"command": slow}}))
+    run = open_run(run_dir)
+    live_marker.make(run.paths.live_marker)
+    first = threading.Thread(target=attention.call, args=(run, Incident("died", "signal 9"), "no more"))
+    first.start()
+    wait_until(lambda: notes.exists() and notes.read_text(), "the first one tells it")
+    attention.tell_again(open_run(run_dir))
+    (tmp_path / "told.go").touch()
+    first.join()
+    attention.tell_again(open_run(run_dir))
+    (told,) = map(json.loads, notes.read_text().splitlines())
+    assert (told["reason"], told["outcome"]) == ("no more", "needs_attention")
+    live_marker.make(run.paths.live_marker)  # as if whoever told it had been killed before it took the marker
+    attention.tell_again(open_run(run_dir))
+    again = json.loads(notes.read_text().splitlines()[1])
+    assert again == told and not run.paths.live_marker.exists()
 
 
 @needs_compiler
