@@ -166,7 +166,9 @@ def _pass(runs: Path) -> None:
         raise RuntimeError(f"the watcher says: {wrong[0]}")
 
 
-def _in_a_fork(command: list[str], _environment: dict[str, str]) -> None:
+def _in_a_fork(command: list[str], _environment: dict[str, str], log: int | None = None) -> None:
+    if log is not None:
+        os.close(log)
     run_dir = Path(command[-1])
     forked(lambda: take_up(run_dir) if "recover" in command else sidecar.main(run_dir, has_echo=False))
 

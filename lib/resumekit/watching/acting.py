@@ -155,7 +155,7 @@ def _about_over(run: Run, state: dict[str, Any], view: status.View) -> Iterator[
 def _about_untold(run: Run, view: status.View) -> Iterator[Deed]:
     """Tell whom `notify.command` tells, where whoever was to do it was killed before the marker went."""
     if view.launcher == processes.DEAD:
-        _start(["bash", LAUNCHER, "recover", str(run.paths.run_dir)], environment_of(run))
+        _start(["bash", LAUNCHER, "recover", str(run.paths.run_dir)], environment_of(run), _log_of(run))
         yield Deed(run.run_id, "it needs attention: telling it again")
 
 
