@@ -25,6 +25,8 @@ import syscalls
 
 # How many of the states of a whole replay are saved in once more, in a new process.
 NEXT_SAVES = 200
+# A mistake in a recovery is looked for in every so many-th of its disks.
+_SEEN_IN_EVERY = 7
 _PARTS = ("calls", "power", "mistakes")
 
 
@@ -63,7 +65,7 @@ def _quick_folder() -> str | None:
 def _options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sample", type=int, help="only so many points, and the thin form of each replay")
-    parser.add_argument("--only", nargs="+", choices=(*_PARTS, "list"), default=_PARTS, help="parts of it")
+    parser.add_argument("--only", nargs="+", choices=(*_PARTS, "list", "recovery"), default=_PARTS, help="parts of it")
     parser.add_argument("--seed", type=int, default=1, help="of whatever is drawn (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON list")
     parser.add_argument("--stage", type=Path, help="where to save; a folder of its own, and kept")
@@ -71,12 +73,14 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _rows(options: argparse.Namespace, scratch: Path) -> Iterator[Row]:
-    import torch  # not before this process is the one with the library under it
-    from save_faults import Stage
+    stage: Any = None
+    if set(options.only) != {"recovery"}:
+        import torch  # not before this process is the one with the library under it
+        from save_faults import Stage
 
-    torch.set_num_threads(1)
-    stage = Stage(options.stage or scratch / "stage")
-    parts = {"calls": _calls, "power": _power, "mistakes": _mistakes, "list": _list}
+        torch.set_num_threads(1)
+        stage = Stage(options.stage or scratch / "stage")
+    parts = {"calls": _calls, "power": _power, "mistakes": _mistakes, "list": _list, "recovery": _recovery}
     for name in options.only:
         yield from parts[name](options, stage, scratch)
 
@@ -172,6 +176,38 @@ def _mistakes(options: argparse.Namespace, stage: Any, scratch: Path) -> Iterato
             (said for point in points if point.call == call and (said := stage.judge(point, mistake))), None
         )  # fmt: skip
         yield Row(f"mistake, {name}", 1, int(not seen), [], f": {seen or 'NOT SEEN'}"[:160])
+
+
+def _recovery(options: argparse.Namespace, _stage: Any, scratch: Path) -> Iterator[Row]:
+    """A recovery: every disk that a power cut could leave, a kill before each of its calls, and mistakes made in it.
+
+    A sample looks at so many disks of each recording but one, so many kills of one scene, and one mistake.
+    """
+    import power_protocols as power
+    import recovery_kills
+    import recovery_mistakes
+    import recovery_power
+
+    for name in ("recovery", "attention", "account") if options.sample else recovery_power.NAMES:
+        recording = recovery_power.record(name, scratch / f"power-{name}")
+        if options.sample:
+            found = power.replay_some(recording, scratch / "disk", options.sample, options.seed)
+        else:
+            found = power.replay(recording, scratch / "disk", is_thin=True, seed=options.seed)
+        yield _row(recording.name, found)
+    for name in ("recovery",) if options.sample else recovery_kills.NAMES:
+        found = recovery_kills.kill_everywhere(name, scratch / f"kills-{name}", most=options.sample)
+        yield Row(f"kill, recovery, {name}", found.states, found.bad, found.examples)
+    for name, mistake in recovery_mistakes.MISTAKES.items():
+        if options.sample and name != recovery_mistakes.QUICK:
+            continue
+        with recovery_mistakes.made(mistake):
+            recording = recovery_power.record(mistake.scene, scratch / name)
+            found = power.replay(
+                recording, scratch / "disk", is_thin=True, seed=options.seed, stride=_SEEN_IN_EVERY, until_bad=True
+            )
+        seen = f"seen at disk {found.states}" if found.bad else "NOT SEEN"
+        yield Row(f"mistake, {name}", 1, int(not found.bad), [], f": {seen}; {found.examples[:1]}")
 
 
 if __name__ == "__main__":

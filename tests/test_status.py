@@ -112,7 +112,7 @@ def test_no_type_in_a_run_folder_is_trusted(tmp_path: Path, value: Any) -> None:
     )
     run.paths.exit_json.write_text(json.dumps({"code": value, "signal": value}))
     run.paths.sidecar_state.write_text(
-        json.dumps({"run_id": run.run_id, "state": {"step": value}, "journal_offset": 0})
+        json.dumps({"run_id": run.run_id, "state": {"step": value}, "journal_offset": 0, "journal_tail": ""})
     )
     assert_valid("status", status.current(run))
     for broken in (value, {"training": value}, [value]):
@@ -125,10 +125,11 @@ def test_a_saved_state_of_another_run_or_of_wrong_types_is_folded_anew(tmp_path:
     run.paths.journal.write_text(json.dumps({"event": "step", "step": 7, "mono_s": 1.0}) + "\n")
     sound = {"events": 1}
     for saved in (
-        {"run_id": "another", "state": sound, "journal_offset": 1},
-        {"run_id": run.run_id, "state": {"step": "9"}, "journal_offset": 1},
-        {"run_id": run.run_id, "state": sound, "journal_offset": 10**6},
-        {"run_id": run.run_id, "state": sound, "journal_offset": "1"},
+        {"run_id": "another", "state": sound, "journal_offset": 1, "journal_tail": "{"},
+        {"run_id": run.run_id, "state": {"step": "9"}, "journal_offset": 1, "journal_tail": "{"},
+        {"run_id": run.run_id, "state": sound, "journal_offset": 10**6, "journal_tail": None},
+        {"run_id": run.run_id, "state": sound, "journal_offset": "1", "journal_tail": "{"},
+        {"run_id": run.run_id, "state": sound, "journal_offset": 20, "journal_tail": "of a journal that was lost"},
         ["no", "dict"],
     ):
         run.paths.sidecar_state.write_text(json.dumps(saved))

@@ -40,7 +40,10 @@ EVENTS = [json.loads(path.read_text()) for path in sorted((_EXAMPLES / "event").
     {"event": "swap", "step": 5, "optimizer": "lion", "mono_s": 9.6},
     {"event": "abort", "cause": "nonfinite", "evidence": "loss nan", "mono_s": 10.0},
 ]
-_SAVED = {"run_id": "EXP-01_baseline_20261122-1735", "journal_offset": 0, "state": {"events": 3, "phase": "train"}}
+_SAVED = {
+    "run_id": "EXP-01_baseline_20261122-1735", "journal_offset": 0, "journal_tail": "",
+    "state": {"events": 3, "phase": "train"},
+}  # fmt: skip
 
 
 def _line(value: Any) -> bytes:

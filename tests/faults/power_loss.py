@@ -81,6 +81,18 @@ class Replay:
                     seen.add(key)
                     yield state
 
+    def drawn(self, calls: Sequence[Call], count: int) -> Iterator[State]:
+        """Yield one state at each of `count` calls; calls and states are drawn."""
+        marks: list[str] = []
+        stops = set(self._dice.sample(range(len(calls)), min(count, len(calls))))
+        for position, call in enumerate(calls):
+            if call.name == "mark":
+                marks.append(call.path)
+            else:
+                self._apply(call)
+            if position in stops:
+                yield State(tuple(marks), self._dice.choice(list(self._trees())))
+
     def _apply(self, call: Call) -> bool:
         """Let one call happen; whether that changed what could be found."""
         if call.error or call.name in ("read", "stat", "opendir", "flock"):

@@ -91,6 +91,18 @@ def replay(
     return Found(count, bad, examples, engine.is_whole)
 
 
+def replay_some(recording: Recording, folder: Path, count: int, seed: int) -> Found:
+    """Judge `count` states of a recording, drawn, in `folder`, which is overwritten."""
+    engine = power_loss.Replay(recording.root, recording.before, is_thin=True, seed=seed)
+    states, examples = 0, []
+    for state in engine.drawn(recording.calls, count):
+        power_loss.materialize(state, folder)
+        states += 1
+        if wrong := recording.judge(state, folder):
+            examples.append(f"after {state.marks[-1:]}: {wrong}")
+    return Found(states, len(examples), examples[:5], is_whole=False)
+
+
 # ---- saves
 
 

@@ -156,8 +156,10 @@ def _write_claim(path: Path, claim: dict[str, object]) -> None:
     # Whole or not at all, and never over another: a claim of half a line would need a hand to clear it.
     temp = temp_path(path)
     try:
-        write_new(temp, to_json(claim))
+        # Its content before its name: an empty claim counts for nothing, and its child may be training.
+        write_new(temp, to_json(claim), durable=True)
         os.link(temp, path)
     finally:
         temp.unlink(missing_ok=True)
     fsync_directory(path.parent)
+    fsync_directory(path.parent.parent)  # it may have been made just now

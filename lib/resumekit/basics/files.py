@@ -59,11 +59,17 @@ def write_atomic(path: Path, data: bytes, *, durable: bool = False, mode: int = 
         fsync_directory(path.parent)
 
 
-def write_new(path: Path, data: bytes, *, mode: int = 0o666) -> None:
-    """Create `path` with `data`; FileExistsError if anything is there already (a dangling link too)."""
+def write_new(path: Path, data: bytes, *, durable: bool = False, mode: int = 0o666) -> None:
+    """Create `path` with `data`; FileExistsError if anything is there already (a dangling link too).
+
+    Args:
+        durable: also fsync the content; the name is the caller's to make sure.
+    """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
         write_all(descriptor, data)
+        if durable:
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -89,6 +95,15 @@ def unlink_temps(targets: list[Path]) -> None:
 def fsync_directory(folder: Path) -> None:
     """Make the names in `folder` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_file(path: Path) -> None:
+    """Make the content of `path` survive a power cut; its name is the folder's."""
+    descriptor = open_regular(path)
     try:
         os.fsync(descriptor)
     finally:

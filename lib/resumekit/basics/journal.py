@@ -19,6 +19,7 @@ from .files import UnreadableFile, open_regular, utc_now
 DURABLE_EVENTS = frozenset({"launched", "checkpoint", "abort", "recovery", "exited"})
 # A line above this is no event of ours; a reader skips it instead of taking it into memory.
 MAX_LINE_BYTES = 1 << 20
+TAIL_BYTES = 128
 # Nothing of ours lies deeper; what a trainer hands on may, as deep as a parser goes.
 MAX_DEPTH = 32
 
@@ -73,6 +74,26 @@ def read(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
             offset += len(line)
             if event := _parse(line):
                 yield event, offset
+
+
+def tail(path: Path, offset: int) -> str | None:
+    """Return the last bytes before an offset, which tell this journal from what a power cut left of it.
+
+    Returns:
+        At most TAIL_BYTES, one character each; None where there are not so many, or it cannot be read.
+    """
+    wanted = min(offset, TAIL_BYTES)
+    try:
+        descriptor = open_regular(path)
+    except UnreadableFile:
+        return None
+    try:
+        found = os.pread(descriptor, wanted, offset - wanted)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return found.decode("latin-1") if len(found) == wanted else None
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

@@ -9,13 +9,14 @@ import contextlib
 import json
 import os
 import subprocess
+from collections.abc import Iterator
 from typing import Any
 
 from ..basics import journal
-from ..basics.claims import locked
+from ..basics.claims import locked, try_lock
 from ..basics.errors import KitError
 from ..basics.terminal import plain
-from ..run_folder import status
+from ..run_folder import live_marker, status
 from ..run_folder.runs import Run
 from .incident import Incident
 
@@ -25,6 +26,8 @@ MAX_REASON = 1000
 
 def call(run: Run, incident: Incident, reason: str) -> None:
     """Write down that nothing goes on from here by itself, once, and tell it.
+
+    The live marker goes last: while it is there, nobody may have been told yet, and `tell_again` does.
 
     Args:
         run: the run that ended.
@@ -42,10 +45,38 @@ def call(run: Run, incident: Incident, reason: str) -> None:
         if status.needs_attention(status.read_state(run)):
             return
         journal.append(run.paths.journal, "recovery", run.run_id, **fields)
+    _tell(run, fields)
+
+
+def tell_again(run: Run) -> None:
+    """Tell of a run that needs attention if whoever wrote that down may have been killed before it was told."""
+    fields = status.read_state(run).get("recovery") or {}
+    _tell(run, {key: value for key, value in fields.items() if key != "at"}, is_again=True)
+
+
+def _tell(run: Run, fields: dict[str, Any], *, is_again: bool = False) -> None:
     with contextlib.suppress(OSError):
         status.write(run, status.current(run))
-        run.paths.live_marker.unlink(missing_ok=True)
-    _notify(run, {"event": "recovery", "run_id": run.run_id, "run_dir": str(run.paths.run_dir), **fields})
+    with _alone(run) as is_alone:
+        if not is_alone or (is_again and not live_marker.was_made_here(run.paths.live_marker)):
+            return  # somebody is telling it, or has told it
+        _notify(run, {"event": "recovery", "run_id": run.run_id, "run_dir": str(run.paths.run_dir), **fields})
+        with contextlib.suppress(OSError):
+            run.paths.live_marker.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _alone(run: Run) -> Iterator[bool]:
+    """Hold the marker while a person is told, which may take longer than a pass; True where there is none."""
+    try:
+        descriptor = os.open(run.paths.live_marker, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        yield True
+        return
+    try:
+        yield try_lock(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _notify(run: Run, event: dict[str, Any]) -> None:

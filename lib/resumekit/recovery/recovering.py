@@ -65,6 +65,9 @@ def recover(run_dir: Path, launcher_pid: int) -> Outcome:
     state = status.read_state(run)
     if not run.is_ours or run.setting("recover", "enabled") is not True or os.path.lexists(run.paths.paused):
         return NOTHING
+    if status.needs_attention(state):
+        attention.tell_again(run)
+        return NOTHING
     try:
         found = incident.of(run, state, table)
         if found is None or _is_taken_up(run, table):

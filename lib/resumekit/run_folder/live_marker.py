@@ -24,7 +24,7 @@ def make(path: Path) -> None:
         finally:
             os.close(descriptor)
         os.replace(temp, path)
-        fsync_directory(path.parent)
+        fsync_directory(path.parent)  # after a power cut nobody would look at a run without it
     except BaseException:
         temp.unlink(missing_ok=True)
         raise

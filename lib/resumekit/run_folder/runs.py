@@ -7,6 +7,7 @@ Try it: `bin/runs.sh`
 
 from __future__ import annotations
 
+import contextlib
 import os
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +15,12 @@ from typing import Any
 
 from ..basics.errors import UsageError
 from ..basics.files import UnreadableFile, read_json
+from ..basics.journal import read as read_journal
 from ..basics.paths import BEST_PATTERN, STEP_PATTERN, RunPaths
 from .lineage import parse_run_name
 
 MAX_CONFIG_BYTES = 4 << 20
+_FIRST_EVENTS_BYTES = 64 * 1024
 # A trainer may be given a long command line: it stands in run.json.
 MAX_RECORD_BYTES = 1 << 20
 
@@ -72,11 +75,16 @@ class Run:
     def has_started(self) -> bool:
         """Whether it ever had a trainer: its journal says `launched`; in a folder of somebody else, anything of one.
 
+        One that has an end counts, too: its trainer was killed, or could not be started, before it was journaled.
+        Whoever recovers it continues it, and nobody else may then continue its parent.
+
         A folder of ours without even a run.json is what is left of a launch that was killed right after its mkdir.
         """
         own = self.paths
         theirs = (own.checkpoints, own.logs, own.status)
-        return _was_launched(own.journal) if self.is_ours else any(map(os.path.lexists, theirs))
+        if not self.is_ours:
+            return any(map(os.path.lexists, theirs))
+        return _was_launched(own.journal) or os.path.lexists(own.exit_json)
 
     @cached_property
     def created_at(self) -> str:
@@ -115,12 +123,15 @@ class Run:
 
 
 def _was_launched(journal: Path) -> bool:
-    """Whether a journal begins with the `launched` event; it is the first that a run with a trainer has."""
-    try:
-        with open(journal, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            return b'"event":"launched"' in file.read(64 * 1024)
-    except OSError:
-        return False
+    """Whether a journal begins with the `launched` event; it is the first that a run with a trainer has.
+
+    The whole line: half of one is what a power cut leaves of a start, and everybody else reads it as none.
+    """
+    with contextlib.suppress(OSError):
+        for event, offset in read_journal(journal):
+            if event["event"] == "launched" or offset > _FIRST_EVENTS_BYTES:
+                return event["event"] == "launched"
+    return False
 
 
 def open_run(run_dir: Path) -> Run:

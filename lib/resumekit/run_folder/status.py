@@ -200,6 +200,9 @@ def saved_state(run: Run) -> tuple[State, int]:
     state, offset = saved.get("state"), saved.get("journal_offset")
     if not is_sound(state) or type(offset) is not int or not 0 <= offset <= size:
         return beginning, 0
+    if saved.get("journal_tail") != journal.tail(run.paths.journal, offset):
+        # After a power cut the account may know of lines that the journal has lost, and others stand there since.
+        return beginning, 0
     return state, offset
 
 

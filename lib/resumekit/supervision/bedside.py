@@ -82,6 +82,8 @@ class Bedside:
         Raises:
             OSError: it cannot be removed.
         """
+        if is_now == status.NEEDS_ATTENTION:
+            return  # whoever tells a person takes it away, then
         is_enabled = self._run.setting("recover", "enabled") is True
         # Of a run whose end nobody saw, somebody has to be told, taken up or not.
         is_somebodys = is_now == "lost" or (is_now in _TAKEN_UP and is_enabled)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from ..basics import claims, processes
 from ..basics.errors import KitError, Refused
-from ..basics.files import to_json, utc_now, write_atomic, write_new
+from ..basics.files import fsync_directory, fsync_file, to_json, utc_now, write_atomic, write_new
 from ..basics.paths import RunPaths
 from ..configuration import config
 from ..planning import command, preflight
@@ -214,6 +214,19 @@ def _fill(
     preflight.copy_checkpoint(choice, paths)
     write_new(paths.output_log, b"")
     live_marker.make(paths.live_marker)
+    _make_durable(paths)
+
+
+def _make_durable(paths: RunPaths) -> None:
+    """Let survive a power cut, before there is a trainer, what a recovery of this run reads, and every name.
+
+    A run that is known to have started, and whose config or plan is gone, could not be taken up, or at another rate.
+    """
+    for path in (paths.resolved_json, paths.config_copy, paths.resume_plan):
+        if os.path.lexists(path):
+            fsync_file(path)
+    fsync_directory(paths.run_dir)
+    fsync_directory(paths.run_dir.parent)
 
 
 def _take_back(choice: Choice, paths: RunPaths) -> None:

@@ -84,6 +84,7 @@ def _become_trainer(run: RunPaths, launcher_pid: int, head: str, command: list[s
                 run.journal, "launched", run_id, trainer=own.as_fields(), shim=shim.as_fields(),
                 launcher=launcher.as_fields() if launcher else None,
             )  # fmt: skip
+            fsync_directory(run.journal.parent)  # the journal's first event: its name is new
         for number in _TRAINER_DEFAULTS:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # a stop that came since `launched` ends it here

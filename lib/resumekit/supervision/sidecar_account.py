@@ -9,6 +9,7 @@ import contextlib
 import os
 from typing import Any
 
+from ..basics import journal
 from ..basics.claims import try_lock
 from ..basics.files import UnreadableFile, read_json, to_json, write_atomic
 from ..run_folder.runs import Run
@@ -37,7 +38,8 @@ class Account:
         self._written: dict[str, Any] = {}
 
     def write(self, account: dict[str, Any]) -> None:
-        account = {"run_id": self._run.run_id, **account}
+        tail = journal.tail(self._run.paths.journal, account["journal_offset"])
+        account = {"run_id": self._run.run_id, **account, "journal_tail": tail}
         if account == self._written:
             return
         with contextlib.suppress(OSError):

@@ -111,6 +111,8 @@ def _about(runs_dir: Path, look: Look) -> Iterator[Deed]:
         yield from _about_live(run, state, view, look)
     elif look.verdict == SICK:
         yield from _about_over(run, state, view)
+    elif look.state == status.NEEDS_ATTENTION and live_marker.was_made_here(run.paths.live_marker):
+        yield from _about_untold(run, view)
     elif "launched" in state and "exited" not in state:
         if view.launcher == processes.DEAD:
             _start_sidecar(run)  # its end was written down by nobody; whoever does so takes the marker
@@ -148,6 +150,13 @@ def _about_over(run: Run, state: dict[str, Any], view: status.View) -> Iterator[
         yield Deed(run.run_id, "taking it up, if nothing stands against it")
     elif "exited" in state:
         run.paths.live_marker.unlink(missing_ok=True)  # it has been said; recover.enabled is false
+
+
+def _about_untold(run: Run, view: status.View) -> Iterator[Deed]:
+    """Tell whom `notify.command` tells, where whoever was to do it was killed before the marker went."""
+    if view.launcher == processes.DEAD:
+        _start(["bash", LAUNCHER, "recover", str(run.paths.run_dir)], environment_of(run), _log_of(run))
+        yield Deed(run.run_id, "it needs attention: telling it again")
 
 
 def environment_of(run: Run) -> dict[str, str]:
