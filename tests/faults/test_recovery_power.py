@@ -58,7 +58,7 @@ def test_every_disk_and_every_kill_of_a_recovery() -> None:
     assert sum(name.startswith("mistake") for name in rows) == 14
 
 
-def test_half_a_launched_event_is_no_start_and_an_end_is_one(run_dir: Path) -> None:
+def test_half_a_launched_event_is_no_start_and_an_end_alone_is_none(run_dir: Path) -> None:
     table = RunTable(run_dir.parent)
     journal.append(run_dir / "journal.jsonl", "launched", RUN_ID, trainer=None)
     whole = (run_dir / "journal.jsonl").read_bytes()

@@ -75,8 +75,7 @@ class Run:
     def has_started(self) -> bool:
         """Whether it ever had a trainer: its journal says `launched`; in a folder of somebody else, anything of one.
 
-        One that has an end counts, too: its trainer was killed, or could not be started, before it was journaled.
-        Whoever recovers it continues it, and nobody else may then continue its parent.
+        One that has an end alone had none: its shim could not start it. It is never taken up; its parent is.
 
         A folder of ours without even a run.json is what is left of a launch that was killed right after its mkdir.
         """
@@ -84,7 +83,7 @@ class Run:
         theirs = (own.checkpoints, own.logs, own.status)
         if not self.is_ours:
             return any(map(os.path.lexists, theirs))
-        return _was_launched(own.journal) or os.path.lexists(own.exit_json)
+        return _was_launched(own.journal)
 
     @cached_property
     def created_at(self) -> str:
