@@ -263,8 +263,8 @@ def _read(run: Run, kind: str) -> list[dict[str, Any]]:
 
 
 def started(runs: Path) -> list[Run]:
-    """Return every run that had a trainer, or an end before that."""
-    return [run for run in RunTable(runs).all() if _read(run, "launched") or run.paths.exit_json.exists()]
+    """Return every run that had a trainer: no trainer runs before `launched` is on the disk."""
+    return [run for run in RunTable(runs).all() if _read(run, "launched")]
 
 
 def _left(runs: Path) -> str:

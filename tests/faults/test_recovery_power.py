@@ -67,7 +67,7 @@ def test_half_a_launched_event_is_no_start_and_an_end_alone_is_none(run_dir: Pat
         (run_dir / "journal.jsonl").write_bytes(half)
         assert not table.has_started(RUN_ID)
     (run_dir / "exit.json").write_text("{}")
-    assert table.has_started(RUN_ID), "its trainer was killed before it was journaled; its own recovery goes on from it"
+    assert not table.has_started(RUN_ID), "its shim could not start one; its parent is what is taken up"
 
 
 def test_an_account_of_a_journal_that_lost_its_end_is_not_believed(run_dir: Path) -> None:
