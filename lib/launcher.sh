@@ -169,8 +169,8 @@ os.execvp(sys.argv[1], sys.argv[1:])' \
 kit_supervise() { # <field>...: a run, and every run that takes its place; return the last trainer's code, or 7, or 8
   local code
   KIT_RUN_DIR="$2" KIT_SIGNALS=0 KIT_IS_RECOVERY="${KIT_IS_RECOVERY:-0}"
-  KIT_SAYERS=()
-  kit_let_signals
+  KIT_SAYERS=() KIT_HELD=()
+  kit_hold_signals # the first run is to be there before it is ended
   trap 'kit_on_hangup' HUP
   trap '' PIPE # `run.sh | head`: a reader that has gone away ends nothing here
   trap kit_end_sayers EXIT
@@ -212,16 +212,15 @@ kit_pause() { # <seconds>: until then, or until a signal comes
 }
 
 kit_hold_signals() { # until kit_let_signals: a trap between a job's start and the look at its pid would change $!
-  KIT_HELD=()
   trap 'KIT_HELD+=(INT)' INT
   trap 'KIT_HELD+=(TERM)' TERM
 }
 
 kit_let_signals() {
-  local name held=("${KIT_HELD[@]:+${KIT_HELD[@]}}")
-  KIT_HELD=()
+  local name held
   trap 'kit_on_signal INT' INT
   trap 'kit_on_signal TERM' TERM
+  held=("${KIT_HELD[@]:+${KIT_HELD[@]}}") KIT_HELD=() # now, when nothing more is added
   for name in "${held[@]}"; do
     if [[ -n $name ]]; then kit_on_signal "$name"; fi
   done
