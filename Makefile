@@ -52,10 +52,16 @@ faults: $(READY) ## every case of the fault catalogue, the long ones too, and it
 	@$(PY) -m pytest -q -n 2 --dist worksteal -m fault --fault-table tests
 
 .PHONY: campaign
-campaign: $(READY) ## the long versions of the sampled tests (an hour or so)
+campaign: $(READY) ## the long versions of the sampled tests (some three hours)
 	@$(PY) tests/campaign_checkpoints.py --kills 300 --mutants 2000 --seed 1
 	@$(PY) tests/campaign_example_cuts.py --cuts 60 --seed 1
 	@$(PY) tests/campaign_healthy_resumes.py --count 200 --seed 1
+	@$(PY) tests/campaign_saves.py --seed 1
+	@$(PY) tests/campaign_traces.py --seed 6
+	@$(PY) tests/campaign_fuzz.py --seed 1
+	@$(PY) tests/campaign_kills.py --kills 1000 --seed 2
+	@$(PY) tests/campaign_storm.py --minutes 20 --seed 1
+	@$(PY) tests/campaign_protections.py
 	@$(PY) -m pytest -q -n 2 --dist worksteal -m campaign tests
 
 .PHONY: bench
