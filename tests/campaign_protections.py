@@ -55,8 +55,8 @@ PATCHES = (
     Patch(
         "fsync of the directory",
         "basics/files.py",
-        "        os.fsync(descriptor)\n    finally:\n        os.close(descriptor)\n\n\ndef fsync_parents",
-        "        pass\n    finally:\n        os.close(descriptor)\n\n\ndef fsync_parents",
+        "        os.fsync(descriptor)\n    finally:\n        os.close(descriptor)\n\n\ndef fsync_file",
+        "        pass\n    finally:\n        os.close(descriptor)\n\n\ndef fsync_file",
         (SAVING + "test_a_save_that_fails_is_said_leaves_nothing_and_training_goes_on",),
     ),
     Patch(

@@ -130,10 +130,10 @@ def test_a_loss_that_is_not_finite_is_replayed_from_before_it_at_a_lower_rate(re
 def test_a_loss_that_is_not_finite_for_a_moment_is_not_stopped_for(recovered: Kit):
     """One line with a NaN, a second of nothing, then finite ones again; two seconds are what it takes."""
     go = recovered.folder / "go"
-    configure(recovered, "--at", "8", "nan", "--at", "8", f"wait={go}", training={"max_steps": 130})
+    configure(recovered, "--nan-from", "8", "--nan-until", "8", "--at", "8", f"wait={go}", training={"max_steps": 130})
     launcher = recovered.popen("run", "T-1")
     only = recovered.started()
-    wait_until(lambda: b"loss nan" in (only / "logs" / "output.log").read_bytes(), "a NaN in the log")
+    wait_until(lambda: any(event["loss"] == "nan" for event in events(only, "step")), "a NaN in the journal")
     time.sleep(1)
     go.touch()
     launcher.communicate(timeout=60)
@@ -528,7 +528,7 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
     Kit.clean_up(lab)
 
 
-@pytest.mark.parametrize("change", ["config", "code", "allowed", "nothing"])
+@pytest.mark.parametrize("change", ["config", "code", "allowed", pytest.param("nothing", marks=pytest.mark.long)])
 def test_the_night_at_three_in_a_lab_s_repository(lab: Lab, tmp_path: Path, change: str):
     """The watcher, from an empty environment: the child has the parent's environment and config, or it says why not."""
     config = lab.kit / "config.yaml"

@@ -40,7 +40,10 @@ def main() -> int:
     print(f"toy trainer, from step {step}, arguments {sys.argv[1:]!r}", flush=True)
     while step < options.steps:
         step += 1
-        print(f"step {step} loss {'nan' if step >= options.nan_from else f'{1 / step:.4f}'}", flush=True)
+        print(
+            f"step {step} loss {'nan' if options.nan_from <= step <= options.nan_until else f'{1 / step:.4f}'}",
+            flush=True,
+        )
         time.sleep(options.delay)
         for at, action in options.at:
             if int(at) == step:
@@ -64,6 +67,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--exit", type=int, default=0, help="the exit code at the end")
     parser.add_argument("--die-on-load", type=int, help="die of a signal when a checkpoint of this step is loaded")
     parser.add_argument("--nan-from", type=float, default=math.inf, help="the loss is NaN from this step on")
+    parser.add_argument("--nan-until", type=float, default=math.inf, help="and no longer than to this one")
     parser.add_argument("--ignore", help="signals to ignore: TERM,INT")
     parser.add_argument("--at", nargs=2, action="append", default=[], metavar=("STEP", "ACTION"))
     return parser.parse_args(sys.argv[1:] + shlex.split(os.environ.get("TOY_ARGS", "")))

@@ -206,6 +206,7 @@ def test_a_crash_loop_stops_after_three_starts_a_second_and_two_apart(night: Nig
     assert len(night.run_dirs()) == 3
 
 
+@pytest.mark.long  # torch itself may wait for ever for a worker that was killed in a bad moment
 @pytest.mark.fault("A15", by="launcher.sh: recover")
 def test_a_killed_data_worker_ends_the_trainer_with_a_sentence_and_it_goes_on(warm_night: Night) -> None:
     warm_night.config("--at", "25", "worker", training={"max_steps": 40})
