@@ -229,9 +229,9 @@ PATCHES = (
     ),
     Patch(
         "hands off a paused run",
-        "recovery/recovering.py",
-        " or os.path.lexists(run.paths.paused)",
-        "",
+        "basics/paths.py",
+        'return self.run_dir / "paused"',
+        'return self.run_dir / "never"',
         (RECOVERY + "test_hands_off_is_hands_off",),
     ),
     Patch(
@@ -286,8 +286,8 @@ PATCHES = (
     Patch(
         "the environment of the run",
         "watching/acting.py",
-        ", environment_of(run))",
-        ", dict(os.environ))",
+        '    return {"PATH": os.defpath, **environment,',
+        "    return {**os.environ,",
         (RECOVERY + "test_the_watcher_takes_up_a_run_that_lost_everything_in_the_environment_that_it_had",),
     ),
     Patch(
