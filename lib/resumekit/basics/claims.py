@@ -27,9 +27,13 @@ HasStarted = Callable[[str], bool]
 @contextlib.contextmanager
 def locked(path: Path, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
     """Hold the lock file at `path`, made if it is not there; Refused as in `held`."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    with held(os.open(path, flags, 0o666), path, wait_s):
+    with held(open_lock(path), path, wait_s):
         yield
+
+
+def open_lock(path: Path) -> int:
+    """Open a lock file, made if it is not there, never through a link; closed on exec. Raises OSError."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
 
 
 @contextlib.contextmanager

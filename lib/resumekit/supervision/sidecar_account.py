@@ -6,19 +6,17 @@ Writes `.sidecar.json` and holds `.status.lock` in the run's folder.
 from __future__ import annotations
 
 import contextlib
-import os
 from typing import Any
 
 from ..basics import journal
-from ..basics.claims import try_lock
+from ..basics.claims import open_lock, try_lock
 from ..basics.files import UnreadableFile, read_json, to_json, write_atomic
 from ..run_folder.runs import Run
 
 
 def take_status_lock(run: Run) -> bool:
     """Become the one who writes status.json; the lock ends with the process."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    return try_lock(os.open(run.paths.status_lock, flags, 0o666))
+    return try_lock(open_lock(run.paths.status_lock))
 
 
 def saved(run: Run) -> dict[str, Any]:

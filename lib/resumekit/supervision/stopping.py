@@ -55,8 +55,7 @@ def _alone(run: Run, end: Callable[[], int]) -> int:
 
     Whoever comes second leaves it to the first; if that one is killed, the lock is free again.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    descriptor = os.open(run.paths.stop_lock, flags, 0o666)
+    descriptor = claims.open_lock(run.paths.stop_lock)
     try:
         return end() if claims.try_lock(descriptor) else DONE
     finally:

@@ -54,9 +54,8 @@ def one_pass_at_a_time(runs_dir: Path) -> Iterator[bool]:
     """
     folder = runs_dir / ".live"
     folder.mkdir(exist_ok=True)
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     # Another user's watcher has other runs.
-    descriptor = os.open(folder / f".watch.{os.geteuid()}.lock", flags, 0o666)
+    descriptor = claims.open_lock(folder / f".watch.{os.geteuid()}.lock")
     try:
         yield claims.try_lock(descriptor)
     finally:
@@ -172,8 +171,7 @@ def environment_of(run: Run) -> dict[str, str]:
 
 def _start_sidecar(run: Run) -> bool:
     """Start a sidecar for a run that has none; whether it had none."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    descriptor = os.open(run.paths.status_lock, flags, 0o666)
+    descriptor = claims.open_lock(run.paths.status_lock)
     try:
         is_free = claims.try_lock(descriptor)
     finally:
