@@ -41,7 +41,7 @@ def of(run: Run, state: State, table: RunTable) -> Incident | None:
         return None  # a shim that could not start a trainer leaves an end, and nothing to go on from
     view = status.look(run, state)
     name = sighting.state_name(run, state, view)
-    if name not in ("failed", "lost", "aborted"):
+    if name not in status.TAKEN_UP:
         return None
     limits = abort_rules.limits_of(run.setting)
     fruitless = sighting.fruitless_starts(run, state, table, limits.max_attempts)

@@ -21,6 +21,8 @@ from .runs import Run
 # How a `recovery` event ends: a child goes on, or a person has to.
 RESUMED, NEEDS_ATTENTION = "resumed", "needs_attention"
 ENDED = frozenset({"finished", "ended_early", "stopped", "preempted", "failed", "aborted", "lost", "needs_attention"})
+# Over by an incident: something may go on from it.
+TAKEN_UP = frozenset({"failed", "lost", "aborted"})
 LIVE = frozenset({"starting", "running", "unsupervised"})
 # Thirty years: nobody waits for more, and the calendar may not reach there.
 MAX_ETA_S = 1e9

@@ -23,8 +23,6 @@ from . import aborting
 # A loss that is finite again in the next step is not stopped for; whoever trains on with NaN loses no more than this.
 HEALS_S = 2.0
 STOP_AGAIN_S = 30.0
-# What is over and may be taken up again keeps its live marker: the watcher looks at it.
-_TAKEN_UP = frozenset({"failed", "lost", "aborted"})
 
 
 class Bedside:
@@ -86,7 +84,7 @@ class Bedside:
             return  # whoever tells a person takes it away, then
         is_enabled = self._run.setting("recover", "enabled") is True
         # Of a run whose end nobody saw, somebody has to be told, taken up or not.
-        is_somebodys = is_now == "lost" or (is_now in _TAKEN_UP and is_enabled)
+        is_somebodys = is_now == "lost" or (is_now in status.TAKEN_UP and is_enabled)
         if not is_somebodys or _went_on(state, self._run):
             self._run.paths.live_marker.unlink(missing_ok=True)
 

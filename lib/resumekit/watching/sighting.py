@@ -23,8 +23,6 @@ from .abort_rules import Limits, Sight
 # Ancestors whose speed is asked for: each is one small file to read.
 MAX_ANCESTORS = 5
 TAIL_LINES = 50
-# A run in one of these is over, and something may go on from it.
-TAKEN_UP = frozenset({"failed", "lost", "aborted"})
 # A longer line is no message.
 LINE_BYTES = 4096
 _OOM = re.compile(
@@ -44,7 +42,7 @@ def sight(run: Run, state: State, view: View, table: RunTable, limits: Limits) -
         limits: its thresholds.
     """
     name = state_name(run, state, view)
-    has_ended = name in TAKEN_UP
+    has_ended = name in status.TAKEN_UP
     free_bytes, free_inodes = _free(run)
     return Sight(
         now_s=None if has_ended else clock(state),
@@ -106,7 +104,7 @@ def _starts(run: Run, state: State, table: RunTable) -> list[tuple[int, int, int
     starts = []
     for one in recovery.chain(run, table):
         seen = state if one is run else status.read_state(one)
-        if one is not run and state_name(one, seen, status.look(one, seen)) not in TAKEN_UP:
+        if one is not run and state_name(one, seen, status.look(one, seen)) not in status.TAKEN_UP:
             break
         begun, reached = one.parent_step or 0, seen.get("step", 0)
         bad = (seen.get("aborted") or {}).get("first_bad_step")

@@ -194,11 +194,11 @@ def _judge(run: Run, table: RunTable) -> Look:
         "max_steps": count(run.setting("training", "max_steps")),
         "steps_per_sec": pace.recent_speed(state.get("pace")) or measured_speed(state),
     }
-    if name not in (*status.LIVE, *sighting.TAKEN_UP):
+    if name not in (*status.LIVE, *status.TAKEN_UP):
         return Look(run.run_id, name, ENDED, **known, note="not live, the marker was left behind")
-    if name in sighting.TAKEN_UP and not run.has_started:
+    if name in status.TAKEN_UP and not run.has_started:
         return Look(run.run_id, name, ENDED, **known, note="its trainer was never started")
-    if name in sighting.TAKEN_UP and (sentence := claims.held_by_other(run.paths, table.has_started)):
+    if name in status.TAKEN_UP and (sentence := claims.held_by_other(run.paths, table.has_started)):
         child = str((claims.continuation_of(run.paths) or {}).get("run_id"))
         # Until its child has a trainer the claim may still become void: the marker stays.
         return Look(run.run_id, name, ENDED if table.has_started(child) else WELL, **known, note=sentence)
