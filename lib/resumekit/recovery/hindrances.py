@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ..basics import recorded_environment
 from ..basics.causes import NEVER_RECOVERED, OOM
 from ..basics.errors import KitError
 from ..planning import environment
@@ -21,7 +22,7 @@ _MACHINE = ("python", "torch", "cuda", "driver", "world_size")
 
 
 def before_a_choice(run: Run, incident: Incident) -> str | None:
-    """Return why nothing goes on from this incident, as far as run and incident say; None if nothing is."""
+    """Return why nothing goes on from this incident, as far as run and incident say; None if nothing stands against it."""
     rules: Sequence[Callable[[Run, Incident], str | None]] = (_never, _done, _budget, _own_rate, _memory, _environment)
     return next((reason for rule in rules if (reason := rule(run, incident))), None)
 
@@ -95,8 +96,7 @@ def _memory(run: Run, incident: Incident) -> str | None:
 
 def _environment(run: Run, incident: Incident) -> str | None:
     """Of the variables in `trainer.env` the names are recorded, never the values: they have to be here again."""
-    passed = _mapping(run.record.get("environment")).get("passed")
-    names = filter(lambda name: isinstance(name, str), passed if isinstance(passed, list) else ())
+    names = recorded_environment.passed_names(run.record.get("environment"))
     missing = ", ".join(name for name in names if name not in os.environ)
     if not missing:
         return None

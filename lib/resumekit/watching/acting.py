@@ -162,10 +162,9 @@ def environment_of(run: Run) -> dict[str, str]:
     """Return the environment that a run was started with, as it is recorded; of `trainer.env` what is set here."""
     recorded = run.record.get("environment")
     values = recorded.get("values") if isinstance(recorded, dict) else None
-    passed = recorded.get("passed") if isinstance(recorded, dict) else None
     kept = values if isinstance(values, dict) else {}
     environment = {name: kept[name] for name in recorded_environment.NAMES if isinstance(kept.get(name), str)}
-    names = [name for name in passed if isinstance(name, str)] if isinstance(passed, list) else []
+    names = recorded_environment.passed_names(recorded)
     return {"PATH": os.defpath, **environment, **{name: os.environ[name] for name in names if name in os.environ}}
 
 
