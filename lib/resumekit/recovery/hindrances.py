@@ -22,7 +22,7 @@ _MACHINE = ("python", "torch", "cuda", "driver", "world_size")
 
 
 def before_a_choice(run: Run, incident: Incident) -> str | None:
-    """Return why nothing goes on from this incident, as far as run and incident say; None if nothing stands against it."""
+    """Return what stands against going on from this incident, as run and incident say; None if nothing does."""
     rules: Sequence[Callable[[Run, Incident], str | None]] = (_never, _done, _budget, _own_rate, _memory, _environment)
     return next((reason for rule in rules if (reason := rule(run, incident))), None)
 
