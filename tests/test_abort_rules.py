@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import traces
 from campaign_traces import judge_healthy, judge_sick
 from conftest import assert_valid
-from resumekit.run_folder import log_patterns, pace
+from resumekit.run_folder import log_patterns, pace, run_state
 from resumekit.run_folder.run_state import fold, is_sound
 from resumekit.watching import abort_rules
 from resumekit.watching.abort_rules import SICK, WARNING, Finding, Limits, Sight
@@ -125,6 +125,51 @@ def test_a_frozen_and_a_zero_loss_are_warnings() -> None:
     zero = [step(number, float(number), 0.0) for number in range(1, 50)]
     assert causes(after(zero, 50.0), WARNING) == ["zero"]
     assert causes(after(frozen + zero, 500.0)) == []
+
+
+@pytest.mark.fault("F10", by="symptoms.py: saw_step")
+@pytest.mark.parametrize(
+    "steps, said",
+    [
+        ([1, 2, 3, 2], "back from 3 to 2"),
+        ([*range(50)] * 3, "back from 49 to 0 (the last of 2 odd steps)"),
+        ([1, 2, 3, 40_000], "at once from 3 to 40000"),
+        ([0, 5_000_000, 5_000_001], "at once from 0 to 5000000"),
+    ],
+)
+@pytest.mark.parametrize("teller", ["its events", "its heartbeat"])
+def test_a_step_that_goes_back_or_too_far_at_once_is_a_warning(steps: list[int], said: str, teller: str) -> None:
+    if teller == "its events":
+        events = [step(number, float(at), 1 + at % 7) for at, number in enumerate(steps)]
+    else:
+        events = [event("heartbeat", float(at), global_step=number) for at, number in enumerate(steps)]
+    (found,) = after(events, float(len(steps)))
+    assert (found.cause, found.verdict) == ("odd_step", WARNING)
+    assert said in found.evidence
+
+
+def test_a_step_that_cannot_be_is_no_speed() -> None:
+    events = [*HOUR, step(10**9, 3601.0), step(10**9 + 1, 3602.0), *steady(5, 900, 3603.0)]
+    state = fold({}, [event("launched", 0.0), *events])
+    assert run_state.measured_speed(state) == pytest.approx(1.0, rel=0.1)
+    assert pace.recent_speed(state["pace"]) == pytest.approx(1.0, rel=0.1)
+    assert pace.slow_for(state["pace"], 0.9) == 0.0
+
+
+def test_ways_between_steps_that_are_no_jumps() -> None:
+    often, seldom = [*range(100), 9_000], [*range(0, 400_000, 100_000), 3_000_000]
+    resumed = [step(0, 1.0), event("resumed", 2.0, step=400_000), step(400_001, 3.0)]
+    beats = [step(10, 1.0), event("heartbeat", 2.0, global_step=14), step(12, 3.0)]
+    late = [step(12, 1.0), step(10, 2.0, source="log"), step(13, 3.0)]
+    for steps in (often, seldom):
+        assert after([step(number, float(at), 1 + at % 7) for at, number in enumerate(steps)], 1e3) == []
+    for events in (resumed, beats, late):
+        assert after(events, 4.0) == []
+
+
+def test_a_heartbeat_that_counts_anew_in_each_epoch_is_no_hang() -> None:
+    beats = [event("heartbeat", 60.0 * at, global_step=at % 50) for at in range(90)]
+    assert causes(after(beats, 90 * MINUTE)) == []
 
 
 @pytest.mark.fault("D5", by="abort_rules.py: abort.divergence")
@@ -258,7 +303,7 @@ def test_the_same_step_told_again_and_again_is_no_progress() -> None:
 
 def test_a_trainer_that_counts_anew_in_each_epoch_makes_progress() -> None:
     events = [step(1 + number % 600, float(number), number % 7 + 1.0, source="log") for number in range(9000)]
-    assert after(events, 9000.0) == []
+    assert causes(after(events, 9000.0)) == []
 
 
 @pytest.mark.fault("A17", by="run_state.py: ages begin anew at a clock_gap")

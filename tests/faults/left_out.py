@@ -6,7 +6,6 @@ _ONE_MACHINE = "the kit starts one trainer process on one machine; several ranks
 _NO_SCHEDULER = "the kit asks no scheduler; a job script is one more caller of run.sh"
 
 LEFT_OUT = {
-    "F10": "a step that jumps or goes back is taken as told (a trainer may count anew in each epoch); nobody is warned",
     "J1": _ONE_MACHINE,
     "J2": _ONE_MACHINE,
     "J3": _ONE_MACHINE,

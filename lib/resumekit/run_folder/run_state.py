@@ -84,19 +84,27 @@ def _step(state: State, event: Event) -> None:
     step, mono_s = count(event.get("step")), seconds(event.get("mono_s"))
     if step is None or mono_s is None:
         return
-    _advance(state, step, mono_s, event)
-    state["symptoms"] = symptoms.saw_loss(state.get("symptoms", {}), event.get("loss"), step, mono_s)
-    state.update(has_stepped=True, has_step_events=True)
     if event.get("source") != "log":
         state["tells_steps"] = True  # the trainer journals its steps: none need be read out of its log
+    is_in_order = event.get("source") != "log" or not state.get("tells_steps")
+    _advance(state, step, mono_s, event, is_in_order=is_in_order)
+    state["symptoms"] = symptoms.saw_loss(state["symptoms"], event.get("loss"), step, mono_s)
+    state.update(has_stepped=True, has_step_events=True)
     for key in ("loss", "lr"):
         _take(state, event, key, number)
     _take(state, event, "steps_per_sec", speed)
     _take(state, event, "epoch", count)
 
 
-def _advance(state: State, step: int, mono_s: float, event: Event) -> None:
-    if "first_step" not in state or state["step"] < state.get("resumed_step", 0) <= step:
+def _advance(state: State, step: int, mono_s: float, event: Event, *, is_in_order: bool) -> None:
+    """Take in how far the trainer is; of two who tell it only one is in order."""
+    known = state.get("symptoms", {})
+    is_first = "first_step" not in state or state["step"] < state.get("resumed_step", 0) <= step
+    if is_first:
+        known = symptoms.without_steps(known)
+    is_odd = is_in_order and symptoms.is_odd(known, step)
+    state["symptoms"] = symptoms.saw_step(known, step) if is_in_order else known
+    if is_first or is_odd:
         # What was told before the load (a heartbeat's step 0) is no beginning to measure from: the next step would seem
         # to be 40,000 of them (huggingface/transformers#40560).
         state.update(first_step=step, first_step_mono_s=mono_s, waited_s=0.0)
@@ -109,7 +117,7 @@ def _advance(state: State, step: int, mono_s: float, event: Event) -> None:
     state.update(step=step, step_mono_s=mono_s)
     if event.get("event") == "step" or not state.get("has_step_events"):
         # Two that tell steps, each at its own beat, would show a speed that neither of them has.
-        counts = state.get("phase") != "warmup" and not is_waiting(state)
+        counts = state.get("phase") != "warmup" and not is_waiting(state) and not is_odd
         state["pace"] = pace.told(known, step, mono_s, counts=counts)
     _take(state, event, "at", at, "last_progress_at")
 
@@ -172,14 +180,16 @@ def _heartbeat(state: State, event: Event) -> None:
     for key in ("optimizer", "scheduler_phase"):
         _take(state, event, key, text)
     step, mono_s = count(event.get("global_step")), seconds(event.get("mono_s"))
-    if step is not None and mono_s is not None and step > state.get("step", -1):
+    is_back = step is not None and step < state.get("step", 0) and not state.get("has_step_events")
+    if step is not None and mono_s is not None and (step > state.get("step", -1) or is_back):
         since_s = state.get("waiting_since_s")
         if since_s is not None and state.get("step_mono_s", 0.0) < since_s:
             mono_s = since_s  # the last step before the evaluation, told in the midst of it
         if "step" in state:
             state["has_stepped"] = True  # the first beat may tell where it was resumed
-        _advance(state, step, mono_s, event)  # all that a trainer with the heartbeat alone tells of its steps
-        state["symptoms"] = symptoms.saw_loss(state.get("symptoms", {}), event.get("loss"), step, mono_s)
+        # All that a trainer with the heartbeat alone tells of its steps.
+        _advance(state, step, mono_s, event, is_in_order=not state.get("has_step_events"))
+        state["symptoms"] = symptoms.saw_loss(state["symptoms"], event.get("loss"), step, mono_s)
         _take(state, event, "steps_per_sec", speed)
     elif step is not None and mono_s is not None and symptoms.is_bad(event.get("loss")):
         state["symptoms"] = symptoms.saw_loss(state.get("symptoms", {}), event.get("loss"), step, mono_s)

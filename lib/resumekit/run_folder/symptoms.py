@@ -1,4 +1,4 @@
-"""What the fold remembers of a run's ailments: numbers that are not finite, memory that ran out, evals that crashed.
+"""What the fold remembers of a run's ailments: not finite, out of memory, a crashed evaluation, an odd step.
 
 Each is kept until the run has shown that it got over it. Bounded, plain JSON, pure: every function returns new
 symptoms. What they mean is the abort rules' affair.
@@ -21,6 +21,11 @@ MAX_LOSS = 1e30
 SMOOTHED = 200
 # So many times slower the best follows upwards: "recent best".
 FORGETS = 20
+# From one telling to the next a step does not get further than so many of the longest ways before, nor than so many
+# steps: a log that is read late has long ways too. Before the first way, this is taken for one.
+JUMP_WAYS = 100
+JUMP_STEPS = 10_000
+FIRST_WAY = 1000
 
 _WORDS = frozenset({"nan", "inf", "-inf"})
 
@@ -49,6 +54,29 @@ def saw_loss(known: Symptoms, loss: Any, step: int, mono_s: float) -> Symptoms:
         if smooth <= best:
             result["best_step"] = step
     return result
+
+
+def is_odd(known: Symptoms, step: int) -> bool:
+    """Whether a step lies before the one that the same teller told last, or farther beyond it than any way can be."""
+    way = step - known.get("told_step", step)
+    return not 0 <= way <= max(JUMP_STEPS, JUMP_WAYS * known.get("longest_way", FIRST_WAY))
+
+
+def saw_step(known: Symptoms, step: int) -> Symptoms:
+    """Take in the step that a teller tells."""
+    before = known.get("told_step", step)
+    result = {**known, "told_step": step}
+    if is_odd(known, step):
+        times = known["odd_step"]["times"] if "odd_step" in known else 0
+        result["odd_step"] = {"before": before, "step": step, "times": times + 1}
+    elif step - before > known.get("longest_way", 0):
+        result["longest_way"] = step - before
+    return result
+
+
+def without_steps(known: Symptoms) -> Symptoms:
+    """Forget the step that was told last: what comes next is no way from there."""
+    return {key: value for key, value in known.items() if key != "told_step"}
 
 
 def saw_nonfinite(known: Symptoms, event: Mapping[str, Any], step: int, mono_s: float) -> Symptoms:
@@ -157,10 +185,12 @@ def _fields(**checks: Any) -> Any:
 
 _TYPES: dict[str, Any] = {
     **dict.fromkeys(("loss_told", "healed", "save_bytes", "sound_step", "best_step"), _is_count),
+    **dict.fromkeys(("told_step", "longest_way"), _is_count),
     **dict.fromkeys(("smooth", "best"), _is_number),
     "bad": _fields(what=_is_text, step=_is_count, mono_s=_is_time),
     "bad_save": _fields(step=_is_count, after=_or_none(_is_count), mono_s=_is_time),
     "same": _fields(loss=_is_number, told=_is_count, step=_is_count),
+    "odd_step": _fields(before=_is_count, step=_is_count, times=_is_count),
     "ooms": lambda value: isinstance(value, list) and len(value) <= MAX_OOMS and all(map(_is_time, value)),
     "eval_crash": _fields(
         kind=_or_none(_is_text), message=_or_none(_is_text), step=_or_none(_is_count), mono_s=_is_time

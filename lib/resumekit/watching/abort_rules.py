@@ -17,7 +17,7 @@ from ..run_folder.run_state import State, is_waiting
 
 SICK, WARNING = "sick", "warning"
 
-FROZEN, ZERO, UNSEEN, DISK, INODES = "frozen", "zero", "unseen", "disk", "inodes"
+FROZEN, ZERO, ODD_STEP, UNSEEN, DISK, INODES = "frozen", "zero", "odd_step", "unseen", "disk", "inodes"
 
 # Who tells a step every hour does not hang after half of one: so many usual intervals are waited for at least.
 HANG_INTERVALS = 5
@@ -117,7 +117,7 @@ def findings(state: State, limits: Limits, sight: Sight) -> list[Finding]:
     elif sight.run_state in ("failed", "lost"):
         found = [*_not_finite(state), *_ended(state, limits, sight)]
     elif sight.run_state in ("starting", "running", "unsupervised"):
-        rules = (_not_finite_any, _oom, _eval, _save, _hang, _throughput, _diverged, _odd_loss, _disk)
+        rules = (_not_finite_any, _oom, _eval, _save, _hang, _throughput, _diverged, _odd_loss, _odd_step, _disk)
         found = [one for rule in rules for one in rule(state, limits, sight)]
     else:
         found = []
@@ -267,6 +267,15 @@ def _odd_loss(state: State, _limits: Limits, _sight: Sight) -> Iterator[Finding]
     elif same and same["told"] >= FROZEN_TOLD:
         evidence = f"the loss has been {same['loss']:.6g} since step {same['step']} ({same['told']} times)"
         yield Finding(FROZEN, WARNING, evidence, None, same["step"])
+
+
+def _odd_step(state: State, _limits: Limits, _sight: Sight) -> Iterator[Finding]:
+    if odd := state.get("symptoms", {}).get("odd_step"):
+        is_back = odd["step"] < odd["before"]
+        times = f" (the last of {odd['times']} odd steps)" if odd["times"] > 1 else ""
+        advice = "count steps over the whole run, not in each epoch" if is_back else "does the trainer count steps?"
+        how = f"{'back' if is_back else 'at once'} from {odd['before']} to {odd['step']}{times}"
+        yield Finding(ODD_STEP, WARNING, f"the step went {how}: {advice}")
 
 
 def _disk(state: State, _limits: Limits, sight: Sight) -> Iterator[Finding]:
