@@ -16,7 +16,8 @@ import traces
 from campaign_traces import judge_healthy, judge_sick
 from conftest import assert_valid
 from resumekit.run_folder import log_patterns, pace, run_state
-from resumekit.run_folder.run_state import fold, is_sound
+from resumekit.run_folder.run_state import fold
+from resumekit.run_folder.state_types import is_sound
 from resumekit.watching import abort_rules
 from resumekit.watching.abort_rules import SICK, WARNING, Finding, Limits, Sight
 from test_run_state import GARBAGE
@@ -447,7 +448,7 @@ def test_no_journal_breaks_a_rule(events: list[dict[str, Any]], now_s: float, na
         {"symptoms": {"ooms": [1.0] * 1000}}, {"symptoms": {"smooth": math.nan}}, {"symptoms": {"unknown": 1}},
     ],
 )  # fmt: skip
-@pytest.mark.fault("F7", by="run_state.py: is_sound")
+@pytest.mark.fault("F7", by="state_types.py: is_sound")
 def test_a_saved_state_of_the_wrong_types_is_not_sound(part: dict[str, Any]) -> None:
     assert is_sound({"pace": pace.begun(1), "symptoms": {}})
     assert not is_sound(part)

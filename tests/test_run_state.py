@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resumekit.basics import journal
-from resumekit.run_folder.run_state import fold, is_sound, measured_speed
+from resumekit.run_folder.run_state import fold, measured_speed
+from resumekit.run_folder.state_types import is_sound
 
 PROCESS = {"host": "h", "boot_id": "b", "pid": 77, "start_ticks": 5, "token": "t"}
 KINDS = ["launched", "resumed", "phase", "step", "eval", "best", "checkpoint", "heartbeat", "warning", "stopped",

@@ -18,6 +18,7 @@ from resumekit.basics.paths import RunPaths, manifest_path
 from resumekit.run_folder.runs import Run, open_run
 from resumekit.supervision import log_follower, witness
 from resumekit.supervision.log_follower import LogFollower
+from resumekit.supervision.step_order import StepOrder
 from resumekit.supervision.train_log import LineCleaner, stamp
 from toy_trainer import write_checkpoint
 
@@ -114,6 +115,37 @@ def test_a_sidecar_that_is_killed_again_and_again_loses_no_line(kit: Kit) -> Non
     assert (kit.status(run)["state"], kit.status(run)["global_step"]) == ("finished", 40)
     assert [e["step"] for e in events(run, "step")] == list(range(1, 41))
     assert not list(run.glob(".*.tmp-*"))
+
+
+def test_a_trainer_that_prints_steps_anew_in_each_epoch_goes_on_in_the_journal(kit: Kit) -> None:
+    """Else it would hang, for the watcher, from its second epoch on."""
+    epoch = b"".join(b"step %d loss 0.5\n" % number for number in range(1, 5))
+    kit.config("--at", "5", f"raw={epoch.hex()}", training={"max_steps": 6})
+    kit("run", "T-1")
+    (run,) = kit.run_dirs()
+    assert [e["step"] for e in events(run, "step")] == [1, 2, 3, 4, 5, 2, 3, 4, 6]
+
+
+@pytest.mark.parametrize(
+    ("told", "journaled"),
+    [
+        ([1, 2, 3], [1, 2, 3]),
+        ([2, 4, 1, 5], [2, 4, 5]),
+        ([5, 5, 6, 6, 5, 5, 6, 7], [5, 6, 7]),
+        ([8, 9, 0, 1, 2, 0, 1], [8, 9, 1, 2, 1]),
+    ],
+)
+def test_a_step_behind_the_last_one_counts_once_the_next_goes_on_from_there(
+    told: list[int], journaled: list[int]
+) -> None:
+    found = [{"step": step} for step in told]
+    assert [one["step"] for one in StepOrder(0).new(found, -1, 0)] == journaled
+
+
+def test_steps_that_a_predecessor_may_have_told_are_not_told_again() -> None:
+    order = StepOrder(100)
+    assert order.new([{"step": step} for step in (7, 8, 9, 10)], 9, 40) == [{"step": 10}]
+    assert order.new([{"step": step} for step in (0, 1, 2)], 10, 100) == [{"step": 1}, {"step": 2}]
 
 
 @pytest.mark.fault("F1", by="sidecar_account.py: the saved fold")

@@ -31,8 +31,9 @@ from resumekit.planning import request
 from resumekit.proving import manifest
 from resumekit.proving.checkpoints import CheckpointFolder, select
 from resumekit.run_folder import lineage, listing, log_patterns, status
-from resumekit.run_folder.run_state import fold, is_sound
+from resumekit.run_folder.run_state import fold
 from resumekit.run_folder.runs import RunTable, open_run
+from resumekit.run_folder.state_types import is_sound
 from resumekit.supervision import acceptance_rules, expectations
 from resumekit.supervision.sidecar import Sidecar
 from resumekit.supervision.train_log import LineCleaner

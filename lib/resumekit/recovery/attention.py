@@ -55,8 +55,7 @@ def tell_again(run: Run) -> None:
 
 
 def _tell(run: Run, fields: dict[str, Any], *, is_again: bool = False) -> None:
-    with contextlib.suppress(OSError):
-        status.write(run, status.current(run))
+    status.renew(run)
     with _alone(run) as is_alone:
         if not is_alone or (is_again and not live_marker.was_made_here(run.paths.live_marker)):
             return  # somebody is telling it, or has told it

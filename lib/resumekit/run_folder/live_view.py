@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..basics import journal
 from ..basics.errors import DONE
 from ..basics.files import utc_now
 from ..basics.screen import Screen
@@ -155,7 +154,7 @@ class LiveView:
 
         def events() -> Iterator[dict[str, Any]]:
             nonlocal offset
-            for event, behind in journal.read(run.paths.journal, offset):
+            for event, behind in status.told(run, offset):
                 offset = behind
                 yield event
 

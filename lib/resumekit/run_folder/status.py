@@ -1,22 +1,26 @@
 """The status of a run: a view on its journal, the clock and the processes, never a source of its own.
 
 `observe` is pure; `current` reads what it needs; `write` puts status.json down whole. Whoever holds the status lock
-writes: the sidecar, else the watcher.
+writes: the sidecar, or for a moment who goes on from the run (`renew`).
 Try it: `bin/runs.sh --json EXP-01`
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from ..basics import check, journal, processes
+from ..basics import check, claims, journal, processes
+from ..basics.errors import Refused
 from ..basics.files import UnreadableFile, read_json, to_json, utc_now, write_atomic
 from . import run_end
 from .event_values import count, text
-from .run_state import State, fold, is_sound, measured_speed
+from .run_state import State, fold, measured_speed
 from .runs import Run
+from .state_types import is_sound
 
 # How a `recovery` event ends: a child goes on, or a person has to.
 RESUMED, NEEDS_ATTENTION = "resumed", "needs_attention"
@@ -24,6 +28,8 @@ ENDED = frozenset({"finished", "ended_early", "stopped", "preempted", "failed", 
 # Over by an incident: something may go on from it.
 TAKEN_UP = frozenset({"failed", "lost", "aborted"})
 LIVE = frozenset({"starting", "running", "unsupervised"})
+# Whoever holds the status lock for longer is at work on it, and will write what is new itself.
+RENEW_WAIT_S = 2.0
 # Thirty years: nobody waits for more, and the calendar may not reach there.
 MAX_ETA_S = 1e9
 
@@ -185,7 +191,28 @@ def look(run: Run, state: State) -> View:
 def read_state(run: Run) -> State:
     """Fold the run's journal, from where the sidecar's saved fold ended."""
     state, offset = saved_state(run)
-    return fold(state, (event for event, _ in journal.read(run.paths.journal, offset)))
+    return fold(state, (event for event, _ in told(run, offset)))
+
+
+def told(run: Run, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
+    """Yield (event, byte offset behind it) of a run's journal; what says that it is of the future is of now.
+
+    Else one wrong clock in a trainer would switch off for ever whatever goes by the age of the newest event.
+    """
+    now_s = clock(run)
+    for event, end in journal.read(run.paths.journal, offset):
+        mono_s = event.get("mono_s")
+        if now_s is not None and type(mono_s) in (int, float) and mono_s > now_s:
+            now_s = time.monotonic()
+            event = {**event, "mono_s": min(mono_s, now_s)}
+        yield event, end
+
+
+def clock(run: Run) -> float | None:
+    """Return the monotonic clock that a run's events are on; None where they are of another boot or host."""
+    launcher = processes.identity_from(run.record.get("launcher"))
+    is_ours = launcher and launcher.host == processes.host_name() and launcher.boot_id == processes.boot_id()
+    return time.monotonic() if is_ours else None
 
 
 def saved_state(run: Run) -> tuple[State, int]:
@@ -212,6 +239,12 @@ def current(run: Run) -> dict[str, Any]:
     """Return the status of a run as it is now, without writing anything."""
     state = read_state(run)
     return observe(run, state, look(run, state))
+
+
+def renew(run: Run) -> None:
+    """Write the status of a run that somebody else may be writing too; nothing where that cannot be done now."""
+    with contextlib.suppress(OSError, Refused), claims.locked(run.paths.status_lock, RENEW_WAIT_S):
+        write(run, current(run))
 
 
 def write(run: Run, status: dict[str, Any]) -> None:

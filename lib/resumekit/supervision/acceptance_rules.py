@@ -13,7 +13,7 @@ from typing import Any
 
 from ..basics.check import FAILED, PASSED, UNKNOWN, WARNED, WHOLE, Check, overall
 from ..run_folder.event_values import count, seconds, text
-from ..run_folder.run_state import WAITING_PHASES
+from ..run_folder.state_types import WAITING_PHASES
 from .expectations import Expected
 from .rate_rules import judge_rates, judge_replay, judge_window
 

@@ -107,7 +107,7 @@ def _tell_parent(run: Run, fields: dict[str, Any]) -> None:
         if _went_on(status.read_state(parent), parent):
             return
         journal.append(parent.paths.journal, "recovery", parent.run_id, **fields)
-    status.write(parent, status.current(parent))
+    status.renew(parent)
     parent.paths.live_marker.unlink(missing_ok=True)
 
 

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from ..basics import journal, lr_scale
 from ..basics.files import UnreadableFile, read_json
 from ..run_folder.event_values import number, seconds, text
-from ..run_folder.run_state import WAITING_PHASES
 from ..run_folder.runs import Run, open_run
+from ..run_folder.state_types import WAITING_PHASES
 
 MAX_PLAN_BYTES = 4 << 20
 # Steps of the parent that are looked at on either side of the checkpoint.

@@ -27,6 +27,7 @@ from .bedside import Bedside, exit_code
 from .best_artifacts import LIMIT_S, BestArtifacts
 from .echo import Echo
 from .log_follower import LogFollower
+from .step_order import StepOrder
 from .wakefulness import Wakefulness
 from .witness import Witness
 
@@ -55,6 +56,7 @@ class Sidecar:
         saved = sidecar_account.saved(run)
         self._state, self._journal_offset = status.saved_state(run)
         self._log = LogFollower(run, saved)
+        self._step_order = StepOrder(self._log.offset + self._log.left_bytes)
         self._witness = Witness(run)
         self._acceptance = _acceptance(run, self._state, self._journal_offset)
         self._account = sidecar_account.Account(run)
@@ -65,6 +67,7 @@ class Sidecar:
         self._alarm: processes.Alarm | None = None
         self._heartbeat_mtime = 0.0
         self._found_steps: list[dict[str, Any]] = []
+        self._found_from = 0
         self._started = time.monotonic()
         self._wakefulness = Wakefulness()
         self._last_save = self._last_probe = self._last_status = float("-inf")
@@ -95,6 +98,7 @@ class Sidecar:
         self._fold_heartbeat_file()
         self._fold_journal()
         self._append_steps()
+        self._found_from = self._log.offset
         self._found_steps = self._log.pump(PUMP_S)
         now = time.monotonic()
         self._wakefulness.beat(now, self._append)
@@ -207,19 +211,16 @@ class Sidecar:
         return False
 
     def _append_steps(self) -> None:
-        """Journal the steps that the log told, unless the trainer does so itself; a successor may see a line again."""
-        steps, self._found_steps = self._found_steps, []
-        last = self._state.get("step", -1)
-        for step in steps if not self._state.get("tells_steps") else ():
-            if step["step"] > last:
-                last = step["step"]
+        """Journal the steps that the log told, unless the trainer does so itself."""
+        found, self._found_steps = self._found_steps, []
+        if found and not self._state.get("tells_steps"):
+            for step in self._step_order.new(found, self._state.get("step", -1), self._found_from):
                 self._append("step", **step, source="log")
-        if steps:
             self._fold_journal()
 
     def _fold_journal(self) -> None:
         events = []
-        for event, offset in journal.read(self._run.paths.journal, self._journal_offset):
+        for event, offset in status.told(self._run, self._journal_offset):
             events.append(event)
             self._journal_offset = offset
             if self._acceptance is not None:

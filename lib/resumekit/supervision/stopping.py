@@ -45,9 +45,21 @@ def stop(run_dir: Path, signal_name: str, *, is_now: bool = False, is_aborted: b
     trainer = _wait_for_trainer(run)
     is_over = trainer is None and _awaits_recovery(run)
     if trainer is not None or is_over:
-        with contextlib.suppress(OSError):  # a full disk must not keep anybody from stopping
-            journal.append(run.paths.journal, "stopped", run.run_id, by=signal_name, now=is_now)
+        _write_down(run, signal_name, is_now=is_now)
     return DONE if is_over else _end(run, trainer, signal_name, is_now=is_now)
+
+
+def _write_down(run: Run, signal_name: str, *, is_now: bool) -> None:
+    """Journal that somebody wants this end; on a full disk an empty `paused` keeps every hand off the run instead."""
+    try:
+        journal.append(run.paths.journal, "stopped", run.run_id, by=signal_name, now=is_now)
+    except OSError as error:
+        why = f"that it is stopped cannot be written down ({error.strerror})"
+        try:
+            os.close(os.open(run.paths.paused, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
+            _say(f"{why}: '{run.paths.paused}' keeps everybody from taking it up")
+        except OSError:
+            _say(f"{why}: once it can, stop it again with bin/abort-watch.sh --stop, or it may be taken up")
 
 
 def _alone(run: Run, end: Callable[[], int]) -> int:
@@ -108,10 +120,14 @@ def _is_unknown(run: Run, trainer: processes.Identity) -> bool:
 
 
 def _warn(run: Run, kind: str, message: str) -> None:
-    with contextlib.suppress(OSError):
-        print(f"resumekit: {message}", file=sys.stderr, flush=True)
+    _say(message)
     with contextlib.suppress(OSError):
         journal.append(run.paths.journal, "warning", run.run_id, kind=kind, message=message)
+
+
+def _say(sentence: str) -> None:
+    with contextlib.suppress(OSError):
+        print(f"resumekit: {sentence}", file=sys.stderr, flush=True)
 
 
 def _grace_s(run: Run) -> float:

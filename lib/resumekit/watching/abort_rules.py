@@ -28,9 +28,6 @@ FROZEN_TOLD = 300
 ZERO_TOLD = 20
 # Before, a smoothed loss is still falling from where it began.
 DIVERGENCE_TOLD = 1000
-# Below this, or two more checkpoints, the disk is as good as full.
-FREE_BYTES = 256 << 20
-FREE_INODES = 1000
 EVALS = frozenset({"fast_eval", "full_eval"})
 
 
@@ -43,6 +40,8 @@ class Limits(NamedTuple):
     eval_minutes: float = 60.0
     save_minutes: float = 30.0
     divergence: float | None = None
+    free_mb: int = 256
+    free_inodes: int = 1000
     oom_count: int = 3
     oom_minutes: float = 30.0
     max_attempts: int = 3
@@ -278,13 +277,13 @@ def _odd_step(state: State, _limits: Limits, _sight: Sight) -> Iterator[Finding]
         yield Finding(ODD_STEP, WARNING, f"the step went {how}: {advice}")
 
 
-def _disk(state: State, _limits: Limits, sight: Sight) -> Iterator[Finding]:
-    wanted = max(FREE_BYTES, 2 * state.get("symptoms", {}).get("save_bytes", 0))
+def _disk(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]:
+    wanted = max(limits.free_mb << 20, 2 * state.get("symptoms", {}).get("save_bytes", 0))
     if sight.free_bytes is not None and sight.free_bytes < wanted:
         evidence = f"{sight.free_bytes / 2**20:.0f} MiB left on its disk, {wanted / 2**20:.0f} are wanted"
         yield Finding(DISK, WARNING, evidence)
-    if sight.free_inodes is not None and sight.free_inodes < FREE_INODES:
-        yield Finding(INODES, WARNING, f"{sight.free_inodes} inodes left on its disk, {FREE_INODES} are wanted")
+    if sight.free_inodes is not None and sight.free_inodes < limits.free_inodes:
+        yield Finding(INODES, WARNING, f"{sight.free_inodes} inodes left on its disk, {limits.free_inodes} are wanted")
 
 
 def usual_speed(state: State, sight: Sight) -> float | None:

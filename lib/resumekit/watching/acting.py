@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..basics import claims, processes, recorded_environment
+from ..basics import claims, journal, processes, recorded_environment
 from ..basics.errors import DONE
 from ..basics.paths import LIB
 from ..run_folder import live_marker, status
@@ -22,7 +22,7 @@ from ..run_folder.runs import Run, RunTable
 from ..supervision import aborting
 from . import sighting
 from .abort_rules import SICK, WARNING
-from .watch import ENDED, WELL, Look
+from .watch import ENDED, LIMIT_S, WELL, Look, TooSlow, time_limit
 
 CLI = str(LIB / "resumekit_cli.py")
 LAUNCHER = str(LIB / "launcher.sh")
@@ -67,7 +67,10 @@ def act(runs_dir: Path, looks: Sequence[Look]) -> list[Deed]:
     deeds = []
     for look in looks:
         try:
-            deeds += _about(runs_dir, look)
+            with time_limit(LIMIT_S):
+                deeds += _about(runs_dir, look)
+        except TooSlow:
+            deeds.append(Deed(look.run_id, f"nothing could be done within {LIMIT_S:.0f} s", is_done=False))
         except Exception as error:  # anything: what one folder holds must not keep anybody from the others
             deeds.append(Deed(look.run_id, f"nothing could be done: {type(error).__name__}: {error}", is_done=False))
     return deeds
@@ -131,11 +134,19 @@ def _about_live(run: Run, state: dict[str, Any], view: status.View, look: Look) 
         return  # it has ended since: the next pass sees what it is now
     if (view.launcher == processes.DEAD or _is_left_alone(run)) and _start_sidecar(run):
         yield Deed(run.run_id, "nobody follows it any more: a sidecar of its own does now")
+    _note_warnings(run, state, look)
     first = next((one for one in look.findings if one.verdict == SICK), None)
     if "aborted" in state:
         aborting.stop_aborted(run.paths.run_dir)  # again, if whoever began it was killed
     elif first is not None and aborting.abort(run, first.cause, first.evidence, first_bad_step=first.first_bad_step):
         yield Deed(run.run_id, f"stopping it: {first.cause}: {first.evidence}")
+
+
+def _note_warnings(run: Run, state: dict[str, Any], look: Look) -> None:
+    """Write each kind of warning down once, where runs.sh shows it: nobody reads what cron says."""
+    for one in look.findings:
+        if one.verdict == WARNING and one.cause not in state.get("warned_of", ()):
+            journal.append(run.paths.journal, "warning", run.run_id, kind=one.cause, message=one.evidence)
 
 
 def _about_over(run: Run, state: dict[str, Any], view: status.View) -> Iterator[Deed]:

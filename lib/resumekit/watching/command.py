@@ -60,10 +60,13 @@ def main(arguments: Sequence[str]) -> int:
         _say(f"there is no run of '{plain(name)}' in '{plain(str(runs_dir))}'")
     if asked.is_stop:
         return _stop(runs_dir, asked.wanted)
+    if asked.every_s is None:
+        return _pass(runs_dir, asked)
     while True:
-        code = _pass(runs_dir, asked)
-        if asked.every_s is None:
-            return code
+        try:
+            _pass(runs_dir, asked)
+        except KitError as error:
+            _say(f"{plain(str(error))}; tried again in {asked.every_s} s")
         time.sleep(asked.every_s)
 
 

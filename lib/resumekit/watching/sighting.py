@@ -9,10 +9,8 @@ from __future__ import annotations
 import math
 import os
 import re
-import time
 from typing import Any
 
-from ..basics import processes
 from ..run_folder import log_tail, pace, recovery, status
 from ..run_folder.event_values import count
 from ..run_folder.run_state import State
@@ -45,7 +43,7 @@ def sight(run: Run, state: State, view: View, table: RunTable, limits: Limits) -
     has_ended = name in status.TAKEN_UP
     free_bytes, free_inodes = _free(run)
     return Sight(
-        now_s=None if has_ended else clock(state),
+        now_s=None if has_ended else status.clock(run),
         run_state=name,
         end=view.end,
         lineage_speed=None if has_ended else lineage_speed(run, table),
@@ -63,13 +61,6 @@ def state_name(run: Run, state: State, view: View) -> str:
     if name in ("failed", "lost"):
         return "stopped" if state.get("stopped") else "aborted" if state.get("aborted") else name
     return name
-
-
-def clock(state: State) -> float | None:
-    """Return the monotonic clock that a run's events are on; None where they are of another boot or host."""
-    trainer = processes.identity_from((state.get("launched") or {}).get("trainer"))
-    is_ours = trainer and trainer.host == processes.host_name() and trainer.boot_id == processes.boot_id()
-    return time.monotonic() if is_ours else None
 
 
 def lineage_speed(run: Run, table: RunTable) -> float | None:
