@@ -268,6 +268,7 @@ kit_supervise_one() { # <run-id> <run-dir> <cwd> <token> <config-hash> <output-l
 }
 
 kit_run_trainer() { # <argv>...: become the shim that starts the trainer in a session of its own
+  trap '' INT TERM HUP # until the shim ignores them itself; it gives the trainer their defaults back
   export RESUMEKIT_RUN_DIR="$KIT_RUN_DIR" RESUMEKIT_RUN_ID="$KIT_RUN_ID" RESUMEKIT_RUN_TOKEN="$KIT_TOKEN"
   export RESUMEKIT_CONFIG_HASH="$KIT_HASH" PYTHONUNBUFFERED=1
   unset RESUMEKIT_PLAN # a run that was started from within another one has no part in that one's plan
@@ -282,7 +283,6 @@ kit_run_trainer() { # <argv>...: become the shim that starts the trainer in a se
     export COLUMNS LINES
   fi
   cd -- "$KIT_CWD" || exit "$KIT_FAILED"
-  trap '' INT TERM HUP # until the shim ignores them itself; it gives the trainer their defaults back
   exec "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit/supervision/shim.py" "$KIT_RUN_DIR" "$$" "$KIT_HEAD" -- "$@" \
     </dev/null >>"$KIT_OUTPUT_LOG" 2>&1
 }
@@ -337,6 +337,7 @@ kit_wait_for_last_lines() { # <keeper's pid>: bounded, a grandchild may hold the
   local keeper="$1" timer code
   while :; do
     code=0
+    kit_hold_signals
     (
       trap 'kill "$!"; exit' TERM
       sleep "$KIT_LAST_LINES_S" &
@@ -344,12 +345,15 @@ kit_wait_for_last_lines() { # <keeper's pid>: bounded, a grandchild may hold the
       kill -KILL "$keeper"
     ) </dev/null >/dev/null 2>&1 &
     timer=$!
+    kit_let_signals
     disown "$timer"
     kit_wait_for "$keeper" 2>/dev/null || code=$?
     # Killed, and not by the timer, which still runs: then nobody has written down the end.
     if ! kill "$timer" 2>/dev/null || ((code <= 128)); then break; fi
+    kit_hold_signals
     kit_keep_sidecar &
     keeper=$!
+    kit_let_signals
   done
   KIT_KEEPER_CODE=$code
   if ((code == KIT_CHECKS_FAILED || code == KIT_STOPPED_BY_RULE)); then return "$code"; fi

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from . import processes
 from .errors import Busy, Refused
-from .files import UnreadableFile, fsync_directory, read_json, temp_path, to_json, utc_now, write_new
+from .files import NO_HARD_LINKS, UnreadableFile, fsync_directory, read_json, temp_path, to_json, utc_now, write_new
 from .paths import RunPaths
 
 LOCK_WAIT_S = 10.0
@@ -63,6 +63,20 @@ def try_lock(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def is_held(path: Path) -> bool:
+    """Whether somebody holds a lock file; not where there is none, or where it cannot be asked."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return not try_lock(descriptor)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
 
 
 def continuation_of(run: RunPaths) -> dict[str, object] | None:
@@ -162,7 +176,12 @@ def _write_claim(path: Path, claim: dict[str, object]) -> None:
     try:
         # Its content before its name: an empty claim counts for nothing, and its child may be training.
         write_new(temp, to_json(claim), durable=True)
-        os.link(temp, path)
+        try:
+            os.link(temp, path)
+        except OSError as error:
+            if error.errno not in NO_HARD_LINKS:
+                raise
+            write_new(path, to_json(claim), durable=True)
     finally:
         temp.unlink(missing_ok=True)
     fsync_directory(path.parent)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # A temp file of ours: `.NAME.tmp-<pid>-<start time of that process>-<8 hex digits>`; swept when its writer is dead.
 TEMP_MARK = ".tmp-"
 SMALL_FILE_BYTES = 64 * 1024
+# What a file system without hard links answers (exFAT, some network drives).
+NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 class UnreadableFile(ValueError):

@@ -73,11 +73,24 @@ def probe(identity: Identity | None) -> str:
     if identity.boot_id != boot_id():
         return DEAD
     found = _stat(identity.pid)
+    if found is None and _is_hidden(identity.pid):
+        return UNKNOWN
     if found is None or found[0] in "ZX" or found[1] != identity.start_ticks:
         return DEAD
     if identity.token is None:
         return ALIVE
     return _has_token(identity.pid, identity.token)
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether there is a process that /proc does not show (hidepid): it may be the one, or a stranger."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return _stat(pid) is None
 
 
 def send(identity: Identity, number: int) -> bool:

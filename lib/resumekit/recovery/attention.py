@@ -37,10 +37,7 @@ def call(run: Run, incident: Incident, reason: str) -> None:
     Raises:
         Refused, OSError: it cannot be written; nobody is told then, and the next pass tries again.
     """
-    fields = {
-        "outcome": status.NEEDS_ATTENTION, "cause": incident.cause, "parent_run_id": run.run_id, "child_run_id": None,
-        "step": incident.step, "attempt": incident.fruitless, "lr_factor": None, "reason": plain(reason)[:MAX_REASON],
-    }  # fmt: skip
+    fields = _fields(run, incident, reason)
     with locked(run.paths.lock):
         if status.needs_attention(status.read_state(run)):
             return
@@ -54,12 +51,28 @@ def tell_again(run: Run) -> None:
     _tell(run, {key: value for key, value in fields.items() if key != "at"}, is_again=True)
 
 
+def tell_unwritten(run: Run, incident: Incident, reason: str) -> None:
+    """Tell of a run that needs attention where that cannot be written down: the disk is what it is about."""
+    _notify(run, _event(run, _fields(run, incident, reason)))
+
+
+def _fields(run: Run, incident: Incident, reason: str) -> dict[str, Any]:
+    return {
+        "outcome": status.NEEDS_ATTENTION, "cause": incident.cause, "parent_run_id": run.run_id, "child_run_id": None,
+        "step": incident.step, "attempt": incident.fruitless, "lr_factor": None, "reason": plain(reason)[:MAX_REASON],
+    }  # fmt: skip
+
+
+def _event(run: Run, fields: dict[str, Any]) -> dict[str, Any]:
+    return {"event": "recovery", "run_id": run.run_id, "run_dir": str(run.paths.run_dir), **fields}
+
+
 def _tell(run: Run, fields: dict[str, Any], *, is_again: bool = False) -> None:
     status.renew(run)
     with _alone(run) as is_alone:
         if not is_alone or (is_again and not live_marker.was_made_here(run.paths.live_marker)):
             return  # somebody is telling it, or has told it
-        _notify(run, {"event": "recovery", "run_id": run.run_id, "run_dir": str(run.paths.run_dir), **fields})
+        _notify(run, _event(run, fields))
         with contextlib.suppress(OSError):
             run.paths.live_marker.unlink(missing_ok=True)
 
@@ -68,14 +81,23 @@ def _tell(run: Run, fields: dict[str, Any], *, is_again: bool = False) -> None:
 def _alone(run: Run) -> Iterator[bool]:
     """Hold the marker while a person is told, which may take longer than a pass; True where there is none."""
     try:
-        descriptor = os.open(run.paths.live_marker, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        # For writing: on NFS nobody else may lock.
+        descriptor = os.open(run.paths.live_marker, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         yield True
         return
     try:
-        yield try_lock(descriptor)
+        yield _is_locked(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _is_locked(descriptor: int) -> bool:
+    """Lock a marker; where the file system has no locks, telling twice is better than telling nobody."""
+    try:
+        return try_lock(descriptor)
+    except OSError:
+        return True
 
 
 def _notify(run: Run, event: dict[str, Any]) -> None:

@@ -31,11 +31,17 @@ from ..run_folder.recovery import Recovery
 from ..run_folder.run_state import State
 from ..run_folder.runs import Run, RunTable, open_run
 from ..supervision import aborting, launch
-from . import attention, hindrances, incident, replay, suspicion
+from ..watching import abort_rules
+from . import attention, false_starts, hindrances, incident, replay, suspicion
 from .incident import Incident
 
 # What may pass by itself, a full disk or a lock, is tried again after so long.
 TRY_AGAIN_S = 60.0
+# And then a person is called.
+GIVE_UP_S = 3600.0
+# How long a sidecar may take to start, and to write down the end: it may have a checkpoint of many GB to witness.
+SIDECAR_START_S = 2.0
+END_WAIT_S = 60.0
 MAX_CONFIG_BYTES = 4 << 20
 KILL_WAIT_S = 10.0
 # The longest wait between two starts.
@@ -62,13 +68,17 @@ def recover(run_dir: Path, launcher_pid: int) -> Outcome:
     """
     run = open_run(run_dir)
     table = RunTable(run_dir.parent)
-    state = status.read_state(run)
+    launcher = processes.identify(launcher_pid)
     if not run.is_ours or run.setting("recover", "enabled") is not True or os.path.lexists(run.paths.paused):
         return NOTHING
-    if status.needs_attention(state):
-        attention.tell_again(run)
-        return NOTHING
+    if (origin := false_starts.origin(run, table)) is not None:
+        is_first_look = false_starts.give_back(origin, run, launcher)
+        return Outcome(wait_s=TRY_AGAIN_S) if is_first_look else recover(origin.paths.run_dir, launcher_pid)
+    state, found = _state_at_the_end(run), None
     try:
+        if status.needs_attention(state):
+            attention.tell_again(run)
+            return NOTHING
         found = incident.of(run, state, table)
         if found is None or _is_taken_up(run, table):
             return NOTHING
@@ -84,7 +94,19 @@ def recover(run_dir: Path, launcher_pid: int) -> Outcome:
             return NOTHING
         return outcome
     except (KitError, OSError) as error:  # a lock, a full disk: it may pass by itself
-        return _cannot_now(run, state, str(error))
+        return _cannot_now(run, state, found, str(error))
+
+
+def _state_at_the_end(run: Run) -> State:
+    """Fold the journal, once a sidecar that is at work has written the end down: it may still prove a checkpoint."""
+    begun = time.monotonic()
+    while "exited" not in (state := status.read_state(run)):
+        waited_s = time.monotonic() - begun
+        is_at_work = waited_s < SIDECAR_START_S or claims.is_held(run.paths.status_lock)
+        if not is_at_work or waited_s > END_WAIT_S:
+            break
+        time.sleep(0.1)
+    return state
 
 
 def _decide(run: Run, state: State, table: RunTable, found: Incident, launcher_pid: int) -> Outcome | str:
@@ -101,8 +123,10 @@ def _decide(run: Run, state: State, table: RunTable, found: Incident, launcher_p
         return str(error)
 
 
-def _cannot_now(run: Run, state: State, reason: str) -> Outcome:
-    """Say, in the journal once, that it is tried again."""
+def _cannot_now(run: Run, state: State, found: Incident | None, reason: str) -> Outcome:
+    """Say, in the journal once, that it is tried again; after GIVE_UP_S a person is called."""
+    if found is not None and _call_for_help(run, state, found, reason):
+        return NOTHING
     message = f"cannot be taken up now: {plain(reason)}"
     _say(f"'{run.run_id}' {message}; it is tried again")
     with contextlib.suppress(OSError):
@@ -111,12 +135,31 @@ def _cannot_now(run: Run, state: State, reason: str) -> Outcome:
     return Outcome(wait_s=TRY_AGAIN_S)
 
 
+def _call_for_help(run: Run, state: State, found: Incident, reason: str) -> bool:
+    """Give up what has been tried for long enough; while that cannot even be written down, tell it once an hour."""
+    since_s = found.since_s if found.since_s is not None else state.get("active_mono_s")
+    tried_s = 0.0 if since_s is None else time.monotonic() - since_s
+    if tried_s < GIVE_UP_S:
+        return False
+    sentence = f"for {tried_s / 3600:.0f} h it could not be taken up: {reason}"
+    try:
+        attention.call(run, found, sentence)
+        return True
+    except (KitError, OSError):
+        if tried_s % GIVE_UP_S < TRY_AGAIN_S:
+            attention.tell_unwritten(run, found, sentence)
+        return False
+
+
 def _take_up(run: Run, state: State, table: RunTable, found: Incident, launcher_pid: int) -> Outcome | str:
     if reason := hindrances.before_a_choice(run, found):
         return reason
     if (left_s := _backoff_left_s(run, found)) > 0:
-        _say(f"{found.evidence}; start {found.fruitless + 1} follows in {left_s:.0f} s; Ctrl-C ends it")
+        how = "; Ctrl-C ends it" if sys.stderr.isatty() else ""
+        _say(f"{found.evidence}; start {found.fruitless + 1} follows, not before {left_s:.0f} s from now{how}")
         return Outcome(wait_s=left_s)
+    if (number := false_starts.count(run, table)) >= abort_rules.limits_of(run.setting).max_attempts:
+        return f"{found.evidence}; {number} runs that were to go on could not start: their logs/output.log says why"
     if name := suspicion.quarantine(run, table):
         _say(f"'{name}' is in quarantine: two starts from it ended before their first step")
     request = _request(run, table)
@@ -136,6 +179,8 @@ def _take_up(run: Run, state: State, table: RunTable, found: Incident, launcher_
         return NOTHING  # a person was faster
     fields = made.as_fields() if made else None
     prepared = launch.prepare(choice, request, ready, code, fields, launcher_pid, ["recover", run.run_id])
+    if incident.of(run, status.read_state(run), table) is None or os.path.lexists(run.paths.paused):
+        return NOTHING  # who stops a run looks for its claim after writing it down, so one of us sees the other
     cut = f", learning rate x {choice.recovery.lr_factor:g}" if choice.recovery.lr_factor != 1.0 else ""
     _say(f"{found.evidence}: {choice.headline}{cut}; run {prepared.run_id}")
     return Outcome(ready=prepared)

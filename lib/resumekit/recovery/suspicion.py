@@ -39,11 +39,15 @@ def _failed(run: Run) -> str | None:
     checkpoint, end = run.record.get("checkpoint"), run_end.read(run)
     if not isinstance(checkpoint, str) or "\0" in checkpoint or end is None:
         return None
+    if not status.shows_steps(run):
+        return None  # nobody knows how many it made
     state = status.read_state(run)
     if "aborted" in state or "stopped" in state:
         return None  # the signal was ours
     step = state.get("step")
-    points_at_it = end.get("signal") is not None or end["code"] in (NO_STABLE_CHECKPOINT, INVALID)
+    is_loaded_by_us = run.setting("trainer", "loads_with_kit") is True
+    codes = (NO_STABLE_CHECKPOINT, INVALID) if is_loaded_by_us else ()
+    points_at_it = end.get("signal") is not None or end["code"] in codes
     if not points_at_it or (step is not None and step > (run.parent_step or 0)):
         return None
     return os.path.realpath(run.paths.run_dir / checkpoint)

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..basics import processes
 from ..basics.errors import UsageError
 from ..basics.files import UnreadableFile, read_json
 from ..basics.journal import read as read_journal
@@ -64,6 +65,11 @@ class Run:
             return step if type(step) is int else None
         parsed = parse_run_name(self.run_id)
         return parsed.step if parsed else None
+
+    @property
+    def is_in_our_namespace(self) -> bool:
+        """Whether its pids are ours: of one that was started in another container nobody here can be seen."""
+        return self.record.get("pid_namespace") in (None, processes.pid_namespace())
 
     @property
     def settings(self) -> tuple[str, ...]:

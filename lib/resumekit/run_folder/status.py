@@ -62,7 +62,7 @@ def observe(run: Run, state: State, view: View) -> dict[str, Any]:
     max_steps, parent_step = count(run.setting("training", "max_steps")), count(run.parent_step)
     step, speed = state.get("step"), measured_speed(state) or state.get("steps_per_sec")
     record = run.record
-    is_now = state_of(state, view, max_steps, shows_steps=_shows_steps(run))
+    is_now = state_of(state, view, max_steps, shows_steps=shows_steps(run))
     ended_at = text((state.get("exited") or {}).get("at"))
     return {
         "run_id": run.run_id,
@@ -148,7 +148,7 @@ def _end_state(state: State, end: dict[str, Any], max_steps: int | None, shows_s
     return "preempted" if code == 143 and end.get("signal") is None else "failed"
 
 
-def _shows_steps(run: Run) -> bool:
+def shows_steps(run: Run) -> bool:
     """Whether this trainer journals, or has a pattern by which its steps are read out of its log."""
     patterns = run.setting("trainer", "log_patterns")
     return run.setting("trainer", "loads_with_kit") is True or (isinstance(patterns, dict) and "step" in patterns)
@@ -185,7 +185,10 @@ def look(run: Run, state: State) -> View:
     shim = processes.identity_from(launched.get("shim"))
     if trainer_probe == processes.DEAD and processes.probe(shim) == processes.ALIVE:
         trainer_probe = processes.ALIVE  # its end is being written down
-    return View(trainer_probe, processes.probe(launcher), run_end.read(run), time.time())
+    launcher_probe = processes.probe(launcher)
+    if not run.is_in_our_namespace and claims.is_held(run.paths.status_lock):
+        trainer_probe = launcher_probe = processes.UNKNOWN  # who follows it lives, in a container of its own
+    return View(trainer_probe, launcher_probe, run_end.read(run), time.time())
 
 
 def read_state(run: Run) -> State:

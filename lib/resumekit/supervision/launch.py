@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..basics import claims, processes
-from ..basics.errors import KitError, Refused
+from ..basics.errors import Busy, KitError, Refused
 from ..basics.files import fsync_directory, fsync_file, to_json, utc_now, write_atomic, write_new
 from ..basics.paths import RunPaths
 from ..configuration import config
@@ -73,8 +73,15 @@ def one_start_at_a_time(request: Request) -> Iterator[None]:
     path = request.config_file.path
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # a file system without locks
-            stack.enter_context(claims.held(os.open(path, os.O_RDONLY | os.O_CLOEXEC), path, START_WAIT_S))
+            stack.enter_context(claims.held(_open_to_lock(path), path, START_WAIT_S))
         yield
+
+
+def _open_to_lock(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)  # NFS locks nothing for a writer that may not write
+    except OSError:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def prepare(
@@ -161,7 +168,7 @@ def _claim_parent(choice: Choice, paths: RunPaths, launcher: processes.Identity 
 
 def _claim_head(choice: Choice, parent: Run, run_id: str, launcher: processes.Identity | None) -> None:
     if launcher is None:
-        raise Refused("the launcher that asks has ended")
+        raise Busy("the launcher that asks has ended")  # the next who asks may have one
     try:
         claims.claim_continuation(parent.paths, run_id, launcher, choice.table.has_started)
     except OSError as error:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..basics import claims, journal, processes
 from ..basics.errors import DONE, FAILED
-from ..run_folder import run_end
+from ..run_folder import recovery, run_end
 from ..run_folder.runs import Run, open_run
 
 # How long a trainer that is just being started is waited for before a stop gives up on it.
@@ -43,10 +43,29 @@ def stop(run_dir: Path, signal_name: str, *, is_now: bool = False, is_aborted: b
     if is_aborted:
         return _alone(run, lambda: _end(run, _wait_for_trainer(run), signal_name, is_now=False))
     trainer = _wait_for_trainer(run)
+    if not run.is_in_our_namespace:
+        _say(f"'{run.run_id}' was started in another container: it can be stopped from there alone")
+        return FAILED
+    if trainer is not None and _stays_unknown(trainer) and _is_unknown(run, trainer):
+        return FAILED  # nothing is written down: it may be taken up where it can be seen
     is_over = trainer is None and _awaits_recovery(run)
     if trainer is not None or is_over:
         _write_down(run, signal_name, is_now=is_now)
-    return DONE if is_over else _end(run, trainer, signal_name, is_now=is_now)
+    if is_over:
+        return _stop_the_next(run, signal_name, is_now=is_now)
+    return _end(run, trainer, signal_name, is_now=is_now)
+
+
+def _stop_the_next(run: Run, signal_name: str, *, is_now: bool) -> int:
+    """Stop the run that was just about to go on from this one: whoever recovers looks for `stopped` after its claim."""
+    child_id = (claims.continuation_of(run.paths) or {}).get("run_id")
+    if not isinstance(child_id, str) or "/" in child_id:
+        return DONE
+    child = open_run(run.paths.run_dir.parent / child_id)
+    if not child.is_ours or recovery.of(child) is None or child.record.get("parent_run_id") != run.run_id:
+        return DONE
+    code = stop(child.paths.run_dir, signal_name, is_now=is_now)
+    return code if open_run(child.paths.run_dir).has_started else DONE
 
 
 def _write_down(run: Run, signal_name: str, *, is_now: bool) -> None:
@@ -107,6 +126,14 @@ def _send(trainer: processes.Identity, number: int) -> bool:
             return False
         time.sleep(0.05)
     return False
+
+
+def _stays_unknown(trainer: processes.Identity) -> bool:
+    for _ in range(SEND_TRIES):
+        if processes.probe(trainer) != processes.UNKNOWN:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def _is_unknown(run: Run, trainer: processes.Identity) -> bool:

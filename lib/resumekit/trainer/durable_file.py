@@ -14,11 +14,9 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from ..basics.files import fsync_directory, temp_path
+from ..basics.files import NO_HARD_LINKS, fsync_directory, temp_path
 
 _BUFFER_BYTES = 1 << 20
-# What a file system without hard links answers.
-NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 class DurableFile:

@@ -18,13 +18,13 @@ from typing import Any
 
 from ..basics.disk_errors import cause
 from ..basics.errors import KitError
-from ..basics.files import UnreadableFile, fsync_directory, fsync_parents, temp_path, utc_now
+from ..basics.files import NO_HARD_LINKS, UnreadableFile, fsync_directory, fsync_parents, temp_path, utc_now
 from ..basics.paths import RunPaths, checkpoint_name, manifest_path, relative_to_run
 from ..proving import manifest, pruning
 from ..proving.manifest import Manifest
 from . import checkpoint_content, lr_hook
 from .deferred_signals import deferred_signals
-from .durable_file import NO_HARD_LINKS, DurableFile
+from .durable_file import DurableFile
 from .trainer_env import checkpoint_patterns, journal_event, lineage, run_dir
 
 # Two in a row: the disk is dying, and training on would only pretend to be saved.

@@ -204,7 +204,7 @@ def _waits_too_long(
     if state.get("phase") in phases and is_waiting(state) and sight.now_s is not None:
         age_s = sight.now_s - state["waiting_since_s"]
         if age_s > minutes * 60:
-            evidence = f"{what} has been going on for {age_s / 60:.0f} min (limit {minutes:g} min)"
+            evidence = f"{what} has been going on for {_time(age_s)} (limit {_time(minutes * 60)})"
             yield Finding(cause, SICK, evidence, state["waiting_since_s"])
 
 
@@ -221,14 +221,18 @@ def _hang(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]:
     if age_s <= limit_s:
         return
     if state.get("has_stepped"):
-        evidence = f"no step since step {state['step']} {age_s / 60:.0f} min ago (limit {limit_s / 60:g} min)"
+        evidence = f"no step since step {state['step']}, for {_time(age_s)} (limit {_time(limit_s)})"
         yield Finding(HANG, SICK, evidence, active_s)
     elif state.get("tells_phases") or state.get("resumed_step") is not None:
-        evidence = f"no first step in {age_s / 60:.0f} min (limit {limit_s / 60:g} min), phase {state.get('phase')}"
+        evidence = f"no first step in {_time(age_s)} (limit {_time(limit_s)}), phase {state.get('phase')}"
         yield Finding(HANG, SICK, evidence, active_s)
     else:
-        evidence = f"no step was ever seen in {age_s / 60:.0f} min: does trainer.log_patterns fit its lines?"
+        evidence = f"no step was ever seen in {_time(age_s)}: does trainer.log_patterns fit its lines?"
         yield Finding(UNSEEN, WARNING, evidence, active_s)
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.4g} min"
 
 
 def _throughput(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]:

@@ -99,8 +99,8 @@ def _about(runs_dir: Path, look: Look) -> Iterator[Deed]:
             return  # there is something, which cannot be read now
         (runs_dir / ".live" / look.run_id).unlink(missing_ok=True)
         return
-    if not run.is_ours:
-        return
+    if not run.is_ours or not run.config:
+        return  # what it was told to do cannot be read now
     if os.stat(run.paths.run_dir).st_uid != os.geteuid():
         yield Deed(look.run_id, "left alone: its folder belongs to another user")
         return
@@ -157,7 +157,7 @@ def _about_over(run: Run, state: dict[str, Any], view: status.View) -> Iterator[
     if run.setting("recover", "enabled") is True:
         # What it says goes where somebody may look for it; what stands against it for good is in the journal.
         _start(["bash", LAUNCHER, "recover", str(run.paths.run_dir)], environment_of(run), _log_of(run))
-        yield Deed(run.run_id, "taking it up, if nothing stands against it")
+        yield Deed(run.run_id, f"taking it up, or '{_log_path(run)}' says why not")
     elif "exited" in state:
         run.paths.live_marker.unlink(missing_ok=True)  # it has been said; recover.enabled is false
 
@@ -199,9 +199,13 @@ def _is_left_alone(run: Run) -> bool:
     return False
 
 
+def _log_path(run: Run) -> Path:
+    return run.paths.live_marker.with_name(f".recover.{os.geteuid()}.log")
+
+
 def _log_of(run: Run) -> int:
     """Open the file beside the markers that takes what recoveries without a launcher say; a large one begins anew."""
-    path = run.paths.live_marker.with_name(f".recover.{os.geteuid()}.log")
+    path = _log_path(run)
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     descriptor = os.open(path, flags, 0o666)
     if os.fstat(descriptor).st_size > MAX_LOG_BYTES:

@@ -179,7 +179,7 @@ def _judge(run: Run, table: RunTable) -> Look:
     host = run.record.get("host")
     if isinstance(host, str) and host != processes.host_name():
         return Look(run.run_id, UNKNOWN, REMOTE, note=f"not looked at: it runs on '{host[:100]}'")
-    if run.record.get("pid_namespace") not in (None, processes.pid_namespace()):
+    if not run.is_in_our_namespace:
         return Look(run.run_id, UNKNOWN, REMOTE, note="not looked at: it was started in another container")
     if not run.is_ours:
         return Look(run.run_id, UNKNOWN, UNKNOWN, note="it has no run.json that says whose it is")

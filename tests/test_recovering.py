@@ -1,0 +1,206 @@
+"""What comes of a recovery that somebody or something gets in the way of: resumekit.recovery, in this process."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import Kit, events, wait_until
+from resumekit.basics import claims, journal, processes
+from resumekit.basics.errors import KitError
+from resumekit.recovery import attention, recovering
+from resumekit.run_folder import live_marker
+from resumekit.run_folder.runs import open_run
+from resumekit.supervision import stopping
+from test_recovery import configure
+
+
+@pytest.fixture
+def sick(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run that has failed at step 12, and has no launcher any more."""
+    configure(kit, "--at", "12", "exit=5", recover={"enabled": False})
+    kit("run", "T-1", code=5)
+    (run,) = kit.run_dirs()
+    config = json.loads((run / "resolved_config.json").read_text())
+    config["notify"]["command"] = ["tee", "-a", str(kit.folder / "told")]
+    config["recover"]["enabled"] = True
+    (run / "resolved_config.json").write_text(json.dumps(config))
+    live_marker.make(kit.runs / ".live" / run.name)
+    monkeypatch.setenv("RESUMEKIT_TEST_MARK", kit.mark)
+    return run
+
+
+def false_start(kit: Kit, run: Path) -> Path:
+    """Let a recovery begin, and its shim end without a trainer."""
+    ready = recovering.recover(run, os.getpid()).ready
+    assert ready is not None
+    end = {"code": 6, "signal": None, "pid": None, "at": None, "elapsed_s": 0}
+    (ready.paths.run_dir / "exit.json").write_text(json.dumps(end))
+    return ready.paths.run_dir
+
+
+@pytest.mark.fault("G2", by="false_starts.py: the claim is given back, the parent taken up again")
+def test_where_a_recovery_could_not_start_its_trainer_the_run_before_it_is_taken_up_again(kit: Kit, sick: Path) -> None:
+    child = false_start(kit, sick)
+    assert recovering.recover(child, os.getpid()).wait_s == recovering.TRY_AGAIN_S
+    again = recovering.recover(child, os.getpid()).ready
+    assert again is not None and again.head == sick and again.run_id != child.name
+    assert not (child / "claims").exists()
+
+
+def test_after_three_false_starts_a_person_is_called(kit: Kit, sick: Path) -> None:
+    for _ in range(3):
+        child = false_start(kit, sick)
+        assert recovering.recover(child, os.getpid()).wait_s == recovering.TRY_AGAIN_S
+    assert recovering.recover(child, os.getpid()) == recovering.NOTHING
+    reason = events(sick, "recovery")[-1]["reason"]
+    assert "3 runs that were to go on could not start" in reason
+    assert len((kit.folder / "told").read_text().splitlines()) == 1
+
+
+@pytest.mark.fault("G2", by="launch.py: Busy, the next who asks may have a launcher")
+def test_a_launcher_that_ends_while_it_asks_leaves_the_run_to_the_next(
+    kit: Kit, sick: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launcher = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    real = recovering.preflight.check
+
+    def check(*args: Any) -> Any:
+        launcher.kill()
+        launcher.wait()
+        return real(*args)
+
+    monkeypatch.setattr(recovering.preflight, "check", check)
+    assert recovering.recover(sick, launcher.pid).wait_s == recovering.TRY_AGAIN_S
+    assert not events(sick, "recovery") and kit.run_dirs() == [sick]
+    monkeypatch.setattr(recovering.preflight, "check", real)
+    assert recovering.recover(sick, os.getpid()).ready is not None
+
+
+def test_where_the_disk_has_no_locks_a_person_is_told_all_the_same(
+    kit: Kit, sick: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_descriptor: int) -> bool:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(attention, "try_lock", refuse)
+    monkeypatch.setattr(recovering.hindrances, "before_a_choice", lambda *_: "for a reason")
+    assert recovering.recover(sick, os.getpid()) == recovering.NOTHING
+    assert json.loads((kit.folder / "told").read_text())["reason"] == "for a reason"
+
+
+def test_the_marker_is_opened_so_that_nfs_locks_it(sick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def try_lock(descriptor: int) -> bool:
+        seen.append(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE)
+        return True
+
+    monkeypatch.setattr(attention, "try_lock", try_lock)
+    monkeypatch.setattr(recovering.hindrances, "before_a_choice", lambda *_: "for a reason")
+    recovering.recover(sick, os.getpid())
+    assert seen == [os.O_RDWR]
+
+
+def refused_now(*_: Any) -> str:
+    raise KitError("git does not answer")
+
+
+def test_what_cannot_be_done_now_is_tried_again_and_after_an_hour_a_person_is_called(
+    kit: Kit, sick: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovering.hindrances, "before_a_choice", refused_now)
+    assert recovering.recover(sick, os.getpid()).wait_s == recovering.TRY_AGAIN_S
+    assert not (kit.folder / "told").exists()
+    monkeypatch.setattr(recovering, "GIVE_UP_S", 0.001)
+    assert recovering.recover(sick, os.getpid()) == recovering.NOTHING
+    told = json.loads((kit.folder / "told").read_text())
+    assert "could not be taken up: git does not answer" in told["reason"]
+    assert recovering.recover(sick, os.getpid()) == recovering.NOTHING
+    assert len((kit.folder / "told").read_text().splitlines()) == 1
+
+
+def test_a_disk_that_stays_full_is_told_though_nothing_can_be_written(
+    kit: Kit, sick: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(recovering.hindrances, "before_a_choice", refused_now)
+    monkeypatch.setattr(recovering, "GIVE_UP_S", 0.001)
+    monkeypatch.setattr(attention.journal, "append", full)
+    assert recovering.recover(sick, os.getpid()).wait_s == recovering.TRY_AGAIN_S
+    assert "could not be taken up" in (kit.folder / "told").read_text()
+
+
+def test_a_sidecar_that_still_proves_the_last_checkpoint_is_waited_for(
+    sick: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end is not written down yet, and somebody holds the lock of its account: `exited` is what is waited for."""
+    text = (sick / "journal.jsonl").read_text()
+    lines = [line for line in text.splitlines() if line and json.loads(line)["event"] != "exited"]
+    (sick / "journal.jsonl").write_text("".join(f"\n{line}\n" for line in lines))
+    (sick / ".sidecar.json").unlink(missing_ok=True)
+    run, waited = open_run(sick), []
+
+    def sleep(_seconds: float) -> None:
+        waited.append(1)
+        if len(waited) == 3:
+            journal.append(sick / "journal.jsonl", "exited", sick.name, code=143, signal=None)
+
+    monkeypatch.setattr(recovering.time, "sleep", sleep)
+    monkeypatch.setattr(recovering, "SIDECAR_START_S", 0.0)
+    with claims.locked(run.paths.status_lock):
+        assert "exited" in recovering._state_at_the_end(run)
+    assert len(waited) == 3
+
+
+@pytest.mark.fault("G12", by="stopping.py: _stop_the_next; recovering.py: looks again after its claim")
+def test_who_stops_a_run_that_is_just_taken_up_stops_the_next_one_too(
+    kit: Kit, sick: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stop between the last look and the claim is seen after the claim; one after it finds the child."""
+    real = recovering.launch.prepare
+
+    def prepare(*args: Any) -> Any:
+        assert stopping.stop(sick, "TERM") == 0
+        return real(*args)
+
+    monkeypatch.setattr(recovering.launch, "prepare", prepare)
+    assert recovering.recover(sick, os.getpid()) == recovering.NOTHING
+    assert [open_run(run).has_started for run in kit.run_dirs()] == [True, False]
+
+
+def test_a_stop_follows_the_claim_to_the_run_that_goes_on(kit: Kit, sick: Path) -> None:
+    kit("abort-watch", code=None)
+    child = kit.started(2)
+    wait_until(lambda: events(child, "step"), "a step of the next one")
+    assert stopping.stop(sick, "TERM") == 0
+    wait_until(lambda: kit.status(child)["state"] == "stopped", "it is stopped")
+
+
+def test_a_trainer_that_cannot_be_seen_from_here_is_not_written_down_as_stopped(kit: Kit) -> None:
+    configure(kit, training={"max_steps": 9999})
+    kit("run", "T-1", "--detach")
+    run = kit.started()
+    text = (run / "journal.jsonl").read_text()
+    (run / "journal.jsonl").write_text(text.replace(f'"host":"{processes.host_name()}"', '"host":"another"'))
+    assert stopping.stop(run, "TERM") == 1
+    assert not events(run, "stopped") and events(run, "warning")[-1]["kind"] == "not_signalled"
+
+
+def test_a_run_that_another_container_follows_is_nobodys_to_continue(kit: Kit, sick: Path) -> None:
+    record = json.loads((sick / "run.json").read_text())
+    (sick / "run.json").write_text(json.dumps({**record, "pid_namespace": "pid:[1]"}))
+    run = open_run(sick)
+    (sick / "exit.json").unlink()
+    assert stopping.stop(sick, "TERM") == 1 and not events(sick, "stopped")
+    with claims.locked(run.paths.status_lock):
+        assert "is alive" in kit("resume", "T-1", "--dry-run", code=6).stderr
