@@ -193,3 +193,21 @@ def test_a_kernel_without_pidfds_will_do(sleeper: subprocess.Popen, monkeypatch:
 
 def test_nobody_is_alive_in_no_identity() -> None:
     assert processes.probe(None) == UNKNOWN
+
+
+@pytest.mark.fault("G14", by="processes.py: _is_hidden")
+def test_a_process_that_proc_hides_is_not_dead(monkeypatch: pytest.MonkeyPatch, sleeper: subprocess.Popen) -> None:
+    """As under hidepid: there is nothing of it in /proc, and a signal to it is refused."""
+    known = identity(sleeper)
+    monkeypatch.setattr(processes, "_stat", lambda _pid: None)
+    assert processes.probe(known) == UNKNOWN
+
+    def refuse(_pid: int, _number: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(processes.os, "kill", refuse)
+    assert processes.probe(known) == UNKNOWN
+    monkeypatch.undo()
+    sleeper.kill()
+    sleeper.wait()
+    assert processes.probe(known) == DEAD

@@ -211,10 +211,11 @@ def told(run: Run, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
         yield event, end
 
 
-def clock(run: Run) -> float | None:
+def clock(run: Run, state: State | None = None) -> float | None:
     """Return the monotonic clock that a run's events are on; None where they are of another boot or host."""
-    launcher = processes.identity_from(run.record.get("launcher"))
-    is_ours = launcher and launcher.host == processes.host_name() and launcher.boot_id == processes.boot_id()
+    trainer = ((state or {}).get("launched") or {}).get("trainer")
+    known = processes.identity_from(trainer or run.record.get("launcher"))
+    is_ours = known and known.host == processes.host_name() and known.boot_id == processes.boot_id()
     return time.monotonic() if is_ours else None
 
 

@@ -43,7 +43,7 @@ def sight(run: Run, state: State, view: View, table: RunTable, limits: Limits) -
     has_ended = name in status.TAKEN_UP
     free_bytes, free_inodes = _free(run)
     return Sight(
-        now_s=None if has_ended else status.clock(run),
+        now_s=None if has_ended else status.clock(run, state),
         run_state=name,
         end=view.end,
         lineage_speed=None if has_ended else lineage_speed(run, table),
