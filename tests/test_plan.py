@@ -11,7 +11,8 @@ import pytest
 
 from conftest import ROOT, Kit
 from resumekit.basics import lr_scale
-from resumekit.planning import forecast, schedules
+from resumekit.basics.terminal import duration
+from resumekit.planning import schedules
 from resumekit.planning.components import show
 
 SCHEMA = json.loads((ROOT / "schemas" / "plan.schema.json").read_text())
@@ -234,4 +235,4 @@ def test_values_are_shown_as_a_config_writes_them() -> None:
 
 
 def test_durations_are_told_in_two_units() -> None:
-    assert [forecast._duration(s) for s in (12, 600, 7_380, 200_000)] == ["12 s", "10 min", "2 h 3 min", "2 d 7 h"]
+    assert [duration(s) for s in (12, 600, 7_380, 200_000)] == ["12 s", "10 min", "2 h 03 min", "2 d 7 h"]

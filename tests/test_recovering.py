@@ -179,6 +179,10 @@ def test_who_stops_a_run_that_is_just_taken_up_stops_the_next_one_too(
 
 
 def test_a_stop_follows_the_claim_to_the_run_that_goes_on(kit: Kit, sick: Path) -> None:
+    config = json.loads((sick / "resolved_config.json").read_text())
+    config["trainer"]["command"] = [*config["trainer"]["command"], "--at", "13", "hang"]
+    config["trainer"]["command"][config["trainer"]["command"].index("exit=5")] = "raw="
+    (sick / "resolved_config.json").write_text(json.dumps(config))
     kit("abort-watch", code=None)
     child = kit.started(2)
     wait_until(lambda: events(child, "step"), "a step of the next one")

@@ -381,5 +381,5 @@ def test_a_file_system_that_makes_inodes_as_it_goes_has_not_run_out_of_them(
 def test_a_misspelt_experiment_is_said_and_not_taken_for_a_healthy_one(kit: Kit) -> None:
     kit.config()
     kit("run", "T-1")
-    said = kit("abort-watch", "--observe", "T-1", "T-O1").stderr
+    said = kit("abort-watch", "--observe", "T-1", "T-O1", code=2).stderr
     assert f"there is no run of 'T-O1' in '{plain(str(kit.runs))}'" in said and "'T-1'" not in said

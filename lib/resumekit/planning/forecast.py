@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from ..basics.actions import LOAD, REFIT, RESET
 from ..basics.lr_scale import LrScale
+from ..basics.terminal import duration
 from ..configuration import config
 from ..configuration.schema import Schema
 from ..run_folder import status
@@ -143,7 +144,7 @@ def _totals(choice: Choice, parent: dict[str, Any], steps_per_sec: float | None)
         said.append(f"{left:,} steps left to {max_steps:,}{seen}")
         if steps_per_sec and was and now:
             seconds = left / steps_per_sec * now / was
-            said.append(f"about {_duration(seconds)} at the parent's {steps_per_sec * was:.3g} examples/s")
+            said.append(f"about {duration(seconds)} at the parent's {steps_per_sec * was:.3g} examples/s")
     return tuple(said)
 
 
@@ -172,12 +173,3 @@ def _warnings(choice: Choice, seen: dict[str, Any]) -> list[str]:
     if type(full) is int and type(best) is int and step - best > FAR_BEST_INTERVALS * full:
         said.append(f"the best so far lies {step - best:,} steps back (step {best})")
     return said
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    return f"{days} d {hours} h" if days else f"{hours} h {minutes} min" if hours else f"{minutes} min"

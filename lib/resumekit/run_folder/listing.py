@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..basics.errors import UsageError
-from ..basics.terminal import plain
+from ..basics.terminal import duration, plain
 from . import status
 from .runs import Run, RunTable
 
@@ -138,7 +138,7 @@ def _detail(run: Run, seen: dict[str, Any]) -> str:
     if score is not None:
         parts.append(f"best {score:.4f}" + (f" at {best_step}" if best_step is not None else ""))
     if seen["state"] in status.LIVE and speed is not None and _number(seen["eta_s"]) is not None:
-        parts.append(f"{speed:.2f} steps/s, {_duration(seen['eta_s'])} left")
+        parts.append(f"{speed:.2f} steps/s, {duration(seen['eta_s'])} left")
     if _number(seen["exit_code"]):
         parts.append(f"exit {seen['exit_code']}")
     return ", ".join([*parts, *_recovery(run, seen)])
@@ -152,12 +152,3 @@ def _recovery(run: Run, seen: dict[str, Any]) -> list[str]:
     if known.get("outcome") == status.RESUMED and known.get("child_run_id") == run.run_id:
         return [plain(f"taken up ({known.get('cause')})")]
     return []
-
-
-def _duration(seconds: float) -> str:
-    minutes, hours = int(seconds // 60), int(seconds // 3600)
-    if hours >= 48:
-        return f"{hours // 24} d"
-    if hours:
-        return f"{hours} h {minutes % 60:02d} min"
-    return f"{minutes} min" if minutes else f"{int(seconds)} s"

@@ -118,8 +118,8 @@ def state_of(state: State, view: View, max_steps: int | None, *, shows_steps: bo
         return _end_state(state, view.end, max_steps, shows_steps)
     if not state.get("launched"):
         return "starting" if view.launcher == processes.ALIVE else "never_started"
-    if view.trainer == processes.DEAD:
-        return "lost"
+    if view.trainer == processes.DEAD:  # and nobody saw how
+        return "stopped" if state.get("stopped") else "aborted" if state.get("aborted") else "lost"
     if view.launcher == processes.DEAD:
         return "unsupervised"
     has_begun = "step" in state or state.get("phase") not in ("startup", "compile")

@@ -133,7 +133,8 @@ class Sidecar:
     def _is_over_unseen(self) -> bool:
         """Whether nobody will ever say how the trainer ended: its shim is dead too, or never came."""
         has_waited = time.monotonic() - self._started > NEVER_STARTED_S
-        return self._shown_state == "lost" or (self._shown_state == "never_started" and has_waited)
+        is_dead = self._shown_state in ("lost", "stopped", "aborted")  # an end that was seen is none of these here
+        return is_dead or (self._shown_state == "never_started" and has_waited)
 
     def _sleep(self) -> None:
         """Until the next beat, or until the shim has written down the trainer's end."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from ..basics.causes import CAUSES, CRASH_LOOP, DIED, DIVERGED, EVAL, HANG, NONFINITE, OOM, THROUGHPUT
+from ..basics.terminal import duration
 from ..run_folder import pace, symptoms
 from ..run_folder.run_state import State, is_waiting
 
@@ -23,6 +24,8 @@ FROZEN, ZERO, ODD_STEP, UNSEEN, DISK, INODES = "frozen", "zero", "odd_step", "un
 HANG_INTERVALS = 5
 # So long without a step is standing still.
 STILL_S = 60.0
+# So much of a log's last line is evidence.
+MAX_WORDS = 200
 # A log with four digits shows the same loss now and then.
 FROZEN_TOLD = 300
 ZERO_TOLD = 20
@@ -57,6 +60,7 @@ class Sight(NamedTuple):
         lineage_speed: the usual steps per second of comparable ancestors; None where there are none.
         fruitless: how many starts in a row, this one included, ended without a new step.
         log_ooms: out-of-memory messages among the last lines of a log that is being written.
+        last_words: the last line of the log of one that has ended, without secrets.
         free_bytes, free_inodes: of the disk that the run writes to; None where nobody knows.
     """
 
@@ -66,6 +70,7 @@ class Sight(NamedTuple):
     lineage_speed: float | None = None
     fruitless: int = 0
     log_ooms: int = 0
+    last_words: str = ""
     free_bytes: int | None = None
     free_inodes: int | None = None
 
@@ -147,6 +152,8 @@ def _ended(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]:
     code = (sight.end or {}).get("code")
     signal = (sight.end or {}).get("signal")
     how = f"by signal {signal}" if signal else f"with code {code}" if code is not None else "and nobody saw how"
+    if code and not signal and sight.last_words:
+        how += f", its last line: '{sight.last_words[:MAX_WORDS]}'"
     memory = f"; {sight.log_ooms} lines of its log's last speak of memory" if sight.log_ooms else ""
     if sight.fruitless >= limits.max_attempts:
         evidence = f"{sight.fruitless} starts in a row without a new step; the last one ended {step} {how}{memory}"
@@ -204,7 +211,7 @@ def _waits_too_long(
     if state.get("phase") in phases and is_waiting(state) and sight.now_s is not None:
         age_s = sight.now_s - state["waiting_since_s"]
         if age_s > minutes * 60:
-            evidence = f"{what} has been going on for {_time(age_s)} (limit {_time(minutes * 60)})"
+            evidence = f"{what} has been going on for {duration(age_s)} (limit {duration(minutes * 60)})"
             yield Finding(cause, SICK, evidence, state["waiting_since_s"])
 
 
@@ -221,18 +228,14 @@ def _hang(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]:
     if age_s <= limit_s:
         return
     if state.get("has_stepped"):
-        evidence = f"no step since step {state['step']}, for {_time(age_s)} (limit {_time(limit_s)})"
+        evidence = f"no step since step {state['step']}, for {duration(age_s)} (limit {duration(limit_s)})"
         yield Finding(HANG, SICK, evidence, active_s)
     elif state.get("tells_phases") or state.get("resumed_step") is not None:
-        evidence = f"no first step in {_time(age_s)} (limit {_time(limit_s)}), phase {state.get('phase')}"
+        evidence = f"no first step in {duration(age_s)} (limit {duration(limit_s)}), phase {state.get('phase')}"
         yield Finding(HANG, SICK, evidence, active_s)
     else:
-        evidence = f"no step was ever seen in {_time(age_s)}: does trainer.log_patterns fit its lines?"
+        evidence = f"no step was ever seen in {duration(age_s)}: does trainer.log_patterns fit its lines?"
         yield Finding(UNSEEN, WARNING, evidence, active_s)
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.4g} min"
 
 
 def _throughput(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]:

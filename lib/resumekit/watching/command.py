@@ -56,8 +56,11 @@ def main(arguments: Sequence[str]) -> int:
     """
     asked = parse(arguments)
     runs_dir = _runs_dir(asked)
-    for name in watch.without_a_run(runs_dir, asked.wanted):
-        _say(f"there is no run of '{plain(name)}' in '{plain(str(runs_dir))}'")
+    if missing := watch.without_a_run(runs_dir, asked.wanted):
+        words = f"there is no run of '{plain(missing[0])}' in '{plain(str(runs_dir))}'"
+        if asked.every_s is None:
+            raise UsageError(f"{words} (runs.sh lists them)")
+        _say(f"{words} yet")
     if asked.is_stop:
         return _stop(runs_dir, asked.wanted)
     if asked.every_s is None:

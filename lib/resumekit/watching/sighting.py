@@ -49,18 +49,16 @@ def sight(run: Run, state: State, view: View, table: RunTable, limits: Limits) -
         lineage_speed=None if has_ended else lineage_speed(run, table),
         fruitless=fruitless_starts(run, state, table, limits.max_attempts) if has_ended else 0,
         log_ooms=log_ooms(run, math.inf if has_ended else limits.oom_minutes * 60),
+        last_words="".join(log_tail.last_lines(run, 1)) if has_ended else "",
         free_bytes=free_bytes,
         free_inodes=free_inodes,
     )
 
 
 def state_name(run: Run, state: State, view: View) -> str:
-    """Name the state of a run; what a person or a rule has ended is so, even if nobody saw how."""
+    """Name the state of a run, as status.json does, whatever is in its config."""
     max_steps = run.setting("training", "max_steps")
-    name = status.state_of(state, view, max_steps if type(max_steps) is int else None)
-    if name in ("failed", "lost"):
-        return "stopped" if state.get("stopped") else "aborted" if state.get("aborted") else name
-    return name
+    return status.state_of(state, view, max_steps if type(max_steps) is int else None)
 
 
 def lineage_speed(run: Run, table: RunTable) -> float | None:
