@@ -186,7 +186,7 @@ def test_a_stop_follows_the_claim_to_the_run_that_goes_on(kit: Kit, sick: Path) 
     kit("abort-watch", code=None)
     child = kit.started(2)
     wait_until(lambda: events(child, "step"), "a step of the next one")
-    assert stopping.stop(sick, "TERM") == 0
+    assert stopping.stop(sick, "TERM", is_now=True) == 0
     wait_until(lambda: kit.status(child)["state"] == "stopped", "it is stopped")
 
 
