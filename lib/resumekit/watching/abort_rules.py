@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from ..basics.causes import CAUSES, CRASH_LOOP, DIED, DIVERGED, EVAL, HANG, NONFINITE, OOM, THROUGHPUT
 from ..run_folder import pace, symptoms
 from ..run_folder.run_state import State, is_waiting
+from ..run_folder.save_wait import is_saving
 
 SICK, WARNING = "sick", "warning"
 
@@ -218,11 +219,14 @@ def _hang(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]:
         return  # these have limits of their own
     usual_s = state["pace"]["typical_s"] if "pace" in state else 0.0
     limit_s = max(limits.hang_minutes * 60, HANG_INTERVALS * usual_s)
+    if is_saving(state):  # save_checkpoint says so by itself: a save may take as long as a step, or longer
+        limit_s = max(limit_s, limits.save_minutes * 60)
     age_s = sight.now_s - active_s
     if age_s <= limit_s:
         return
     if state.get("has_stepped"):
-        evidence = f"no step since step {state['step']} {age_s / 60:.0f} min ago (limit {limit_s / 60:g} min)"
+        doing = "; a save is under way" if is_saving(state) else ""
+        evidence = f"no step since step {state['step']} {age_s / 60:.0f} min ago (limit {limit_s / 60:g} min){doing}"
         yield Finding(HANG, SICK, evidence, active_s)
     elif state.get("tells_phases") or state.get("resumed_step") is not None:
         evidence = f"no first step in {age_s / 60:.0f} min (limit {limit_s / 60:g} min), phase {state.get('phase')}"
