@@ -26,7 +26,7 @@ from ..configuration.config import ConfigFile
 from ..planning import code_state, plan, preflight
 from ..planning.choice import CONTINUE, Choice, refuse_what_cannot_be_continued
 from ..planning.request import Request
-from ..run_folder import status
+from ..run_folder import run_end, status
 from ..run_folder.recovery import Recovery
 from ..run_folder.run_state import State
 from ..run_folder.runs import Run, RunTable, open_run
@@ -187,9 +187,10 @@ def _choice(run: Run, state: State, table: RunTable, found: Incident, request: R
     if found.cause == OOM:
         smaller = tuple(run.setting("abort", "oom_set"))
         resolved = config.override(resolved, smaller, own, f"the config of run '{run.run_id}'")
-        if not changes(run.config, resolved, own):
+        if changes(run.config, resolved, own):
+            settings = (*settings, *smaller)
+        elif not run_end.is_oom_kill(run_end.read(run)):
             raise Refused(f"{found.evidence}, and abort.oom_set ({', '.join(smaller)}) is in force already")
-        settings = (*settings, *smaller)
     begin = replay.begin(run, state, table, found)
     chosen = begin.selection.chosen
     factor = run.setting("recover", "lr_factor") if hindrances.is_cut(run, found) and chosen else 1.0

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from ..basics.causes import CAUSES, CRASH_LOOP, DIED, DIVERGED, EVAL, HANG, NONFINITE, OOM, THROUGHPUT
-from ..run_folder import pace, symptoms
+from ..run_folder import pace, run_end, symptoms
 from ..run_folder.run_state import State, is_waiting
 from ..run_folder.save_wait import is_saving
 
@@ -150,10 +150,12 @@ def _ended(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]:
     signal = (sight.end or {}).get("signal")
     how = f"by signal {signal}" if signal else f"with code {code}" if code is not None else "and nobody saw how"
     memory = f"; {sight.log_ooms} lines of its log's last speak of memory" if sight.log_ooms else ""
+    if run_end.is_oom_kill(sight.end):
+        memory += "; the kernel killed a process of its cgroup for want of memory"
     if sight.fruitless >= limits.max_attempts:
         evidence = f"{sight.fruitless} starts in a row without a new step; the last one ended {step} {how}{memory}"
         yield Finding(CRASH_LOOP, SICK, evidence)
-    elif sight.log_ooms:
+    elif sight.log_ooms or run_end.is_oom_kill(sight.end):
         yield Finding(OOM, SICK, f"the trainer ended {step} {how}{memory}")
     elif code and not signal and _is_evaluating(state):
         yield Finding(EVAL, SICK, f"the trainer ended {step} {how}, in the middle of an evaluation")
