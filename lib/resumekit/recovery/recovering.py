@@ -138,6 +138,8 @@ def _take_up(run: Run, state: State, table: RunTable, found: Incident, launcher_
     prepared = launch.prepare(choice, request, ready, code, fields, launcher_pid, ["recover", run.run_id])
     cut = f", learning rate x {choice.recovery.lr_factor:g}" if choice.recovery.lr_factor != 1.0 else ""
     _say(f"{found.evidence}: {choice.headline}{cut}; run {prepared.run_id}")
+    for sentence in choice.said:
+        _say(sentence)
     return Outcome(ready=prepared)
 
 
@@ -201,7 +203,7 @@ def _choice(run: Run, state: State, table: RunTable, found: Incident, request: R
     step = 0 if chosen is None or chosen.step is None else chosen.step
     return Choice(
         CONTINUE, str(run.experiment), run.name, resolved, table, settings, run, step, chosen,
-        begin.selection.candidates, changes(run.config, resolved, own), recovery=recovery,
+        begin.selection.candidates, changes(run.config, resolved, own), begin.said, recovery=recovery,
     )  # fmt: skip
 
 
