@@ -11,12 +11,10 @@ from typing import Any
 
 from ..basics import causes, check
 from . import pace, save_wait, symptoms
-from .event_values import at, count, fields, flag, integer, number, process, seconds, speed, text
+from .event_values import at, count, integer, number, process, seconds, speed, text
 from .save_wait import LATE_S
+from .state_types import PHASES, RECOVERY, TYPES, WAITING_PHASES
 
-# Phases in which no step is expected; their time is left out of the speed.
-WAITING_PHASES = frozenset({"startup", "compile", "fast_eval", "full_eval", "checkpoint"})
-PHASES = frozenset({"warmup", "train"}) | WAITING_PHASES
 # A shorter time says nothing about the speed (a sidecar that comes late reads many steps at once).
 MIN_MEASURED_S = 0.2
 # The warning with which the sidecar says that nothing ran for a while, itself included: the machine slept.
@@ -60,7 +58,7 @@ def is_sound(state: object) -> bool:
     """Whether a state that was read from a file has the types that `fold` gives it."""
     if not isinstance(state, dict):
         return False
-    if any(key not in _TYPES or _TYPES[key](value) is None for key, value in state.items()):
+    if any(key not in TYPES or TYPES[key](value) is None for key, value in state.items()):
         return False
     measured = ("step", "step_mono_s", "first_step", "first_step_mono_s", "waited_s")
     return len({key in state for key in measured}) == 1  # all of them or none: one without the others cannot be used
@@ -240,7 +238,7 @@ def _abort(state: State, event: Event) -> None:
 
 
 def _recovery(state: State, event: Event) -> None:
-    state["recovery"] = {key: of(event.get(key)) for key, of in _RECOVERY.items()}
+    state["recovery"] = {key: of(event.get(key)) for key, of in RECOVERY.items()}
 
 
 def _stopped(state: State, event: Event) -> None:
@@ -265,42 +263,3 @@ def _take(state: State, event: Event, key: str, typed: Callable[[Any], Any], nam
     value = typed(event.get(key))
     if value is not None:
         state[name or key] = value
-
-
-def _verdicts(value: Any) -> dict[str, str] | None:
-    is_sound = isinstance(value, dict) and all(
-        name in check.NAMES and verdict in check.VERDICTS for name, verdict in value.items()
-    )
-    return value if is_sound else None
-
-
-_RECOVERY: dict[str, Callable[[Any], Any]] = {
-    "outcome": text, "cause": text, "parent_run_id": text, "child_run_id": text, "step": count, "attempt": count,
-    "lr_factor": number, "reason": text, "at": at,
-}  # fmt: skip
-# Every key of a state, with the type that a fold gives it.
-_TYPES: dict[str, Callable[[Any], Any]] = {
-    **dict.fromkeys(("loss", "lr", "lr_scale", "best_eval_acc", "waited_s", "saved_s"), number),
-    "steps_per_sec": speed,
-    **dict.fromkeys(("step_mono_s", "first_step_mono_s", "waiting_since_s", "saving_since_s", "active_mono_s"),
-                    seconds),
-    **dict.fromkeys(("events", "step", "first_step", "resumed_step", "epoch", "last_fast_eval_step", "warnings",
-                     "last_full_eval_step", "best_step", "last_checkpoint_step", "swap_from_step"), count),
-    "phase": lambda value: value if text(value) in PHASES else None,
-    **dict.fromkeys(("optimizer", "scheduler_phase", "last_warning"), text),
-    "last_progress_at": at,
-    "tells_steps": flag,
-    "tells_phases": flag,
-    "has_stepped": flag,
-    "has_step_events": flag,
-    "pace": lambda value: value if pace.is_sound(value) else None,
-    "symptoms": lambda value: value if symptoms.is_sound(value) else None,
-    "launched": fields(trainer=process, shim=process, launcher=process, at=at, mono_s=seconds),
-    "checks": _verdicts,
-    **dict.fromkeys(
-        ("aborted", "died"), fields(cause=text, evidence=text, at=at, mono_s=seconds, first_bad_step=count)
-    ),
-    "recovery": fields(**_RECOVERY),
-    "stopped": fields(by=text, at=at),
-    "exited": fields(code=integer, signal=integer, at=at),
-}  # fmt: skip

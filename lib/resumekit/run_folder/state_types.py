@@ -1,0 +1,56 @@
+"""What the fold's state holds, and of which types: a state that is read from a file may be anybody's.
+
+Reads and writes nothing. Try it: `python -m pytest tests/test_run_state.py`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..basics import check
+from . import pace, symptoms
+from .event_values import at, count, fields, flag, integer, number, process, seconds, speed, text
+
+# Phases in which no step is expected; their time is left out of the speed.
+WAITING_PHASES = frozenset({"startup", "compile", "fast_eval", "full_eval", "checkpoint"})
+PHASES = frozenset({"warmup", "train"}) | WAITING_PHASES
+
+
+def _verdicts(value: Any) -> dict[str, str] | None:
+    is_sound = isinstance(value, dict) and all(
+        name in check.NAMES and verdict in check.VERDICTS for name, verdict in value.items()
+    )
+    return value if is_sound else None
+
+
+RECOVERY: dict[str, Callable[[Any], Any]] = {
+    "outcome": text, "cause": text, "parent_run_id": text, "child_run_id": text, "step": count, "attempt": count,
+    "lr_factor": number, "reason": text, "at": at,
+}  # fmt: skip
+# Every key of a state, with the type that a fold gives it.
+TYPES: dict[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("loss", "lr", "lr_scale", "best_eval_acc", "waited_s", "saved_s"), number),
+    "steps_per_sec": speed,
+    **dict.fromkeys(("step_mono_s", "first_step_mono_s", "waiting_since_s", "saving_since_s", "active_mono_s"),
+                    seconds),
+    **dict.fromkeys(("events", "step", "first_step", "resumed_step", "epoch", "last_fast_eval_step", "warnings",
+                     "last_full_eval_step", "best_step", "last_checkpoint_step", "swap_from_step"), count),
+    "phase": lambda value: value if text(value) in PHASES else None,
+    **dict.fromkeys(("optimizer", "scheduler_phase", "last_warning"), text),
+    "last_progress_at": at,
+    "tells_steps": flag,
+    "tells_phases": flag,
+    "has_stepped": flag,
+    "has_step_events": flag,
+    "pace": lambda value: value if pace.is_sound(value) else None,
+    "symptoms": lambda value: value if symptoms.is_sound(value) else None,
+    "launched": fields(trainer=process, shim=process, launcher=process, at=at, mono_s=seconds),
+    "checks": _verdicts,
+    **dict.fromkeys(
+        ("aborted", "died"), fields(cause=text, evidence=text, at=at, mono_s=seconds, first_bad_step=count)
+    ),
+    "recovery": fields(**RECOVERY),
+    "stopped": fields(by=text, at=at),
+    "exited": fields(code=integer, signal=integer, at=at),
+}  # fmt: skip
