@@ -20,6 +20,7 @@ from resumekit.run_folder.run_state import fold
 from resumekit.run_folder.state_types import is_sound
 from resumekit.watching import abort_rules
 from resumekit.watching.abort_rules import SICK, WARNING, Finding, Limits, Sight
+from resumekit.watching.limits import limits_of
 from test_run_state import GARBAGE
 
 RECORDED = Path(__file__).resolve().parent / "recorded"
@@ -475,13 +476,13 @@ def test_the_defaults_are_those_of_the_schema() -> None:
 
 
 @pytest.mark.parametrize("value", ["10", -1, 0, True, None, [], math.nan, math.inf, 10**400])
-@pytest.mark.fault("D10", by="abort_rules.py: limits_of")
+@pytest.mark.fault("D10", by="limits.py: limits_of")
 def test_a_threshold_of_the_wrong_type_counts_as_the_default(value: Any) -> None:
-    assert abort_rules.limits_of(lambda _section, _key: value) == Limits()
+    assert limits_of(lambda _section, _key: value) == Limits()
 
 
 def test_a_threshold_of_the_run_counts() -> None:
-    assert abort_rules.limits_of(lambda _section, key: 2 if key == "hang_minutes" else None).hang_minutes == 2
+    assert limits_of(lambda _section, key: 2 if key == "hang_minutes" else None).hang_minutes == 2
     assert causes(after(HOUR, 3600 + 3 * MINUTE, Limits(hang_minutes=2))) == ["hang"]
 
 

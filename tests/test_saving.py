@@ -253,18 +253,19 @@ def test_a_file_of_somebody_else_under_the_name_is_never_overwritten(tmp_path: P
     assert "give this run a folder of its own" in said[0]
 
 
+# The journal is opened and written first (`saving`); what fails is the checkpoint.
 FAULTS = [
-    ("B3 disk full at once", NO_SPACE, "write", 1, "no space: need 0.0 MB, have "),
+    ("B3 disk full at once", NO_SPACE, "write", 2, "no space: need 0.0 MB, have "),
     ("B3 disk full in the middle", NO_SPACE, "write", 20, "no space: need 0.0 MB, have "),
-    ("B4 no inodes", NO_SPACE, "open", 1, "no space"),
+    ("B4 no inodes", NO_SPACE, "open", 2, "no space"),
     ("B5 quota", QUOTA, "write", 5, r"\(the quota is used up\)"),
     ("B6 EIO on write", IO_ERROR, "write", 3, "Input/output error"),
     ("B7 EIO on fsync", IO_ERROR, "fsync", 1, "Input/output error"),
     ("B8 file too large", TOO_BIG, "write", 9, r"file too large: a limit of this process \(ulimit -f\)"),
     ("B10 rename refused", errno.EACCES, "link", 1, "Permission denied"),
-    ("B10 read-only disk", errno.EROFS, "open", 1, "Read-only file system"),
+    ("B10 read-only disk", errno.EROFS, "open", 2, "Read-only file system"),
     ("B11 another file system", errno.EXDEV, "link", 1, "Invalid cross-device link"),
-    ("no space for the manifest", NO_SPACE, "open", 2, "no space"),
+    ("no space for the manifest", NO_SPACE, "open", 3, "no space"),
     ("manifest can't be renamed", errno.EACCES, "replace", 1, "Permission denied"),
     ("folder can't be synced", IO_ERROR, "fsync", 3, "Input/output error"),
     ("folder can't be synced again", IO_ERROR, "fsync", 4, "Input/output error"),

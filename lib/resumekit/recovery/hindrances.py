@@ -15,6 +15,7 @@ from ..basics.causes import NEVER_RECOVERED, OOM
 from ..basics.errors import KitError
 from ..planning import environment
 from ..planning.code_state import Code
+from ..run_folder import run_end
 from ..run_folder.runs import Run
 from .incident import Incident
 
@@ -86,6 +87,8 @@ def _own_rate(run: Run, incident: Incident) -> str | None:
 
 
 def _memory(run: Run, incident: Incident) -> str | None:
+    if run_end.is_oom_kill(run_end.read(run)):
+        return None  # no loop: a neighbour's memory, or a leak of hours; what comes of it again is the budget's affair
     if incident.cause == OOM and not run.setting("abort", "oom_set"):
         return (
             f"{incident.evidence}; say with abort.oom_set what is to be smaller then "

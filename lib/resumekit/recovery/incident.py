@@ -13,6 +13,7 @@ from ..run_folder import status
 from ..run_folder.run_state import State
 from ..run_folder.runs import Run, RunTable
 from ..watching import abort_rules, sighting
+from ..watching.limits import limits_of
 
 
 class Incident(NamedTuple):
@@ -43,7 +44,7 @@ def of(run: Run, state: State, table: RunTable) -> Incident | None:
     name = sighting.state_name(run, state, view)
     if name not in status.TAKEN_UP:
         return None
-    limits = abort_rules.limits_of(run.setting)
+    limits = limits_of(run.setting)
     fruitless = sighting.fruitless_starts(run, state, table, limits.max_attempts)
     if known := state.get("died"):
         cause, evidence = known["cause"] or DIED, known["evidence"] or ""

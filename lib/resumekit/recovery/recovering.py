@@ -26,12 +26,12 @@ from ..configuration.config import ConfigFile
 from ..planning import code_state, plan, preflight
 from ..planning.choice import CONTINUE, Choice, refuse_what_cannot_be_continued
 from ..planning.request import Request
-from ..run_folder import status
+from ..run_folder import run_end, status
 from ..run_folder.recovery import Recovery
 from ..run_folder.run_state import State
 from ..run_folder.runs import Run, RunTable, open_run
 from ..supervision import aborting, launch
-from ..watching import abort_rules
+from ..watching.limits import limits_of
 from . import attention, false_starts, hindrances, incident, replay, suspicion
 from .incident import Incident
 
@@ -158,7 +158,7 @@ def _take_up(run: Run, state: State, table: RunTable, found: Incident, launcher_
         how = "; Ctrl-C ends it" if sys.stderr.isatty() else ""
         _say(f"{found.evidence}; start {found.fruitless + 1} follows, not before {left_s:.0f} s from now{how}")
         return Outcome(wait_s=left_s)
-    if (number := false_starts.count(run, table)) >= abort_rules.limits_of(run.setting).max_attempts:
+    if (number := false_starts.count(run, table)) >= limits_of(run.setting).max_attempts:
         return f"{found.evidence}; {number} runs that were to go on could not start: their logs/output.log says why"
     if name := suspicion.quarantine(run, table):
         _say(f"'{name}' is in quarantine: two starts from it ended before their first step")
@@ -183,6 +183,8 @@ def _take_up(run: Run, state: State, table: RunTable, found: Incident, launcher_
         return NOTHING  # who stops a run looks for its claim after writing it down, so one of us sees the other
     cut = f", learning rate x {choice.recovery.lr_factor:g}" if choice.recovery.lr_factor != 1.0 else ""
     _say(f"{found.evidence}: {choice.headline}{cut}; run {prepared.run_id}")
+    for sentence in choice.said:
+        _say(sentence)
     return Outcome(ready=prepared)
 
 
@@ -232,9 +234,10 @@ def _choice(run: Run, state: State, table: RunTable, found: Incident, request: R
     if found.cause == OOM:
         smaller = tuple(run.setting("abort", "oom_set"))
         resolved = config.override(resolved, smaller, own, f"the config of run '{run.run_id}'")
-        if not changes(run.config, resolved, own):
+        if changes(run.config, resolved, own):
+            settings = (*settings, *smaller)
+        elif not run_end.is_oom_kill(run_end.read(run)):
             raise Refused(f"{found.evidence}, and abort.oom_set ({', '.join(smaller)}) is in force already")
-        settings = (*settings, *smaller)
     begin = replay.begin(run, state, table, found)
     chosen = begin.selection.chosen
     factor = run.setting("recover", "lr_factor") if hindrances.is_cut(run, found) and chosen else 1.0
@@ -245,7 +248,7 @@ def _choice(run: Run, state: State, table: RunTable, found: Incident, request: R
     step = 0 if chosen is None or chosen.step is None else chosen.step
     return Choice(
         CONTINUE, str(run.experiment), run.name, resolved, table, settings, run, step, chosen,
-        begin.selection.candidates, changes(run.config, resolved, own), recovery=recovery,
+        begin.selection.candidates, changes(run.config, resolved, own), begin.said, recovery=recovery,
     )  # fmt: skip
 
 

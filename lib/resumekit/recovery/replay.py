@@ -28,11 +28,13 @@ class Begin(NamedTuple):
     Args:
         selection: the chosen checkpoint, and each one that was passed over; nothing chosen: from the very beginning.
         skip_data_steps, skip_eval_step: as run_folder/recovery has them.
+        said: what cannot be left out, though it was to be.
     """
 
     selection: Selection
     skip_data_steps: int = 0
     skip_eval_step: int | None = None
+    said: tuple[str, ...] = ()
 
 
 def begin(run: Run, state: State, table: RunTable, incident: Incident) -> Begin:
@@ -48,7 +50,23 @@ def begin(run: Run, state: State, table: RunTable, incident: Incident) -> Begin:
     has_some = selection.candidates or run.parent_step or state.get("last_checkpoint_step") is not None
     if selection.chosen is None and has_some:
         raise _none(run, "", selection)  # a folder that cannot be listed looks like an empty one
-    return Begin(selection, _left_out(run, incident, selection), _eval_step(state) if incident.cause == EVAL else None)
+    data_steps = _left_out(run, incident, selection)
+    eval_step = _eval_step(state) if incident.cause == EVAL else None
+    if run.setting("trainer", "loads_with_kit") is not True:
+        why = "only the kit's helpers could tell the trainer so, and it loads without them (trainer.loads_with_kit)"
+    elif selection.chosen is None:
+        why = "there is no checkpoint, with which the trainer would be told so"
+    else:
+        return Begin(selection, data_steps, eval_step)
+    return Begin(selection, said=tuple(_not_left_out(data_steps, eval_step, why)))
+
+
+def _not_left_out(data_steps: int, eval_step: int | None, why: str) -> Iterator[str]:
+    """Say what the trainer cannot be told to leave out: only the bundle of a load holds it."""
+    if data_steps:
+        yield f"the data of {data_steps} steps are not left out: {why}"
+    if eval_step is not None:
+        yield f"the evaluation of step {eval_step} is not left out: {why}"
 
 
 def _from_before(run: Run, table: RunTable, first_bad_step: int) -> Selection:

@@ -86,6 +86,13 @@ def taken_up(pace: Pace, mono_s: float) -> Pace:
     return {**pace, "at_s": mono_s}
 
 
+def waited(pace: Pace, since_s: float, mono_s: float) -> Pace:
+    """Leave out of the interval that is open what of it, or since what was told meanwhile, was spent on a save."""
+    if pace["at_s"] is None:
+        return pace
+    return {**pace, "at_s": pace["at_s"] + max(0.0, mono_s - max(since_s, pace["at_s"]))}
+
+
 def baseline(pace: Pace | None) -> float | None:
     """Return the usual speed in steps per second, the median of what was learned; None where that is too little."""
     return _median(pace["levels"]) if pace and pace["learned"] >= LEARNED else None

@@ -26,6 +26,7 @@ def words(end: dict[str, Any] | None) -> str:
     if end is None:
         return f"ended, nobody saw how (its shim was killed too), {utc_now()}"
     by_signal = f"; signal {end['signal']}" if end.get("signal") else ""
+    by_signal += "; killed for want of memory" if is_oom_kill(end) else ""
     elapsed_s = end.get("elapsed_s")
     elapsed = f", elapsed {elapsed_s:.1f} s" if isinstance(elapsed_s, (int, float)) else ""
     return f"ended (code {end['code']}{by_signal}){elapsed}, {end.get('at')}"
@@ -33,4 +34,10 @@ def words(end: dict[str, Any] | None) -> str:
 
 def fields(end: dict[str, Any] | None) -> dict[str, Any]:
     """Return what the `exited` event says of it."""
-    return {key: end.get(key) if end else None for key in ("code", "signal", "elapsed_s", "pid")}
+    seen = {key: end.get(key) if end else None for key in ("code", "signal", "elapsed_s", "pid")}
+    return {**seen, "oom_kill": True} if is_oom_kill(end) else seen
+
+
+def is_oom_kill(end: dict[str, Any] | None) -> bool:
+    """Whether there is evidence that the kernel killed it for want of memory; without any, nobody says so."""
+    return end is not None and end.get("oom_kill") is True

@@ -10,16 +10,15 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..basics import causes, check
-from . import pace, symptoms
+from . import pace, save_wait, symptoms
 from .event_values import at, count, integer, number, process, seconds, speed, text
+from .save_wait import LATE_S
 from .state_types import MAX_KINDS, PHASES, RECOVERY, WAITING_PHASES
 
 # A shorter time says nothing about the speed (a sidecar that comes late reads many steps at once).
 MIN_MEASURED_S = 0.2
 # The warning with which the sidecar says that nothing ran for a while, itself included: the machine slept.
 CLOCK_GAP = "clock_gap"
-# A step that is read out of the log may be journaled a little after the evaluation behind it has begun.
-LATE_S = 60.0
 
 State = dict[str, Any]
 Event = dict[str, Any]
@@ -74,6 +73,7 @@ def _step(state: State, event: Event) -> None:
         return
     if event.get("source") != "log":
         state["tells_steps"] = True  # the trainer journals its steps: none need be read out of its log
+        save_wait.denied(state)
     is_in_order = event.get("source") != "log" or not state.get("tells_steps")
     _advance(state, step, mono_s, event, is_in_order=is_in_order)
     state["symptoms"] = symptoms.saw_loss(state["symptoms"], event.get("loss"), step, mono_s)
@@ -86,7 +86,7 @@ def _step(state: State, event: Event) -> None:
 
 def _advance(state: State, step: int, mono_s: float, event: Event, *, is_in_order: bool) -> None:
     """Take in how far the trainer is; of two who tell it only one is in order."""
-    known = state.get("symptoms", {})
+    known, saved_s = state.get("symptoms", {}), state.pop("saved_s", 0.0)
     is_first = "first_step" not in state or state["step"] < state.get("resumed_step", 0) <= step
     if is_first:
         known = symptoms.without_steps(known)
@@ -96,6 +96,8 @@ def _advance(state: State, step: int, mono_s: float, event: Event, *, is_in_orde
         # What was told before the load (a heartbeat's step 0) is no beginning to measure from: the next step would seem
         # to be 40,000 of them (huggingface/transformers#40560).
         state.update(first_step=step, first_step_mono_s=mono_s, waited_s=0.0)
+    else:
+        state["waited_s"] += saved_s
     if state.get("phase") in WAITING_PHASES and "waiting_since_s" not in state:
         state["phase"] = "train"  # a trainer that names no phases trains when it steps
     known = state.get("pace") or pace.begun(step)
@@ -114,6 +116,8 @@ def _phase(state: State, event: Event) -> None:
     phase, mono_s = text(event.get("phase")), seconds(event.get("mono_s"))
     if phase not in PHASES or mono_s is None:
         return
+    if "saving_since_s" in state and phase != state.get("phase"):
+        save_wait.over(state, event)  # it was broken off, and nothing was said
     since = state.pop("waiting_since_s", None)
     if since is not None and "first_step" in state:
         state["waited_s"] += max(0.0, mono_s - since)
@@ -157,6 +161,8 @@ def _checkpoint(state: State, event: Event) -> None:
     step, mono_s = count(event.get("step")), seconds(event.get("mono_s"))
     if step is not None and mono_s is not None:
         state["symptoms"] = symptoms.saw_save(state.get("symptoms", {}), event, step, mono_s)
+    if event.get("writer") is None:  # the sidecar's witness tells of files that it finds
+        save_wait.over(state, event)
 
 
 def _heartbeat(state: State, event: Event) -> None:
@@ -170,9 +176,9 @@ def _heartbeat(state: State, event: Event) -> None:
     step, mono_s = count(event.get("global_step")), seconds(event.get("mono_s"))
     is_back = step is not None and step < state.get("step", 0) and not state.get("has_step_events")
     if step is not None and mono_s is not None and (step > state.get("step", -1) or is_back):
-        since_s = state.get("waiting_since_s")
+        since_s = state.get("waiting_since_s", state.get("saving_since_s"))
         if since_s is not None and state.get("step_mono_s", 0.0) < since_s:
-            mono_s = since_s  # the last step before the evaluation, told in the midst of it
+            mono_s = since_s  # the last step before the evaluation or save, told in the midst of it
         if "step" in state:
             state["has_stepped"] = True  # the first beat may tell where it was resumed
         # All that a trainer with the heartbeat alone tells of its steps.
@@ -188,6 +194,8 @@ def _warning(state: State, event: Event) -> None:
     mono_s, kind = seconds(event.get("mono_s")), text(event.get("kind"))
     if kind and kind not in (known := state.get("warned_of", [])):
         state["warned_of"] = [*known, kind][-MAX_KINDS:]
+    if kind == save_wait.SAVE_FAILED:
+        save_wait.over(state, event)
     if kind == CLOCK_GAP and mono_s is not None:
         state["active_mono_s"] = mono_s
         if "waiting_since_s" in state:  # an evaluation did not take the night
@@ -238,6 +246,7 @@ _FOLDS: dict[str, Callable[[State, Event], None]] = {
     "launched": _launched, "resumed": _resumed, "step": _step, "phase": _phase, "eval": _eval, "best": _best,
     "checkpoint": _checkpoint, "heartbeat": _heartbeat, "warning": _warning, "stopped": _stopped,
     "exited": _exited, "check": _check, "swap": _swap, "abort": _abort, "recovery": _recovery,
+    "saving": save_wait.begun,
     "nonfinite": _ailment, "oom": _ailment, "eval_crashed": _ailment,
 }  # fmt: skip
 

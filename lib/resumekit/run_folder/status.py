@@ -20,6 +20,7 @@ from . import run_end
 from .event_values import count, text
 from .run_state import State, fold, measured_speed
 from .runs import Run
+from .save_wait import is_saving
 from .state_types import is_sound
 
 # How a `recovery` event ends: a child goes on, or a person has to.
@@ -74,7 +75,7 @@ def observe(run: Run, state: State, view: View) -> dict[str, Any]:
         "best_eval_acc": state.get("best_eval_acc"),
         **_etas(run, step, speed if is_now in LIVE else None, max_steps, view.now),
         "state": is_now,
-        "phase": state.get("phase"),
+        "phase": "checkpoint" if is_saving(state) else state.get("phase"),
         "experiment": text(run.experiment),
         "parent_run_id": text(record.get("parent_run_id")),
         "parent_step": parent_step,

@@ -1,7 +1,7 @@
 """The process between the launcher and the trainer: starts it in a session of its own, waits, writes exit.json.
 
 It is why the trainer's end is known when the launcher is gone. It knows nothing else, and nothing can make it stop
-but KILL. Run by path with `python -I -S`: it imports only the standard library and two modules beside it.
+but KILL. Run by path with `python -I -S`: it imports only the standard library, `basics` and one module beside it.
 
     python -I -S lib/resumekit/supervision/shim.py RUN_DIR LAUNCHER_PID [HEAD_DIR] -- COMMAND ARG...
 """
@@ -24,6 +24,7 @@ from resumekit.basics import journal, processes
 from resumekit.basics.errors import FAILED, KitError, Refused
 from resumekit.basics.files import fsync_directory, temp_path, to_json, utc_now, write_atomic
 from resumekit.basics.paths import RunPaths
+from resumekit.supervision import memory_kills
 
 # The launcher's background jobs ignore INT and QUIT, Python ignores PIPE and XFSZ: a trainer must not inherit that.
 _TRAINER_DEFAULTS = (
@@ -31,6 +32,8 @@ _TRAINER_DEFAULTS = (
 )  # fmt: skip
 # More than exit.json ever has.
 _END_BYTES = 512
+# What a trainer that was killed ends with; a shell around it hands it on as a code.
+_KILLED = 128 + signal.SIGKILL
 _SHIM_IGNORES = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -61,10 +64,14 @@ def main(argv: list[str]) -> int:
     if pid == 0:
         _become_trainer(run, launcher_pid, head, command, mask)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    counter = memory_kills.counter()  # the trainer is on its way already, and does not wait for this
+    before = memory_kills.kills(counter)
     _, status = os.waitpid(pid, 0)
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
     code = 128 + number if number else os.waitstatus_to_exitcode(status)
     end = {"code": code, "signal": number, "pid": pid, "at": utc_now(), "elapsed_s": time.monotonic() - started}
+    if code == _KILLED and before is not None and (memory_kills.kills(counter) or 0) > before:
+        end["oom_kill"] = True  # evidence, and only where there is some: others send KILL too
     _write_end(run, reserved, end)
     return code
 

@@ -18,6 +18,7 @@ from ..basics.lr_scale import LrScale, Ramp
 from . import (
     averages,
     decisions,
+    left_out,
     lion_swap,
     lr_hook,
     matching,
@@ -32,6 +33,7 @@ from .checkpoint_content import OWN_KEYS
 from .counters import counters_of
 from .decisions import Wishes
 from .environment_versions import SCALER_DEPENDS_ON, changed, versions
+from .left_out import LeftOut
 from .matching import Matched
 from .output_guard import guard_output
 from .proven_content import read_proven
@@ -126,6 +128,7 @@ def load_resume_bundle(
     bundle = _bundle(content, counters, found, reinitialised, scale, report, loaded)
     is_scaled = own_lr_scale and found.decisions["scheduler"].action == LOAD
     _say(bundle, 1.0 if is_scaled else bundle.lr_scale_at(bundle.global_step), log_fn)
+    left_out.expect(bundle.left_out)
     journal_event(
         "resumed", step=bundle.global_step, checkpoint=str(path), report=report,
         lr_scale=bundle.lr_scale_at(bundle.global_step),
@@ -234,8 +237,7 @@ def _bundle(
         report=report,
         reshaped=tuple(fit.reshaped) if fit else (),
         lr_ramp=scale.as_fields()["ramp"],
-        skip_data_steps=loaded.plan.skip_data_steps if loaded.plan else 0,
-        skip_eval_step=loaded.plan.skip_eval_step if loaded.plan else None,
+        left_out=loaded.plan.left_out if loaded.plan else LeftOut(),
         optimizer=loaded.parts["optimizer"],
         loaded=loaded,
         saved_rng=content.get("rng_state"),
@@ -276,8 +278,10 @@ def _say(bundle: ResumeBundle, scale: float, log_fn: Callable[[str], Any]) -> No
     for name, action in bundle.report.items():
         if action not in (LOAD, str(decisions.UNUSED)):
             log_fn(f"[resume] {name}: {action}")
-    if bundle.skip_data_steps:
-        log_fn(f"[resume] the data of the next {bundle.skip_data_steps} steps are to be left out (skip_data_steps)")
+    if bundle.left_out.data_steps:
+        log_fn(f"[resume] the data of the next {bundle.left_out.data_steps} steps are to be left out (skip_data_steps)")
+    if bundle.left_out.eval_step is not None:
+        log_fn(f"[resume] the evaluation of step {bundle.left_out.eval_step} is to be left out (skip_eval_step)")
     log_fn(f"[resume] step={bundle.global_step} epoch={bundle.start_epoch} best_val={bundle.best_val_loss:.4f}")
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..basics import lr_scale as scales
+from . import left_out
+from .left_out import LeftOut
 
 
 @dataclass(frozen=True)
@@ -22,9 +24,7 @@ class ResumeBundle:
         report: component -> what was done with it: '<action>' or '<action>: <detail>', in the words of a plan.
         reshaped: names of parameters that have another shape in the checkpoint; new, as the missing ones are.
         lr_ramp: the ramp after a swap, as `save_checkpoint` takes it; None where there was none.
-        skip_data_steps: a recovery leaves out the data of so many steps after the checkpoint, because training came to
-            grief there twice; 0 otherwise. The trainer moves on in its data by as much.
-        skip_eval_step: a recovery leaves out the evaluation of this step, which crashed or hung; None otherwise.
+        left_out: what a recovery leaves out, to be read as `skip_data_steps` and `skip_eval_step`.
         optimizer: the one to go on with: the trainer's own, or the Lion that took its place.
         loaded, saved_rng: for `check_resume`; None where nothing was resumed.
     """
@@ -40,11 +40,28 @@ class ResumeBundle:
     report: dict[str, str] = field(default_factory=dict)
     reshaped: tuple[str, ...] = ()
     lr_ramp: dict[str, Any] | None = None
-    skip_data_steps: int = 0
-    skip_eval_step: int | None = None
+    left_out: LeftOut = field(default_factory=LeftOut)
     optimizer: Any = field(default=None, compare=False, repr=False)
     loaded: Any = field(default=None, compare=False, repr=False)
     saved_rng: Any = field(default=None, compare=False, repr=False)
+
+    @property
+    def skip_data_steps(self) -> int:
+        """How many steps' data a recovery leaves out after the checkpoint; 0 otherwise.
+
+        Training came to grief there twice. The trainer moves on in its data by as much; read, this counts as done.
+        """
+        self.left_out.asked.add(left_out.DATA)
+        return self.left_out.data_steps
+
+    @property
+    def skip_eval_step(self) -> int | None:
+        """The step whose evaluation a recovery leaves out, because it crashed or hung; None otherwise.
+
+        The trainer passes over that one evaluation; read, this counts as done.
+        """
+        self.left_out.asked.add(left_out.EVAL)
+        return self.left_out.eval_step
 
     def lr_scale_at(self, step: int) -> float:
         """Return what the schedule's rate is multiplied by in the optimizer step that follows `step` done ones.

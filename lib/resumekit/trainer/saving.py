@@ -93,6 +93,7 @@ def save_checkpoint(
     target = folder / checkpoint_name(pattern, step)
     kinds = {"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "ema": ema, "swa": swa}
     counters = {"epoch": epoch, "best_val_loss": best_val_loss, **lr_hook.fields(optimizer, lr_scale, lr_ramp)}
+    journal_event("saving", step=step)
     content = checkpoint_content.collect(step, model=model, data_state=data_state, extra=extra, **kinds, **counters)
     try:
         with deferred_signals():

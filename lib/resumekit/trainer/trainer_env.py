@@ -16,6 +16,7 @@ from ..basics import journal
 from ..basics.files import UnreadableFile, read_json
 from ..basics.paths import BEST_PATTERN, STEP_PATTERN, RunPaths
 from ..run_folder.runs import open_run
+from . import left_out
 
 
 def run_dir() -> Path | None:
@@ -49,8 +50,12 @@ def journal_event(event: str, /, **fields: Any) -> None:
     folder = run_dir()
     if folder is None:
         return
+    run_id, path = os.environ.get("RESUMEKIT_RUN_ID"), RunPaths(folder).journal
     try:
-        journal.append(RunPaths(folder).journal, event, os.environ.get("RESUMEKIT_RUN_ID"), **fields)
+        journal.append(path, event, run_id, **fields)
+        # Here the trainer has gone on, and what a recovery told it to leave out is behind it, asked for or not.
+        for sentence in left_out.not_asked(fields.get("step")) if event in ("step", "saving") else ():
+            journal.append(path, "warning", run_id, kind=left_out.NOT_LEFT_OUT, message=sentence)
     except OSError:
         return
 

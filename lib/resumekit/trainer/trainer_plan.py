@@ -8,7 +8,7 @@ Try it: `RESUMEKIT_PLAN=FILE PYTHONPATH=lib python -c "from resumekit.trainer im
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from ..basics.actions import ALLOWED
 from ..basics.errors import InvalidFile
 from ..basics.files import UnreadableFile, read_json
 from ..basics.lr_scale import LrScale
+from .left_out import LeftOut
 from .partial_weights import NEW_PARAMS
 from .trainer_env import run_dir
 
@@ -60,7 +61,7 @@ class TrainerPlan:
         new_params: 'module' or 'kaiming'.
         lr_scale: from here on; None where it does not say.
         rates: the learning rates of the next steps, to check them by.
-        skip_data_steps, skip_eval_step: what a recovery leaves out; 0 and None otherwise.
+        left_out: what a recovery leaves out.
     """
 
     path: str
@@ -70,8 +71,7 @@ class TrainerPlan:
     new_params: str
     lr_scale: LrScale | None
     rates: tuple[PlannedRate, ...] = ()
-    skip_data_steps: int = 0
-    skip_eval_step: int | None = None
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     def is_about(self, ckpt_path: Path) -> bool:
         """Whether it plans the load of this file.
@@ -124,19 +124,19 @@ def _parse(name: str, fields: Any) -> TrainerPlan:
         params,
         None if scale is None else lr_scale.from_fields(scale.get("factor"), scale.get("ramp")),
         tuple(_rate(one) for one in _list(fields.get("learning_rates"), "its learning_rates are not a list")),
-        **_left_out(fields.get("recovery")),
+        _left_out(fields.get("recovery"), step or 0),
     )
 
 
-def _left_out(recovery: Any) -> dict[str, Any]:
+def _left_out(recovery: Any, step: int) -> LeftOut:
     if recovery is None:
-        return {}
+        return LeftOut()
     _require(isinstance(recovery, dict), "its recovery is not an object")
     steps, skipped = recovery.get("skip_data_steps"), recovery.get("skip_eval_step")
     for value in (steps, skipped):
         is_count = value is None or (type(value) is int and 0 <= value < 10**12)
         _require(is_count, f"what its recovery leaves out, {_short(value)}, is not a whole number")
-    return {"skip_data_steps": steps or 0, "skip_eval_step": skipped}
+    return LeftOut(step, steps or 0, skipped)
 
 
 def _rate(value: Any) -> PlannedRate:

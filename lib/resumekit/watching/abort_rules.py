@@ -8,13 +8,15 @@ Source: protocol §12; docs/watch.md says the same for people. Try it: `python -
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ..basics.causes import CAUSES, CRASH_LOOP, DIED, DIVERGED, EVAL, HANG, NONFINITE, OOM, THROUGHPUT
 from ..basics.terminal import duration
-from ..run_folder import pace, symptoms
+from ..run_folder import pace, run_end, symptoms
 from ..run_folder.run_state import State, is_waiting
+from ..run_folder.save_wait import is_saving
+from .limits import Limits
 
 SICK, WARNING = "sick", "warning"
 
@@ -32,22 +34,6 @@ ZERO_TOLD = 20
 # Before, a smoothed loss is still falling from where it began.
 DIVERGENCE_TOLD = 1000
 EVALS = frozenset({"fast_eval", "full_eval"})
-
-
-class Limits(NamedTuple):
-    """The thresholds, from the run's own config: `abort.*` and `recover.max_attempts`; minutes are minutes."""
-
-    throughput_drop: float = 0.5
-    throughput_minutes: float = 10.0
-    hang_minutes: float = 30.0
-    eval_minutes: float = 60.0
-    save_minutes: float = 30.0
-    divergence: float | None = None
-    free_mb: int = 256
-    free_inodes: int = 1000
-    oom_count: int = 3
-    oom_minutes: float = 30.0
-    max_attempts: int = 3
 
 
 class Sight(NamedTuple):
@@ -91,21 +77,6 @@ class Finding(NamedTuple):
     evidence: str
     since_s: float | None = None
     first_bad_step: int | None = None
-
-
-def limits_of(setting: Callable[[str, str], Any]) -> Limits:
-    """Return the limits of a run; a value that is no number above 0 counts as the default.
-
-    Args:
-        setting: `setting(section, key)`, from its resolved config, which may be anybody's.
-    """
-    values: dict[str, Any] = {}
-    for name, default in Limits._field_defaults.items():
-        value = setting("recover" if name == "max_attempts" else "abort", name)
-        is_number = type(value) in (int, float) and 0 < value < 1e9
-        values[name] = default if not is_number else max(1, int(value)) if type(default) is int else value
-    values["throughput_drop"] = min(values["throughput_drop"], 1.0)
-    return Limits(**values)
 
 
 def findings(state: State, limits: Limits, sight: Sight) -> list[Finding]:
@@ -155,10 +126,12 @@ def _ended(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]:
     if code and not signal and sight.last_words:
         how += f", its last line: '{sight.last_words[:MAX_WORDS]}'"
     memory = f"; {sight.log_ooms} lines of its log's last speak of memory" if sight.log_ooms else ""
+    if run_end.is_oom_kill(sight.end):
+        memory += "; the kernel killed a process of its cgroup for want of memory"
     if sight.fruitless >= limits.max_attempts:
         evidence = f"{sight.fruitless} starts in a row without a new step; the last one ended {step} {how}{memory}"
         yield Finding(CRASH_LOOP, SICK, evidence)
-    elif sight.log_ooms:
+    elif sight.log_ooms or run_end.is_oom_kill(sight.end):
         yield Finding(OOM, SICK, f"the trainer ended {step} {how}{memory}")
     elif code and not signal and _is_evaluating(state):
         yield Finding(EVAL, SICK, f"the trainer ended {step} {how}, in the middle of an evaluation")
@@ -187,7 +160,7 @@ def _oom(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]:
 def _stands_still(state: State, sight: Sight) -> bool:
     """Whether a run that has stepped has told no step for a minute, and for longer than is usual."""
     active_s, usual_s = state.get("active_mono_s"), state["pace"]["typical_s"] if "pace" in state else 0.0
-    if "step" not in state or sight.now_s is None or active_s is None:
+    if "step" not in state or sight.now_s is None or active_s is None or is_waiting(state):
         return False
     return sight.now_s - active_s > max(STILL_S, HANG_INTERVALS * usual_s)
 
@@ -224,11 +197,14 @@ def _hang(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]:
         return  # these have limits of their own
     usual_s = state["pace"]["typical_s"] if "pace" in state else 0.0
     limit_s = max(limits.hang_minutes * 60, HANG_INTERVALS * usual_s)
+    if is_saving(state):  # save_checkpoint says so by itself: a save may take as long as a step, or longer
+        limit_s = max(limit_s, limits.save_minutes * 60)
     age_s = sight.now_s - active_s
     if age_s <= limit_s:
         return
     if state.get("has_stepped"):
-        evidence = f"no step since step {state['step']}, for {duration(age_s)} (limit {duration(limit_s)})"
+        doing = "; a save is under way" if is_saving(state) else ""
+        evidence = f"no step since step {state['step']}, for {duration(age_s)} (limit {duration(limit_s)}){doing}"
         yield Finding(HANG, SICK, evidence, active_s)
     elif state.get("tells_phases") or state.get("resumed_step") is not None:
         evidence = f"no first step in {duration(age_s)} (limit {duration(limit_s)}), phase {state.get('phase')}"

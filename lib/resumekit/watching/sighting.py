@@ -16,7 +16,8 @@ from ..run_folder.event_values import count
 from ..run_folder.run_state import State
 from ..run_folder.runs import Run, RunTable
 from ..run_folder.status import View
-from .abort_rules import Limits, Sight
+from .abort_rules import Sight
+from .limits import Limits
 
 # Ancestors whose speed is asked for: each is one small file to read.
 MAX_ANCESTORS = 5

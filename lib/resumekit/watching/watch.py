@@ -26,6 +26,7 @@ from ..run_folder.run_state import measured_speed
 from ..run_folder.runs import Run, RunTable
 from . import abort_rules, sighting
 from .abort_rules import SICK, WARNING, Finding
+from .limits import limits_of
 
 # One run may take so long to look at; a disk that does not answer must not hide the others.
 LIMIT_S = 10.0
@@ -202,7 +203,7 @@ def _judge(run: Run, table: RunTable) -> Look:
         child = str((claims.continuation_of(run.paths) or {}).get("run_id"))
         # Until its child has a trainer the claim may still become void: the marker stays.
         return Look(run.run_id, name, ENDED if table.has_started(child) else WELL, **known, note=sentence)
-    limits = abort_rules.limits_of(run.setting)
+    limits = limits_of(run.setting)
     found = tuple(abort_rules.findings(state, limits, sighting.sight(run, state, view, table, limits)))
     return Look(run.run_id, name, _verdict(found), **known, findings=found)
 
