@@ -76,7 +76,13 @@ CUTS = {
 STARTED_ANEW = "stopped by INT during an eval"  # from nothing, not forked
 
 
-@pytest.mark.parametrize("cut", CUTS)
+# For `make test`; the others are long.
+QUICK_CUTS = ("killed during a step", "killed during a save", "stopped by TERM during a save")
+
+
+@pytest.mark.parametrize(
+    "cut", [pytest.param(one, marks=() if one in QUICK_CUTS else pytest.mark.long) for one in CUTS]
+)
 def test_a_resumed_run_has_the_losses_evals_and_final_state_of_an_uninterrupted_one(
     cut, server, uninterrupted, tmp_path
 ):

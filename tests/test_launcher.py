@@ -276,7 +276,13 @@ def test_closing_the_terminal_stops_nothing(kit: Kit) -> None:
     assert " step 9 " in (run / "logs" / "train.log").read_text()
 
 
-@pytest.mark.parametrize("hangup", [signal.SIG_DFL, signal.SIG_IGN], ids=["by hand", "under nohup"])
+HANGUPS = [
+    pytest.param(signal.SIG_DFL, id="by hand"),
+    pytest.param(signal.SIG_IGN, id="under nohup", marks=pytest.mark.long),
+]
+
+
+@pytest.mark.parametrize("hangup", HANGUPS)
 def test_a_terminal_that_nobody_reads_stops_nothing(kit: Kit, hangup: signal.Handlers) -> None:
     """Ctrl-S: train.log and status go on, a TERM still reaches the trainer, and nothing is left behind."""
     kit.config("--delay", "0.005", "--at", "2", "lines=5000", **LONG)

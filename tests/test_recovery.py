@@ -104,6 +104,7 @@ def test_a_killed_trainer_is_taken_up_by_its_launcher_from_the_newest_checkpoint
     assert b"toy trainer, from step" in out and out.count(b"toy trainer, from step") == 2  # one terminal, both trainers
 
 
+@pytest.mark.long
 def test_a_loss_that_is_not_finite_is_replayed_from_before_it_at_a_lower_rate(recovered: Kit):
     """The toy's loss is NaN from step 32 on, the same again each time: three starts that bring nothing are enough."""
     notes = recovered.folder / "told"
@@ -528,7 +529,9 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
     Kit.clean_up(lab)
 
 
-@pytest.mark.parametrize("change", ["config", "code", "allowed", pytest.param("nothing", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "change", ["config", "code", *(pytest.param(one, marks=pytest.mark.long) for one in ("allowed", "nothing"))]
+)
 def test_the_night_at_three_in_a_lab_s_repository(lab: Lab, tmp_path: Path, change: str):
     """The watcher, from an empty environment: the child has the parent's environment and config, or it says why not."""
     config = lab.kit / "config.yaml"
