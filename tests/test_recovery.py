@@ -159,6 +159,7 @@ def test_three_starts_without_a_step_are_enough_and_the_pauses_double(recovered:
     assert done.stderr.count("follows in") == 2
 
 
+@pytest.mark.long
 def test_a_run_that_creeps_towards_the_same_end_is_not_taken_up_for_ever(recovered: Kit):
     """Each start gets to the same step, with a checkpoint of its own behind it: that is no progress."""
     configure(recovered, "--at", "13", "raise")
@@ -504,6 +505,7 @@ def test_a_checkpoint_that_two_starts_died_of_is_left_alone(recovered: Kit):
     assert entry["file"] == "hrm_arc_step_10.pt" and "two starts" in entry["reason"]
 
 
+@pytest.mark.long
 def test_a_person_s_resume_keeps_the_cut_of_a_child_that_had_no_checkpoint(recovered: Kit):
     run = nonfinite_without_a_launcher(recovered)
     watch_as_cron(recovered, code=8)
