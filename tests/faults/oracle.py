@@ -306,13 +306,14 @@ class Oracle:
             if len(told) > 1:
                 yield f"O9: {len(told)} recovery events about the end of {run.name}"
             yield from self._given_up(run, told, len(aborts))
-            begun = [child for child in self._recoveries() if self._parent(child) == run and events(child, "launched")]
+            taken_up = [child for child in self._recoveries() if self._parent(child) == run]
+            if taken_up and len(aborts) != 1:  # the event comes first, whatever becomes of the child
+                yield f"O9: {len(aborts)} abort events in {run.name}, which {taken_up[0].name} recovers"
+            begun = [child for child in taken_up if events(child, "launched")]
             if len(begun) > 1:
                 yield f"O9: {len(begun)} recoveries of {run.name}: {[child.name for child in begun]}"
             for child in begun:
                 own = [event for event in events(child, "recovery") if event.get("child_run_id") == child.name]
-                if len(aborts) != 1:
-                    yield f"O9: {len(aborts)} abort events in {run.name}, which {child.name} recovers"
                 if len(told) != 1 or len(own) != 1:
                     yield f"O9: {len(told)} recovery events in {run.name}, {len(own)} in its child {child.name}"
 

@@ -254,6 +254,13 @@ BROKEN: dict[str, Break] = {
     "taken up without an abort event": Break(
         "O9: 0 abort events", lambda runs: without(journal_of(runs, PARENT), '"abort"')
     ),
+    "taken up by one that never began, without an abort event": Break(
+        "O9: 0 abort events",
+        lambda runs: (
+            without(journal_of(runs, PARENT), '"abort"'),
+            without(journal_of(runs, CHILD), '"launched"'),
+        ),
+    ),
     "taken up, and its parent does not say so": Break(
         "O9: 0 recovery events", lambda runs: without(journal_of(runs, PARENT), '"recovery"')
     ),
