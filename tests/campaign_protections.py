@@ -48,6 +48,7 @@ RECOVERY = "tests/test_recovery.py::"
 SAVING = "tests/test_saving.py::"
 LAUNCHER = "tests/test_launcher.py::"
 WAITS = "tests/test_bounded_waits.py::"
+F_SIDECAR = "tests/faults/test_f_sidecar.py::"
 H_SHELL = "tests/faults/test_h_shell.py::"
 PATCHES = (
     Patch(
@@ -380,8 +381,8 @@ PATCHES = (
     Patch(
         "signals are held until the first run is there",
         "launcher.sh",
-        "  kit_hold_signals # the first run is to be there before it is ended\n",
-        "",
+        "  trap 'KIT_HELD+=(TERM)' TERM\n",
+        "  trap 'kit_on_signal TERM' TERM\n",
         ("tests/faults/test_a_trainer.py::test_term_is_heard_from_the_first_command_on_that_can_hear_it",),
     ),
     Patch(
@@ -426,15 +427,11 @@ PATCHES = (
         (LAUNCHER + "test_a_terminal_that_nobody_reads_stops_nothing",),
     ),
     Patch(
-        "the keeper does not hear the terminal's signals",
+        "a keeper that was killed is followed by another one",
         "launcher.sh",
-        "  trap '' INT TERM HUP\n  local pause_s=1",
-        "  trap - INT TERM HUP\n  local pause_s=1",
-        (
-            LAUNCHER + "test_term_to_everybody_at_once_is_term_once",
-            LAUNCHER + "test_closing_the_terminal_stops_nothing",
-            LAUNCHER + "test_ctrl_c_once_saves_and_ends",
-        ),
+        "    kit_keep_sidecar &\n    keeper=$!\n  done",
+        "    break\n  done",
+        (F_SIDECAR + "test_a_run_without_a_sidecar_under_a_living_launcher_is_written_down_at_its_end",),
     ),
     Patch(
         "the keeper starts a sidecar again",
