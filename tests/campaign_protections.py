@@ -527,7 +527,7 @@ def red_anyway(patches: list[Patch], jobs: int) -> list[str]:
     """Return the tests of these patches that fail though nothing was taken out."""
     tests = sorted({test for patch in patches for test in patch.tests})
     with tempfile.TemporaryDirectory(prefix="protection-") as place:
-        code, failed = _run(_copy(place), ["-n", str(jobs), "--dist", "worksteal", *tests], BEFORE_S)
+        code, failed = run_tests(_copy(place), ["-n", str(jobs), "--dist", "worksteal", *tests], BEFORE_S)
     if code not in (0, 1):
         raise SystemExit(f"the tests cannot be run at all: pytest ended with {code}; {failed}")
     return failed
@@ -545,7 +545,7 @@ def _is_seen(patch: Patch, red: list[str]) -> bool:
             return False
         file.write_text(text.replace(patch.old, patch.new), encoding="utf-8")
         left_out = [f"--deselect={test}" for test in red]
-        code, failed = _run(tree, ["-x", *left_out, *patch.tests], LIMIT_S)
+        code, failed = run_tests(tree, ["-x", *left_out, *patch.tests], LIMIT_S)
     # Code 1: a test failed. Anything else (nothing collected, an error of pytest) shows nothing.
     print(
         f"{'ok' if code == 1 else 'NO'} {patch.name} ({time.monotonic() - began:.0f} s) {''.join(failed[:1])}",
@@ -560,7 +560,7 @@ def _copy(place: str) -> Path:
     return tree
 
 
-def _run(tree: Path, args: list[str], limit_s: float) -> tuple[int | None, list[str]]:
+def run_tests(tree: Path, args: list[str], limit_s: float) -> tuple[int | None, list[str]]:
     """Run tests in a tree; returns pytest's code, None if it did not end, and what failed."""
     # Cases that are too long for `make test` may be the ones that see it.
     command = [

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from campaign_protections import PATCHES, ROOT, Patch
+from campaign_protections import PATCHES, ROOT, Patch, run_tests
 
 
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.name)
@@ -26,3 +26,16 @@ def test_the_tests_that_shall_see_it_are_there(patch: Patch) -> None:
 
 def test_no_two_patches_have_one_name() -> None:
     assert len({patch.name for patch in PATCHES}) == len(PATCHES)
+
+
+def test_what_is_red_without_a_patch_is_named_and_left_out(tmp_path: Path) -> None:
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    (tmp_path / "test_two.py").write_text("def test_good(): pass\n\ndef test_bad(): assert False\n")
+    assert run_tests(tmp_path, ["test_two.py"], 60) == (1, ["test_two.py::test_bad"])
+    assert run_tests(tmp_path, ["--deselect=test_two.py::test_bad", "test_two.py"], 60) == (0, [])
+
+
+def test_tests_that_do_not_end_are_ended_and_show_nothing(tmp_path: Path) -> None:
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    (tmp_path / "test_one.py").write_text("import time\n\ndef test_it(): time.sleep(60)\n")
+    assert run_tests(tmp_path, ["test_one.py"], 2) == (None, ["did not end"])
