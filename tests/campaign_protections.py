@@ -25,6 +25,7 @@ LEFT_OUT = shutil.ignore_patterns(
 )
 LIMIT_S = 400.0
 BEFORE_S = 1800.0
+CLEANING_S = 20.0
 
 
 class Patch(NamedTuple):
@@ -582,8 +583,13 @@ def run_tests(tree: Path, args: list[str], limit_s: float) -> tuple[int | None, 
     try:
         out, _ = process.communicate(timeout=limit_s)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        # What a test has started is in sessions of its own: its fixtures end it.
+        process.send_signal(signal.SIGINT)
+        try:
+            process.communicate(timeout=CLEANING_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
         return None, ["did not end"]
     lines = [line for line in out.splitlines() if line.startswith(("FAILED ", "ERROR "))]
     return process.returncode, [line.split(" ", 1)[1].split(" - ")[0] for line in lines]

@@ -35,7 +35,21 @@ def test_what_is_red_without_a_patch_is_named_and_left_out(tmp_path: Path) -> No
     assert run_tests(tmp_path, ["--deselect=test_two.py::test_bad", "test_two.py"], 60) == (0, [])
 
 
+ENDLESS = """
+import pathlib, pytest, time
+
+@pytest.fixture
+def started():
+    yield
+    pathlib.Path("cleaned").touch()
+
+def test_it(started):
+    time.sleep(60)
+"""
+
+
 def test_tests_that_do_not_end_are_ended_and_show_nothing(tmp_path: Path) -> None:
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
-    (tmp_path / "test_one.py").write_text("import time\n\ndef test_it(): time.sleep(60)\n")
+    (tmp_path / "test_one.py").write_text(ENDLESS)
     assert run_tests(tmp_path, ["test_one.py"], 2) == (None, ["did not end"])
+    assert (tmp_path / "cleaned").exists(), "what the test has started is ended by its fixtures"
