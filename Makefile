@@ -48,8 +48,8 @@ lint: $(READY) ## ruff, shellcheck, shfmt
 	@tools/shell_lint.sh $(PY)
 
 .PHONY: faults
-faults: $(READY) ## every case of the fault catalogue, the long ones too, and its table
-	@$(PY) -m pytest -q -n 2 --dist worksteal -m fault --fault-table tests
+faults: $(READY) ## every case of the fault catalogue and its table, and every long test
+	@$(PY) -m pytest -q -n 2 --dist worksteal -m "fault or long" --fault-table tests
 
 .PHONY: campaign
 campaign: $(READY) ## the long versions of the sampled tests (some three hours)

@@ -96,7 +96,7 @@ def one_night(night: Night, whole: Path, draw: random.Random, most: int, mean_s:
     """
     begun, kills, cron = time.monotonic(), Counter[str](), Cron(night)
     configure(night)
-    with Oracle(night.runs, lambda: night("run", "T-1", "--dry-run", code=None)) as oracle:
+    with Oracle(night.runs, night.next_launch, is_forked=night.is_warm) as oracle:
         night("run", "T-1", "--detach")
         next_s = time.monotonic() + draw.expovariate(1 / mean_s)
         while not is_done(night) and time.monotonic() - begun < NIGHT_S:

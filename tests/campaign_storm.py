@@ -72,7 +72,7 @@ def storm(night: Night, draw: random.Random, minutes: float, scale: float) -> Ou
         recover={"max_attempts": 1000}, checkpoint={"every": every, "keep_last": None},
     )  # fmt: skip
     kills = with_launcher = 0
-    with Oracle(night.runs) as oracle:
+    with Oracle(night.runs, is_forked=night.is_warm) as oracle:
         nowhere = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         night.start()
         night.popen("abort-watch", "--every", str(max(1, round(LOOK_EVERY_S / scale))), **nowhere)

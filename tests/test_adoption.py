@@ -67,7 +67,7 @@ def test_a_clone_has_every_file_of_the_kit_and_listing_runs_leaves_git_clean(lab
     assert git(lab.folder, "status", "--porcelain") == ""
 
 
-@pytest.mark.parametrize("way", ["bin", "make"])
+@pytest.mark.parametrize("way", ["bin", pytest.param("make", marks=pytest.mark.long)])
 def test_start_status_kill_resume_finish_with_a_trainer_that_imports_nothing_of_ours(lab: Lab, way: str):
     hold = lab.folder / "hold"
     hold.touch()

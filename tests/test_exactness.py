@@ -1,7 +1,8 @@
 """A run that was cut anywhere and resumed is bit for bit the run that was never cut; without any item of its state not.
 
 Each cut is a real trainer under the launcher that signals itself at a named place (tests/cut_trainer.py), and each
-resume a new process started by the commands. `make campaign` does all cuts, a normal run the nastiest one of each kind.
+resume a new process started by the commands. `make campaign` does all cuts, `make faults` the nastiest one of each
+kind, `make test` one row of them.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def whole_run(folder: Path, **sections: Any) -> Iterator[Path]:
     kit.clean_up()
 
 
-@pytest.mark.parametrize("cut", SAMPLE)
+@pytest.mark.parametrize("cut", [SAMPLE[0], pytest.param(SAMPLE[1], marks=pytest.mark.long)])
 def test_a_run_that_was_cut_and_resumed_equals_the_uninterrupted_one(cut: str, kit: Kit, uninterrupted: Path) -> None:
     kit.config(trainer=TRAINER, **CONFIG)
     cut_and_resume(kit, cut.split(), uninterrupted)
@@ -147,6 +148,7 @@ def test_under_bf16_autocast_too(cut: str, kit: Kit, uninterrupted_bf16: Path, u
     assert compare_runs.compare(uninterrupted_bf16, uninterrupted)[0], "bf16 was on"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cut", ["KILL:optimizer:8 TERM:eval:5 KILL:save.manifest:2"])
 def test_with_every_switch_on_too(cut: str, kit: Kit, tmp_path: Path) -> None:
     whole = Kit(tmp_path / "whole")

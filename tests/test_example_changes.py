@@ -411,6 +411,10 @@ def test_a_description_of_a_fresh_run_begins_at_0_and_a_checkpoint_without_a_ste
     assert "the step of 'x.pt' (--resume) stands nowhere; say it with --resume_step N" in refused
     torch.save({"model_state_dict": {}}, tmp_path / "hrm_arc_step_3.pt")
     assert described(tmp_path, tail(), "--resume", str(tmp_path / "hrm_arc_step_3.pt"))["step"] == 3
+
+
+@pytest.mark.long
+def test_a_checkpoint_that_cannot_be_read_is_not_described(tmp_path):
     (tmp_path / "hrm_arc_step_50000.pt").write_bytes(b"torn")
     torn = described(tmp_path, tail(), "--resume", str(tmp_path / "hrm_arc_step_50000.pt"), code=2)
     assert "has no readable progress" in torn

@@ -76,7 +76,13 @@ CUTS = {
 STARTED_ANEW = "stopped by INT during an eval"  # from nothing, not forked
 
 
-@pytest.mark.parametrize("cut", CUTS)
+# For `make test`; the others are long.
+QUICK_CUTS = ("killed during a step", "killed during a save", "stopped by TERM during a save")
+
+
+@pytest.mark.parametrize(
+    "cut", [pytest.param(one, marks=() if one in QUICK_CUTS else pytest.mark.long) for one in CUTS]
+)
 def test_a_resumed_run_has_the_losses_evals_and_final_state_of_an_uninterrupted_one(
     cut, server, uninterrupted, tmp_path
 ):
@@ -448,6 +454,7 @@ def test_a_spliced_curve_takes_each_step_from_the_run_that_the_newest_one_came_f
     assert {key[0]: event["cell_accuracy"] for key, event in curve.evals.items()} == {2: 1, 4: 1, 6: 2, 8: 3, 10: 3}
 
 
+@pytest.mark.long
 def test_the_picture_is_a_png_and_a_missing_parent_is_said(tmp_path, capsys):
     run = write_run(tmp_path / "run", {step: 1.0 / step for step in range(1, 9)}, "gone", 0)
     assert plot_curves.main([str(run), "--out", str(tmp_path / "curve.png")]) == 0

@@ -1,9 +1,10 @@
-"""A long life: 500,000 journal events, 1,000 checkpoints, twenty resumes deep, three branches."""
+"""A long life: 500,000 journal events, 1,000 checkpoints, twenty resumes deep, three branches. `make test`: a fifth."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -17,32 +18,42 @@ from resumekit.run_folder.runs import RunTable
 from test_run import record
 from toy_trainer import write_checkpoint
 
-EVENTS, CHECKPOINTS, DEPTH, BRANCHES = 500_000, 1_000, 20, 3
+
+class Size(NamedTuple):
+    """How much of each there is: journal events, checkpoints, resumes of resumes, branches."""
+
+    events: int
+    checkpoints: int
+    depth: int
+    branches: int
 
 
-def make(kit: Kit) -> list[str]:
+FIFTH, WHOLE = Size(100_000, 200, 7, 3), Size(500_000, 1_000, 20, 3)
+
+
+def make(kit: Kit, size: Size) -> list[str]:
     """Let one run end by the kit, then grow it: its journal, its checkpoints, and resumes of resumes of it."""
     kit.config("--save-every", "5", training={"max_steps": 10**6}, checkpoint={"keep_last": None})
     kit("run", "T-1", code=137, env={"TOY_ARGS": "--at 7 kill"})
     [root] = kit.run_dirs()
-    _grow_journal(root)
-    for number in range(2, CHECKPOINTS + 1):
+    _grow_journal(root, size.events)
+    for number in range(2, size.checkpoints + 1):
         path = root / f"checkpoints/hrm_arc_step_{number * 5}.pt"
         write_checkpoint(path, number * 5)
         witness(path, number * 5, run_id=root.name)
     names = [root.name]
-    for branch in range(BRANCHES):
-        parent, step = root.name, CHECKPOINTS * 5 - branch
-        for depth in range(DEPTH):
+    for branch in range(size.branches):
+        parent, step = root.name, size.checkpoints * 5 - branch
+        for depth in range(size.depth):
             names.append(_child(kit, root, parent, step, f"b{branch}-{depth}"))
             parent = names[-1]
     return names
 
 
-def _grow_journal(root: Path) -> None:
-    """Append step events after the recorded ones, as a trainer of half a million steps would have."""
+def _grow_journal(root: Path, count: int) -> None:
+    """Append step events after the recorded ones, as a trainer of so many steps would have."""
     lines = []
-    for step in range(8, EVENTS):
+    for step in range(8, count):
         lines.append(
             f'\n{{"event":"step","at":"2026-11-22T18:00:00.000000Z","mono_s":{step}.5,"run_id":"{root.name}",'
             f'"step":{step},"loss":0.5,"lr":0.001}}\n'
@@ -68,20 +79,21 @@ def _child(kit: Kit, root: Path, parent: str, step: int, name: str) -> str:
     return run_id
 
 
-@pytest.fixture
-def large(kit: Kit) -> tuple[Kit, list[str]]:
-    return kit, make(kit)
+SIZES = [pytest.param(FIFTH, id="a fifth"), pytest.param(WHOLE, id="whole", marks=pytest.mark.long)]
 
 
-def test_a_large_run_is_listed_resumed_and_goes_on_by_opening_what_it_needs(large, monkeypatch: pytest.MonkeyPatch):
-    kit, names = large
+@pytest.mark.parametrize("size", SIZES)
+def test_a_large_run_is_listed_resumed_and_goes_on_by_opening_what_it_needs(
+    kit: Kit, size: Size, monkeypatch: pytest.MonkeyPatch
+):
+    names = make(kit, size)
     listed = kit("runs").stdout
-    assert len(listed.splitlines()) == 1 + BRANCHES * DEPTH
-    assert f"step {EVENTS - 1}/1000000" in listed.splitlines()[0]
-    assert listed.splitlines()[DEPTH].startswith("  " * (DEPTH - 1) + "└ "), "twenty deep"
+    assert len(listed.splitlines()) == 1 + size.branches * size.depth
+    assert f"step {size.events - 1}/1000000" in listed.splitlines()[0]
+    assert listed.splitlines()[size.depth].startswith("  " * (size.depth - 1) + "└ "), "so deep"
 
     page = json.loads(kit("resume", "T-1", "--dry-run", "--json").stdout)
-    newest_step = CHECKPOINTS * 5 - (BRANCHES - 1)
+    newest_step = size.checkpoints * 5 - (size.branches - 1)
     assert page["parent_run_id"] == names[-1] and len(page["candidates"]) == newest_step // 5
     assert page["checkpoint"]["step"] == newest_step // 5 * 5 and page["checkpoint"]["run_id"] == names[0]
 
@@ -93,9 +105,9 @@ def test_a_large_run_is_listed_resumed_and_goes_on_by_opening_what_it_needs(larg
     request = parse(words).request()
     found = heads.search(request, RunTable(kit.runs))
     assert found.selection.chosen.step == newest_step // 5 * 5
-    assert len(opened) == 1, "the chosen one, of a thousand"
+    assert len(opened) == 1, "the chosen one, of all"
     status.current(found.head)
-    assert sum(map(len, folded)) <= 2, "the head's own journal, not its ancestor's half million"
+    assert sum(map(len, folded)) <= 2, "the head's own journal, not its ancestor's"
 
     kit("resume", "T-1", code=137, env={"TOY_ARGS": f"--at {page['checkpoint']['step'] + 1} kill"})
     child = record(kit.run_dirs()[-1])

@@ -97,6 +97,13 @@ def test_non_ascii_output_in_the_c_locale_kills_nobody(kit: Kit) -> None:
     assert kit("run", "T-1", env=env).stdout == "✓ ä\n"
 
 
+@pytest.mark.fault("H22", by="launcher.sh: PYTHONUTF8=1")
+def test_a_python_trainer_is_in_utf8_mode_whatever_the_locale_is(kit: Kit) -> None:
+    """In the C locale Python sees to that by itself, in one of Latin-1 it does not; asked where it would not either."""
+    kit.config(trainer={"command": ["{python}", "-c", "import sys; print(sys.flags.utf8_mode)"]})
+    assert kit("run", "T-1", env={"LC_ALL": "C.UTF-8", "PYTHONUTF8": ""}).stdout == "1\n"
+
+
 @pytest.mark.fault("H19", by="launcher.sh: umask o-w")
 @pytest.mark.fault("K9", by="launcher.sh: umask o-w")
 def test_under_an_open_umask_nothing_is_everybody_s_to_change(kit: Kit) -> None:
@@ -276,7 +283,13 @@ def test_closing_the_terminal_stops_nothing(kit: Kit) -> None:
     assert " step 9 " in (run / "logs" / "train.log").read_text()
 
 
-@pytest.mark.parametrize("hangup", [signal.SIG_DFL, signal.SIG_IGN], ids=["by hand", "under nohup"])
+HANGUPS = [
+    pytest.param(signal.SIG_DFL, id="by hand"),
+    pytest.param(signal.SIG_IGN, id="under nohup", marks=pytest.mark.long),
+]
+
+
+@pytest.mark.parametrize("hangup", HANGUPS)
 def test_a_terminal_that_nobody_reads_stops_nothing(kit: Kit, hangup: signal.Handlers) -> None:
     """Ctrl-S: train.log and status go on, a TERM still reaches the trainer, and nothing is left behind."""
     kit.config("--delay", "0.005", "--at", "2", "lines=5000", **LONG)

@@ -231,6 +231,7 @@ def test_no_folder_s_line_is_taken_for_another_s():
         assert crontab.without_line(line, one) == line
 
 
+@pytest.mark.long
 @pytest.mark.fault("G10", by="watching/crontab.py: absolute paths in the line; the run's recorded environment")
 def test_cron_takes_up_a_run_whose_whole_family_was_killed(lab: Lab, tmp_path: Path):
     """With the line as it was installed, from cron's environment; the trainer imports nothing of ours."""

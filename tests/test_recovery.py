@@ -104,6 +104,7 @@ def test_a_killed_trainer_is_taken_up_by_its_launcher_from_the_newest_checkpoint
     assert b"toy trainer, from step" in out and out.count(b"toy trainer, from step") == 2  # one terminal, both trainers
 
 
+@pytest.mark.long
 def test_a_loss_that_is_not_finite_is_replayed_from_before_it_at_a_lower_rate(recovered: Kit):
     """The toy's loss is NaN from step 32 on, the same again each time: three starts that bring nothing are enough."""
     notes = recovered.folder / "told"
@@ -158,6 +159,7 @@ def test_three_starts_without_a_step_are_enough_and_the_pauses_double(recovered:
     assert done.stderr.count("follows, not before") == 2
 
 
+@pytest.mark.long
 def test_a_run_that_creeps_towards_the_same_end_is_not_taken_up_for_ever(recovered: Kit):
     """Each start gets to the same step, with a checkpoint of its own behind it: that is no progress."""
     configure(recovered, "--at", "13", "raise")
@@ -492,6 +494,7 @@ def test_a_checkpoint_that_two_starts_died_of_is_left_alone(recovered: Kit):
     assert entry["file"] == "hrm_arc_step_10.pt" and "two starts" in entry["reason"]
 
 
+@pytest.mark.long
 def test_a_person_s_resume_keeps_the_cut_of_a_child_that_had_no_checkpoint(recovered: Kit):
     run = nonfinite_without_a_launcher(recovered)
     watch_as_cron(recovered, code=8)
@@ -517,7 +520,9 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
     Kit.clean_up(lab)
 
 
-@pytest.mark.parametrize("change", ["config", "code", "allowed", pytest.param("nothing", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "change", ["config", "code", *(pytest.param(one, marks=pytest.mark.long) for one in ("allowed", "nothing"))]
+)
 def test_the_night_at_three_in_a_lab_s_repository(lab: Lab, tmp_path: Path, change: str):
     """The watcher, from an empty environment: the child has the parent's environment and config, or it says why not."""
     config = lab.kit / "config.yaml"

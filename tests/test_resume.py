@@ -223,6 +223,7 @@ def test_a_step_that_is_broken_on_this_branch_is_not_taken_from_another(kit: Kit
     assert "no stable checkpoint of step 10" in said and root.name not in said
 
 
+@pytest.mark.long
 def test_resumes_of_resumes_go_twenty_deep(kit: Kit):
     kit.config("--save-every", "1", training={"max_steps": 100})
     kit("run", "T-1", code=137, env={"TOY_ARGS": "--at 2 kill"})
@@ -458,6 +459,7 @@ def test_a_checkpoint_put_back_from_a_backup_is_no_longer_in_quarantine(kit: Kit
     assert quarantine.quarantined_names(run) == frozenset()
 
 
+@pytest.mark.long  # the launcher waits for the log that the wrapped trainer holds open
 def test_a_trainer_that_outlives_its_wrapper_is_not_joined_by_a_second_one(kit: Kit):
     kit.config("--save-every", "5", training={"max_steps": 20})
     own = json.loads(kit.config_file.read_text())

@@ -289,6 +289,7 @@ def test_a_relative_python_works_wherever_the_trainer_runs(kit: Kit):
     assert "done at step 5" in done.stdout
 
 
+@pytest.mark.long  # somebody who asks for the trainer waits ten seconds for it
 def test_a_shim_that_cannot_start_ends_the_launcher_with_a_sentence(kit: Kit):
     """Nobody may wait for ever for a trainer that never came."""
     broken = kit.folder / "python"

@@ -185,14 +185,15 @@ def test_wrong_values_are_refused_with_what_they_must_be(text: str, says: str) -
     assert "('c.yaml', line " in message
 
 
-def test_what_our_own_walk_and_jsonschema_say_about_types_and_keys_is_the_same() -> None:
-    """2,000 configs with one value replaced: the walk finds fault where jsonschema finds a type or key at fault."""
+@pytest.mark.parametrize("count", [500, pytest.param(2_000, marks=pytest.mark.long)])
+def test_what_our_own_walk_and_jsonschema_say_about_types_and_keys_is_the_same(count: int) -> None:
+    """So many configs with one value replaced: the walk finds fault where jsonschema finds a type or key at fault."""
     rng = random.Random(5)
     whole = yaml_reader.load((ROOT / "config.yaml").read_bytes(), "c").data
     validator = Draft202012Validator(KIT.tree)
     spoilt = [None, True, 0, -1, 2, 1.5, 1e20, "", "x", [], ["x"], [1], {}, {"a": 1}, {"x-a": 1}]
     faults = 0
-    for _ in range(2_000):
+    for _ in range(count):
         data = json.loads(json.dumps(whole))
         node: Any = data
         while isinstance(node, dict) and node:
@@ -204,7 +205,7 @@ def test_what_our_own_walk_and_jsonschema_say_about_types_and_keys_is_the_same()
         theirs = any(error.validator in ("type", "additionalProperties") for error in validator.iter_errors(data))
         assert bool(list(schema_checks.key_and_type_problems(data, KIT))) == theirs, (key, parent[key])
         faults += theirs
-    assert 500 < faults < 1_900
+    assert count / 4 < faults < count * 0.95
 
 
 def test_a_hundred_thousand_characters_of_unknown_keys_are_refused_at_once() -> None:

@@ -88,6 +88,7 @@ def test_the_log_opens_with_what_makes_its_curves_comparable(kit: Kit) -> None:
     assert "None" not in "".join(head)
 
 
+@pytest.mark.long
 @pytest.mark.fault("A14", by="sidecar_account.py: goes on where the last one stood")
 @pytest.mark.fault("F1", by="launcher.sh: kit_keep_sidecar")
 def test_a_sidecar_that_is_killed_again_and_again_loses_no_line(kit: Kit) -> None:

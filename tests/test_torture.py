@@ -102,6 +102,7 @@ def test_with_another_thread_count_the_last_bits_differ_and_the_kit_says_so(serv
     assert differences(runs / "two threads", runs / "two again") == [], "repeatable by itself"
 
 
+@pytest.mark.long
 def test_under_the_launcher_too_stopped_and_killed_it_ends_as_if_it_never_was(kit: Kit, runs: Path) -> None:
     """Three processes, each started by the commands: one is stopped inside a window, one killed, one ends."""
     script = str(Path(torture_trainer.__file__)).replace("{", "{{").replace("}", "}}")

@@ -53,6 +53,15 @@ class Night(Kit):
         wait_until(lambda: len(events(run, "step")) >= steps, "a first step")
         return run
 
+    @property
+    def is_warm(self) -> bool:
+        """Whether what trains is a fork of a server."""
+        return self._server is not None
+
+    def next_launch(self) -> subprocess.CompletedProcess:
+        """Ask what the next launch would do: for the oracle."""
+        return self("run", "T-1", "--dry-run", code=None)
+
     def watch(self, *args: str, code: int | None = None, **more: Any) -> subprocess.CompletedProcess:
         """One pass of the watcher, as cron makes it."""
         return self("abort-watch", *args, code=code, **more)

@@ -5,7 +5,8 @@ needs is taken; O3 the step goes back only to such a checkpoint, the newest one 
 numbers, and the journal says so; O4 status.json can be read at every instant; O5 at most one trainer lives for a head
 and whatever continues it; O7 a child writes into its parent only what is allowed there, and nobody anything outside
 runs/; O8 nothing that is data is run; O9 one `abort` and one `recovery` event per incident; O10 the next launch needs
-no hand. (O6, the exit code and its sentence, is each case's own.)
+no hand. (O6, the exit code and its sentence, is each case's own.) And it is no judge who has not looked: a trainer that
+trained for a second was seen, and so often a second was looked.
 
     with Oracle(runs_dir) as oracle: ...        # and then oracle.check()
 Try it: `python -m pytest tests/faults/test_oracle.py`
@@ -27,12 +28,17 @@ from pathlib import Path
 from typing import Any
 
 from conftest import events
+from faults import live_trainers
+from faults.live_trainers import Trainer
 from resumekit.basics.causes import CAUSES, REPLAYED
 from resumekit.basics.paths import step_of_name
 from resumekit.proving import manifest
 
 HZ = 20.0
-TOKEN = b"RESUMEKIT_RUN_TOKEN="
+# A loaded machine lets nobody look twenty times a second; below this, nothing can be said of what was between.
+MIN_HZ, HZ_OVER_S = 2.0, 3.0
+# Who trained for so long while it was watched must have been seen.
+SEEN_AFTER_S = 1.0
 # What may come or change in a run's folder when another one goes on from it. Its own sidecar may still be at its end.
 MAY_CHANGE = frozenset({
     "journal.jsonl", "status.json", "lock", ".status.lock", ".stop.lock", "quarantine.json", ".sidecar.json",
@@ -51,12 +57,19 @@ class Oracle:
     Args:
         runs_dir: the folder of all runs; what lies beside it must stay as it is.
         next_launch: what O10 asks, the command line of a launch with --dry-run; None to leave it out.
+        is_forked: what trains is a fork of a warm server: the client in its place is not enough to have seen it.
     """
 
-    def __init__(self, runs_dir: Path, next_launch: Callable[[], subprocess.CompletedProcess] | None = None) -> None:
+    def __init__(
+        self, runs_dir: Path, next_launch: Callable[[], subprocess.CompletedProcess] | None = None,
+        *, is_forked: bool = False,
+    ) -> None:  # fmt: skip
         self.runs_dir = runs_dir
         self.looks = 0
         self.most_at_once = 0
+        self.began_s = time.monotonic()
+        self._is_forked = is_forked
+        self._seen: set[tuple[str, bool]] = set()  # run, whether it was a fork
         self._next_launch = next_launch
         self._faults: dict[str, None] = {}
         self._records: dict[str, dict[str, Any]] = {}
@@ -70,6 +83,7 @@ class Oracle:
         self._thread = threading.Thread(target=self._watch, name="oracle", daemon=True)
 
     def __enter__(self) -> Oracle:
+        self.began_s = time.monotonic()
         self._thread.start()
         return self
 
@@ -81,7 +95,7 @@ class Oracle:
         """Return what was seen to be wrong so far, and what is wrong now; for a folder in which all is at rest."""
         now = [
             *self._altered(), *self._not_allowed_to_take(), *self._steps(), *self._outside(), *self._in_parents(),
-            *self._incidents(), *self._hands(),
+            *self._incidents(), *self._hands(), *self._unseen(),
         ]  # fmt: skip
         return [*self._faults, *now]
 
@@ -151,18 +165,26 @@ class Oracle:
         self._seen_folders[run.name] = mtime_ns
 
     def _look_at_trainers(self) -> None:
-        alive: dict[str, list[tuple[int, str]]] = {}
-        for pid, token in trainers():
-            for run in self._runs():
-                if self._record(run).get("token") == token:
-                    alive.setdefault(self._family(run), []).append((pid, run.name))
-                    self._freeze_parents(run)
+        alive: dict[str, list[Trainer]] = {}
+        for one in (found := self._trainers()):
+            alive.setdefault(self._family(self.runs_dir / one.run), []).append(one)
+        self._seen |= {(one.run, one.is_fork) for one in found}
+        for name in {one.run for one in found}:
+            self._freeze_parents(self.runs_dir / name)
         for members in alive.values():
-            self.most_at_once = max(self.most_at_once, len(members))
-            # The first may have ended before the last began: only who is still there was there beside it.
-            still = {pid for pid, _ in trainers()} if len(members) > 1 else set()
-            if sum(pid in still for pid, _ in members) > 1:
+            if live_trainers.at_once(members) > 1:
+                # The first may have ended before the last began: only who is still there was there beside it.
+                still = {one.pid for one in self._trainers()}
+                members = [one for one in members if one.pid in still]
+            self.most_at_once = max(self.most_at_once, live_trainers.at_once(members))
+            if live_trainers.at_once(members) > 1:
                 self._fault("O5", f"two trainers at once: {members}")
+
+    def _trainers(self) -> list[Trainer]:
+        runs = self._runs()
+        tokens = {str(token): run.name for run in runs if (token := self._record(run).get("token"))}
+        logs = {os.fsencode(os.path.realpath(run / "logs" / "output.log")): run.name for run in runs}
+        return live_trainers.of_runs(tokens, logs)
 
     def _freeze_parents(self, run: Path) -> None:
         """Remember how a parent is when its child begins to train: from then on hardly anything may change there."""
@@ -283,15 +305,43 @@ class Oracle:
             told = [event for event in events(run, "recovery") if event.get("parent_run_id") == run.name]
             if len(told) > 1:
                 yield f"O9: {len(told)} recovery events about the end of {run.name}"
-            begun = [child for child in self._recoveries() if self._parent(child) == run and events(child, "launched")]
+            yield from self._given_up(run, told, len(aborts))
+            taken_up = [child for child in self._recoveries() if self._parent(child) == run]
+            if taken_up and len(aborts) != 1:  # the event comes first, whatever becomes of the child
+                yield f"O9: {len(aborts)} abort events in {run.name}, which {taken_up[0].name} recovers"
+            begun = [child for child in taken_up if events(child, "launched")]
             if len(begun) > 1:
                 yield f"O9: {len(begun)} recoveries of {run.name}: {[child.name for child in begun]}"
             for child in begun:
                 own = [event for event in events(child, "recovery") if event.get("child_run_id") == child.name]
-                if len(aborts) != 1:
-                    yield f"O9: {len(aborts)} abort events in {run.name}, which {child.name} recovers"
                 if len(told) != 1 or len(own) != 1:
                     yield f"O9: {len(told)} recovery events in {run.name}, {len(own)} in its child {child.name}"
+
+    def _given_up(self, run: Path, told: list[dict[str, Any]], aborts: int) -> Iterator[str]:
+        """O9, for a run that a person has to look at: that is an incident too, and has its cause."""
+        is_told = any(event.get("outcome") == "needs_attention" for event in told)
+        if not is_told and _status(run).get("state") != "needs_attention":
+            return
+        if not is_told:
+            yield f"O9: {run.name} needs attention, and no recovery event says so"
+        if aborts != 1:
+            yield f"O9: {aborts} abort events in {run.name}, which needs attention"
+        if _status(run).get("state") != "needs_attention":
+            yield f"O9: {run.name} needs attention, and its status is {_status(run).get('state')}"
+
+    def _unseen(self) -> Iterator[str]:
+        """O5, that it was looked at: a trainer that told steps for a while, being watched, was there to be seen."""
+        watched_s = time.monotonic() - self.began_s
+        if watched_s > HZ_OVER_S and self.looks < watched_s * MIN_HZ:
+            yield f"O5: looked {self.looks} times in {watched_s:.1f} s, too seldom to say anything"
+        kinds = [(False, "trainer"), *([(True, "fork")] if self._is_forked else [])]
+        for run in self._runs():
+            told = [event["mono_s"] for event in events(run, "step") if event["mono_s"] >= self.began_s]
+            if not told or not events(run, "launched") or told[-1] - told[0] < SEEN_AFTER_S:
+                continue
+            for is_fork, name in kinds:
+                if (run.name, is_fork) not in self._seen:
+                    yield f"O5: nobody has seen the {name} of {run.name}, which trained {told[-1] - told[0]:.1f} s"
 
     def _hands(self) -> Iterator[str]:
         """O10."""
@@ -343,22 +393,6 @@ class Oracle:
         return {self.runs_dir.name}
 
 
-def trainers() -> Iterator[tuple[int, str]]:
-    """Yield (pid, run token) of each live process that leads a session of its own and carries a token: a trainer."""
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
-        pid = int(name)
-        with contextlib.suppress(OSError):
-            if os.getsid(pid) != pid:
-                continue
-            environment = Path(f"/proc/{pid}/environ").read_bytes()
-            at = environment.find(TOKEN)
-            state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
-            if at >= 0 and state not in (b"Z", b"X"):
-                yield pid, environment[at + len(TOKEN) :].partition(b"\0")[0].decode()
-
-
 def _inventory(folder: Path) -> dict[str, tuple[int, int]]:
     """Return relative path -> (size, mtime) of each file below a folder."""
     found = {}
@@ -369,6 +403,14 @@ def _inventory(folder: Path) -> dict[str, tuple[int, int]]:
                 shape = os.lstat(path)
                 found[str(path.relative_to(folder))] = (shape.st_size, shape.st_mtime_ns)
     return found
+
+
+def _status(run: Path) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError):
+        path = run / "status.json"
+        found = json.loads(path.read_bytes()[:65_536]) if stat.S_ISREG(os.lstat(path).st_mode) else None
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def _config(run: Path) -> dict[str, Any]:

@@ -11,16 +11,26 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from conftest import wait_until
-from faults.oracle import HZ, Oracle, trainers
+from faults.live_trainers import trainers
+from faults.oracle import HZ, HZ_OVER_S, SEEN_AFTER_S, Oracle
 from resumekit.basics import journal
 from resumekit.proving import manifest
 from toy_trainer import write_checkpoint
 
+SLEEP = "import time; time.sleep(600)"
+# As a trainer with a worker.
+FORK = """import os, time
+parent = os.getpid()
+if os.fork():
+    time.sleep(600)
+while os.getppid() == parent:
+    time.sleep(0.02)
+"""
 PARENT, CHILD = "T-1_toy_20261123-0100", "T-1_toy_resume@20_20261123-0200"
 
 
@@ -84,7 +94,7 @@ def trainer_of(*run_ids: str) -> Iterator[None]:
     """Live processes that lead a session of their own and carry these runs' tokens."""
     started = [
         subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", "import time; time.sleep(600)"], start_new_session=True,
+            [sys.executable, "-I", "-S", "-c", SLEEP], start_new_session=True,
             env={"RESUMEKIT_RUN_TOKEN": f"token of {run_id}"},
         )
         for run_id in run_ids
@@ -99,9 +109,24 @@ def trainer_of(*run_ids: str) -> Iterator[None]:
             process.wait()
 
 
-def found(runs: Path, breaks: Callable[[Path], Any] = lambda runs: None, **more: Any) -> str:
-    """Return what an oracle says that looks before and after `breaks`, the child's trainer being alive."""
-    with trainer_of(CHILD):
+@contextlib.contextmanager
+def fork_of(runs: Path, *run_ids: str) -> Iterator[None]:
+    """Live processes as a warm server's forks are: neither session nor token of their own, known by their log."""
+    with contextlib.ExitStack() as stack:
+        for run_id in run_ids:
+            log = stack.enter_context((runs / run_id / "logs" / "output.log").open("ab"))
+            started = subprocess.Popen([sys.executable, "-I", "-S", "-c", FORK], stdout=log, env={})
+            stack.callback(started.wait)
+            stack.callback(started.kill)
+        yield
+
+
+def found(
+    runs: Path, breaks: Callable[[Path], Any] = lambda runs: None, *, leaders: tuple[str, ...] = (CHILD,),
+    forks: tuple[str, ...] = (), **more: Any,
+) -> str:  # fmt: skip
+    """Return what an oracle says that looks before and after `breaks`, while these runs have a trainer."""
+    with trainer_of(*leaders), fork_of(runs, *forks):
         oracle = Oracle(runs, **more)
         oracle.look()
         breaks(runs)
@@ -129,11 +154,54 @@ def test_a_night_as_it_should_be_is_clean_and_was_looked_at(runs: Path) -> None:
 
 
 SAVED = Path(PARENT) / "checkpoints" / "hrm_arc_step_20.pt"
-BROKEN: dict[str, tuple[str, Callable[[Path], Any]]] = {
-    "a checkpoint altered": ("O1", lambda runs: (runs / SAVED).write_bytes(b"x")),
-    "a checkpoint gone": ("O1", lambda runs: (runs / SAVED).unlink()),
-    "a pinned one pruned": (
-        "O1",
+
+
+class Break(NamedTuple):
+    """One invariant broken on purpose.
+
+    Args:
+        says: how the line begins that the oracle must have for it.
+        breaks: what is done in the runs folder.
+        is_before: it is done before the oracle has looked: what is written once is read once.
+        found: more for `found`.
+    """
+
+    says: str
+    breaks: Callable[[Path], Any] = lambda runs: None
+    is_before: bool = False
+    found: dict[str, Any] = {}  # noqa: RUF012 - nobody changes it
+
+
+def train(run: Path, begun: int = 21) -> None:
+    """Tell steps for as long as who trains must have been seen."""
+    tell(run, "step", step=begun, loss=0.5)
+    time.sleep(SEEN_AFTER_S)
+    tell(run, "step", step=begun + 1, loss=0.5)
+
+
+def give_up(run: Path, aborts: int = 1, recoveries: int = 1, state: str = "needs_attention") -> None:
+    """End a run as one that a person has to look at."""
+    for _ in range(aborts):
+        tell(run, "abort", cause="died", evidence="by signal 9")
+    for _ in range(recoveries):
+        tell(run, "recovery", parent_run_id=run.name, child_run_id=None, step=21, outcome="needs_attention")
+    (run / "status.json").write_text(json.dumps({"run_id": run.name, "state": state}))
+
+
+def journal_of(runs: Path, name: str) -> Path:
+    return runs / name / "journal.jsonl"
+
+
+def without(path: Path, word: str) -> None:
+    """Take the lines with a word out of a file."""
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if word not in line))
+
+
+BROKEN: dict[str, Break] = {
+    "a checkpoint altered": Break("O1: ", lambda runs: (runs / SAVED).write_bytes(b"x")),
+    "a checkpoint gone": Break("O1: ", lambda runs: (runs / SAVED).unlink()),
+    "a pinned one pruned": Break(
+        "O1: ",
         lambda runs: [
             (runs / PARENT / "claims").mkdir(),
             (runs / PARENT / "claims" / "pin_10_x.json").touch(),
@@ -141,48 +209,101 @@ BROKEN: dict[str, tuple[str, Callable[[Path], Any]]] = {
             (runs / PARENT / "checkpoints" / "hrm_arc_step_10.pt").unlink(),
         ],
     ),
-    "no manifest": ("O2", lambda runs: (runs / f"{SAVED}.json").unlink()),
-    "not finite": ("O2", lambda runs: rewrite_manifest(runs / SAVED, finite=False)),
-    "taken from behind the first bad step, by its record": (
-        "O2",
+    "no manifest": Break("O2: ", lambda runs: (runs / f"{SAVED}.json").unlink()),
+    "not finite": Break("O2: ", lambda runs: rewrite_manifest(runs / SAVED, finite=False)),
+    "taken from behind the first bad step, by its record": Break(
+        "O2: ",
         lambda runs: rewrite(
             runs / CHILD / "run.json", lambda it: it["recovery"].update(cause="nonfinite", first_bad_step=15)
         ),
+        is_before=True,
     ),
-    "a newer one was there": ("O3", lambda runs: checkpoint(runs / PARENT, 24)),
-    "another first step than its record's": (
-        "O3",
+    "a newer one was there": Break("O3: ", lambda runs: checkpoint(runs / PARENT, 24)),
+    "another first step than its record's": Break(
+        "O3: ",
         lambda runs: rewrite(runs / CHILD / "run.json", lambda it: it.update(parent_step=19)),
+        is_before=True,
     ),
-    "back in its own journal": ("O3", lambda runs: tell(runs / CHILD, "step", step=21)),
-    "half a status": ("O4", lambda runs: (runs / CHILD / "status.json").write_text('{"run_id": ')),
-    "another's status": ("O4", lambda runs: (runs / CHILD / "status.json").write_text('{"run_id": "x"}')),
-    "a parent's config changed": ("O7", lambda runs: (runs / PARENT / "config.yaml").write_text("a: 1")),
-    "a parent's log changed": ("O7", lambda runs: (runs / PARENT / "logs" / "output.log").write_text("x")),
-    "a file beside runs/": ("O7", lambda runs: (runs.parent / "mine").touch()),
-    "the canary": ("O8", lambda runs: (runs / "pwned").touch()),
-    "two abort events": ("O9", lambda runs: tell(runs / PARENT, "abort", cause="died", evidence="")),
-    "two recovery events": (
-        "O9",
+    "back in its own journal": Break("O3: ", lambda runs: tell(runs / CHILD, "step", step=21)),
+    "half a status": Break("O4: ", lambda runs: (runs / CHILD / "status.json").write_text('{"run_id": ')),
+    "another's status": Break("O4: ", lambda runs: (runs / CHILD / "status.json").write_text('{"run_id": "x"}')),
+    "two sessions with one run's token": Break("O5: two trainers at once", found={"leaders": (CHILD, CHILD)}),
+    "two forks behind one client": Break("O5: two trainers at once", found={"forks": (CHILD, CHILD)}),
+    "the parent's fork trains on, its client gone": Break("O5: two trainers at once", found={"forks": (PARENT, CHILD)}),
+    "nobody was seen to train": Break(
+        "O5: nobody has seen the trainer", lambda runs: train(runs / CHILD), found={"leaders": ()}
+    ),
+    "only a client was seen, where a fork trains": Break(
+        "O5: nobody has seen the fork", lambda runs: train(runs / CHILD), found={"is_forked": True}
+    ),
+    "a parent's config changed": Break("O7: ", lambda runs: (runs / PARENT / "config.yaml").write_text("a: 1")),
+    "a parent's log changed": Break("O7: ", lambda runs: (runs / PARENT / "logs" / "output.log").write_text("x")),
+    "a file beside runs/": Break("O7: ", lambda runs: (runs.parent / "mine").touch()),
+    "the canary": Break("O8: ", lambda runs: (runs / "pwned").touch()),
+    "two abort events": Break("O9: ", lambda runs: tell(runs / PARENT, "abort", cause="died", evidence="")),
+    "two recovery events": Break(
+        "O9: ",
         lambda runs: tell(runs / PARENT, "recovery", parent_run_id=PARENT, child_run_id=CHILD, step=20),
     ),
-    "a cause that is no class": (
-        "O9",
-        lambda runs: (runs / PARENT / "journal.jsonl").write_text(
-            (runs / PARENT / "journal.jsonl").read_text().replace('"died"', '"bad luck"')
+    "a cause that is no class": Break(
+        "O9: ",
+        lambda runs: journal_of(runs, PARENT).write_text(
+            journal_of(runs, PARENT).read_text().replace('"died"', '"bad luck"')
         ),
     ),
+    "taken up without an abort event": Break(
+        "O9: 0 abort events", lambda runs: without(journal_of(runs, PARENT), '"abort"')
+    ),
+    "taken up by one that never began, without an abort event": Break(
+        "O9: 0 abort events",
+        lambda runs: (
+            without(journal_of(runs, PARENT), '"abort"'),
+            without(journal_of(runs, CHILD), '"launched"'),
+        ),
+    ),
+    "taken up, and its parent does not say so": Break(
+        "O9: 0 recovery events", lambda runs: without(journal_of(runs, PARENT), '"recovery"')
+    ),
+    "given up without an abort event": Break("O9: 0 abort events", lambda runs: give_up(runs / CHILD, aborts=0)),
+    "given up with two": Break("O9: 2 abort events", lambda runs: give_up(runs / CHILD, aborts=2)),
+    "given up twice": Break("O9: 2 recovery events", lambda runs: give_up(runs / CHILD, recoveries=2)),
+    "given up, and only its status says so": Break("O9: ", lambda runs: give_up(runs / CHILD, recoveries=0)),
+    "given up, and its status does not say so": Break("O9: ", lambda runs: give_up(runs / CHILD, state="failed")),
 }
 
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_each_invariant_broken_on_purpose_turns_it_red(runs: Path, name: str) -> None:
-    number, breaks = BROKEN[name]
-    if "record" in name:  # it is written once, and read once
+    says, breaks, is_before, more = BROKEN[name]
+    if is_before:
         breaks(runs)
-        assert f"{number}: " in found(runs)
+        assert said(found(runs, **more), says)
     else:
-        assert f"{number}: " in found(runs, breaks)
+        assert said(found(runs, breaks, **more), says)
+
+
+def said(text: str, begin: str) -> bool:
+    return any(line.startswith(begin) for line in text.splitlines())
+
+
+def test_who_trains_and_is_seen_is_no_fault(runs: Path) -> None:
+    """Client and fork are one trainer, and what a fork has started is no other one."""
+    with trainer_of(CHILD), fork_of(runs, CHILD), Oracle(runs, is_forked=True) as oracle:
+        wait_until(lambda: oracle.looks > 2, "it looks")
+        train(runs / CHILD, 22)
+        oracle.check()
+    assert oracle.most_at_once == 1
+
+
+def test_a_run_that_is_given_up_with_its_two_events_is_no_fault(runs: Path) -> None:
+    assert found(runs, lambda runs: give_up(runs / CHILD)) == ""
+
+
+def test_an_oracle_that_looked_too_seldom_is_red(runs: Path) -> None:
+    oracle = Oracle(runs)
+    oracle.look()
+    oracle.began_s -= HZ_OVER_S + 1
+    assert said("\n".join(oracle.faults()), "O5: looked 1 times")
 
 
 def test_what_pruning_may_remove_is_no_fault(runs: Path) -> None:
