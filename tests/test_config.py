@@ -445,8 +445,8 @@ def test_a_word_that_readers_disagree_about_is_refused_by_what_its_key_takes(
         ("recover: {enabled: yes}\n", "'recover.enabled' is 'yes' and must be true or false ({}, line 1)"),
         (
             "experiments:\n  A:\n    abort:\n      hang_minutes: .nan\n",
-            "'experiments.A.abort.hang_minutes' is '.nan' (it looks like a number that is not finite) and must be a number"
-            " above 0 ({}, line 4)",
+            "'experiments.A.abort.hang_minutes' is '.nan' (it looks like a number that is not finite) and must be"
+            " a number above 0 ({}, line 4)",
         ),
         ("training: {amp: off}\n", "or put it in quotes"),
         ("recover: {enabled: true, on: 3}\n", "'on' is true or false to some YAML readers"),

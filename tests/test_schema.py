@@ -122,7 +122,8 @@ def test_the_valid_examples_resolve(path: Path) -> None:
         ),
         (
             "invalid-unused-experiment.yaml",
-            "'experiments.EXP-02.training.seed' is 'many', a text, and must be a whole number of at least 0 ({}, line 5)",
+            "'experiments.EXP-02.training.seed' is 'many', a text, and must be a whole number of at least 0"
+            " ({}, line 5)",
         ),
         ("invalid-range.yaml", "'checkpoint.keep_last' is '1' and must be at least 2 ({}, line 3)"),
         (

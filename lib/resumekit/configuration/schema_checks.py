@@ -61,9 +61,9 @@ def empty_value(path: tuple[str, ...], schema: Schema) -> str | None:
     """Say of a key that is given no value at all what it takes; None where nothing is a value of it."""
     node = schema.leaves.get(".".join(path), {})
     types = types_of(node)
-    return (
-        None if not types or {"null", "string"} & set(types) else f"{_dotted(path)} is empty and must be {_takes(node)}"
-    )
+    if not types or {"null", "string"} & set(types):
+        return None
+    return f"{_dotted(path)} is empty and must be {_takes(node)}"
 
 
 def _walk(value: Any, node: Node, tree: Node, path: tuple[str, ...]) -> Iterator[Problem]:
@@ -169,11 +169,15 @@ def _takes(node: Node) -> str:
     """Return what a key takes: 'a number above 0 and below 1 or null'."""
     kinds = []
     for kind in types_of(node):
-        limits = [f"{word} {node[rule]}" for rule, word in _LIMITS.items() if abs(node.get(rule, _ENDLESS)) < _ENDLESS]
+        limits = [f"{word} {node[rule]}" for rule, word in _LIMITS.items() if _is_near(node.get(rule))]
         of = " of" if limits and limits[0].startswith("at ") else ""
         is_limited = limits and kind in ("integer", "number")
         kinds.append(f"{_KINDS[kind]}{of} {' and '.join(limits)}" if is_limited else _KINDS[kind])
     return " or ".join(kinds)
+
+
+def _is_near(limit: Any) -> bool:
+    return type(limit) in (int, float) and abs(limit) < _ENDLESS
 
 
 def _number_as_typed(value: Any) -> str:
