@@ -481,18 +481,6 @@ def test_a_value_of_trainer_env_that_is_not_here_is_asked_for(recovered: Kit):
     assert recovered.run_dirs() == [run]
 
 
-def test_a_notifier_that_has_gone_meanwhile_keeps_no_run_from_going_on(recovered: Kit):
-    mailer = recovered.folder / "mailer"
-    mailer.symlink_to("/bin/cat")
-    configure(recovered, notify={"command": [str(mailer)]})
-    recovered("run", "T-1", "--detach")
-    first = recovered.started()
-    wait_until(lambda: reached(first, 17), "step 17")
-    mailer.unlink()
-    kill_trainer(first)
-    over(recovered, recovered.started(2), "finished")
-
-
 def test_a_notify_command_that_fails_is_written_down(recovered: Kit):
     configure(
         recovered, "--at", "1", "raise", recover={"max_attempts": 1}, notify={"command": ["false"]},
