@@ -17,6 +17,9 @@ ifndef RESUMEKIT_DIR
 RESUMEKIT_DIR := $(patsubst %/,%,$(dir $(lastword $(MAKEFILE_LIST))))
 endif
 
+# What `make` alone does stays the lab's: the first target of ours is not to become it. Set back at the end of the file.
+RESUMEKIT_GOAL := $(.DEFAULT_GOAL)
+
 # Spaces before a comment on its line would become part of it.
 RESUMEKIT_PREFIX := $(strip $(RESUMEKIT_PREFIX))
 RESUMEKIT_WORDS := EXP EVERY OBSERVE NAME SET NOTES STEP FROM CONFIG RUNS ARGS FRESH BEST ACCEPT DRY_RUN DETACH YES
@@ -37,6 +40,8 @@ endef
 $(foreach word,$(RESUMEKIT_WORDS),$(eval $(call resumekit_take,$(word))))
 
 $(RESUMEKIT_TARGETS): export RESUMEKIT_MAKE_DIR := $(RESUMEKIT_DIR)
+# For a sentence that names another target.
+$(addprefix $(RESUMEKIT_PREFIX),$(RESUMEKIT_NIGHT)): export RESUMEKIT_MAKE_PREFIX := $(RESUMEKIT_PREFIX)
 $(RESUMEKIT_TARGETS): SHELL := /bin/sh
 $(RESUMEKIT_TARGETS): .SHELLFLAGS := -c
 
@@ -95,3 +100,5 @@ $(RESUMEKIT_PREFIX)install-systemd: ## the same with two systemd user units; sho
 
 $(RESUMEKIT_PREFIX)uninstall-systemd: ## stop that timer and remove the units
 	@$(call resumekit_call,lib/watch_installer,--uninstall-systemd)
+
+.DEFAULT_GOAL := $(RESUMEKIT_GOAL)

@@ -112,6 +112,22 @@ def test_a_comment_behind_the_prefix_is_not_part_of_it(tmp_path: Path):
     assert "echo theirs" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("makefile", "goal"),
+    [
+        ("include {mk}\nlabs:\n\t@echo $@\nother:\n", "labs"),
+        ("labs:\n\t@echo $@\ninclude {mk}\nother:\n", "labs"),
+        (".DEFAULT_GOAL := labs\ninclude {mk}\nother:\nlabs:\n\t@echo $@\n", "labs"),
+        ("RESUMEKIT_PREFIX := kit-\ninclude {mk}\nrun:\n\t@echo $@\n", "run"),
+    ],
+)
+def test_what_make_alone_does_stays_the_labs(makefile: str, goal: str, tmp_path: Path):
+    mk = Path(__file__).resolve().parent.parent / "resumekit.mk"
+    (tmp_path / "Makefile").write_text(makefile.format(mk=mk))
+    done = subprocess.run(["make"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"{goal}\n"), done.stderr
+
+
 def test_merged_into_the_root_of_a_lab_that_has_no_such_folders(tmp_path: Path):
     folder = tmp_path / "merged lab"
     copy_kit(folder)

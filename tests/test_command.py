@@ -73,6 +73,29 @@ def test_the_program_is_looked_for_before_anything_is_started(tmp_path: Path):
     command.check_program(["./run.py"], tmp_path, "/usr/bin:/bin")
 
 
+@pytest.mark.parametrize(
+    ("argv", "advice"),
+    [
+        (["nosuchprogram"], "mend it, or write null"),
+        ([""], "mend it, or write null"),
+        (["./tell.sh"], "mend it, or write null"),
+        (["cat -n x"], "write each word by itself, [cat, -n, x]"),
+        (["no such", "x"], "mend it, or write null"),
+    ],
+)
+def test_a_notifier_that_cannot_run_is_named_with_what_to_do(argv: list[str], advice: str, tmp_path: Path):
+    with pytest.raises(InvalidFile, match=r"notify\.command") as refused:
+        command.check_notifier(argv, tmp_path, "/usr/bin:/bin")
+    assert f"'{argv[0]}'" in str(refused.value) and str(refused.value).endswith(advice)
+
+
+def test_a_notifier_is_looked_for_from_the_root_and_on_the_path(tmp_path: Path):
+    (tmp_path / "tell.sh").write_text("#!/bin/sh\n")
+    (tmp_path / "tell.sh").chmod(0o755)
+    for argv in (None, ["cat", "-n"], ["./tell.sh"], [str(tmp_path / "tell.sh"), "x"]):
+        command.check_notifier(argv, tmp_path, "/usr/bin:/bin")
+
+
 def test_the_script_runs_the_same_when_it_is_pasted(weird_tmp_path: Path):
     argv = ["sh", "-c", 'printf "<%s>" "$@" "$PWD" "$MARK"; exit 7', "-", "it's", "a\nb", "$(x)", "-n", "ä", ""]
     script = command.as_script(argv, weird_tmp_path, {"MARK": "'\"\n"}, "R")

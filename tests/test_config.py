@@ -292,11 +292,45 @@ def test_a_text_with_newline_colon_hash_or_quote_is_taken_as_typed(value: str) -
         ("lr=1", UsageError, "may mean trainer.log_patterns.lr or optimizer.lr or swa.lr"),
         ("enabled=true", UsageError, "may mean ema.enabled or swa.enabled or recover.enabled"),
         ("experiments.A.training.seed=1", UsageError, "an entry of experiments"),
-        ("seed=many", InvalidFile, "'training.seed' is 'many', a text, and must be a whole number (--set 'seed=many')"),
+        (
+            "seed=many",
+            InvalidFile,
+            "'training.seed' is 'many', a text, and must be a whole number of at least 0 (--set 'seed=many')",
+        ),
         ("training.seed=1.5", InvalidFile, "must be a whole number"),
         ("training.seed=1_000", InvalidFile, "'1_000'"),
         ("training.seed=[1", InvalidFile, "not YAML"),
-        ("training.seed=", InvalidFile, "is 'null', null, and must be a whole number"),
+        ("training.seed=", InvalidFile, "is empty and must be a whole number of at least 0 (--set 'training.seed=')"),
+        ("training.seed=null", InvalidFile, "'training.seed' is null and must be a whole number of at least 0"),
+        (
+            "abort.eval_minutes=off",
+            InvalidFile,
+            "is 'off' and must be a number above 0 (--set 'abort.eval_minutes=off')",
+        ),
+        (
+            "abort.divergence=off",
+            InvalidFile,
+            "is 'off' and must be a number above 1 or null; write null to switch it off",
+        ),
+        ("abort.divergence=on", InvalidFile, "is 'on' and must be a number above 1 or null (--set"),
+        ("abort.hang_minutes=.inf", InvalidFile, "'abort.hang_minutes' is '.inf' (it looks like a number that is not"),
+        (
+            "recover.lr_factor=012",
+            InvalidFile,
+            "(a leading zero is octal to some YAML readers) and must be a number above 0 and",
+        ),
+        ("recover.enabled=no", InvalidFile, "'recover.enabled' is 'no' and must be true or false (--set"),
+        ("optimizer.betas=[0.9, off]", InvalidFile, "write true or false, or put it in quotes"),
+        ("abort.throughput_drop=50", InvalidFile, "'abort.throughput_drop' is '50' and must be below 1"),
+        (
+            "recover.retries=3",
+            InvalidFile,
+            "there is no key 'recover.retries' (--set 'recover.retries=3'); known are recover.",
+        ),
+        ("recover.attempts=3", InvalidFile, "the nearest known is 'recover.max_attempts'"),
+        ("recover.batch_size=3", InvalidFile, "the nearest known is 'training.batch_size'"),
+        ("batch=4", InvalidFile, "the nearest known is 'batch_size'"),
+        ("zzz=4", InvalidFile, "there is no key 'zzz' (--set 'zzz=4')"),
         ("seeed=1", InvalidFile, "there is no key 'seeed' (--set 'seeed=1'); the nearest known is 'seed'"),
         ("training.seeed=1", InvalidFile, "the nearest known is 'training.seed'"),
         ("trainin.seed=1", InvalidFile, "the nearest known is 'training.seed'"),
@@ -377,14 +411,55 @@ def test_a_resolved_config_from_somewhere_else_is_checked_before_it_is_used() ->
             ["oom_set=[batch_size=0]"],
             "abort.oom_set holds what --set would refuse: 'training.batch_size' is '0' and must be at least 1",
         ),
-        (["oom_set=[batch_size]"], "abort.oom_set holds what --set would refuse: 'batch_size' (--set) has no '='"),
+        (["oom_set=[batch_size]"], "abort.oom_set holds what --set would refuse: 'batch_size' (item) has no '='"),
     ],
 )
 def test_settings_that_do_not_fit_together_are_refused_with_the_rule(overrides: list[str], says: str) -> None:
     with pytest.raises(InvalidFile) as caught:
         resolve(BASE, None, *overrides)
     assert says in str(caught.value)
-    assert str(caught.value).endswith("('c.yaml')")
+    assert str(caught.value).endswith(tuple(f"(--set '{setting}')" for setting in overrides)), "where it came from"
+
+
+def test_a_broken_rule_says_whether_it_came_from_the_file_or_from_a_setting() -> None:
+    cases = (
+        ("abort: {oom_set: [batch=4]}\n", ["seed=1"], "there is no key 'batch' (item 'batch=4')", "('c.yaml')"),
+        ("schedule: {warmup_steps: 9}\n", ["training.max_steps=5"], "", "(--set 'training.max_steps=5')"),
+        ("training: {max_steps: 5}\n", ["seed=1", "warmup_steps=9"], "", "(--set 'warmup_steps=9')"),
+        ("", ["abort={oom_set: [batch=4]}", "seed=1"], "item 'batch=4'", "(--set 'abort={oom_set: [batch=4]}')"),
+    )
+    for text, overrides, says, origin in cases:
+        with pytest.raises(InvalidFile) as caught:
+            resolve(BASE + text, None, *overrides)
+        assert says in str(caught.value) and str(caught.value).endswith(f" {origin}")
+        assert str(caught.value).count("(--set") + str(caught.value).count("c.yaml") == 1
+
+
+@pytest.mark.parametrize("reader", ["pyyaml", "subset"])
+def test_a_word_that_readers_disagree_about_is_refused_by_what_its_key_takes(
+    reader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(yaml_reader, "_has_pyyaml", lambda: reader == "pyyaml")
+    cases = (
+        ("abort:\n  eval_minutes: off\n", "'abort.eval_minutes' is 'off' and must be a number above 0 ({}, line 2)"),
+        ("recover: {enabled: yes}\n", "'recover.enabled' is 'yes' and must be true or false ({}, line 1)"),
+        (
+            "experiments:\n  A:\n    abort:\n      hang_minutes: .nan\n",
+            "'experiments.A.abort.hang_minutes' is '.nan' (it looks like a number that is not finite) and must be"
+            " a number above 0 ({}, line 4)",
+        ),
+        ("training: {amp: off}\n", "or put it in quotes"),
+        ("recover: {enabled: true, on: 3}\n", "'on' is true or false to some YAML readers"),
+        ("optimizer: {betas: [0.9, off]}\n", "'off' is true or false to some YAML readers"),
+        ("nothing: {like: off}\n", "'off' is true or false to some YAML readers"),
+        ("x-mine: off\n", "'off' is true or false to some YAML readers"),
+    )
+    path = tmp_path / "c.yaml"
+    for text, says in cases:
+        path.write_text(text)
+        with pytest.raises(InvalidFile) as caught:
+            config.load_config(path)
+        assert says.format(f"'{path}'") in str(caught.value)
 
 
 @pytest.mark.parametrize(

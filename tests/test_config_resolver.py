@@ -102,7 +102,7 @@ def test_a_labs_own_keys_are_known_where_its_schema_is_named(tmp_path: Path) -> 
         (
             ["--logdir", "x", "--set", "seed=x"],
             4,
-            "'training.seed' is 'x', a text, and must be a whole number (--set 'seed=x')",
+            "'training.seed' is 'x', a text, and must be a whole number of at least 0 (--set 'seed=x')",
         ),
         (
             ["--logdir", "x", "--config", "none.yaml"],

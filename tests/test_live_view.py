@@ -197,7 +197,9 @@ def test_it_draws_anew_by_itself_and_when_the_window_changes(terminal: Terminal)
     terminal.until(b"\x1b[H")
     assert time.monotonic() - before < live_view.EVERY_S
     lines = terminal.seen.replace(b"\x1b[H", b"").split(b"\x1b[J")[0].split(b"\r\n")
-    assert len(lines) <= 2 and all(len(line.replace(b"\x1b[K", b"").strip()) <= 30 for line in lines)
+    texts = [line.replace(b"\x1b[K", b"").strip().decode() for line in lines]
+    assert len(texts) <= 2 and all(len(text) <= 30 for text in texts)
+    assert len(texts[0]) == 30 and texts[0].endswith("…"), "what was cut says so"
 
 
 def test_ctrl_z_gives_the_terminal_back_too(terminal: Terminal):

@@ -171,12 +171,16 @@ def test_a_machine_without_cron_is_one_sentence_and_127(lab: Lab, tmp_path: Path
     (tmp_path / "tools").mkdir()
     for tool in ("bash", "readlink", "env", "sh"):
         (tmp_path / "tools" / tool).symlink_to(str(shutil.which(tool)))
+    env = {**lab.env, "PATH": str(tmp_path / "tools")}
     words = [str(lab.folder / "resumekit/lib/watch_installer.sh"), "--install-cron", "--yes"]
-    done = subprocess.run(words, env={**lab.env, "PATH": str(tmp_path / "tools")}, capture_output=True, text=True)
+    done = subprocess.run(words, env=env, capture_output=True, text=True)
     assert done.returncode == 127
     assert done.stderr == (
-        "watch_installer.sh: there is no 'crontab' on this machine: install cron, or use install-systemd\n"
+        "watch_installer.sh: there is no 'crontab' on this machine: install cron, or use 'make install-systemd'\n"
     )
+    words = [str(shutil.which("make")), "kit-install-cron", "YES=1"]
+    done = subprocess.run(words, cwd=lab.folder, env=env, capture_output=True, text=True)
+    assert "or use 'make kit-install-systemd'\n" in done.stderr, "as it is to be typed in this lab"
 
 
 @pytest.mark.parametrize("name", ["two\nlines", "back\\slash", "bell\a", "not utf \udcff"])

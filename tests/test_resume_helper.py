@@ -90,6 +90,52 @@ def test_step_best_and_pattern_choose_otherwise(tmp_path: Path) -> None:
     assert door("--ckpt_dir", tmp_path, "--dry-run", "--pattern", "net-{step}.ckpt").stdout.endswith("net-7.ckpt\n")
 
 
+def test_the_files_of_a_run_are_known_by_the_names_in_its_config(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "EXP-01_baseline_20261122-2237" / "kept" / "models"
+    save_plain(folder, 10).rename(folder / "model_10.pt")
+    shutil.copy(folder / "model_10.pt", folder / "top.pt")
+    config = {
+        "paths": {"checkpoints": "kept/models"},
+        "checkpoint": {"pattern": "model_{step}.pt", "best_pattern": "top.pt"},
+    }
+    resolved = folder.parent.parent / "resolved_config.json"
+    resolved.write_text(json.dumps(config))
+    assert door("--ckpt_dir", folder, "--dry-run").stdout == f"{folder / 'model_10.pt'}\n"
+    assert door("--ckpt_dir", folder, "--dry-run", "--best").stdout == f"{folder / 'top.pt'}\n"
+    assert door("--ckpt_dir", "models", "--dry-run", cwd=folder.parent).stdout == "models/model_10.pt\n"
+    assert door("--ckpt_dir", folder, "--dry-run", "--pattern", "x_{step}.pt").returncode == 3
+    hostile = ({}, [], {"paths": {"checkpoints": 3}}, {**config, "checkpoint": []}, {"paths": {"checkpoints": "\0"}})
+    for content in (
+        *hostile,
+        {**config, "paths": {"checkpoints": "kept"}},
+        {**config, "checkpoint": {"pattern": "/x"}},
+    ):
+        resolved.write_text(json.dumps(content))
+        done = door("--ckpt_dir", folder, "--dry-run")
+        assert done.returncode == 3 and "hrm_arc_step_<step>.pt" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_files_of_other_names_are_shown_with_the_option_that_finds_them(tmp_path: Path) -> None:
+    for name in ("model_20.pt", "model_9.pt", "model_9.pt.json", ".model_3.pt.tmp", "best.pt"):
+        (tmp_path / name).write_text("{}")
+    done = door("--ckpt_dir", tmp_path, "--dry-run")
+    assert (done.returncode, done.stderr) == (
+        3,
+        f"resume_helper.py: no file named hrm_arc_step_<step>.pt in '{tmp_path}' (3 others: best.pt, model_9.pt, "
+        "model_20.pt): give --pattern 'model_{step}.pt'\n",
+    )
+    assert (
+        "no checkpoint found"
+        in door("--ckpt_dir", tmp_path, "--dry-run", "--pattern", "model_{step}.pt", "--step", 7).stderr
+    )
+    assert "give --best-pattern" in door("--ckpt_dir", tmp_path, "--dry-run", "--best").stderr
+    assert "'model_*.pt' has no {step}" in door("--ckpt_dir", tmp_path, "--dry-run", "--pattern", "model_*.pt").stderr
+    done = door("--ckpt_dir", tmp_path / "nowhere", "--dry-run")
+    assert (done.returncode, done.stderr) == (
+        3, f"resume_helper.py: '{tmp_path / 'nowhere'}' cannot be read: No such file or directory\n",
+    )  # fmt: skip
+
+
 def test_names_with_control_characters_do_not_reach_the_terminal_and_run_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "a b'c\n$(touch canary)"
     save_steps(folder, 10)

@@ -202,6 +202,15 @@ def test_a_missing_program_is_refused_before_anything_is_made(kit: Kit):
     assert not kit.runs.exists()
 
 
+def test_a_notifier_that_is_not_there_is_refused_at_the_start_and_leaves_nothing(kit: Kit) -> None:
+    kit.config(notify={"command": ["no-such-mailer"]})
+    for more in ((), ("--dry-run",)):
+        said = kit("run", "T-1", *more, code=4).stderr
+        assert "the program 'no-such-mailer' is not there or not executable (notify.command" in said
+    assert kit.run_dirs() == []
+    kit("run", "T-1", "--set", "notify.command=null")
+
+
 @pytest.mark.fault("H8", by="preflight: the folder is looked at")
 @pytest.mark.parametrize("kind", ["a file", "a dangling link"])
 def test_a_runs_folder_that_is_none_is_refused_with_its_path(kit: Kit, kind: str):

@@ -36,10 +36,25 @@ def test_the_tree_shows_state_step_and_parent_and_touches_nothing(kit: Kit):
         branch.name,
         other.name,
     ]
-    assert [line.startswith("└ ") for line in lines] == [False, True, True, False]
+    assert [line[:2] for line in lines] == ["T-", "├ ", "└ ", "T-"]
     assert "failed" in lines[0] and "step 12/20" in lines[0] and "exit 137" in lines[0]
     assert "finished" in lines[1] and "step 20/20" in lines[1]
     assert "branch" in lines[2] and "failed" in lines[2]
+
+
+@pytest.mark.parametrize(
+    ("depths", "drawn"),
+    [
+        ([], []),
+        ([0, 0], ["", ""]),
+        ([0, 1, 2, 1], ["", "├ ", "│ └ ", "└ "]),
+        ([0, 1, 2, 3, 2, 1, 0, 1], ["", "├ ", "│ ├ ", "│ │ └ ", "│ └ ", "└ ", "", "└ "]),
+        ([0, 1, 2, 3, 2], ["", "└ ", "  ├ ", "  │ └ ", "  └ "]),
+        ([0, 2, 1], ["", "│ └ ", "└ "]),
+    ],
+)
+def test_the_branches_of_the_tree_are_drawn_to_the_next_sibling(depths: list[int], drawn: list[str]):
+    assert listing._branches(depths) == drawn
 
 
 def test_one_experiment_or_one_run_with_what_it_came_from_and_what_came_of_it(kit: Kit):

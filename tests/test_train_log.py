@@ -160,6 +160,71 @@ def test_a_loss_that_is_nan_is_found() -> None:
     assert found["loss"] != found["loss"]
 
 
+def loss_in(line: str, pattern: str = "loss ([0-9.]+)") -> str | None:
+    (found,) = log_patterns.found_steps(
+        line.encode() + b"\n", log_patterns.compiled({"step": "step ([0-9]+)", "loss": pattern})
+    )
+    return str(found["loss"]) if "loss" in found else None
+
+
+@pytest.mark.fault("D1", by="log_patterns: a NaN in the number's place is one")
+@pytest.mark.parametrize(
+    ("line", "seen"),
+    [
+        ("step 5 loss nan", "nan"),
+        ("step 5 loss NaN, lr 0.1", "nan"),
+        ("step 5 loss -nan", "nan"),
+        ("step 5 loss inf", "inf"),
+        ("step 5 loss -Infinity", "-inf"),
+        ("step 5 loss 0.3 grad nan", "0.3"),
+        ("step 5 loss 0.3 loss nan", "0.3"),
+        ("step 5 grad nan", None),
+        ("step 5 val loss nan", "nan"),  # as it would take its number
+        ("step 5 val_loss: nan", None),
+        ("step 5 loss information", None),
+        ("step 5 loss nan_count 3", None),
+        ("step 5 loss nanometers", None),
+    ],
+)
+def test_a_nan_is_seen_where_the_number_would_stand(line: str, seen: str | None) -> None:
+    assert loss_in(line) == seen
+
+
+@pytest.mark.parametrize(
+    ("pattern", "line", "seen"),
+    [
+        ("(?:train|val) loss:? ([0-9.]+)", "step 5 val loss: nan", "nan"),
+        ("(?:train|val) loss:? ([0-9.]+)", "step 5 loss: nan", None),
+        ("loss ((?:[0-9]+)(\\.[0-9]+)?)", "step 5 loss nan", "nan"),
+        ("loss(?: of (?:the )?batch)? ([0-9.]+)", "step 5 loss of the batch nan", "nan"),
+        (r"loss \(mean\) ([0-9.]+)", "step 5 loss (mean) nan", "nan"),
+        (r"loss \\([0-9.]+)", "step 5 loss \\nan", "nan"),
+        ("loss[ :=(]+([0-9.]+)", "step 5 loss = (nan)", "nan"),
+        ("loss[](]([0-9.]+)", "step 5 loss(nan)", "nan"),
+        ("loss[^](a-z]([0-9.]+)", "step 5 loss nan", "nan"),
+        (r"loss[\](]([0-9.]+)", "step 5 loss(nan)", "nan"),
+        ("loss (?P<value>[0-9.]+)", "step 5 loss nan", "nan"),
+        ("loss (?=.)([0-9.]+)", "step 5 loss nan", "nan"),
+        ("loss ([0-9.]*)", "step 5 loss nan", "nan"),
+        ("(?i)LOSS ([0-9.]+)", "step 5 loss nan", "nan"),
+        ("loss ([-0-9.naif]+)", "step 5 loss nan", "nan"),
+        # Nothing that must stand before it, so that any "nan" would do; or no pattern up to there.
+        ("([0-9.]+) loss", "step 5 grad nan", None),
+        (".*?([A-Z]+)", "step 5 grad nan", None),
+        ("(?:loss ([0-9.]+)|cost ([0-9.]+))", "step 5 loss nan", None),
+    ],
+)
+def test_the_place_of_the_number_is_what_stands_before_the_first_group(
+    pattern: str, line: str, seen: str | None
+) -> None:
+    assert loss_in(line, pattern) == seen
+
+
+def test_only_a_loss_is_looked_for_where_there_is_no_number() -> None:
+    patterns = log_patterns.compiled({"step": "step ([0-9]+)", "lr": "lr ([0-9.]+)"})
+    assert log_patterns.found_steps(b"step 5 lr nan\nstep nan\n", patterns) == [{"step": 5}]
+
+
 def test_a_pattern_that_is_none_is_left_out() -> None:
     assert list(log_patterns.compiled({"step": "(", "loss": 3, "lr": "lr (.)"})) == ["lr"]
     assert log_patterns.compiled(None) == {}

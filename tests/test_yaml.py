@@ -261,8 +261,8 @@ def test_the_fuzz_would_notice_a_reader_that_differs(monkeypatch: pytest.MonkeyP
         key, quoted, duplicate = yaml_scalars.key, yaml_scalars.quoted, yaml_scalars.duplicate
 
         @staticmethod
-        def plain(text: str, line: int = 1) -> object:
-            return text if "e-" in text else real(text, line)
+        def plain(text: str, line: int = 1, path: tuple[str, ...] | None = None) -> object:
+            return text if "e-" in text else real(text, line, path)
 
     monkeypatch.setattr(yaml_subset, "yaml_scalars", Bent)
     with pytest.raises(AssertionError):

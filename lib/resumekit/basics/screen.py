@@ -57,7 +57,8 @@ class Screen:
     def show(self, lines: Sequence[str]) -> None:
         """Draw the lines over those of before; what does not fit is not shown, control characters neither."""
         size = self._size()
-        shown = [plain(line)[: size.columns or 80] + _TO_END_OF_LINE for line in lines[: size.lines or 24]]
+        width = size.columns or 80
+        shown = [_cut(plain(line), width) + _TO_END_OF_LINE for line in lines[: size.lines or 24]]
         frame = (_HOME + "\r\n".join(shown) + _TO_END_OF_PAGE).encode(sys.stdout.encoding or "utf-8", "replace")
         _write(frame)
 
@@ -109,6 +110,10 @@ class Screen:
             return os.get_terminal_size(sys.stdout.fileno())
         except OSError:
             return os.terminal_size((80, 24))
+
+
+def _cut(line: str, width: int) -> str:
+    return line if len(line) <= width else line[: width - 1] + "…"
 
 
 def _write(data: bytes) -> None:

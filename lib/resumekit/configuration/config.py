@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,12 +56,15 @@ def load_config(path: Path | None = None, lab_schema: Path | None = None) -> Con
         InvalidFile: one of them cannot be read.
     """
     path = path or CONFIG
+    schema = schemas.load(lab_schema)
     try:
         content = files.read_bounded(path, MAX_BYTES)
     except files.UnreadableFile as error:
         raise InvalidFile(f"the config {show(str(path), 400)} cannot be read: {error}") from None
-    document = yaml_reader.load(content, str(path))
-    return ConfigFile(path, document, hashlib.sha256(content).hexdigest(), content, schemas.load(lab_schema))
+    document = yaml_reader.load(
+        content, str(path), refused=lambda fault: schema_checks.refused_word(fault.path, fault, schema)
+    )
+    return ConfigFile(path, document, hashlib.sha256(content).hexdigest(), content, schema)
 
 
 def resolve(
@@ -201,7 +205,8 @@ def _finish(resolved: dict[str, Any], overrides: Sequence[str], schema: Schema, 
     if name is not None and get(resolved, "experiment.name") != name:
         raise UsageError(f"experiment.name is {show(name)} and cannot be set; name another experiment instead")
     for sentence in config_rules.broken(resolved, schema):
-        raise InvalidFile(f"{sentence} ({where})")
+        setting = _setting_in(sentence, parsed, overrides)
+        raise InvalidFile(f"{sentence} ({where if setting is None else f'--set {show(setting)}'})")
     return resolved
 
 
@@ -260,3 +265,12 @@ def _setting_of(path: tuple[str, ...], parsed: list[tuple[tuple[str, ...], Any]]
         if own == path[: len(own)] or path == own[: len(path)]:
             return setting
     return overrides[-1]
+
+
+def _setting_in(sentence: str, parsed: list[tuple[tuple[str, ...], Any]], overrides: Sequence[str]) -> str | None:
+    """Return the `--set` of the first key that a broken rule names, None where all of them stand in the file."""
+    found = []
+    for number, (path, _) in enumerate(parsed):
+        if at := re.search(rf"(?<![\w.-]){re.escape('.'.join(path))}(?![\w-])", sentence):
+            found.append((at.start(), -number))
+    return overrides[-min(found)[1]] if found else None

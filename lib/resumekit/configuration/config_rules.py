@@ -29,7 +29,7 @@ def broken(config: Config, schema: Schema) -> Iterator[str]:
 
 def _oom_set(overrides: list[str], schema: Schema) -> str | None:
     try:
-        nested = settings.nest([settings.parse(setting, schema) for setting in overrides], schema)
+        nested = settings.nest([settings.parse(setting, schema, "item") for setting in overrides], schema)
     except KitError as error:
         return f"abort.oom_set holds what --set would refuse: {error}"
     found = schema_checks.problems(nested, schema) if nested else []

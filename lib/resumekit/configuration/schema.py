@@ -115,12 +115,24 @@ def child(name: str, node: Node) -> Node | None:
 
 def nearest(name: str, known: list[str]) -> str:
     """Return ', nearest known: ...' or the known keys if there are few, for a message about an unknown one."""
+    section, _, own = name.rpartition(".")
+    # In a section that there is only its own part is wrong: compared whole, everything in the section would be near.
+    siblings = [key for key in known if section and key.rpartition(".")[0] == section]
+    elsewhere = [key for key in known if siblings and key.rpartition(".")[2] == own]
+    if close := _near(own, siblings) or next(iter(elsewhere), None) or (None if siblings else _near(name, known)):
+        return f"; the nearest known is {show(close)}"
+    shown = siblings or known
+    return f"; known are {', '.join(shown)}" if len(shown) <= 12 else ""
+
+
+def _near(name: str, known: list[str]) -> str | None:
+    """Return the key that a misspelt or shortened name most likely means; a last part is compared with last parts."""
     import difflib  # only for a message
 
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    if not close and len(known) > 12:
-        return ""
-    return f"; the nearest known is {show(close[0])}" if close else f"; known are {', '.join(known)}"
+    parts = {key if "." in name else key.rpartition(".")[2]: key for key in reversed(known)}
+    begun = [part for part in parts if len(name) > 2 and part.startswith(name)]
+    close = begun or difflib.get_close_matches(name, parts, n=1, cutoff=0.6)
+    return parts[close[0]] if close else None
 
 
 def _leaves(node: Node, path: tuple[str, ...]) -> Iterator[tuple[str, Node]]:

@@ -14,7 +14,7 @@ from typing import Any
 from ..basics.errors import InvalidFile
 from .schema import Node, Schema, child, follow, nearest, types_of
 from .schema_glance import is_surely_valid, is_type
-from .yaml_scalars import show
+from .yaml_scalars import Fault, show
 
 Problem = tuple[tuple[str, ...], str]  # path of the key, what is wrong with what to do
 _MOST_PROBLEMS = 20
@@ -35,14 +35,43 @@ def key_and_type_problems(data: Any, schema: Schema) -> Iterator[Problem]:
     return _walk(data, schema.tree, schema.tree, ())
 
 
+def refused_word(path: tuple[str, ...], fault: Fault, schema: Schema) -> str | None:
+    """Say of a word that YAML readers disagree about what its key takes, if that is none of what it may mean.
+
+    Args:
+        path: the key's.
+        fault: with the word.
+        schema: what it takes.
+    """
+    node: Node | None = schema.tree
+    for part in path:
+        node = child(part, follow(node, schema.tree))
+        if node is None:
+            return None
+    node = follow(node, schema.tree)
+    types = types_of(node)
+    if not types or not set(types) <= {"boolean", "integer", "number", "null"}:
+        return None
+    why = f" ({fault.why})" if fault.why else ""
+    switch = "; write null to switch it off" if "null" in types and fault.word.lower() in ("off", "no", "n") else ""
+    return f"{_dotted(path)} is {show(fault.word)}{why} and must be {_takes(node)}{switch}"
+
+
+def empty_value(path: tuple[str, ...], schema: Schema) -> str | None:
+    """Say of a key that is given no value at all what it takes; None where nothing is a value of it."""
+    node = schema.leaves.get(".".join(path), {})
+    types = types_of(node)
+    if not types or {"null", "string"} & set(types):
+        return None
+    return f"{_dotted(path)} is empty and must be {_takes(node)}"
+
+
 def _walk(value: Any, node: Node, tree: Node, path: tuple[str, ...]) -> Iterator[Problem]:
     node = follow(node, tree)
     types = types_of(node)
     if types and not any(is_type(value, kind) for kind in types):
-        yield (
-            path,
-            f"{_dotted(path)} is {show(value)}, {_kind(value)}, and must be {_either(types)}{_type_hint(value, types)}",
-        )
+        what = "null" if value is None else f"{show(value)}, {_kind(value)},"
+        yield path, f"{_dotted(path)} is {what} and must be {_takes(node)}{_type_hint(value, types)}"
     elif isinstance(value, dict) and ("properties" in node or "patternProperties" in node):
         for name, item in value.items():
             inner = child(name, node)
@@ -93,7 +122,7 @@ def _fine_checks(data: Any, schema: Schema) -> Iterator[Problem]:
 
 
 def _constraint(error: Any, path: tuple[str, ...]) -> str:
-    rule, limit, value = error.validator, error.validator_value, show(error.instance)
+    rule, limit, value = error.validator, error.validator_value, _number_as_typed(error.instance)
     says = {
         "enum": lambda: f"one of {', '.join(map(_word, limit))}",
         "const": lambda: _word(limit),
@@ -131,8 +160,29 @@ def _kind(value: Any) -> str:
     return "of no known kind"
 
 
-def _either(types: tuple[str, ...]) -> str:
-    return " or ".join(_KINDS[kind] for kind in types)
+_LIMITS = {"exclusiveMinimum": "above", "minimum": "at least", "exclusiveMaximum": "below", "maximum": "at most"}
+# A limit as far away as that is one of the machine and says nothing to a person.
+_ENDLESS = 2**53
+
+
+def _takes(node: Node) -> str:
+    """Return what a key takes: 'a number above 0 and below 1 or null'."""
+    kinds = []
+    for kind in types_of(node):
+        limits = [f"{word} {node[rule]}" for rule, word in _LIMITS.items() if _is_near(node.get(rule))]
+        of = " of" if limits and limits[0].startswith("at ") else ""
+        is_limited = limits and kind in ("integer", "number")
+        kinds.append(f"{_KINDS[kind]}{of} {' and '.join(limits)}" if is_limited else _KINDS[kind])
+    return " or ".join(kinds)
+
+
+def _is_near(limit: Any) -> bool:
+    return type(limit) in (int, float) and abs(limit) < _ENDLESS
+
+
+def _number_as_typed(value: Any) -> str:
+    """Return a value for a message; a number of the schema is a float by now, and was typed as 50."""
+    return show(int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 else value)
 
 
 def _type_hint(value: Any, types: tuple[str, ...]) -> str:

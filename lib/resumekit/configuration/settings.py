@@ -10,20 +10,21 @@ from typing import Any
 
 from ..basics.errors import InvalidFile, UsageError
 from . import schema as schemas
-from . import yaml_reader, yaml_scalars
+from . import schema_checks, yaml_reader, yaml_scalars
 from .schema import Schema
 from .yaml_scalars import Refusal, show
 
 Path = tuple[str, ...]
 
 
-def parse(setting: str, schema: Schema) -> tuple[Path, Any]:
+def parse(setting: str, schema: Schema, origin: str = "--set") -> tuple[Path, Any]:
     """Read one `KEY=VALUE`.
 
     Args:
         setting: as typed. KEY is dotted, or a bare name that only one key has (or lists as an alias). VALUE is YAML;
             for a key that takes a text it is that text as typed (in quotes, or null where null is allowed, it is YAML).
         schema: says which keys there are.
+        origin: what it stands behind, for messages.
 
     Returns:
         (path of the key, value), the value not yet checked against the schema.
@@ -34,16 +35,20 @@ def parse(setting: str, schema: Schema) -> tuple[Path, Any]:
     """
     name, equals, text = setting.partition("=")
     if not equals:
-        raise UsageError(f"{show(setting)} (--set) has no '='; write KEY=VALUE")
+        raise UsageError(f"{show(setting)} ({origin}) has no '='; write KEY=VALUE")
     if not name or name != name.strip() or "" in name.split("."):
-        raise UsageError(f"{show(setting)} (--set) has an empty part in its key; write section.key=VALUE")
-    path = find(name, schema, setting)
+        raise UsageError(f"{show(setting)} ({origin}) has an empty part in its key; write section.key=VALUE")
+    path = find(name, schema, setting, origin)
     node = schema.leaves.get(".".join(path), {})
+    if not text and (said := schema_checks.empty_value(path, schema)):
+        raise InvalidFile(f"{said} ({origin} {show(setting)})")
     try:
         return path, _value(text, node)
     except Refusal as refusal:
-        what, _, advice = refusal.fault
-        raise InvalidFile(f"{what} (--set {show(setting)}); {advice}") from None
+        fault = refusal.fault
+        if fault.word == text and (said := schema_checks.refused_word(path, fault, schema)):
+            raise InvalidFile(f"{said} ({origin} {show(setting)})") from None
+        raise InvalidFile(f"{fault.what} ({origin} {show(setting)}); {fault.advice}") from None
 
 
 def nest(settings: list[tuple[Path, Any]], schema: Schema) -> dict[str, Any]:
@@ -61,7 +66,7 @@ def nest(settings: list[tuple[Path, Any]], schema: Schema) -> dict[str, Any]:
     return nested
 
 
-def find(name: str, schema: Schema, setting: str) -> Path:
+def find(name: str, schema: Schema, setting: str, origin: str = "--set") -> Path:
     """Return the path of the key that a name on the command line means.
 
     Raises:
@@ -71,7 +76,7 @@ def find(name: str, schema: Schema, setting: str) -> Path:
     path = tuple(name.split("."))
     if path[0] == schemas.EXPERIMENTS:
         raise UsageError(
-            f"{show(setting)} (--set) changes an entry of experiments; set the key itself, without the entry"
+            f"{show(setting)} ({origin}) changes an entry of experiments; set the key itself, without the entry"
         )
     if len(path) == 1 and not name.startswith("x-"):
         candidates = [
@@ -81,15 +86,15 @@ def find(name: str, schema: Schema, setting: str) -> Path:
         ]
         if len(candidates) > 1:
             raise UsageError(
-                f"{show(name)} (--set {show(setting)}) may mean {' or '.join(candidates)}; write one of them"
+                f"{show(name)} ({origin} {show(setting)}) may mean {' or '.join(candidates)}; write one of them"
             )
         if candidates:
             return tuple(candidates[0].split("."))
-    _known(path, schema, setting)
+    _known(path, schema, setting, origin)
     return path
 
 
-def _known(path: Path, schema: Schema, setting: str) -> None:
+def _known(path: Path, schema: Schema, setting: str, origin: str) -> None:
     """Refuse a path that the schema has no place for: sections are made only where it knows them."""
     node = schema.tree
     for depth, part in enumerate(path):
@@ -97,7 +102,7 @@ def _known(path: Path, schema: Schema, setting: str) -> None:
             parent = ".".join(path[:depth])
             if not any(piece.startswith("x-") for piece in path[:depth]):
                 raise InvalidFile(
-                    f"{show(parent)} is a value, not a section, so it has no {show(part)} (--set {show(setting)});"
+                    f"{show(parent)} is a value, not a section, so it has no {show(part)} ({origin} {show(setting)});"
                     f" set {show(parent)} as a whole"
                 )
             return
@@ -105,7 +110,7 @@ def _known(path: Path, schema: Schema, setting: str) -> None:
         if inner is None:
             known = [*schema.leaves, *schema.sections] if "." in setting.partition("=")[0] else _short_names(schema)
             raise InvalidFile(
-                f"there is no key {show('.'.join(path))} (--set {show(setting)})"
+                f"there is no key {show('.'.join(path))} ({origin} {show(setting)})"
                 f"{schemas.nearest('.'.join(path), known)}"
             )
         node = inner

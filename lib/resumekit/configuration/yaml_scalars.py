@@ -8,7 +8,7 @@ Try it: `PYTHONPATH=lib python -c "from resumekit.configuration.yaml_scalars imp
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # More than any config of ours, less than what hurts: a bomb is refused before anything is built from it.
 MAX_BYTES = 256 * 1024
@@ -50,27 +50,35 @@ class Fault(NamedTuple):
         what: the fault, with the value in single quotes; no full stop.
         line: where, counted from 1.
         advice: what to do.
+        word: the unquoted word that readers disagree about, where that is the fault: who knows what its key takes says
+            it better.
+        why: what is odd about the word; '' where it speaks for itself.
+        path: of the key whose value the word is, where that is known.
     """
 
     what: str
     line: int
     advice: str
+    word: str | None = None
+    why: str = ""
+    path: tuple[str, ...] | None = None
 
 
 class Refusal(Exception):
     """A reader refuses a text; carries the Fault. The callers make an InvalidFile with the file's name of it."""
 
-    def __init__(self, what: str, line: int, advice: str) -> None:
+    def __init__(self, what: str, line: int, advice: str, *of_word: Any) -> None:
         super().__init__(what)
-        self.fault = Fault(what, line, advice)
+        self.fault = Fault(what, line, advice, *of_word)
 
 
-def plain(text: str, line: int = 1) -> bool | int | float | str | None:
+def plain(text: str, line: int = 1, path: tuple[str, ...] | None = None) -> bool | int | float | str | None:
     """Return the value of an unquoted word.
 
     Args:
         text: the word as YAML folded it, without blanks around it.
         line: where it stands, counted from 1, for the message.
+        path: of the key whose value it is; None where it is a key or stands in a list.
 
     Raises:
         Refusal: YAML readers disagree about it, or it does not fit into a number.
@@ -92,12 +100,16 @@ def plain(text: str, line: int = 1) -> bool | int | float | str | None:
             f"{show(text)} is true or false to some YAML readers and a text to others",
             line,
             "write true or false, or put it in quotes",
+            text,
+            "",
+            path,
         )
     if text in ("=", "<<"):
         raise Refusal(f"{show(text)} has a meaning of its own to some YAML readers", line, "put it in quotes")
     for pattern, why in _SURPRISES:
         if pattern.fullmatch(text):
-            raise Refusal(f"{show(text)}: {why}", line, "put it in quotes, or write it as a plain decimal number")
+            advice = "put it in quotes, or write it as a plain decimal number"
+            raise Refusal(f"{show(text)}: {why}", line, advice, text, why, path)
     return text
 
 

@@ -140,7 +140,7 @@ class _Rows:
             match = _WORD.match(text)
             if not match:
                 raise _refusal(show(text), line)
-            value, end = yaml_scalars.plain(match[0], line), match.end()
+            value, end = yaml_scalars.plain(match[0], line, path), match.end()
         if not _COMMENT.fullmatch(text, end):
             raise _refusal(show(text), line)
         return value
@@ -165,7 +165,7 @@ class _Flow:
         match = _FLOW_WORD.match(self.text, at)
         if not match:
             raise _refusal(show(self.text), self.line)
-        return yaml_scalars.plain(match[0], self.line), match.end()
+        return yaml_scalars.plain(match[0], self.line, path), match.end()
 
     def items(self, at: int, depth: int) -> tuple[list[Any], int]:
         found: list[Any] = []

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..basics.errors import InvalidFile, ToolMissing
+from ..configuration.yaml_scalars import show
 
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 
@@ -58,12 +59,26 @@ def build_argv(config: Mapping[str, Any], values: Mapping[str, str], *, is_resum
 
 def check_program(argv: Sequence[str], cwd: Path, search_path: str) -> None:
     """Raise ToolMissing if the trainer's program is not there or not executable, before anything is started."""
-    program = argv[0]
-    found = shutil.which(program if "/" not in program else os.path.join(cwd, program), path=search_path)
-    if found is None:
+    if not _is_there(argv[0], cwd, search_path):
         raise ToolMissing(
-            f"the trainer's program '{program}' is not there or not executable (trainer.command, seen from '{cwd}')"
+            f"the trainer's program '{argv[0]}' is not there or not executable (trainer.command, seen from '{cwd}')"
         )
+
+
+def check_notifier(argv: Sequence[str] | None, root: Path, search_path: str) -> None:
+    """Raise InvalidFile if the program of `notify.command` is not there: in the night it is too late to say so."""
+    if argv is None or _is_there(argv[0], root, search_path):
+        return
+    words = argv[0].split() if len(argv) == 1 else []
+    advice = f"write each word by itself, [{', '.join(words)}]" if len(words) > 1 else "mend it, or write null"
+    raise InvalidFile(
+        f"the program {show(argv[0])} is not there or not executable (notify.command, seen from '{root}'), "
+        f"so nobody would be told of a run that needs a person: {advice}"
+    )
+
+
+def _is_there(program: str, cwd: Path, search_path: str) -> bool:
+    return shutil.which(program if "/" not in program else os.path.join(cwd, program), path=search_path) is not None
 
 
 def as_script(argv: Sequence[str], cwd: Path, environment: Mapping[str, str], run_id: str) -> bytes:

@@ -49,7 +49,7 @@ def check(choice: Choice, request: Request) -> Ready:
 
     Raises:
         UsageError: the command line carries what looks like a secret.
-        InvalidFile: data, folders or command of the config cannot be used, or it holds what looks like a secret.
+        InvalidFile: data, folders or a command of the config cannot be used, or it holds what looks like a secret.
         ToolMissing: the trainer's program is not there.
     """
     root = root_of(choice.config, request.config_file)
@@ -64,7 +64,10 @@ def check(choice: Choice, request: Request) -> Ready:
     )
     _refuse_unresumable(choice)
     argv = trainer_argv(choice, run_paths(choice, "RUN_ID"), ready)
-    command.check_program(argv, ready.cwd, os.environ.get("PATH", os.defpath))
+    search_path = os.environ.get("PATH", os.defpath)
+    command.check_program(argv, ready.cwd, search_path)
+    if choice.recovery is None:  # a missing mailer must not keep a run from going on in the night
+        command.check_notifier(config.get(choice.config, "notify.command"), root, search_path)
     _refuse_full_disk(choice.table.runs_dir)
     python = interpreter.of_trainer(argv, ready.cwd, ready.python)
     return ready._replace(versions=interpreter.Versions(python, ready.search_path))

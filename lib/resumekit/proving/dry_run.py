@@ -1,22 +1,31 @@
 """`resume_helper.py --ckpt_dir DIR --dry-run`: which checkpoint would be taken, and why not each other one.
 
-Reads the folder, imports no torch, changes nothing. stdout is the chosen path alone (or JSON), the table goes to
-stderr.
+Reads the folder, and the config of the run that it belongs to for how the files are named; imports no torch, changes
+nothing. stdout is the chosen path alone (or JSON), the table goes to stderr.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
+import os
+import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
-from ..basics.errors import DONE, NO_STABLE_CHECKPOINT, report
-from ..basics.files import to_json
-from ..basics.paths import BEST_PATTERN, STEP_PATTERN
+from ..basics.errors import DONE, NO_STABLE_CHECKPOINT, NoStableCheckpoint, UsageError, report
+from ..basics.files import UnreadableFile, read_json, to_json
+from ..basics.paths import BEST_PATTERN, MANIFEST_SUFFIX, STEP_PATTERN, RunPaths, step_form
+from ..basics.terminal import plain
 from .checkpoints import CHOSEN, Candidate, CheckpointFolder, Selection, require, select
 
 SHOWN_OLDER = 3
+SHOWN_OTHERS = 3
+# `paths.checkpoints` may be a folder in a folder.
+_MOST_LEVELS = 4
+_MAX_CONFIG_BYTES = 4 << 20
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,6 +65,25 @@ def table(selection: Selection) -> str:
     return "\n".join(lines)
 
 
+def own_patterns(folder: Path) -> tuple[str, str]:
+    """Return `checkpoint.pattern` and `checkpoint.best_pattern` of the run that a folder belongs to, else the kit's."""
+    real = Path(os.path.realpath(folder))
+    for run_dir in [real, *real.parents][1:_MOST_LEVELS]:
+        try:
+            config = read_json(RunPaths(run_dir).resolved_json, _MAX_CONFIG_BYTES)
+            named, names = config["paths"]["checkpoints"], config["checkpoint"]
+            if Path(os.path.realpath(RunPaths(run_dir, named).checkpoints)) == real:
+                return _text(names.get("pattern"), STEP_PATTERN), _text(names.get("best_pattern"), BEST_PATTERN)
+        except (UnreadableFile, KeyError, TypeError, AttributeError, ValueError):
+            continue
+    return STEP_PATTERN, BEST_PATTERN
+
+
+def _text(pattern: Any, default: str) -> str:
+    is_like_ours = isinstance(pattern, str) and "/" not in pattern and ("{step}" in pattern) == ("{step}" in default)
+    return pattern if is_like_ours else default
+
+
 def _line(candidate: Candidate) -> str:
     mark = "->" if candidate.verdict == CHOSEN else "  "
     step = "-" if candidate.step is None else str(candidate.step)
@@ -66,15 +94,52 @@ def _line(candidate: Candidate) -> str:
 
 
 def _main(arguments: argparse.Namespace) -> int:
-    folder = CheckpointFolder(Path(arguments.ckpt_dir), None, arguments.pattern, arguments.best_pattern)
+    own = own_patterns(Path(arguments.ckpt_dir))
+    pattern, best_pattern = arguments.pattern or own[0], arguments.best_pattern or own[1]
+    if "{step}" not in pattern:
+        raise UsageError(f"--pattern '{plain(pattern)}' has no {{step}} in it, which stands for the number")
+    folder = CheckpointFolder(Path(arguments.ckpt_dir), None, pattern, best_pattern)
     selection = select([folder], step=arguments.step, best=arguments.best, weights_only=not arguments.unsafe_data)
     if arguments.json:
         sys.stdout.write(to_json(as_json(selection)).decode())
         return DONE if selection.chosen else NO_STABLE_CHECKPOINT
     if selection.candidates:
         print(table(selection), file=sys.stderr)
+    else:
+        _refuse_other_names(folder, best=arguments.best)
     print(require(selection, f"in '{arguments.ckpt_dir}'").path)
     return DONE
+
+
+def _refuse_other_names(folder: CheckpointFolder, *, best: bool) -> None:
+    """Raise where there are files, but none of the wanted name: with the option that would find them."""
+    names = _file_names(folder.folder)
+    form = re.escape(folder.best_pattern) if best else step_form(folder.pattern).pattern
+    if not names or any(re.fullmatch(form, name) for name in names):
+        return
+    others = ", ".join(map(plain, names[:SHOWN_OTHERS])) + (", ..." if len(names) > SHOWN_OTHERS else "")
+    wanted = folder.best_pattern if best else folder.pattern.replace("{step}", "<step>")
+    option = "--best-pattern" if best else f"--pattern {_likely_pattern(names)}"
+    raise NoStableCheckpoint(
+        f"no file named {plain(wanted)} in '{plain(str(folder.folder))}' ({len(names)} others: {others}): give {option}"
+    )
+
+
+def _file_names(folder: Path) -> list[str]:
+    """Return what may be checkpoints, by name, shorter ones first: model_9 stands before model_10."""
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise NoStableCheckpoint(f"'{plain(str(folder))}' cannot be read: {error.strerror}") from None
+    kept = (name for name in names if not name.startswith(".") and not name.endswith(MANIFEST_SUFFIX))
+    return sorted(kept, key=lambda name: (len(name), name))
+
+
+def _likely_pattern(names: list[str]) -> str:
+    """Return the pattern of most names, quoted for a shell: their last number is the step."""
+    forms = [re.sub("[0-9]+(?=[^0-9]*$)", "{step}", name) for name in names if name.isprintable()]
+    counted = collections.Counter(form for form in forms if "{step}" in form)
+    return shlex.quote(counted.most_common(1)[0][0]) if counted else "NAME, with {step} where the number stands"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -84,8 +149,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", required=True, help="say what would be taken, change nothing")
     parser.add_argument("--step", type=int, help="only this step")
     parser.add_argument("--best", action="store_true", help="the best checkpoint instead of the latest")
-    parser.add_argument("--pattern", default=STEP_PATTERN, help="file names, with {step} (default: %(default)s)")
-    parser.add_argument("--best-pattern", default=BEST_PATTERN, help="(default: %(default)s)")
+    parser.add_argument(
+        "--pattern", help=f"file names, with {{step}} (default: of the folder's run, else {STEP_PATTERN})"
+    )
+    parser.add_argument("--best-pattern", help=f"(default: the run's own, else {BEST_PATTERN})")
     parser.add_argument("--unsafe-data", action="store_true", help="for a trainer that loads without weights_only=True")
     parser.add_argument("--json", action="store_true", help="print checkpoint and candidates as JSON")
     return parser

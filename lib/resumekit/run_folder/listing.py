@@ -50,12 +50,19 @@ def as_text(table: RunTable, rows: list[Row]) -> str:
     if not rows:
         return "no runs"
     shown = {run.run_id for run, _ in rows}
-    lines = []
-    for run, seen in rows:
-        depth = _depth(table, run, shown)
-        name = "  " * max(0, depth - 1) + ("└ " if depth else "") + run.run_id
-        lines.append((name, *cells(run, seen)))
+    branches = _branches([_depth(table, run, shown) for run, _ in rows])
+    lines = [(drawn + run.run_id, *cells(run, seen)) for drawn, (run, seen) in zip(branches, rows, strict=True)]
     return "\n".join(in_columns(lines))
+
+
+def _branches(depths: Sequence[int]) -> list[str]:
+    """Return what stands before each name of a tree: '├ ' where a sibling follows, '└ ' before the last one."""
+    drawn, followed = [], set()
+    for depth in reversed(depths):  # from below: who follows is known then
+        before = "".join("│ " if level in followed else "  " for level in range(1, depth))
+        drawn.append(before + ("├ " if depth in followed else "└ ") if depth else "")
+        followed = {level for level in followed if level < depth} | {depth}
+    return drawn[::-1]
 
 
 def cells(run: Run, seen: dict[str, Any]) -> tuple[str, str, str]:

@@ -16,6 +16,8 @@ from .night import NightWatch
 
 # Debian's cron takes no longer command.
 MAX_COMMAND_BYTES = 990
+# What the lab's Makefile puts before the names of our targets; resumekit.mk says it.
+PREFIX = "RESUMEKIT_MAKE_PREFIX"
 _NONE_YET = ("no crontab", "no such file")
 
 
@@ -100,7 +102,8 @@ def _crontab(argument: str, given: bytes = b"") -> subprocess.CompletedProcess[b
             ["crontab", argument], input=given, capture_output=True, env={**os.environ, "LC_ALL": "C"}
         )
     except FileNotFoundError:
-        raise ToolMissing("there is no 'crontab' on this machine: install cron, or use install-systemd") from None
+        instead = plain(f"{os.environ.get(PREFIX, '')}install-systemd")
+        raise ToolMissing(f"there is no 'crontab' on this machine: install cron, or use 'make {instead}'") from None
 
 
 def _lines(crontab: bytes) -> list[bytes]:

@@ -75,7 +75,9 @@ def _install_cron(night: NightWatch, asked: Asked) -> int:
         return _say("nothing was changed")
     night.runs.mkdir(parents=True, exist_ok=True)  # the log goes there, run or no run
     crontab.write(after)
-    return _say(f"the watcher looks every minute from now on; what it says is in '{night.runs}/.watch.log'")
+    # crontab(1) takes a line also where no cron daemon runs, as in most containers; who does run one has many names.
+    log = f"{night.runs}/.watch.log"
+    return _say(f"the watcher looks every minute from now on, if cron runs on this machine; what it says is in '{log}'")
 
 
 def _uninstall_cron(night: NightWatch, asked: Asked) -> int:

@@ -1,0 +1,42 @@
+"""The first night of a lab that has written README's few lines of config: a NaN is seen, a lost mailer is no harm."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from conftest import ROOT, Kit, events, wait_until
+from resumekit.configuration import yaml_reader
+from test_recovery import configure, kill_trainer, over, reached
+
+
+def patterns_of(page: str) -> dict[str, str]:
+    """Return the `log_patterns` that a page shows."""
+    (line,) = re.findall(r"^ *(log_patterns: .*)$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
+    return yaml_reader.load(line, page).data["log_patterns"]
+
+
+@pytest.mark.fault("D1", by="log_patterns: a NaN in the number's place is one")
+@pytest.mark.parametrize("page", ["README.md", "docs/adopting.md"])
+def test_a_nan_is_seen_by_the_patterns_that_the_pages_show(page: str, kit: Kit) -> None:
+    kit.config(
+        "--nan-from", "8", "--delay", "0.03",
+        trainer={"log_patterns": patterns_of(page)}, training={"max_steps": 9999}, status={"interval_s": 1},
+    )  # fmt: skip
+    kit("run", "T-1", code=8)
+    (run,) = kit.run_dirs()
+    (found,) = events(run, "abort")
+    assert (found["cause"], found["first_bad_step"]) == ("nonfinite", 8)
+
+
+def test_a_notifier_that_has_gone_meanwhile_keeps_no_run_from_going_on(kit: Kit) -> None:
+    mailer = kit.folder / "mailer"
+    mailer.symlink_to("/bin/cat")
+    configure(kit, notify={"command": [str(mailer)]})
+    kit("run", "T-1", "--detach")
+    first = kit.started()
+    wait_until(lambda: reached(first, 17), "step 17")
+    mailer.unlink()
+    kill_trainer(first)
+    over(kit, kit.started(2), "finished")
