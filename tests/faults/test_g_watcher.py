@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from conftest import LIB, ROOT, Kit, events, wait_until
+from faults import somebody
 from faults.nights import HANG_MINUTES, Night, one, record
 from resumekit.basics import journal, processes
 from resumekit.run_folder import live_marker
@@ -28,6 +29,7 @@ from resumekit.watching.abort_rules import SICK, Finding
 from resumekit.watching.watch import Look
 
 pytest_plugins = ["faults.night_fixtures"]
+needs_somebody = pytest.mark.skipif(bool(somebody.why_not()), reason=str(somebody.why_not()))
 SICK_OF_A_HANG = (Finding("hang", SICK, "no step since step 3"),)
 
 
@@ -302,35 +304,60 @@ def test_a_trainer_that_ignores_term_is_killed_with_its_workers_and_taken_up(nig
 
 @pytest.mark.long
 @pytest.mark.fault("G14", by="acting.py: left alone, its folder belongs to another user")
-@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root to be somebody else")
-def test_another_users_run_is_neither_stopped_nor_taken_up(night: Night, tmp_path: Path) -> None:
+@needs_somebody
+def test_another_users_run_is_neither_stopped_nor_taken_up(night: Night) -> None:
     hung = {"hang_minutes": HANG_MINUTES, "grace_s": 1}
     run = live(night, "--at", "5", "hang", abort=hung)
     wait_until(lambda: len(events(run, "step")) == 5, "it hangs")
     time.sleep(HANG_MINUTES * 60 + 0.5)
     (night.runs / ".live").chmod(0o777)
-    for folder in (night.runs, *night.runs.parents):  # the tests' own folders are closed to others
-        if folder.stat().st_mode & 0o005 != 0o005:
-            folder.chmod(folder.stat().st_mode | 0o055)
-    argv = night.argv("abort-watch")
-    somebody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-    python = next((path for path in (sys.executable, "/usr/bin/python3") if _may_read_kit(somebody, path)), None)
-    if python is None:
-        pytest.skip("another user can read neither this kit nor a Python here")
-    done = subprocess.run([*somebody, *argv], env={**night.env, "PYTHON": python}, capture_output=True, text=True,
-                          check=False, timeout=60)  # fmt: skip
+    somebody.open_to_all(night.runs)
+    done = as_somebody(night, "abort-watch")
     assert "left alone: its folder belongs to another user" in done.stderr, done.stderr
     assert done.returncode == 8
     assert Path(f"/proc/{night.who(run, 'trainer')}").exists()
     assert not events(run, "abort") and night.run_dirs() == [run]
 
 
-def _may_read_kit(somebody: list[str], python: str) -> bool:
-    """Whether this Python, as somebody else starts it, is new enough and can import the kit."""
-    code = f"import sys; sys.path.append({str(LIB)!r}); import resumekit.commands; sys.exit(sys.version_info < (3, 10))"
-    # Through a shell: setpriv itself still has root's rights when it starts the first program.
-    argv = [*somebody, "sh", "-c", 'exec "$0" "$@"', python, "-c", code]
-    return subprocess.run(argv, capture_output=True, check=False).returncode == 0
+def as_somebody(night: Kit, *words: str) -> subprocess.CompletedProcess:
+    """Run a command as another user."""
+    argv = [*somebody.SETPRIV, *night.argv(*words)]
+    env = {**night.env, "PYTHON": str(somebody.python())}
+    return subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.fixture
+def lab(weird_tmp_path: Path) -> Iterator[Night]:
+    """As `night`, without the oracle: whose files are given away is nobody's fault."""
+    night = Night(weird_tmp_path)
+    yield night
+    night.clean_up()
+
+
+@pytest.mark.long
+@needs_somebody
+@pytest.mark.fault("G14", by="processes.py: who may not be looked at is unknown, never dead")
+def test_a_trainer_that_answers_permission_denied_is_neither_dead_nor_signalled_nor_replaced(lab: Night) -> None:
+    """The folder is the watcher's own, the trainer in it another user's: nothing but the process says no."""
+    run = live(lab, "--at", "40", "hang", abort={"hang_minutes": HANG_MINUTES, "grace_s": 1})
+    lab.kill_launcher(run)  # of the run's owner nobody is left but the trainer and its shim
+    somebody.open_to_all(lab.runs)
+    given_away = [lab.runs, *lab.runs.rglob("*")]
+    for path in given_away:
+        os.chown(path, somebody.UID, somebody.GID)
+    done = as_somebody(lab, "abort-watch", "--observe")
+    assert done.stdout.split()[:2] == [run.name, "unsupervised"] and "died" not in done.stdout, done.stdout
+
+    def is_said() -> list[dict[str, Any]]:
+        as_somebody(lab, "abort-watch")
+        return [event for event in events(run, "warning") if event["kind"] == "not_signalled"]
+
+    (said, *_) = wait_until(is_said, "it hangs, and cannot be stopped")
+    trainer = lab.who(run, "trainer")
+    assert f"pid {trainer} on" in said["message"] and "cannot be seen to be this run's trainer" in said["message"]
+    assert "died" not in as_somebody(lab, "abort-watch", "--observe").stdout
+    assert processes.probe(processes.identity_from(one(run, "launched")["trainer"])) == processes.ALIVE
+    assert lab.run_dirs() == [run]
 
 
 @pytest.mark.fault("G15", by="acting.py: a lock that cannot be made; aborting.py: the event first")
