@@ -16,7 +16,9 @@ import pytest
 
 import campaign_kills
 from conftest import DEADLINE_S, events, wait_until
+from faults import namespaces
 from faults.nights import Night, one, proven_steps, record
+from faults.oracle import Oracle
 from warm_trainer import Server
 
 pytest_plugins = ["faults.night_fixtures"]
@@ -275,3 +277,69 @@ def test_a_log_follower_that_is_gone_for_good_stops_nothing(night: Night) -> Non
     shown = [json.loads(line)["step"] for line in (run / "journal.jsonl").read_text().splitlines() if '"step"' in line]
     assert shown and max(shown) == 150
     assert len(night.run_dirs()) == 1
+
+
+FOREIGN = """
+import sys, time
+from pathlib import Path
+
+sys.path.append({tests!r})
+import toy_trainer
+
+folder, steps = Path(sys.argv[1]), int(sys.argv[2])
+begun = toy_trainer.read_step(Path(sys.argv[4])) if "--resume" in sys.argv else 0
+for step in range(begun, steps):
+    print(f"step {{step + 1}} loss {{1 / (step + 1):.4f}} {{'.' * 200}}", flush=True)
+    time.sleep(0.0 if begun else 0.02)
+    if step + 1 in (10, 20, 30):
+        toy_trainer.write_checkpoint(folder / f"hrm_arc_step_{{step + 1}}.pt", step + 1)
+"""
+
+
+@pytest.mark.long  # the launcher asks again after a minute
+@pytest.mark.fault("A14", by="recovering.py: what may pass is tried again, and the launcher says why it waits")
+@pytest.mark.skipif(bool(namespaces.why_not()), reason=str(namespaces.why_not()))
+def test_a_foreign_trainer_that_fails_in_its_own_print_on_a_full_disk_goes_on_when_there_is_room(
+    tmp_path: Path,
+) -> None:
+    """Its traceback finds no room either: what names the disk is the launcher, on a terminal that is not full."""
+
+    def work() -> None:
+        night, filler = Night(tmp_path / "night"), tmp_path / "filler"
+        script = night.once / "trainer.py"
+        script.write_text(FOREIGN.format(tests=str(Path(__file__).resolve().parent.parent)))
+        words = ["{python}", str(script), "{checkpoints_dir}", "{training.max_steps}"]
+        night.config(
+            trainer={"command": words, "resume_args": ["--resume", "{checkpoint}"]}, training={"max_steps": 2000}
+        )
+        try:
+            with Oracle(night.runs, lambda: night("run", "T-1", "--dry-run", code=None)) as oracle:
+                process = night.popen("run", "T-1")
+                first = night.started()
+                wait_until(lambda: proven_steps(first) == [10, 20, 30], "its checkpoints are witnessed")
+                namespaces.fill(filler)
+                wait_until((first / "exit.json").exists, "it has failed in its own print")
+                said = waited_for(process, b"cannot be taken up now")
+                assert b"No space left on device" in said and b"it is tried again" in said, said
+                assert night.run_dirs() == [first] and not events(first, "abort")
+                filler.unlink()
+                child = night.next_of(first, deadline_s=100)
+                assert end(process)[0] == 0
+                assert (one(first, "abort")["cause"], one(first, "exited")["code"]) == ("died", 1)
+                assert (night.state(child), record(child)["parent_step"]) == ("finished", 30)
+                oracle.check()
+        finally:
+            night.clean_up()
+
+    namespaces.on_small_disk(tmp_path, "size=4m", work)
+
+
+def waited_for(process: subprocess.Popen, words: bytes) -> bytes:
+    """Read what a launcher says until it has said this."""
+    assert process.stderr
+    said = b""
+    while words not in said or not said.endswith(b"\n"):
+        line = process.stderr.readline()
+        assert line, f"it ended, and said {said!r}"
+        said += line
+    return said
