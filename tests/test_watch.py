@@ -17,8 +17,11 @@ import pytest
 from conftest import DEADLINE_S, ROOT, Kit, events, wait_until
 from resumekit.basics import journal, processes
 from resumekit.basics.errors import KitError, UsageError
+from resumekit.basics.files import utc_now
 from resumekit.basics.terminal import plain
-from resumekit.run_folder.run_state import CLOCK_GAP
+from resumekit.run_folder.run_state import CLOCK_GAP, fold
+from resumekit.run_folder.runs import RunTable, open_run
+from resumekit.supervision.sidecar_account import Account
 from resumekit.supervision.wakefulness import GAP_S, Wakefulness
 from resumekit.watching import abort_rules, command, sighting, watch
 from resumekit.watching.abort_rules import SICK, WARNING, Finding
@@ -383,3 +386,64 @@ def test_a_misspelt_experiment_is_said_and_not_taken_for_a_healthy_one(kit: Kit)
     kit("run", "T-1")
     said = kit("abort-watch", "--observe", "T-1", "T-O1", code=2).stderr
     assert f"there is no run of 'T-O1' in '{plain(str(kit.runs))}'" in said and "'T-1'" not in said
+
+
+# The ancestors' speed
+
+STEP_S = {"parent": 0.1, "child": 0.25}
+
+
+def stepped(run: Path, first: int, steps: int, step_s: float, last_s: float) -> list[dict[str, Any]]:
+    """Return a journal's steps at an even speed, the last one at `last_s` of the monotonic clock."""
+    begun_s = last_s - steps * step_s
+    return [
+        {"event": "step", "at": utc_now(), "mono_s": begun_s + number * step_s, "run_id": run.name,
+         "step": first + number, "loss": 0.5 + 0.01 * (number % 7)}
+        for number in range(1, steps + 1)
+    ]  # fmt: skip
+
+
+def write_events(run: Path, *lines: dict[str, Any]) -> None:
+    with open(run / "journal.jsonl", "a") as file:
+        file.writelines(f"\n{json.dumps(line)}\n" for line in lines)
+
+
+@pytest.mark.fault("E1", by="sighting.py: lineage_speed, the ancestors' usual speed")
+@pytest.mark.parametrize(
+    ("of_parent", "expected"),
+    [
+        ({}, ["throughput"]),
+        ({"config_hash": "another"}, []),
+        ({"host": "elsewhere"}, []),
+    ],
+    ids=["the same", "another config", "another host"],
+)
+def test_a_run_that_is_slow_from_its_first_step_is_measured_by_its_parent(
+    tmp_path: Path, of_parent: dict[str, str], expected: list[str]
+) -> None:
+    """Its own usual speed is the slow one; the parent's, ten steps a second, stands in that one's saved fold alone."""
+    now_s = time.monotonic()
+    if now_s < 240:
+        pytest.skip("the machine was started less than four minutes ago: its clock has no such past")
+    limits = json.dumps({"abort": {"throughput_minutes": 2}}).encode()
+    record = {"host": processes.host_name(), "experiment": "T-1", "config_hash": "h"}
+    names = {"parent": "T-1_run_20261122-1735", "child": "T-1_run_resume@40_20261122-1835"}
+    parent_json = json.dumps({**record, "run_id": names["parent"], **of_parent}).encode()
+    parent = made(tmp_path, names["parent"], run_json=parent_json, resolved_config_json=limits)
+    before = {**own_identity(), "boot_id": "before"}
+    journal.append(parent / "journal.jsonl", "launched", parent.name, trainer=before, shim=before, launcher=before)
+    state = fold({}, stepped(parent, 0, 4000, STEP_S["parent"], 1000.0))
+    size = (parent / "journal.jsonl").stat().st_size
+    Account(open_run(parent)).write({"journal_offset": size, "state": state})
+    (tmp_path / ".live" / parent.name).unlink()
+
+    child_json = json.dumps({**record, "run_id": names["child"], "parent_run_id": parent.name, "parent_step": 40})
+    child = made(tmp_path, names["child"], run_json=child_json.encode(), resolved_config_json=limits)
+    journal_of(child)
+    write_events(child, *stepped(child, 40, 900, STEP_S["child"], now_s))
+    (look,) = watch.one_pass(tmp_path)
+    assert (look.run_id, [one.cause for one in look.findings]) == (child.name, expected), look.evidence
+    if expected:
+        # Levels of 4.4 % are what a speed is remembered by.
+        assert sighting.lineage_speed(open_run(child), RunTable(tmp_path)) == pytest.approx(10.0, rel=0.05)
+        assert "usual are 9.9" in look.evidence or "usual are 10" in look.evidence

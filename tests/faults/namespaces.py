@@ -6,6 +6,7 @@ Nothing is mounted where anybody else sees it, and it is gone with the child.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import traceback
 from collections.abc import Callable
@@ -28,6 +29,18 @@ def on_small_disk(folder: Path, options: str, work: Callable[[], None]) -> None:
         work()
 
     assert _exit_code(mounted, shows_why=True) == 0
+
+
+def fill(filler: Path) -> None:
+    """Write a file until the disk that it lies on has no room left."""
+    descriptor = os.open(filler, os.O_WRONLY | os.O_CREAT)
+    try:
+        while os.write(descriptor, bytes(4096)):
+            pass
+    except OSError as error:
+        assert error.errno == errno.ENOSPC, error
+    finally:
+        os.close(descriptor)
 
 
 def remount(folder: Path, *, read_only: bool) -> None:

@@ -8,6 +8,7 @@ import random
 import re
 import signal
 import subprocess
+import sys
 import time
 from datetime import datetime
 from pathlib import Path
@@ -15,8 +16,10 @@ from pathlib import Path
 import pytest
 
 import campaign_kills
-from conftest import DEADLINE_S, events, wait_until
-from faults.nights import Night, one, proven_steps, record
+from conftest import DEADLINE_S, LIB, events, wait_until
+from faults import namespaces
+from faults.nights import HANG_MINUTES, Night, keeper_of, one, proven_steps, record
+from faults.oracle import Oracle
 from warm_trainer import Server
 
 pytest_plugins = ["faults.night_fixtures"]
@@ -206,18 +209,74 @@ def test_a_crash_loop_stops_after_three_starts_a_second_and_two_apart(night: Nig
     assert len(night.run_dirs()) == 3
 
 
-@pytest.mark.long  # torch itself may wait for ever for a worker that was killed in a bad moment
-@pytest.mark.fault("A15", by="launcher.sh: recover")
+QUICK_TO_STOP = {"hang_minutes": 4 * HANG_MINUTES, "grace_s": 2}
+
+
+@pytest.mark.long
+@pytest.mark.fault("A15", by="launcher.sh: recover; abort_rules.py: hang, where torch waits for ever for it")
 def test_a_killed_data_worker_ends_the_trainer_with_a_sentence_and_it_goes_on(warm_night: Night) -> None:
-    warm_night.config("--at", "25", "worker", training={"max_steps": 40})
-    warm_night("run", "T-1", code=0)
-    first, child = warm_night.run_dirs()
-    assert one(first, "exited")["code"] == 1
-    assert re.search(
-        "DataLoader worker .* is killed by signal|Connection.*Error|EOFError",
-        (first / "logs" / "output.log").read_text(),
-    )
+    warm_night.config("--at", "25", "worker", training={"max_steps": 40}, abort=QUICK_TO_STOP)
+    process = warm_night.popen("run", "T-1")
+    first = warm_night.started()
+    # One that was killed in a bad moment lets torch wait for it: then the hang rule ends it.
+    child = warm_night.watched(lambda: warm_night.child(first), "it is taken up")
+    assert end(process)[0] == 0
+    if one(first, "abort")["cause"] == "died":
+        assert one(first, "exited")["code"] == 1
+        assert re.search(
+            "DataLoader worker .* is killed by signal|Connection.*Error|EOFError",
+            (first / "logs" / "output.log").read_text(),
+        )
+    else:
+        assert one(first, "abort")["cause"] == "hang"
     assert warm_night.state(child) == "finished"
+
+
+# A trainer with a data worker that stops in the middle, once, and goes on waiting for it.
+WAITS_FOR_DATA = """
+import os, signal, sys
+from pathlib import Path
+
+sys.path.append({tests!r})
+import toy_trainer
+import torch
+
+folder, steps, once = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+begun = toy_trainer.read_step(Path(sys.argv[5])) if "--resume" in sys.argv else 0
+loading = iter(torch.utils.data.DataLoader(range(10**6), num_workers=1))
+print("worker", loading._workers[0].pid, flush=True)
+for step in range(begun + 1, steps + 1):
+    if step == 25 and not (once / "stopped").exists():
+        (once / "stopped").touch()
+        os.kill(loading._workers[0].pid, signal.SIGSTOP)
+    next(loading)
+    print(f"step {{step}} loss {{1 / step:.4f}}", flush=True)
+    if step % 10 == 0:
+        toy_trainer.write_checkpoint(folder / f"hrm_arc_step_{{step}}.pt", step)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.fault("A15", by="abort_rules.py: hang; stopping.py: KILL to the session, workers that are stopped too")
+def test_a_data_worker_that_hangs_is_found_by_the_hang_rule_and_ended_with_its_trainer(night: Night) -> None:
+    script = night.once / "trainer.py"
+    script.write_text(WAITS_FOR_DATA.format(tests=str(Path(__file__).resolve().parent.parent)))
+    words = ["{python}", str(script), "{checkpoints_dir}", "{training.max_steps}", str(night.once)]
+    night.config(
+        trainer={"command": words, "resume_args": ["--resume", "{checkpoint}"]},
+        training={"max_steps": 40}, abort=QUICK_TO_STOP,
+    )  # fmt: skip
+    process = night.popen("run", "T-1")
+    first = night.started()
+    wait_until(lambda: len(events(first, "step")) == 24, "it waits for its data")
+    assert process.poll() is None
+    child = night.watched(lambda: night.child(first), "it is taken up")
+    told = one(first, "abort")
+    assert told["cause"] == "hang" and told["evidence"].startswith("no step since step 24"), told
+    worker = int(re.search(rb"worker (\d+)", (first / "logs" / "output.log").read_bytes())[1])
+    assert not Path(f"/proc/{worker}").exists() or b") Z" in Path(f"/proc/{worker}/stat").read_bytes()
+    assert end(process)[0] == 0
+    assert (record(child)["parent_step"], night.state(child)) == (20, "finished")
 
 
 @pytest.mark.fault("A16", by="aborting.py: the log's last lines; launcher.sh: recover")
@@ -242,6 +301,57 @@ def test_a_trainer_that_is_stopped_and_goes_on_is_not_touched(night: Night) -> N
     wait_until(lambda: len(events(run, "step")) > told + 20, "it goes on")
     assert night.watch(code=0).stdout.split()[1] == "running"
     assert not events(run, "abort") and night.run_dirs() == [run]
+
+
+# Starts a run's sidecar for which a machine that does nothing for two seconds has slept.
+LIGHT_SLEEPER = """
+import sys
+from pathlib import Path
+
+sys.path.append(sys.argv[1])
+from resumekit.supervision import sidecar, wakefulness
+
+wakefulness.GAP_S = 2.0
+sys.exit(sidecar.main(Path(sys.argv[2]), has_echo=False))
+"""
+
+
+@pytest.mark.long
+@pytest.mark.fault("A17", by="wakefulness.py: clock_gap; run_state.py: all ages begin there anew")
+def test_a_machine_that_sleeps_beyond_the_hang_limit_and_wakes_up_is_journaled_and_stops_nobody(night: Night) -> None:
+    """Trainer and sidecar stand still and go on, the trainer a little later: until then its step stays as old."""
+    limit_s = 6.0
+    night.config("--delay", "0.02", training={"max_steps": 100_000}, abort={"hang_minutes": limit_s / 60})
+    run = night.start()
+    old, trainer = wait_until(lambda: night.sidecar(run), "its sidecar"), night.who(run, "trainer")
+    _kill(keeper_of(old), old)
+    sleeper = subprocess.Popen([sys.executable, "-I", "-S", "-c", LIGHT_SLEEPER, str(LIB), str(run)], env=night.env)
+    wait_until(lambda: one_more_step(run), "it is followed again")
+    os.kill(trainer, signal.SIGSTOP)
+    time.sleep(1)  # its last line is read: told after the sleep, it would be a step of that moment
+    os.kill(sleeper.pid, signal.SIGSTOP)
+    time.sleep(limit_s + 2)
+    os.kill(sleeper.pid, signal.SIGCONT)
+    gap = wait_until(lambda: [event for event in events(run, "warning") if event["kind"] == "clock_gap"], "it is said")
+    assert gap[0]["seconds"] > limit_s
+    done = night.watch(code=0)
+    assert time.monotonic() - events(run, "step")[-1]["mono_s"] > limit_s and "well" in done.stdout, done.stdout
+    os.kill(trainer, signal.SIGCONT)
+    wait_until(lambda: one_more_step(run), "it goes on")
+    assert night.watch(code=0).stdout.split()[1] == "running"
+    assert len(gap) == 1 and not events(run, "abort") and night.run_dirs() == [run]
+
+
+def one_more_step(run: Path) -> bool:
+    """Whether a step is told that was not there a moment ago."""
+    known = len(events(run, "step"))
+    time.sleep(0.5)
+    return len(events(run, "step")) > known
+
+
+def _kill(*pids: int) -> None:
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.long
@@ -275,3 +385,69 @@ def test_a_log_follower_that_is_gone_for_good_stops_nothing(night: Night) -> Non
     shown = [json.loads(line)["step"] for line in (run / "journal.jsonl").read_text().splitlines() if '"step"' in line]
     assert shown and max(shown) == 150
     assert len(night.run_dirs()) == 1
+
+
+FOREIGN = """
+import sys, time
+from pathlib import Path
+
+sys.path.append({tests!r})
+import toy_trainer
+
+folder, steps = Path(sys.argv[1]), int(sys.argv[2])
+begun = toy_trainer.read_step(Path(sys.argv[4])) if "--resume" in sys.argv else 0
+for step in range(begun, steps):
+    print(f"step {{step + 1}} loss {{1 / (step + 1):.4f}} {{'.' * 200}}", flush=True)
+    time.sleep(0.0 if begun else 0.02)
+    if step + 1 in (10, 20, 30):
+        toy_trainer.write_checkpoint(folder / f"hrm_arc_step_{{step + 1}}.pt", step + 1)
+"""
+
+
+@pytest.mark.long  # the launcher asks again after a minute
+@pytest.mark.fault("A14", by="recovering.py: what may pass is tried again, and the launcher says why it waits")
+@pytest.mark.skipif(bool(namespaces.why_not()), reason=str(namespaces.why_not()))
+def test_a_foreign_trainer_that_fails_in_its_own_print_on_a_full_disk_goes_on_when_there_is_room(
+    tmp_path: Path,
+) -> None:
+    """Its traceback finds no room either: what names the disk is the launcher, on a terminal that is not full."""
+
+    def work() -> None:
+        night, filler = Night(tmp_path / "night"), tmp_path / "filler"
+        script = night.once / "trainer.py"
+        script.write_text(FOREIGN.format(tests=str(Path(__file__).resolve().parent.parent)))
+        words = ["{python}", str(script), "{checkpoints_dir}", "{training.max_steps}"]
+        night.config(
+            trainer={"command": words, "resume_args": ["--resume", "{checkpoint}"]}, training={"max_steps": 2000}
+        )
+        try:
+            with Oracle(night.runs, lambda: night("run", "T-1", "--dry-run", code=None)) as oracle:
+                process = night.popen("run", "T-1")
+                first = night.started()
+                wait_until(lambda: proven_steps(first) == [10, 20, 30], "its checkpoints are witnessed")
+                namespaces.fill(filler)
+                wait_until((first / "exit.json").exists, "it has failed in its own print")
+                said = waited_for(process, b"cannot be taken up now")
+                assert b"No space left on device" in said and b"it is tried again" in said, said
+                assert night.run_dirs() == [first] and not events(first, "abort")
+                filler.unlink()
+                child = night.next_of(first, deadline_s=100)
+                assert end(process)[0] == 0
+                assert (one(first, "abort")["cause"], one(first, "exited")["code"]) == ("died", 1)
+                assert (night.state(child), record(child)["parent_step"]) == ("finished", 30)
+                oracle.check()
+        finally:
+            night.clean_up()
+
+    namespaces.on_small_disk(tmp_path, "size=4m", work)
+
+
+def waited_for(process: subprocess.Popen, words: bytes) -> bytes:
+    """Read what a launcher says until it has said this."""
+    assert process.stderr
+    said = b""
+    while words not in said or not said.endswith(b"\n"):
+        line = process.stderr.readline()
+        assert line, f"it ended, and said {said!r}"
+        said += line
+    return said

@@ -95,6 +95,27 @@ def test_a_loss_that_diverges_and_stays_there_is_stopped_and_goes_on_at_a_lower_
     assert one(child, "resumed")["lr_scale"] == 0.8
 
 
+@pytest.mark.fault("D6", by="abort_rules.py: frozen, a warning; acting.py: stops for what is sick alone")
+@pytest.mark.fault("D7", by="abort_rules.py: zero, a warning; acting.py: stops for what is sick alone")
+@pytest.mark.parametrize(
+    ("loss", "evidence"),
+    [("0.0", "zero: the loss has been exactly 0 since step 5"), ("0.5", "frozen: the loss has been 0.5 since step 5")],
+    ids=["zero", "frozen"],
+)
+def test_a_loss_that_is_zero_or_does_not_move_is_a_warning_and_stops_nobody(
+    warm_night: Night, loss: str, evidence: str
+) -> None:
+    warm_night.config("--delay", "0", "--every", "1000", "--at", "5", f"loss={loss}", training={"max_steps": 100_000})
+    run = warm_night.start(steps=310)
+    for words in (["--observe"], [], []):
+        done = warm_night.watch(*words, code=0)
+        assert done.stdout.split()[:2] == [run.name, "running"]
+        assert " warning " in done.stdout and evidence in done.stdout, done.stdout
+    told = len(events(run, "step"))
+    wait_until(lambda: len(events(run, "step")) > told, "it trains on")
+    assert not events(run, "abort") and warm_night.run_dirs() == [run]
+
+
 @pytest.mark.long
 @pytest.mark.fault("D8", by="replay.py: the second time at the same step its data are left out")
 def test_data_that_make_the_loss_nan_each_time_are_left_out_the_second_time(warm_night: Night) -> None:

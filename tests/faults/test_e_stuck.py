@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from conftest import Kit, events, wait_until
-from faults.nights import HANG_MINUTES, Night, one, record
+from faults.nights import HANG_MINUTES, Night, one, proven_steps, record
 from resumekit.basics import processes
 from resumekit.supervision import stopping
 
@@ -27,6 +27,62 @@ def taken_up(night: Night, *at: str, **sections: Any) -> tuple[Path, Path]:
     child = night.watched(lambda: night.child(run), "it is taken up")
     wait_until(lambda: events(child, "step"), "its successor trains")
     return run, child
+
+
+# A trainer that tells, at once, what it did in the last eighteen minutes; its successor trains to the end.
+REMEMBERS = """
+import json, os, sys, time
+from pathlib import Path
+
+sys.path.append({tests!r})
+import toy_trainer
+
+folder, steps, once = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+begun = toy_trainer.read_step(Path(sys.argv[5])) if "--resume" in sys.argv else 0
+try:
+    (once / "remembered").touch(exist_ok=False)
+except FileExistsError:
+    for step in range(begun + 1, steps + 1):
+        print(f"step {{step}} loss 0.5", flush=True)
+    sys.exit()
+at_s = [float(second) for second in range(1, 401)] + [400 + 2.5 * second for second in range(1, 265)]
+now_s = time.monotonic()
+run_id = os.environ["RESUMEKIT_RUN_ID"]
+for step in (600, 650):
+    toy_trainer.write_checkpoint(folder / f"hrm_arc_step_{{step}}.pt", step)
+with open(os.path.join(os.environ["RESUMEKIT_RUN_DIR"], "journal.jsonl"), "a") as file:
+    for step, second in enumerate(at_s, 1):
+        told = {{"event": "step", "at": "2026-11-22T17:35:51.123456Z", "mono_s": now_s - at_s[-1] + second,
+                "run_id": run_id, "step": step, "loss": 0.5 + 0.01 * (step % 7)}}
+        file.write(chr(10) + json.dumps(told) + chr(10))
+time.sleep(10**6)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.fault("E1", by="abort_rules.py: throughput; replay.py: the newest, at its own rate")
+def test_a_speed_of_four_tenths_for_eleven_minutes_is_stopped_and_taken_up_at_its_own_rate(night: Night) -> None:
+    """Nobody waits for eleven minutes: the journal says on the clock of this boot that they have gone by."""
+    if time.monotonic() < 1100:
+        pytest.skip("the machine was started less than nineteen minutes ago: its clock has no such past")
+    script = night.once / "trainer.py"
+    script.write_text(REMEMBERS.format(tests=str(Path(__file__).resolve().parent.parent)))
+    words = [str(script), "{checkpoints_dir}", "{training.max_steps}", str(night.once)]
+    night.config(
+        trainer={"command": ["{python}", *words], "resume_args": ["--resume", "{checkpoint}"]},
+        training={"max_steps": 700}, abort={"grace_s": 2},
+    )  # fmt: skip
+    process = night.popen("run", "T-1")
+    run = night.started()
+    wait_until(lambda: len(events(run, "step")) == 664, "its last eighteen minutes")
+    wait_until(lambda: proven_steps(run) == [600, 650], "its checkpoints are witnessed")
+    night.watched(lambda: events(run, "abort"), "it is stopped")
+    told = one(run, "abort")
+    assert told["cause"] == "throughput" and "for 10 min of training, usual are 1.0" in told["evidence"], told
+    child = night.next_of(run)
+    assert (record(child)["parent_step"], record(child)["recovery"]["lr_factor"]) == (650, 1.0)
+    process.communicate(timeout=60)
+    assert (process.returncode, night.state(run), night.state(child)) == (0, "aborted", "finished")
 
 
 @pytest.mark.long

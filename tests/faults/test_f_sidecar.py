@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,9 @@ from typing import Any
 import pytest
 
 from conftest import Kit, events, wait_until
+from faults import namespaces, somebody
 from faults.nights import Night, keeper_of, one, record
+from faults.oracle import Oracle
 from resumekit.basics import journal
 from resumekit.run_folder import live_marker, status
 from resumekit.run_folder.runs import open_run
@@ -86,7 +89,8 @@ def test_a_run_that_finished_while_nobody_looked_is_written_down_by_the_watchers
 
 
 @pytest.mark.fault("F2", by="files.py: write_atomic, a rename")
-def test_no_reader_of_twenty_thousand_sees_half_a_status(kit: Kit) -> None:
+@pytest.mark.parametrize("reads", [20_000, pytest.param(100_000, marks=pytest.mark.long)])
+def test_no_reader_of_thousands_sees_half_a_status(kit: Kit, reads: int) -> None:
     kit("run", "T-1")
     (run,) = kit.run_dirs()
     opened = open_run(run)
@@ -101,7 +105,7 @@ def test_no_reader_of_twenty_thousand_sees_half_a_status(kit: Kit) -> None:
     thread = threading.Thread(target=write)
     thread.start()
     try:
-        for _ in range(20_000):
+        for _ in range(reads):
             assert json.loads((run / "status.json").read_bytes())["run_id"] == run.name
     finally:
         is_over.set()
@@ -187,6 +191,79 @@ def test_a_spoiled_view_of_a_healthy_run_makes_nobody_call_it_dead(lab: Night, w
             shutil.rmtree(well / name, ignore_errors=True) if (well / name).is_dir() else None
             (well / name).unlink(missing_ok=True)
     assert not events(well, "abort")
+
+
+@pytest.mark.fault("F4", by="files.py: what may not be read is no view; status.py: the journal is the truth")
+@pytest.mark.skipif(bool(somebody.why_not()), reason=str(somebody.why_not()))
+def test_a_view_that_may_not_be_read_makes_nobody_call_a_healthy_run_dead(lab: Night, well: Path) -> None:
+    """Looked at by another user, for root may read whatever mode it has."""
+    somebody.open_to_all(lab.runs)
+
+    def seen(command: str, *words: str) -> tuple[int, str]:
+        argv = [*somebody.SETPRIV, *lab.argv(command, *words)]
+        env = {**lab.env, "PYTHON": str(somebody.python())}
+        done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=60)
+        return done.returncode, done.stdout
+
+    for name in ("status.json", ".sidecar.json"):
+        (well / name).chmod(0)
+    code, text = seen("abort-watch", "--observe")
+    assert (code, text.split()[:2]) == (0, [well.name, "running"]) and "well" in text, text
+    code, text = seen("runs", well.name, "--json")
+    assert (code, json.loads(text)[0]["state"]) == (0, "running")
+    assert not events(well, "abort")
+
+
+# Trains on whatever becomes of its log, as one that uses the helpers does.
+DOES_NOT_CARE = """
+import os, time
+
+for step in range(1, 10**9):
+    try:
+        os.write(1, b"step %d loss 0.5%d" % (step, step) + b"." * 300 + b"\\n")
+    except OSError:
+        pass
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.fault("F9", by="sidecar.py, log_follower.py: what cannot be written is tried again; on a real tmpfs")
+@pytest.mark.skipif(bool(namespaces.why_not()), reason=str(namespaces.why_not()))
+def test_a_sidecar_survives_a_disk_that_is_really_full_and_catches_up_when_there_is_room(tmp_path: Path) -> None:
+    def work() -> None:
+        night, filler = Night(tmp_path / "night"), tmp_path / "filler"
+        try:
+            night.config(trainer={"command": ["{python}", "-c", DOES_NOT_CARE.replace("{", "{{").replace("}", "}}")]},
+                         training={"max_steps": 10**9}, status={"interval_s": 1})  # fmt: skip
+            with Oracle(night.runs) as oracle:
+                follow_through_a_full_disk(night, filler)
+                night("abort-watch", "--stop", "T-1")
+                oracle.check()
+        finally:
+            night.clean_up()
+
+    namespaces.on_small_disk(tmp_path, "size=6m", work)
+
+
+def follow_through_a_full_disk(night: Night, filler: Path) -> None:
+    run = night.start(steps=20)
+    sidecar = wait_until(lambda: night.sidecar(run), "its sidecar")
+    wait_until(lambda: (run / "status.json").exists() and night.status(run)["global_step"], "a status with a step")
+    namespaces.fill(filler)
+    time.sleep(2)
+    stands_at = night.status(run)["global_step"]
+    time.sleep(3)
+    assert night.status(run)["global_step"] == stands_at, "the disk is full for it too"
+    assert night.watch("--observe", code=0).stdout.split()[1] == "running"
+    filler.unlink()
+    told = len(events(run, "step"))
+    wait_until(lambda: night.status(run)["global_step"] > stands_at + 100, "it has caught up")
+    assert len(events(run, "step")) > told
+    assert night.sidecar(run) == sidecar, "it is the same one"
+    lines = (run / "logs" / "train.log").read_bytes().splitlines()
+    assert len(lines) > 100 and not events(run, "abort")
+    assert all(line.startswith(lines[0].split()[0]) for line in lines), "each line has the config's hash"
 
 
 @pytest.mark.fault("F5", by="abort_rules.py: ages are differences of the monotonic clock; run_state.py")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import errno
 import fcntl
 import json
@@ -12,13 +13,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from conftest import LIB, ROOT, Kit, events, wait_until
-from faults.nights import HANG_MINUTES, Night, one, record
+from faults import somebody
+from faults.nights import HANG_MINUTES, Night, one, proven_steps, record
 from resumekit.basics import journal, processes
 from resumekit.run_folder import live_marker
 from resumekit.run_folder.runs import open_run
@@ -28,6 +31,7 @@ from resumekit.watching.abort_rules import SICK, Finding
 from resumekit.watching.watch import Look
 
 pytest_plugins = ["faults.night_fixtures"]
+needs_somebody = pytest.mark.skipif(bool(somebody.why_not()), reason=str(somebody.why_not()))
 SICK_OF_A_HANG = (Finding("hang", SICK, "no step since step 3"),)
 
 
@@ -180,9 +184,9 @@ def test_a_zombie_is_dead(night: Night) -> None:
 @pytest.mark.parametrize("hours", [-2, 2, 24 * 365])
 def test_a_clock_that_jumps_makes_no_alarm_and_hides_none(night: Night, hours: int, tmp_path: Path) -> None:
     """The watcher's own clock is moved, for Bash and Python alike, by a library that is loaded before the C library."""
-    library = clock_library(tmp_path, hours * 3600)
+    moved, shift = clock_library(tmp_path)
     well = live(night)
-    moved = {"LD_PRELOAD": str(library)}
+    shift.write_text(str(hours * 3600))
     seen = subprocess.run(["date", "+%s"], env={**os.environ, **moved}, capture_output=True, check=True).stdout
     assert abs(int(seen) - time.time() - hours * 3600) < 60, "the clock is moved"
     assert night.watch(code=0, env=moved).stdout.split()[1] == "running"
@@ -197,39 +201,103 @@ def test_a_clock_that_jumps_makes_no_alarm_and_hides_none(night: Night, hours: i
     assert one(run, "abort")["cause"] == "hang"
 
 
-def clock_library(folder: Path, shift_s: int) -> Path:
-    """Compile a library under which every clock but the monotonic ones is `shift_s` seconds off."""
+YEAR_H = 24 * 365
+
+
+@pytest.mark.long
+@pytest.mark.fault("G7", by="sidecar.py, launcher.sh, recovering.py: waits and ages on the monotonic clock")
+@pytest.mark.parametrize("hours", [1, -1, 20 * YEAR_H, 0], ids=["an hour", "an hour back", "twenty years", "DST"])
+def test_a_clock_that_jumps_under_launcher_and_sidecar_changes_nothing_for_them(
+    night: Night, hours: int, tmp_path: Path
+) -> None:
+    """It jumps for all of them while they run, trainer and watcher too; 0: summer time begins meanwhile."""
+    moved, shift = clock_library(tmp_path)
+    summer = time.gmtime(time.time() + 8)
+    rule = f"J{summer.tm_yday - (summer.tm_yday > 59 and calendar.isleap(summer.tm_year))}"
+    moved["TZ"] = f"WIN0SUM,{rule}/{summer.tm_hour}:{summer.tm_min}:{summer.tm_sec},J365/23" if hours == 0 else "UTC0"
+    night.config(
+        "--delay", "0.02", "--save-every", "10", training={"max_steps": 100_000}, status={"interval_s": 1},
+        abort={"hang_minutes": 2 * HANG_MINUTES, "grace_s": 2},
+    )  # fmt: skip
+    run = night.start(env=moved)
+    shift.write_text(str(hours * 3600))
+
+    def has_jumped() -> bool:
+        seen = datetime.fromisoformat(night.status(run)["heartbeat_at"].replace("Z", "+00:00")).timestamp()
+        return abs(seen - time.time() - hours * 3600) < 300
+
+    wait_until(has_jumped, "the sidecar's clock has jumped")
+    if hours == 0:
+        wait_until(lambda: subprocess.check_output(["date", "+%Z"], env={**os.environ, **moved}) == b"SUM\n", "summer")
+    for _ in range(2):
+        told = len(events(run, "step"))
+        wait_until(lambda told=told: len(events(run, "step")) > told + 20, "it trains on, and is followed")
+        assert night.watch(code=0, env=moved).stdout.split()[1] == "running"
+    assert not [event for event in events(run) if event["event"] in ("abort", "warning")]
+    wait_until(lambda: proven_steps(run), "a checkpoint")
+    os.kill(night.who(run, "trainer"), signal.SIGKILL)
+    child = night.next_of(run)
+    shift.write_text("0")
+    told = len(events(child, "step"))
+    wait_until(lambda: len(events(child, "step")) > told + 20, "it trains on")
+    assert night.watch(code=0, env=moved).stdout.split()[:2] == [child.name, "running"]
+    assert record(child)["parent_step"] in proven_steps(run) and not events(child, "abort")
+
+
+def clock_library(folder: Path) -> tuple[dict[str, str], Path]:
+    """Compile a library under which every clock but the monotonic ones is off by what a file says, in seconds.
+
+    Returns:
+        What the environment of a process needs for it, and the file; it may be written anew at any time.
+    """
     if shutil.which("gcc") is None:
         pytest.skip("no C compiler")
+    shift = folder / "shift"
+    shift.write_text("0")
     source = folder / "clock.c"
-    source.write_text(f"""
+    source.write_text("""
 #define _GNU_SOURCE
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <time.h>
 #include <unistd.h>
-int clock_gettime(clockid_t id, struct timespec *to) {{
+static long shift(void) {
+  static char path[4096]; /* a copy: Bash has a getenv of its own, which may free what it returned */
+  char text[32] = "";
+  const char *said = *path ? NULL : getenv("CLOCK_SHIFT");
+  if (said) strncpy(path, said, sizeof path - 1);
+  long file = *path ? syscall(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC) : -1;
+  if (file >= 0) {
+    if (syscall(SYS_read, file, text, sizeof text - 1) < 0) text[0] = 0;
+    syscall(SYS_close, file);
+  }
+  return atol(text);
+}
+int clock_gettime(clockid_t id, struct timespec *to) {
   int code = syscall(SYS_clock_gettime, id, to);
-  if (!code && (id == CLOCK_REALTIME || id == CLOCK_REALTIME_COARSE)) to->tv_sec += {shift_s};
+  if (!code && (id == CLOCK_REALTIME || id == CLOCK_REALTIME_COARSE)) to->tv_sec += shift();
   return code;
-}}
-int gettimeofday(struct timeval *restrict to, void *restrict zone) {{
+}
+int gettimeofday(struct timeval *restrict to, void *restrict zone) {
   struct timespec now;
   clock_gettime(CLOCK_REALTIME, &now);
   to->tv_sec = now.tv_sec;
   to->tv_usec = now.tv_nsec / 1000;
   return 0;
-}}
-time_t time(time_t *to) {{
+}
+time_t time(time_t *to) {
   struct timespec now;
   clock_gettime(CLOCK_REALTIME, &now);
   if (to) *to = now.tv_sec;
   return now.tv_sec;
-}}
+}
 """)
     library = folder / "clock.so"
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
-    return library
+    return {"LD_PRELOAD": str(library), "CLOCK_SHIFT": str(shift)}, shift
 
 
 @pytest.mark.fault("G9", by="watch.py: what cannot be read is unknown, never dead")
@@ -302,35 +370,60 @@ def test_a_trainer_that_ignores_term_is_killed_with_its_workers_and_taken_up(nig
 
 @pytest.mark.long
 @pytest.mark.fault("G14", by="acting.py: left alone, its folder belongs to another user")
-@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root to be somebody else")
-def test_another_users_run_is_neither_stopped_nor_taken_up(night: Night, tmp_path: Path) -> None:
+@needs_somebody
+def test_another_users_run_is_neither_stopped_nor_taken_up(night: Night) -> None:
     hung = {"hang_minutes": HANG_MINUTES, "grace_s": 1}
     run = live(night, "--at", "5", "hang", abort=hung)
     wait_until(lambda: len(events(run, "step")) == 5, "it hangs")
     time.sleep(HANG_MINUTES * 60 + 0.5)
     (night.runs / ".live").chmod(0o777)
-    for folder in (night.runs, *night.runs.parents):  # the tests' own folders are closed to others
-        if folder.stat().st_mode & 0o005 != 0o005:
-            folder.chmod(folder.stat().st_mode | 0o055)
-    argv = night.argv("abort-watch")
-    somebody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-    python = next((path for path in (sys.executable, "/usr/bin/python3") if _may_read_kit(somebody, path)), None)
-    if python is None:
-        pytest.skip("another user can read neither this kit nor a Python here")
-    done = subprocess.run([*somebody, *argv], env={**night.env, "PYTHON": python}, capture_output=True, text=True,
-                          check=False, timeout=60)  # fmt: skip
+    somebody.open_to_all(night.runs)
+    done = as_somebody(night, "abort-watch")
     assert "left alone: its folder belongs to another user" in done.stderr, done.stderr
     assert done.returncode == 8
     assert Path(f"/proc/{night.who(run, 'trainer')}").exists()
     assert not events(run, "abort") and night.run_dirs() == [run]
 
 
-def _may_read_kit(somebody: list[str], python: str) -> bool:
-    """Whether this Python, as somebody else starts it, is new enough and can import the kit."""
-    code = f"import sys; sys.path.append({str(LIB)!r}); import resumekit.commands; sys.exit(sys.version_info < (3, 10))"
-    # Through a shell: setpriv itself still has root's rights when it starts the first program.
-    argv = [*somebody, "sh", "-c", 'exec "$0" "$@"', python, "-c", code]
-    return subprocess.run(argv, capture_output=True, check=False).returncode == 0
+def as_somebody(night: Kit, *words: str) -> subprocess.CompletedProcess:
+    """Run a command as another user."""
+    argv = [*somebody.SETPRIV, *night.argv(*words)]
+    env = {**night.env, "PYTHON": str(somebody.python())}
+    return subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.fixture
+def lab(weird_tmp_path: Path) -> Iterator[Night]:
+    """As `night`, without the oracle: whose files are given away is nobody's fault."""
+    night = Night(weird_tmp_path)
+    yield night
+    night.clean_up()
+
+
+@pytest.mark.long
+@needs_somebody
+@pytest.mark.fault("G14", by="processes.py: who may not be looked at is unknown, never dead")
+def test_a_trainer_that_answers_permission_denied_is_neither_dead_nor_signalled_nor_replaced(lab: Night) -> None:
+    """The folder is the watcher's own, the trainer in it another user's: nothing but the process says no."""
+    run = live(lab, "--at", "40", "hang", abort={"hang_minutes": HANG_MINUTES, "grace_s": 1})
+    lab.kill_launcher(run)  # of the run's owner nobody is left but the trainer and its shim
+    somebody.open_to_all(lab.runs)
+    given_away = [lab.runs, *lab.runs.rglob("*")]
+    for path in given_away:
+        os.chown(path, somebody.UID, somebody.GID)
+    done = as_somebody(lab, "abort-watch", "--observe")
+    assert done.stdout.split()[:2] == [run.name, "unsupervised"] and "died" not in done.stdout, done.stdout
+
+    def is_said() -> list[dict[str, Any]]:
+        as_somebody(lab, "abort-watch")
+        return [event for event in events(run, "warning") if event["kind"] == "not_signalled"]
+
+    (said, *_) = wait_until(is_said, "it hangs, and cannot be stopped")
+    trainer = lab.who(run, "trainer")
+    assert f"pid {trainer} on" in said["message"] and "cannot be seen to be this run's trainer" in said["message"]
+    assert "died" not in as_somebody(lab, "abort-watch", "--observe").stdout
+    assert processes.probe(processes.identity_from(one(run, "launched")["trainer"])) == processes.ALIVE
+    assert lab.run_dirs() == [run]
 
 
 @pytest.mark.fault("G15", by="acting.py: a lock that cannot be made; aborting.py: the event first")

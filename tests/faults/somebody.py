@@ -1,0 +1,56 @@
+"""Another user, where root runs the tests: what the kit does for somebody who may not read, signal or fork.
+
+Try it: `python -m pytest tests/test_shim.py -k no_process_left`
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+UID = GID = 65534
+SETPRIV = ("setpriv", f"--reuid={UID}", f"--regid={GID}", "--clear-groups")
+_LIB = Path(__file__).resolve().parents[2] / "lib"
+
+
+@cache
+def python() -> str | None:
+    """Return a Python that another user can start and that can import the kit; None where there is none."""
+    return next((path for path in (sys.executable, "/usr/bin/python3") if _may_read_kit(path)), None)
+
+
+def why_not() -> str | None:
+    """Return why nobody here can be another user, None where somebody can."""
+    if os.geteuid() != 0 or shutil.which("setpriv") is None:
+        return "needs root to be somebody else"
+    return None if python() else "another user can read neither this kit nor a Python here"
+
+
+@contextlib.contextmanager
+def folder() -> Iterator[Path]:
+    """Make a folder of that user's, in a place that is open to all (pytest's own are not)."""
+    with tempfile.TemporaryDirectory() as place:
+        os.chown(place, UID, GID)
+        yield Path(place)
+
+
+def open_to_all(path: Path) -> None:
+    """Let that user into a folder of the test's, and into those that it lies in."""
+    for one in (path, *path.parents):
+        mode = one.stat().st_mode
+        if mode & 0o005 != 0o005:
+            one.chmod(mode | 0o055)
+
+
+def _may_read_kit(path: str) -> bool:
+    imports = f"import sys; sys.path.append({str(_LIB)!r}); import resumekit.commands"
+    # Through a shell: setpriv itself still has root's rights when it starts the first program.
+    argv = [*SETPRIV, "sh", "-c", 'exec "$0" "$@"', path, "-c", f"{imports}; sys.exit(sys.version_info < (3, 10))"]
+    return subprocess.run(argv, capture_output=True, check=False).returncode == 0
