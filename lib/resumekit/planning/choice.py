@@ -19,7 +19,7 @@ from ..run_folder import status
 from ..run_folder.lineage import check_name
 from ..run_folder.recovery import Recovery
 from ..run_folder.runs import Run, RunTable
-from . import heads
+from . import heads, origin
 from .request import Request
 from .resume_config import ResumeConfig, for_resume, resolve_anew
 
@@ -44,7 +44,9 @@ class Choice(NamedTuple):
         step: the optimizer step it starts from.
         candidate: the checkpoint.
         candidates: every checkpoint that was thought of, newest first.
-        changed: config keys that differ from the parent's.
+        changed: config keys that differ from those of the run that holds the checkpoint.
+        settled: those of them that the parent had changed already: consent was given then.
+        origin: the run that `changed` is about, where it is not the parent.
         said: sentences for the person.
         recovery: of the incident that the new run recovers from; None where a person starts it.
     """
@@ -62,6 +64,13 @@ class Choice(NamedTuple):
     changed: Sequence[Change] = ()
     said: tuple[str, ...] = ()
     recovery: Recovery | None = None
+    settled: frozenset[str] = frozenset()
+    origin: Run | None = None
+
+    @property
+    def base(self) -> Run | None:
+        """The run that `changed` is about."""
+        return self.origin or self.parent
 
     @property
     def title(self) -> str:
@@ -148,7 +157,8 @@ def _resume(request: Request, table: RunTable, found: heads.Found, *said: str) -
     if candidate is None:
         raise heads.nothing_stable(request, table, found)
     experiment = heads.experiment_of(request)
-    new = for_resume(request, experiment, parent)
+    since = origin.of(parent, candidate, table, request.config_file.schema) if parent else None
+    new = for_resume(request, experiment, parent, since)
     name = _name(request, parent.name if parent else config.get(new.resolved, "experiment.run_name"))
     relation = _relation(request, experiment, parent, new, name)
     step = candidate.step
@@ -160,7 +170,9 @@ def _resume(request: Request, table: RunTable, found: heads.Found, *said: str) -
         said += (f"'{found.head.run_id}' is the newest branch; the others, for --from: {heads.listed(found.others)}",)
     return Choice(
         relation, experiment, name, new.resolved, table, new.settings, parent, step, candidate,
-        found.selection.candidates, new.changed, (*said, *new.said, *heads.passed_over(found.selection)),
+        found.selection.candidates, new.differences.changed,
+        (*said, *new.said, *heads.passed_over(found.selection)), settled=new.differences.settled,
+        origin=since.run if since and since.between else None,
     )  # fmt: skip
 
 
@@ -180,7 +192,7 @@ def _relation(request: Request, experiment: str, parent: Run | None, new: Resume
     if parent.experiment != experiment:
         return BRANCH
     schema = request.config_file.schema
-    return BRANCH if any(schema.hashed(change.key) for change in new.changed) else CONTINUE
+    return BRANCH if any(schema.hashed(change.key) for change in new.differences.asked) else CONTINUE
 
 
 def _refuse_live(run: Run, advice: str) -> dict[str, Any]:

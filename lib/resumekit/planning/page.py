@@ -25,6 +25,7 @@ from .plan import Plan
 WIDTH = 80
 _SHOWN = 4
 _LABEL = 13
+_COMPARED = "compared with "
 
 
 def as_text(choice: Choice, plan: Plan | None) -> str:
@@ -103,6 +104,8 @@ def _from_here(choice: Choice) -> str:
 
 
 def _changes(plan: Plan) -> Iterator[str]:
+    for sentence in filter(lambda one: one.startswith(_COMPARED), plan.choice.said):
+        yield from _row("compared", sentence.removeprefix("compared "))
     free = []
     # What a run is called costs nothing and is plain from the first line.
     for change in (one for one in plan.changes if not one.key.startswith("experiment.")):
@@ -187,5 +190,5 @@ def _row(label: str, text: str, *, can_break: bool = True) -> list[str]:
 
 
 def _is_listed(sentence: str) -> bool:
-    """What was passed over has its own lines on the page."""
-    return sentence.startswith("passed over ")
+    """What was passed over has its own lines on the page, and so has what the changes are about."""
+    return sentence.startswith(("passed over ", _COMPARED))
