@@ -1,4 +1,4 @@
-"""A resume is compared with the run that holds its checkpoint: what was changed since then happens, and is asked once."""
+"""A resume is compared with the run that holds its checkpoint: what was changed since is done, and asked for once."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def choose_start(request: Request) -> Choice:
     _refuse_live(head, "wait for its first checkpoint, or begin another with --fresh")
     said = f"'{head.run_id}' has no checkpoint: beginning anew"
     others = f"; other branches, for resume.sh --from: {heads.listed(found.others)}" if found.others else ""
-    return _fresh(request, table, (said + others,))
+    return _anew(_fresh(request, table, (said + others,)), head)
 
 
 def choose_resume(request: Request) -> Choice:
@@ -134,7 +134,7 @@ def choose_resume(request: Request) -> Choice:
 def refuse_what_cannot_be_continued(parent: Run, table: RunTable) -> None:
     """Raise Refused where a head is alive, has left processes behind, is finished, or is continued already."""
     seen = _refuse_live(parent, "stop it first, or branch from one of its steps with --step")
-    _refuse_orphans(parent)
+    _refuse_orphans(parent, "branch from one of its steps with --step")
     _refuse_finished(parent, seen)
     refuse_continued(parent, table)
 
@@ -150,6 +150,18 @@ def _fresh(request: Request, table: RunTable, said: tuple[str, ...]) -> Choice:
     resolved = resolve_anew(request, experiment)
     name = _name(request, config.get(resolved, "experiment.run_name"))
     return Choice(FRESH, experiment, name, resolved, table, tuple(request.settings), said=said)
+
+
+def _anew(choice: Choice, head: Run) -> Choice:
+    """Begin anew in the place of a head without a checkpoint: who claims it first, a person or its recovery, begins.
+
+    Under another name it is another run, as with --fresh; a folder that the kit did not make is nobody's to take up.
+    """
+    if not head.is_ours or choice.name != head.name:
+        return choice
+    _refuse_orphans(head, "begin another with --fresh")
+    refuse_continued(head, choice.table)
+    return choice._replace(relation=CONTINUE, parent=head, step=0)
 
 
 def _resume(request: Request, table: RunTable, found: heads.Found, *said: str) -> Choice:
@@ -211,7 +223,7 @@ def _refuse_starting(table: RunTable, experiment: str) -> None:
             raise Refused(f"'{run.run_id}' is just being started by another command: wait for it, or use --fresh")
 
 
-def _refuse_orphans(run: Run) -> None:
+def _refuse_orphans(run: Run, otherwise: str) -> None:
     """Refuse while processes of its trainer's session still live: a wrapper may have died before what it wrapped."""
     launched = status.read_state(run).get("launched") or {}
     leader = processes.identity_from(launched.get("trainer"))
@@ -222,7 +234,7 @@ def _refuse_orphans(run: Run) -> None:
         pids = ", ".join(str(member.pid) for member in left)
         raise Refused(
             f"'{run.run_id}' has ended, but processes of its trainer still run (pid {pids}): end them first, "
-            "or branch from one of its steps with --step"
+            f"or {otherwise}"
         )
 
 

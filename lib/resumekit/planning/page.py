@@ -32,7 +32,7 @@ def as_text(choice: Choice, plan: Plan | None) -> str:
     """Return the page for a person.
 
     Args:
-        plan: None for a fresh start.
+        plan: None where it begins anew.
     """
     lines = [choice.title]
     if plan is not None:
@@ -46,8 +46,9 @@ def as_text(choice: Choice, plan: Plan | None) -> str:
 
 def as_json(choice: Choice, plan: Plan | None) -> str:
     """Return the same for programs: the plan's fields, and every checkpoint that was thought of."""
-    fresh = {"relation": choice.relation, "experiment": choice.experiment, "parent_run_id": None, "checkpoint": None}
-    fields = plan.as_fields() if plan else fresh
+    parent = choice.parent.run_id if choice.parent else None
+    anew = {"relation": choice.relation, "experiment": choice.experiment, "parent_run_id": parent, "checkpoint": None}
+    fields = plan.as_fields() if plan else anew
     candidates = [
         {"step": one.step, "path": str(one.path), "run_id": one.run_id, "verdict": one.verdict, "reason": one.reason}
         for one in choice.candidates
