@@ -176,6 +176,8 @@ def _resume(request: Request, table: RunTable, found: heads.Found, *said: str) -
     step = candidate.step
     if step is None:
         step, said = 0, (*said, f"'{candidate.path.name}' does not say its step: 0 is taken, as protocol §6 has it")
+    if request.goes_back:
+        said = (*said, *heads.warned(found, table))
     if relation == CONTINUE:
         refuse_what_cannot_be_continued(parent, table)
     if found.others and not request.goes_back:

@@ -158,6 +158,8 @@ def make(choice: Choice, schema: Schema, ready: Ready, code: Code | None) -> Pla
     trained_with = components.optimizer_at(holder.config, holder.parent_step or 0) if holder and holder.config else None
     optimizers = Optimizers(trained_with, components.optimizer_at(choice.config, step))
     found = components.decide(held, (*choice.changed, *differs), optimizers, config.get(choice.config, "resume", {}))
+    if "weights" not in held.components and not config.get(choice.config, "trainer.loads_with_kit"):
+        found = components.of_its_own(found)
     held_scale, inherited = _held_scale(candidate), _inherited_scale(choice)
     scale = _with_ramp(inherited, choice.config, step) if any(one.action == SWAP for one in found) else inherited
     if choice.recovery is not None:

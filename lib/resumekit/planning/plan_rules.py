@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..basics.actions import ABSENT, LOAD, PARTIAL, REDERIVE, RESET, SWAP
+from ..basics.actions import ABSENT, KEYS, LOAD, PARTIAL, REDERIVE, RESET, SWAP
 from ..configuration import config
 from ..configuration.changes import Change
+from ..proving.grades import lacks
 from ..proving.optimizer_names import plain_name
 from ..proving.weight_fit import WeightFit
 from .choice import Choice
@@ -39,6 +40,8 @@ def judge(
     asked = [change for change in choice.changed if change.key not in choice.settled]
     consents = [f"{_named(change)} ({change.consent})" for change in asked if change.consent and _touches(change, held)]
     refusals = [f"{_named(change)}: {change.refuse}" for change in choice.changed if change.refuse]
+    with_kit = bool(config.get(choice.config, "trainer.loads_with_kit"))
+    refusals += _no_weights(found, choice) if with_kit else []
     refusals += filter(None, (rule(found, held, optimizers) for rule in _RULES))
     if _may_be_a_swap(asked, held, optimizers):
         consents.append(
@@ -48,7 +51,7 @@ def judge(
     if match is not None and (reason := match.refusal(is_forced=is_forced(choice))):
         force = ", or force it with --set resume.weights=partial" if match.pairs else ""
         refusals.append(f"the checkpoint does not fit: {reason}; start a fresh run{force}")
-    if not config.get(choice.config, "trainer.loads_with_kit"):
+    if not with_kit:
         unseen, impossible = _of_a_trainer_that_loads_by_itself(found, _actions(settled))
         consents, refusals = consents + unseen, refusals + impossible
     return Judgement(tuple(consents), tuple(refusals))
@@ -65,14 +68,20 @@ def _touches(change: Change, held: Held) -> bool:
     return section not in ("ema", "swa") or section in held.components
 
 
-def _no_weights(found: Sequence[Component], held: Held, optimizers: Optimizers) -> str:
+def _no_weights(found: Sequence[Component], choice: Choice) -> list[str]:
+    """What the kit is to load has to be under the kit's name; what a trainer loads by itself is its own business."""
+    if _actions(found)["weights"] != ABSENT:
+        return []
+    candidate = choice.candidate
+    name, keys = (f"'{candidate.name}'", candidate.inside.keys) if candidate else ("the checkpoint", ())
+    return [f"{name} has {lacks(KEYS['weights'][0], keys)}"]
+
+
+def _weights_left_out(found: Sequence[Component], held: Held, optimizers: Optimizers) -> str:
     """Only a from-scratch control leaves the weights out, and then nothing else of the run may stay."""
-    actions = _actions(found)
-    if actions["weights"] == ABSENT:
-        return "the checkpoint has no weights"
     stands_on_them = ("optimizer", "ema", "swa")
     kept = [one.name for one in found if one.action == LOAD and one.name.partition(".")[0] in stands_on_them]
-    if actions["weights"] == RESET and kept:
+    if _actions(found)["weights"] == RESET and kept:
         return (
             f"resume.weights=reset would put the {' and '.join(kept)} of the old weights on new ones; "
             f"reset {'that' if len(kept) == 1 else 'those'} too, or start anew with run.sh --fresh"
@@ -125,7 +134,7 @@ def _swap_of_nobody(found: Sequence[Component], held: Held, optimizers: Optimize
     )
 
 
-_RULES = (_no_weights, _fresh_moments_at_full_rate, _state_of_another, _swap_of_nobody)
+_RULES = (_weights_left_out, _fresh_moments_at_full_rate, _state_of_another, _swap_of_nobody)
 
 
 def _of_a_trainer_that_loads_by_itself(
