@@ -430,7 +430,7 @@ PATCHES = (
     Patch(
         "a keeper that was killed is followed by another one",
         "launcher.sh",
-        "    kit_keep_sidecar &\n    keeper=$!\n  done",
+        "    kit_hold_signals\n    kit_keep_sidecar &\n    keeper=$!\n    kit_let_signals\n  done",
         "    break\n  done",
         (F_SIDECAR + "test_a_run_without_a_sidecar_under_a_living_launcher_is_written_down_at_its_end",),
     ),

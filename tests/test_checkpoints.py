@@ -276,8 +276,9 @@ def test_what_the_resume_needs_must_be_inside(tmp_path: Path) -> None:
     torch.save({"weights": model.state_dict()}, tmp_path / "hrm_arc_step_50.pt")
     found = select([CheckpointFolder(tmp_path)], needs=frozenset({"model_state_dict", "optimizer_state_dict"}))
     assert [reason for _, _, reason in rows(found)] == [
-        "it has no 'model_state_dict'",
-        "it has no 'optimizer_state_dict'",
+        "it has no 'model_state_dict' (it has: weights): the trainer must save its weights under that name",
+        "it has no 'optimizer_state_dict' (it has: model_state_dict): "
+        "the trainer must save its optimizer's state under that name",
     ]
 
 
@@ -355,9 +356,15 @@ def test_a_trainer_that_loads_by_itself_may_call_its_weights_otherwise(tmp_path:
     torch.save({"net": {"w": torch.ones(3)}, "opt": {}, "iteration": 7}, path)
     home = CheckpointFolder(tmp_path)
     assert select([home]).chosen is None
-    assert select([home]).candidates[0].reason == "it has no 'model_state_dict'"
+    reason = select([home]).candidates[0].reason
+    assert reason == (
+        "it has no 'model_state_dict' (it has: net, opt, iteration): the trainer must save its weights under that name"
+    )
     taken = select([home], needs=frozenset(), weights_only=False).chosen
     assert taken is not None and taken.step == 7
+    torch.save({f"{number}" + "x" * 99: 0 for number in range(20)}, tmp_path / "hrm_arc_step_8.pt")
+    reason = select([home]).candidates[0].reason
+    assert reason.count("xxx...") == 8 and " and 12 more): " in reason
 
 
 @pytest.mark.fault("C1", by="manifest: size, digest and step")

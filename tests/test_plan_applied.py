@@ -308,6 +308,21 @@ def test_a_schedule_and_data_that_began_anew_go_on_from_there_at_the_next_resume
     assert [event["lr"] for event in events(first, "step")] == [5e-5, 1e-4], "the warm-up's two steps again"
 
 
+def test_what_a_run_without_a_checkpoint_was_told_is_done_to_its_parents_checkpoint(lab: Lab) -> None:
+    """A child was to reset and to grow, and left no checkpoint: whoever goes on from it resets and grows."""
+    words = "resume.optimizer=reset resume.scheduler=reset model.droppath_h=0..0.2 model.aux_rule_head=true"
+    settings = [part for word in words.split() for part in ("--set", word)]
+    parent = lab.parent(BASE)
+    lab("resume", BASE, "--from", parent.name, "--name", "dead", *settings, code=143)
+    dead = lab.kit.run_dirs()[-1]
+    for path in (dead / "checkpoints").iterdir():
+        path.unlink()
+    lab("resume", dead.name, code=143)
+    resumed = lab.kit.run_dirs()[-1]
+    assert json.loads((resumed / "run.json").read_text())["parent_run_id"] == dead.name
+    check(lab, resumed, parent, EDIT | {"optimizer": "reset", "scheduler": "reset"})
+
+
 def test_rows_that_are_not_run_are_rows_of_the_table() -> None:
     assert set(NOT_THE_EXAMPLES) | set(SAMPLE) <= {row[0] for row in CONFIG_ROWS}
     assert {name.partition(".")[0] for name in LOOK} == set(KEYS) - {"scaler"}

@@ -248,6 +248,11 @@ def test_a_checkpoint_without_weights_is_refused() -> None:
     assert planned("", held(without=("weights",)))[1] == REFUSED
 
 
+def test_a_trainer_that_loads_by_itself_may_call_its_weights_as_it_likes() -> None:
+    own = "trainer.loads_with_kit=false"
+    assert planned("", c.Held(frozenset({"counters"}), {}), parent=own)[1] == READY
+
+
 SWAP_ROWS = [
     # parent's settings, step, step that the checkpoint's run started at, class in the checkpoint -> swapped?
     ("planned, reached exactly", "optimizer.swap_at=40000", 40000, 0, "adamw", True),

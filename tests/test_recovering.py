@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +16,10 @@ import pytest
 from conftest import Kit, events, wait_until
 from resumekit.basics import claims, journal, processes
 from resumekit.basics.errors import KitError
-from resumekit.recovery import attention, recovering
+from resumekit.basics.paths import RunPaths
+from resumekit.recovery import attention, incident, recovering, replay
 from resumekit.run_folder import live_marker
-from resumekit.run_folder.runs import open_run
+from resumekit.run_folder.runs import Run, open_run
 from resumekit.supervision import stopping
 from test_recovery import configure
 
@@ -208,3 +210,28 @@ def test_a_run_that_another_container_follows_is_nobodys_to_continue(kit: Kit, s
     assert stopping.stop(sick, "TERM") == 1 and not events(sick, "stopped")
     with claims.locked(run.paths.status_lock):
         assert "is alive" in kit("resume", "T-1", "--dry-run", code=6).stderr
+
+
+@pytest.mark.parametrize(
+    ("before", "chosen_in", "data_steps", "eval_step"),
+    [
+        # A run that was to leave out the data up to step 34 died before its first checkpoint, once, and once more.
+        ({"cause": "nonfinite", "first_bad_step": 34, "skip_data_steps": 10}, "its parent", 10, None),
+        ({"cause": "died", "first_bad_step": None, "skip_data_steps": 10}, "its parent", 10, None),
+        ({"cause": "died", "first_bad_step": None, "skip_data_steps": 10}, "itself", 0, None),
+        ({"cause": "eval", "first_bad_step": None, "skip_eval_step": 30}, "its parent", 0, 30),
+        ({"cause": "eval", "first_bad_step": None, "skip_eval_step": 30}, "itself", 0, None),
+    ],
+)
+@pytest.mark.fault("D8", by="replay.py: what was left out stays so until a checkpoint has taken it in")
+def test_what_is_left_out_stays_left_out_until_a_checkpoint_lies_behind_it(
+    tmp_path: Path, before: dict[str, Any], chosen_in: str, data_steps: int, eval_step: int | None
+) -> None:
+    record = {"run_id": "run", "parent_step": 24, "recovery": {"attempt": 1, **before}}
+    run = Run(RunPaths(tmp_path / "run"), record)
+    selection: Any = SimpleNamespace(
+        chosen=SimpleNamespace(run_id="run" if chosen_in == "itself" else "parent", step=24)
+    )
+    died = incident.Incident("died", "by signal 11")
+    assert replay._left_out(run, died, selection) == data_steps
+    assert replay._eval_step(run, {}, died, selection) == eval_step

@@ -6,13 +6,15 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from conftest import Kit, events
+from conftest import ROOT, TOY, Kit, events, wait_until
 from lab_repo import git
 from toy_trainer import write_checkpoint
 
@@ -130,8 +132,78 @@ def test_no_checkpoint_and_no_stable_checkpoint_are_two_sentences_with_one_code(
 def test_a_run_without_checkpoints_is_begun_anew_and_that_is_said(kit: Kit):
     kit("run", "T-1", code=1, env={"TOY_ARGS": "--at 2 raise"})
     first = kit.run_dirs()[-1]
-    assert f"'{first.name}' has no checkpoint: beginning anew" in kit("run", "T-1").stderr
-    assert record(kit.run_dirs()[-1])["relation"] == "fresh"
+    shown = json.loads(kit("run", "T-1", "--dry-run", "--json").stdout)
+    assert (shown["relation"], shown["parent_run_id"], shown["checkpoint"]) == ("continue", first.name, None)
+    assert f"'{first.name}' has no checkpoint: beginning anew" in kit("run", "T-1", "--set", "training.seed=7").stderr
+    second = kit.run_dirs()[-1]
+    own = record(second)
+    assert (own["relation"], own["parent_run_id"], own["parent_step"], own["checkpoint"]) == (
+        "continue", first.name, 0, None,
+    )  # fmt: skip
+    assert json.loads((first / "claims" / "continued.json").read_text())["run_id"] == second.name
+    assert own["settings"] == ["training.seed=7"] and events(second, "step")[0]["step"] == 1
+    assert json.loads((second / "resolved_config.json").read_text())["training"]["seed"] == 7
+
+
+def test_under_another_name_a_run_without_checkpoints_is_left_to_itself(kit: Kit):
+    kit("run", "T-1", code=1, env={"TOY_ARGS": "--at 2 raise"})
+    [first] = kit.run_dirs()
+    kit("run", "T-1", "--name", "second")
+    assert record(kit.run_dirs()[-1])["relation"] == "fresh" and not (first / "claims").exists()
+
+
+def crashes(kit: Kit, backoff_s: float) -> Path:
+    """T-1 in its pause before it is taken up again: it fails in its first step, and its launcher waits; its folder."""
+    gate = kit.folder / "mended"
+    script = '[ -e "$1" ] || exit 1; shift; exec "$@"'
+    toy = ["{python}", str(TOY).replace("{", "{{").replace("}", "}}"), "--steps", "{training.max_steps}"]
+    command = ["sh", "-c", script, "-", str(gate).replace("{", "{{").replace("}", "}}"), *toy, "--delay", "0.05"]
+    kit.config(
+        trainer={"command": command}, training={"max_steps": 10},
+        recover={"enabled": True, "backoff_s": backoff_s, "max_attempts": 5},
+    )  # fmt: skip
+    kit("run", "T-1", "--detach")
+    run = kit.started()
+    wait_until(lambda: events(run, "abort"), "the incident")
+    gate.touch()
+    return run
+
+
+def test_a_person_who_begins_anew_and_a_recovery_that_waits_do_not_both_train(kit: Kit):
+    """The person is first: the launcher that waits finds its head taken, and ends."""
+    first = crashes(kit, backoff_s=2)
+    launcher = events(first, "launched")[0]["launcher"]["pid"]
+    kit("run", "T-1")
+    wait_until(lambda: not os.path.exists(f"/proc/{launcher}"), "the launcher that waited has ended")
+    _, second = kit.run_dirs()
+    assert record(second)["recovery"] is None and events(first, "abort") and not events(first, "recovery")
+    assert kit.status(second)["state"] == "finished"
+
+
+@pytest.mark.parametrize("later_s", [0, 0.5])
+def test_of_a_recovery_and_a_person_at_once_one_begins(kit: Kit, later_s: float):
+    """Two people and eight askers as launchers, at once or just behind: one child comes of it, whoever was first."""
+    first = crashes(kit, backoff_s=1)
+    os.kill(events(first, "launched")[0]["launcher"]["pid"], signal.SIGKILL)
+    time.sleep(1.1)  # the pause is over
+    code = (
+        "import os, sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path;"
+        "from resumekit.recovery import recovering;"
+        "made = recovering.recover(Path(sys.argv[2]), os.getpid()).ready;"
+        "print(made.run_id if made else ''); sys.stdout.flush(); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(ROOT / "lib"), str(first)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    people = [kit.popen("run", "T-1") for _ in range(2)]
+    time.sleep(later_s)
+    askers = [subprocess.Popen(command, env=kit.env, **pipes) for _ in range(8)]
+    ready = [name for asker in askers if (name := asker.stdout.readline().strip())]
+    said = [person.communicate(timeout=120)[1].decode() for person in people]
+    for asker in askers:
+        asker.communicate("")
+    began = [run for run in kit.run_dirs()[1:] if events(run, "launched")]
+    assert len(ready) + len(began) == 1, (ready, began, said)
+    assert sorted(person.returncode for person in people) == ([6, 6] if ready else [0, 6]), said
 
 
 def test_only_a_best_checkpoint_is_not_begun_anew_over(kit: Kit):

@@ -19,7 +19,7 @@ from ..run_folder import status
 from ..run_folder.lineage import check_name
 from ..run_folder.recovery import Recovery
 from ..run_folder.runs import Run, RunTable
-from . import heads
+from . import heads, origin
 from .request import Request
 from .resume_config import ResumeConfig, for_resume, resolve_anew
 
@@ -44,7 +44,9 @@ class Choice(NamedTuple):
         step: the optimizer step it starts from.
         candidate: the checkpoint.
         candidates: every checkpoint that was thought of, newest first.
-        changed: config keys that differ from the parent's.
+        changed: config keys that differ from those of the run that holds the checkpoint.
+        settled: those of them that the parent had changed already: consent was given then.
+        origin: the run that `changed` is about, where it is not the parent.
         said: sentences for the person.
         recovery: of the incident that the new run recovers from; None where a person starts it.
     """
@@ -62,6 +64,13 @@ class Choice(NamedTuple):
     changed: Sequence[Change] = ()
     said: tuple[str, ...] = ()
     recovery: Recovery | None = None
+    settled: frozenset[str] = frozenset()
+    origin: Run | None = None
+
+    @property
+    def base(self) -> Run | None:
+        """The run that `changed` is about."""
+        return self.origin or self.parent
 
     @property
     def title(self) -> str:
@@ -101,7 +110,7 @@ def choose_start(request: Request) -> Choice:
     _refuse_live(head, "wait for its first checkpoint, or begin another with --fresh")
     said = f"'{head.run_id}' has no checkpoint: beginning anew"
     others = f"; other branches, for resume.sh --from: {heads.listed(found.others)}" if found.others else ""
-    return _fresh(request, table, (said + others,))
+    return _anew(_fresh(request, table, (said + others,)), head)
 
 
 def choose_resume(request: Request) -> Choice:
@@ -125,7 +134,7 @@ def choose_resume(request: Request) -> Choice:
 def refuse_what_cannot_be_continued(parent: Run, table: RunTable) -> None:
     """Raise Refused where a head is alive, has left processes behind, is finished, or is continued already."""
     seen = _refuse_live(parent, "stop it first, or branch from one of its steps with --step")
-    _refuse_orphans(parent)
+    _refuse_orphans(parent, "branch from one of its steps with --step")
     _refuse_finished(parent, seen)
     refuse_continued(parent, table)
 
@@ -143,24 +152,41 @@ def _fresh(request: Request, table: RunTable, said: tuple[str, ...]) -> Choice:
     return Choice(FRESH, experiment, name, resolved, table, tuple(request.settings), said=said)
 
 
+def _anew(choice: Choice, head: Run) -> Choice:
+    """Begin anew in the place of a head without a checkpoint: who claims it first, a person or its recovery, begins.
+
+    Under another name it is another run, as with --fresh; a folder that the kit did not make is nobody's to take up.
+    """
+    if not head.is_ours or choice.name != head.name:
+        return choice
+    _refuse_orphans(head, "begin another with --fresh")
+    refuse_continued(head, choice.table)
+    return choice._replace(relation=CONTINUE, parent=head, step=0)
+
+
 def _resume(request: Request, table: RunTable, found: heads.Found, *said: str) -> Choice:
     candidate, parent = found.selection.chosen, found.parent
     if candidate is None:
         raise heads.nothing_stable(request, table, found)
     experiment = heads.experiment_of(request)
-    new = for_resume(request, experiment, parent)
+    since = origin.of(parent, candidate, table, request.config_file.schema) if parent else None
+    new = for_resume(request, experiment, parent, since)
     name = _name(request, parent.name if parent else config.get(new.resolved, "experiment.run_name"))
     relation = _relation(request, experiment, parent, new, name)
     step = candidate.step
     if step is None:
         step, said = 0, (*said, f"'{candidate.path.name}' does not say its step: 0 is taken, as protocol §6 has it")
+    if request.goes_back:
+        said = (*said, *heads.warned(found, table))
     if relation == CONTINUE:
         refuse_what_cannot_be_continued(parent, table)
     if found.others and not request.goes_back:
         said += (f"'{found.head.run_id}' is the newest branch; the others, for --from: {heads.listed(found.others)}",)
     return Choice(
         relation, experiment, name, new.resolved, table, new.settings, parent, step, candidate,
-        found.selection.candidates, new.changed, (*said, *new.said, *heads.passed_over(found.selection)),
+        found.selection.candidates, new.differences.changed,
+        (*said, *new.said, *heads.passed_over(found.selection)), settled=new.differences.settled,
+        origin=since.run if since and since.between else None,
     )  # fmt: skip
 
 
@@ -180,7 +206,7 @@ def _relation(request: Request, experiment: str, parent: Run | None, new: Resume
     if parent.experiment != experiment:
         return BRANCH
     schema = request.config_file.schema
-    return BRANCH if any(schema.hashed(change.key) for change in new.changed) else CONTINUE
+    return BRANCH if any(schema.hashed(change.key) for change in new.differences.asked) else CONTINUE
 
 
 def _refuse_live(run: Run, advice: str) -> dict[str, Any]:
@@ -199,7 +225,7 @@ def _refuse_starting(table: RunTable, experiment: str) -> None:
             raise Refused(f"'{run.run_id}' is just being started by another command: wait for it, or use --fresh")
 
 
-def _refuse_orphans(run: Run) -> None:
+def _refuse_orphans(run: Run, otherwise: str) -> None:
     """Refuse while processes of its trainer's session still live: a wrapper may have died before what it wrapped."""
     launched = status.read_state(run).get("launched") or {}
     leader = processes.identity_from(launched.get("trainer"))
@@ -210,7 +236,7 @@ def _refuse_orphans(run: Run) -> None:
         pids = ", ".join(str(member.pid) for member in left)
         raise Refused(
             f"'{run.run_id}' has ended, but processes of its trainer still run (pid {pids}): end them first, "
-            "or branch from one of its steps with --step"
+            f"or {otherwise}"
         )
 
 

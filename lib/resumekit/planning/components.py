@@ -16,6 +16,9 @@ from ..configuration.changes import Change
 from ..proving import optimizer_names
 from ..proving.optimizer_names import plain_name
 
+_NOT_HELD = "not in the checkpoint: as newly made, where it is used"
+_NOT_OURS = "under a name of the trainer's own, if at all: not the kit's to load"
+
 
 class Component(NamedTuple):
     """What is done with one component.
@@ -105,11 +108,16 @@ def decide(
     return tuple(_follow(one, found) for one in found)
 
 
+def of_its_own(found: Sequence[Component]) -> tuple[Component, ...]:
+    """Return what was decided about a checkpoint whose trainer loads by itself, with the weights under its own name."""
+    return tuple(one._replace(why=_NOT_OURS) if one.why == _NOT_HELD else one for one in found)
+
+
 def _decide(name: str, held: Held, changed: Sequence[Change], policies: dict[str, Any], swap: str) -> Component:
     kind = name.partition(".")[0]
     action, why = LOAD, ""
     if kind not in held.components:
-        action, why = ABSENT, "not in the checkpoint: as newly made, where it is used"
+        action, why = ABSENT, _NOT_HELD
     for change in changed:
         wanted = change.actions.get(kind, LOAD)
         if wanted == SWAP:

@@ -34,7 +34,7 @@ class Rate(NamedTuple):
         key: of the config, 'optimizer.lr'.
         first_step: the number of the first of these steps.
         base: its value from here on, before the schedule.
-        before: as the parent would have gone on; None where it cannot be known.
+        before: as the run of the checkpoint would have gone on; None where it cannot be known.
         after: as the plan goes on; None where it cannot be known.
     """
 
@@ -61,39 +61,39 @@ def of(
 
     Args:
         schema: says which keys are base learning rates.
-        inherited: what the rates were multiplied by so far.
+        inherited: what the rates were multiplied by in the checkpoint.
         scale: what they are multiplied by from here on.
         components: what is done with each; a schedule that is reset begins anew.
     """
-    parent = choice.parent.config if choice.parent and choice.parent.config else choice.config
+    parent, base = (run.config if run and run.config else choice.config for run in (choice.parent, choice.base))
     seen = status.current(choice.parent) if choice.parent and choice.parent.is_ours else {}
     actions = {one.name: one.action for one in components}
     place = _place(choice, actions)
     return Forecast(
         place,
-        _rates(choice, parent, schema, inherited, scale, actions, place),
-        _totals(choice, parent, seen.get("steps_per_sec")),
+        _rates(choice, base, schema, inherited, scale, actions, place),
+        _totals(choice, base, _speed(parent, seen.get("steps_per_sec"))),
         tuple(_warnings(choice, seen)),
     )
 
 
 def _rates(
-    choice: Choice, parent: dict[str, Any], schema: Schema, inherited: LrScale, scale: LrScale,
+    choice: Choice, base: dict[str, Any], schema: Schema, inherited: LrScale, scale: LrScale,
     actions: dict[str, str], place: int | None,
 ) -> tuple[Rate, ...]:  # fmt: skip
     first = choice.step or 0
     start = _first_step(choice, actions)
-    before, after = schedules.of_config(parent), schedules.of_config(choice.config)
+    before, after = schedules.of_config(base), schedules.of_config(choice.config)
     if _has_a_place_of_its_own(choice):
         before = None
     if place is None:
         place, after = start, None
-    was, now = schedules.base_rates(parent, schema), schedules.base_rates(choice.config, schema)
+    was, now = schedules.base_rates(base, schema), schedules.base_rates(choice.config, schema)
 
-    def ahead(base: float | None, shape: Any, factor: LrScale, at: int, step: int) -> tuple[float, ...] | None:
-        if base is None or shape is None:
+    def ahead(peak: float | None, shape: Any, factor: LrScale, at: int, step: int) -> tuple[float, ...] | None:
+        if peak is None or shape is None:
             return None
-        return tuple(base * shape(at + more) * factor(step + more) for more in range(STEPS_SHOWN))
+        return tuple(peak * shape(at + more) * factor(step + more) for more in range(STEPS_SHOWN))
 
     return tuple(
         Rate(
@@ -129,12 +129,18 @@ def _has_a_place_of_its_own(choice: Choice) -> bool:
     return any("reset" in (own.get("scheduler"), own.get("counters")) for own in policies)
 
 
-def _totals(choice: Choice, parent: dict[str, Any], steps_per_sec: float | None) -> tuple[str, ...]:
+def _speed(parent: dict[str, Any], steps_per_sec: float | None) -> float | None:
+    """Return the examples per second of the run that goes on; None where that is not known."""
+    examples = _examples(parent)
+    return steps_per_sec * examples if steps_per_sec and examples else None
+
+
+def _totals(choice: Choice, base: dict[str, Any], speed: float | None) -> tuple[str, ...]:
     keys = ("training.max_steps", "training.batch_size", "training.grad_accum_steps")
     if not any(change.key in keys for change in choice.changed):
         return ()
     step, max_steps = choice.step or 0, config.get(choice.config, "training.max_steps")
-    was, now = _examples(parent), _examples(choice.config)
+    was, now = _examples(base), _examples(choice.config)
     said = []
     if was and now and was != now:
         said.append(f"{now:,} examples in a step instead of {was:,}; {step * was:,} seen so far")
@@ -142,9 +148,8 @@ def _totals(choice: Choice, parent: dict[str, Any], steps_per_sec: float | None)
         left = max(0, max_steps - step)
         seen = f", {step * was + left * now:,} examples in all" if was and now else ""
         said.append(f"{left:,} steps left to {max_steps:,}{seen}")
-        if steps_per_sec and was and now:
-            seconds = left / steps_per_sec * now / was
-            said.append(f"about {duration(seconds)} at the parent's {steps_per_sec * was:.3g} examples/s")
+        if speed and now:
+            said.append(f"about {duration(left * now / speed)} at the parent's {speed:.3g} examples/s")
     return tuple(said)
 
 

@@ -14,10 +14,11 @@ from ..basics import claims
 from ..basics.errors import NoStableCheckpoint, UsageError
 from ..proving import proof
 from ..proving.checkpoints import Candidate, CheckpointFolder, Selection, select
-from ..proving.grades import WEIGHTS, WITNESSED
+from ..proving.grades import PROVEN, WEIGHTS, WITNESSED
 from ..run_folder.lineage import check_experiment, parse_run_name
 from ..run_folder.quarantine import quarantined_names
 from ..run_folder.runs import Run, RunTable, run_around
+from . import spoilt
 from .request import Request
 
 _NAMED_IN_A_MESSAGE = 5
@@ -110,6 +111,16 @@ def nothing_stable(request: Request, table: RunTable, found: Found) -> NoStableC
     return NoStableCheckpoint("; ".join([f"no checkpoint found {where}", *hints]))
 
 
+def warned(found: Found, table: RunTable) -> list[str]:
+    """Return a sentence where the checkpoint, taken because it was named, was saved after its run had gone wrong."""
+    chosen = found.selection.chosen
+    home = table.get(chosen.run_id) if chosen and chosen.run_id else found.parent
+    bad = spoilt.of(home) if home else None
+    if chosen is None or bad is None or chosen.step is None or chosen.step < bad.step or chosen.grade == PROVEN:
+        return []
+    return [f"'{chosen.path.name}' was {bad.reason}: it is taken because it was named"]
+
+
 def passed_over(selection: Selection) -> list[str]:
     """Return one sentence for each checkpoint that was looked at and not taken, ten at most."""
     passed = [c for c in selection.candidates if c.verdict == "passed"]
@@ -161,7 +172,13 @@ def _has_own(run: Run) -> bool:
 
 def _select(request: Request, head: Run | None, history: list[tuple[Run, int | None]]) -> Selection:
     asked = {"step": request.step, "best": request.best, "path": request.checkpoint}
-    return _select_along(history, _trainer(request, head), is_dry_run=request.is_dry_run, **asked)
+    trainer = _trainer(request, head)
+    if any(asked.values()) or request.step is not None or trainer.get("loads_with_kit"):
+        return _select_along(history, trainer, is_dry_run=request.is_dry_run, **asked)
+    # What the kit loads is finite by its manifest; here the journal alone knows what was saved after a NaN.
+    bad = spoilt.along(history)
+    selection = _select_along(spoilt.without(history, bad), trainer, is_dry_run=request.is_dry_run)
+    return spoilt.added(selection, history, bad) if bad else selection
 
 
 def _select_along(

@@ -25,13 +25,14 @@ from .plan import Plan
 WIDTH = 80
 _SHOWN = 4
 _LABEL = 13
+_COMPARED = "compared with "
 
 
 def as_text(choice: Choice, plan: Plan | None) -> str:
     """Return the page for a person.
 
     Args:
-        plan: None for a fresh start.
+        plan: None where it begins anew.
     """
     lines = [choice.title]
     if plan is not None:
@@ -45,8 +46,9 @@ def as_text(choice: Choice, plan: Plan | None) -> str:
 
 def as_json(choice: Choice, plan: Plan | None) -> str:
     """Return the same for programs: the plan's fields, and every checkpoint that was thought of."""
-    fresh = {"relation": choice.relation, "experiment": choice.experiment, "parent_run_id": None, "checkpoint": None}
-    fields = plan.as_fields() if plan else fresh
+    parent = choice.parent.run_id if choice.parent else None
+    anew = {"relation": choice.relation, "experiment": choice.experiment, "parent_run_id": parent, "checkpoint": None}
+    fields = plan.as_fields() if plan else anew
     candidates = [
         {"step": one.step, "path": str(one.path), "run_id": one.run_id, "verdict": one.verdict, "reason": one.reason}
         for one in choice.candidates
@@ -103,6 +105,8 @@ def _from_here(choice: Choice) -> str:
 
 
 def _changes(plan: Plan) -> Iterator[str]:
+    for sentence in filter(lambda one: one.startswith(_COMPARED), plan.choice.said):
+        yield from _row("compared", sentence.removeprefix("compared "))
     free = []
     # What a run is called costs nothing and is plain from the first line.
     for change in (one for one in plan.changes if not one.key.startswith("experiment.")):
@@ -187,5 +191,5 @@ def _row(label: str, text: str, *, can_break: bool = True) -> list[str]:
 
 
 def _is_listed(sentence: str) -> bool:
-    """What was passed over has its own lines on the page."""
-    return sentence.startswith("passed over ")
+    """What was passed over has its own lines on the page, and so has what the changes are about."""
+    return sentence.startswith(("passed over ", _COMPARED))

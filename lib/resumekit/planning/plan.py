@@ -9,7 +9,7 @@ Try it: `bin/resume.sh EXP-01 --set training.max_steps=4000 --dry-run`
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ..basics import lr_scale
@@ -71,7 +71,7 @@ class Plan(NamedTuple):
 
     @property
     def changes(self) -> tuple[Change, ...]:
-        """Every difference from the parent, the config's first."""
+        """Every difference from the run that holds the checkpoint, the config's first."""
         return (*self.choice.changed, *self.environment, *self.measures)
 
     @property
@@ -158,16 +158,40 @@ def make(choice: Choice, schema: Schema, ready: Ready, code: Code | None) -> Pla
     trained_with = components.optimizer_at(holder.config, holder.parent_step or 0) if holder and holder.config else None
     optimizers = Optimizers(trained_with, components.optimizer_at(choice.config, step))
     found = components.decide(held, (*choice.changed, *differs), optimizers, config.get(choice.config, "resume", {}))
+    if "weights" not in held.components and not config.get(choice.config, "trainer.loads_with_kit"):
+        found = components.of_its_own(found)
     held_scale, inherited = _held_scale(candidate), _inherited_scale(choice)
     scale = _with_ramp(inherited, choice.config, step) if any(one.action == SWAP for one in found) else inherited
     if choice.recovery is not None:
         scale = scale._replace(factor=scale.factor * choice.recovery.lr_factor)
     is_partial = any(one.name == "weights" and one.action == PARTIAL for one in found)
     match = description.ask(choice, ready) if is_partial else None
-    rules = plan_rules.judge(found, choice, held, optimizers, match)
-    ahead = forecast.of(choice, schema, inherited, scale, found)
+    settled = _settled(choice, held, differs, optimizers) if choice.origin else ()
+    rules = plan_rules.judge(found, choice, held, optimizers, match, settled)
+    ahead = forecast.of(choice, schema, held_scale, scale, found)
     measures = tuple(_measures(choice.recovery, held_scale, scale))
     return Plan(choice, found, differs, measures, scale, match, ahead, rules.consents, rules.refusals)
+
+
+def _settled(
+    choice: Choice, held: components.Held, differs: Sequence[Change], optimizers: Optimizers
+) -> tuple[Component, ...]:
+    """Return what the parent, as it was started, would get from the checkpoint: with what it was told and had changed.
+
+    An environment that has changed since then is nobody's decision yet.
+    """
+    parent = choice.parent
+    here = {one.key: one.new for one in differs}
+    since = {one.key for one in environment.changes(parent.record, here, None)}
+    changed = [one for one in choice.changed if one.key in choice.settled]
+    policies = dict(config.get(choice.config, "resume", {}))
+    for one in choice.changed:
+        section, _, name = one.key.partition(".")
+        if section == "resume" and one.key not in choice.settled:
+            policies[name] = one.old
+    wanted = components.optimizer_at(parent.config, choice.step or 0)
+    kept = [one for one in differs if one.key not in since]
+    return components.decide(held, (*changed, *kept), Optimizers(optimizers.before, wanted), policies)
 
 
 def _measures(recovery: Recovery | None, held: LrScale, scale: LrScale) -> Iterator[Change]:

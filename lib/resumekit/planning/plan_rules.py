@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..basics.actions import ABSENT, LOAD, PARTIAL, REDERIVE, RESET, SWAP
+from ..basics.actions import ABSENT, KEYS, LOAD, PARTIAL, REDERIVE, RESET, SWAP
 from ..configuration import config
 from ..configuration.changes import Change
+from ..proving.grades import lacks
 from ..proving.optimizer_names import plain_name
 from ..proving.weight_fit import WeightFit
 from .choice import Choice
@@ -28,15 +29,21 @@ class Judgement(NamedTuple):
 
 
 def judge(
-    found: Sequence[Component], choice: Choice, held: Held, optimizers: Optimizers, match: WeightFit | None = None
-) -> Judgement:
-    """Apply every rule to a plan's components and changes."""
-    consents = [
-        f"{_named(change)} ({change.consent})" for change in choice.changed if change.consent and _touches(change, held)
-    ]
+    found: Sequence[Component], choice: Choice, held: Held, optimizers: Optimizers, match: WeightFit | None = None,
+    settled: Sequence[Component] = (),
+) -> Judgement:  # fmt: skip
+    """Apply every rule to a plan's components and changes.
+
+    Args:
+        settled: what the parent alone would get from this checkpoint: a person has agreed to it already.
+    """
+    asked = [change for change in choice.changed if change.key not in choice.settled]
+    consents = [f"{_named(change)} ({change.consent})" for change in asked if change.consent and _touches(change, held)]
     refusals = [f"{_named(change)}: {change.refuse}" for change in choice.changed if change.refuse]
+    with_kit = bool(config.get(choice.config, "trainer.loads_with_kit"))
+    refusals += _no_weights(found, choice) if with_kit else []
     refusals += filter(None, (rule(found, held, optimizers) for rule in _RULES))
-    if _may_be_a_swap(choice, held, optimizers):
+    if _may_be_a_swap(asked, held, optimizers):
         consents.append(
             f"the checkpoint does not say which optimizer it holds, and {optimizers.wanted} is wanted: if it is "
             "another one, its state is loaded all the same; --set resume.optimizer=reset starts it anew"
@@ -44,9 +51,9 @@ def judge(
     if match is not None and (reason := match.refusal(is_forced=is_forced(choice))):
         force = ", or force it with --set resume.weights=partial" if match.pairs else ""
         refusals.append(f"the checkpoint does not fit: {reason}; start a fresh run{force}")
-    if not config.get(choice.config, "trainer.loads_with_kit"):
-        asked, impossible = _of_a_trainer_that_loads_by_itself(found)
-        consents, refusals = consents + asked, refusals + impossible
+    if not with_kit:
+        unseen, impossible = _of_a_trainer_that_loads_by_itself(found, _actions(settled))
+        consents, refusals = consents + unseen, refusals + impossible
     return Judgement(tuple(consents), tuple(refusals))
 
 
@@ -61,14 +68,20 @@ def _touches(change: Change, held: Held) -> bool:
     return section not in ("ema", "swa") or section in held.components
 
 
-def _no_weights(found: Sequence[Component], held: Held, optimizers: Optimizers) -> str:
+def _no_weights(found: Sequence[Component], choice: Choice) -> list[str]:
+    """What the kit is to load has to be under the kit's name; what a trainer loads by itself is its own business."""
+    if _actions(found)["weights"] != ABSENT:
+        return []
+    candidate = choice.candidate
+    name, keys = (f"'{candidate.name}'", candidate.inside.keys) if candidate else ("the checkpoint", ())
+    return [f"{name} has {lacks(KEYS['weights'][0], keys)}"]
+
+
+def _weights_left_out(found: Sequence[Component], held: Held, optimizers: Optimizers) -> str:
     """Only a from-scratch control leaves the weights out, and then nothing else of the run may stay."""
-    actions = _actions(found)
-    if actions["weights"] == ABSENT:
-        return "the checkpoint has no weights"
     stands_on_them = ("optimizer", "ema", "swa")
     kept = [one.name for one in found if one.action == LOAD and one.name.partition(".")[0] in stands_on_them]
-    if actions["weights"] == RESET and kept:
+    if _actions(found)["weights"] == RESET and kept:
         return (
             f"resume.weights=reset would put the {' and '.join(kept)} of the old weights on new ones; "
             f"reset {'that' if len(kept) == 1 else 'those'} too, or start anew with run.sh --fresh"
@@ -121,13 +134,18 @@ def _swap_of_nobody(found: Sequence[Component], held: Held, optimizers: Optimize
     )
 
 
-_RULES = (_no_weights, _fresh_moments_at_full_rate, _state_of_another, _swap_of_nobody)
+_RULES = (_weights_left_out, _fresh_moments_at_full_rate, _state_of_another, _swap_of_nobody)
 
 
-def _of_a_trainer_that_loads_by_itself(found: Sequence[Component]) -> tuple[list[str], list[str]]:
+def _of_a_trainer_that_loads_by_itself(
+    found: Sequence[Component], settled: dict[str, str]
+) -> tuple[list[str], list[str]]:
     """A trainer without load_resume_bundle cannot be told what to do: that is said, and never pretended."""
     swapped = any(one.action == SWAP for one in found)
-    asked = [f"{one.name}: {one.action}" for one in found if one.action not in (*_NEEDS_NO_HELP, SWAP)]
+    asked = [
+        f"{one.name}: {one.action}" for one in found
+        if one.action not in (*_NEEDS_NO_HELP, SWAP) and settled.get(one.name) != one.action
+    ]  # fmt: skip
     impossible = (
         "this trainer sets its own learning rate (trainer.loads_with_kit is false): the cut that a swap of the "
         "optimizer begins with cannot be made; wire in load_resume_bundle first"
@@ -136,9 +154,9 @@ def _of_a_trainer_that_loads_by_itself(found: Sequence[Component]) -> tuple[list
     return [consent] if asked else [], [impossible] if swapped else []
 
 
-def _may_be_a_swap(choice: Choice, held: Held, optimizers: Optimizers) -> bool:
+def _may_be_a_swap(asked: Sequence[Change], held: Held, optimizers: Optimizers) -> bool:
     """Whether another optimizer is asked for, and neither checkpoint nor config say what it was before."""
-    is_asked = any(change.key in ("optimizer.name", "optimizer.swap_at") for change in choice.changed)
+    is_asked = any(change.key in ("optimizer.name", "optimizer.swap_at") for change in asked)
     is_unknown = optimizers.before is None and not any(held.optimizers.values())
     return is_asked and is_unknown and optimizers.wanted is not None and "optimizer" in held.components
 

@@ -1,18 +1,19 @@
 """Which config a resumed run has, and how it differs from its parent's.
 
-Same experiment: the parent's resolved config <- `--set`. Another experiment, or --reresolve: resolved anew. Reads the
-config and the parent's folder; writes nothing.
+Same experiment: the parent's resolved config <- `--set`. Another experiment, or --reresolve: resolved anew. Compared
+with the run that holds the checkpoint. Reads the config and the parent's folder; writes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ..basics.errors import KitError
 from ..configuration import config
-from ..configuration.changes import Change, changes
+from ..configuration.changes import changes
 from ..run_folder.runs import Run
+from . import origin
+from .origin import Differences, Origin
 from .request import Request
 
 _KEYS_SHOWN = 6
@@ -24,15 +25,15 @@ class ResumeConfig(NamedTuple):
 
     Args:
         resolved: the config.
-        changed: what differs from the parent's; nothing where the parent has no config.
         settings: every `--set` that went into it, the parent's first.
         said: sentences for the person.
+        differences: what it changes; nothing where the parent has no config.
     """
 
     resolved: dict[str, Any]
-    changed: Sequence[Change]
     settings: tuple[str, ...]
     said: tuple[str, ...]
+    differences: Differences = Differences()
 
 
 def resolve_anew(request: Request, experiment: str) -> dict[str, Any]:
@@ -42,31 +43,35 @@ def resolve_anew(request: Request, experiment: str) -> dict[str, Any]:
     return _with_extra_args(resolved, request)
 
 
-def for_resume(request: Request, experiment: str, parent: Run | None) -> ResumeConfig:
+def for_resume(request: Request, experiment: str, parent: Run | None, since: Origin | None) -> ResumeConfig:
     """Return the config of a run that is resumed from `parent`.
+
+    Args:
+        since: what it is compared with; None without a parent.
 
     Raises:
         UsageError, InvalidFile: as config.resolve.
     """
     name = request.config_file.path.name
     own = tuple(request.settings)
-    if parent is None or not parent.config:
+    if parent is None or since is None or not parent.config:
         whose = f"'{parent.run_id}'" if parent else "the checkpoint's run"
         said = f"{whose} has no resolved config: '{name}' as it is now is used"
-        return ResumeConfig(resolve_anew(request, experiment), (), own, (said,))
+        return ResumeConfig(resolve_anew(request, experiment), own, (said,))
     schema = request.config_file.schema
     if parent.experiment != experiment or request.reresolve:
+        since = since._replace(policies={})  # what was told with `--set` is not taken over
+        before = since.run.config.get("resume", {})
         resolved = with_swap(resolve_anew(request, experiment))
-        return ResumeConfig(resolved, changes(parent.config, resolved, schema), own, ())
-    source = f"the config of run '{parent.run_id}'"
-    inherited = {**parent.config, "resume": _policies(request, experiment)}
-    resolved = with_swap(_with_extra_args(config.override(inherited, request.settings, schema, source), request))
-    return ResumeConfig(
-        resolved,
-        changes(inherited, resolved, schema),
-        (*parent.settings, *own),
-        _outdated(request, experiment, parent),
-    )
+        settings, said = own, ()
+    else:
+        before = _policies(request, experiment)
+        inherited = {**parent.config, "resume": {**before, **since.policies}}
+        source = f"the config of run '{parent.run_id}'"
+        resolved = with_swap(_with_extra_args(config.override(inherited, request.settings, schema, source), request))
+        settings, said = (*parent.settings, *own), _outdated(request, experiment, parent)
+    differences = origin.differences(since, parent, resolved, before, schema)
+    return ResumeConfig(resolved, settings, (*since.said, *said), differences)
 
 
 def _policies(request: Request, experiment: str) -> dict[str, Any]:

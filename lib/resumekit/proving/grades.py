@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,9 @@ from .proof import digest
 PROVEN, WITNESSED, PLAUSIBLE = "proven", "witnessed", "plausible"
 # The protocol's name for the weights (§6); a trainer that loads by itself may call them otherwise.
 WEIGHTS = frozenset({"model_state_dict"})
+# Of what a file has instead, so many names, and so much of each.
+_NAMES_SHOWN = 8
+_NAME_SHOWN = 40
 _FILE_KINDS = (
     (stat.S_ISDIR, "directory"),
     (stat.S_ISFIFO, "fifo"),
@@ -77,7 +81,7 @@ def examine(
         step, notes = _agreed_step(name_step, known, inside)
         missing = sorted(needs - set(inside.keys))
         if missing:
-            raise UnreadableFile(f"it has no '{missing[0]}'")
+            raise UnreadableFile(f"it has {lacks(missing[0], inside.keys)}")
         if weights_only and inside.unsafe:
             raise UnreadableFile(f"it holds '{inside.unsafe[0]}', which loading with weights_only=True refuses")
         if known is None:
@@ -133,6 +137,14 @@ def witness(path: Path, name_step: int | None, *, run_id: str | None = None, **l
     )
     write_new(manifest_path(path), manifest.encode(found))
     return found
+
+
+def lacks(key: str, there: Sequence[str]) -> str:
+    """Say of a key that is not among those `there` what there is instead, and what a trainer has to do."""
+    names = ", ".join(name if len(name) <= _NAME_SHOWN else f"{name[:_NAME_SHOWN]}..." for name in there[:_NAMES_SHOWN])
+    more = f" and {len(there) - _NAMES_SHOWN} more" if len(there) > _NAMES_SHOWN else ""
+    what = "weights" if key in WEIGHTS else "optimizer's state"
+    return f"no '{key}' (it has: {names or 'nothing'}{more}): the trainer must save its {what} under that name"
 
 
 def _manifest_of(path: Path, descriptor: int, run_id: str | None) -> Manifest:

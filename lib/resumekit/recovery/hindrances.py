@@ -20,6 +20,7 @@ from ..run_folder.runs import Run
 from .incident import Incident
 
 _MACHINE = ("python", "torch", "cuda", "driver", "world_size")
+_BY_THE_INTERPRETER = ("python", "torch", "cuda")
 
 
 def before_a_choice(run: Run, incident: Incident) -> str | None:
@@ -50,12 +51,24 @@ def in_the_code(run: Run, code: Code) -> str | None:
 
 
 def in_the_versions(run: Run, versions: Mapping[str, Any]) -> str | None:
-    """Return which program or library is another one than at the run's start."""
-    changed = [one for one in environment.changes(run.record, versions, None) if one.key in _MACHINE]
-    if not changed:
-        return None
-    listed = ", ".join(f"{one.key} {one.old} -> {one.new}" for one in changed)
-    return f"the machine has changed since the run began: {listed}"
+    """Return which program or library is another one than at the run's start.
+
+    What is not known is not changed: not now, and not where the run's start could not tell.
+
+    Raises:
+        KitError: the trainer's interpreter does not say now, as on a machine that is overloaded; it may later.
+    """
+    was_silent = _mapping(run.record.get("versions")).get("python") is None
+    keys = [key for key in _MACHINE if not (was_silent and key in _BY_THE_INTERPRETER)]
+    differs = [one for one in environment.changes(run.record, versions, None) if one.key in keys]
+    changed = [one for one in differs if one.new is not None]
+    if changed:
+        listed = ", ".join(f"{one.key} {one.old} -> {one.new}" for one in changed)
+        return f"the machine has changed since the run began: {listed}"
+    if differs:
+        known = ", ".join(f"{one.key} {one.old}" for one in differs)
+        raise KitError(f"it cannot be seen now whether the trainer would still have {known}")
+    return None
 
 
 def _never(run: Run, incident: Incident) -> str | None:

@@ -23,7 +23,7 @@ from ..basics.terminal import plain
 from ..configuration import config, schema
 from ..configuration.changes import changes
 from ..configuration.config import ConfigFile
-from ..planning import code_state, plan, preflight
+from ..planning import code_state, origin, plan, preflight
 from ..planning.choice import CONTINUE, Choice, refuse_what_cannot_be_continued
 from ..planning.request import Request
 from ..run_folder import run_end, status
@@ -230,30 +230,35 @@ def _request(run: Run, table: RunTable) -> Request:
 
 def _choice(run: Run, state: State, table: RunTable, found: Incident, request: Request) -> Choice:
     own = request.config_file.schema
-    resolved, settings = _without_policies(request.base, own), run.settings
+    begin = replay.begin(run, state, table, found)
+    chosen = begin.selection.chosen
+    since = origin.of(run, chosen, table, own)
+    before = _without_policies(request.base, own)["resume"]
+    inherited = {**request.base, "resume": {**before, **since.policies}}
+    resolved, settings = inherited, run.settings
     if found.cause == OOM:
         smaller = tuple(run.setting("abort", "oom_set"))
         resolved = config.override(resolved, smaller, own, f"the config of run '{run.run_id}'")
-        if changes(run.config, resolved, own):
+        if changes(inherited, resolved, own):
             settings = (*settings, *smaller)
         elif not run_end.is_oom_kill(run_end.read(run)):
             raise Refused(f"{found.evidence}, and abort.oom_set ({', '.join(smaller)}) is in force already")
-    begin = replay.begin(run, state, table, found)
-    chosen = begin.selection.chosen
     factor = run.setting("recover", "lr_factor") if hindrances.is_cut(run, found) and chosen else 1.0
     recovery = Recovery(
         found.cause, found.fruitless + 1, found.first_bad_step, float(factor), begin.skip_data_steps,
         begin.skip_eval_step,
     )  # fmt: skip
     step = 0 if chosen is None or chosen.step is None else chosen.step
+    differs = origin.differences(since, run, resolved, before, own)
     return Choice(
         CONTINUE, str(run.experiment), run.name, resolved, table, settings, run, step, chosen,
-        begin.selection.candidates, changes(run.config, resolved, own), begin.said, recovery=recovery,
+        begin.selection.candidates, differs.changed, (*begin.said, *since.said), recovery, differs.settled,
+        since.run if since.between else None,
     )  # fmt: skip
 
 
 def _without_policies(resolved: dict[str, Any], own: schema.Schema) -> dict[str, Any]:
-    """Return the config without what a person told one resume to reset or swap: that has happened."""
+    """Return the config without what a person told one resume to reset or swap: the checkpoints since then have it."""
     kept = dict(resolved["resume"])
     for key in kept:
         if own.leaves.get(f"resume.{key}", {}).get("default") == _POLICY_OF_ONE_RESUME:

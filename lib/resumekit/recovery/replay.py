@@ -51,7 +51,7 @@ def begin(run: Run, state: State, table: RunTable, incident: Incident) -> Begin:
     if selection.chosen is None and has_some:
         raise _none(run, "", selection)  # a folder that cannot be listed looks like an empty one
     data_steps = _left_out(run, incident, selection)
-    eval_step = _eval_step(state) if incident.cause == EVAL else None
+    eval_step = _eval_step(run, state, incident, selection)
     if run.setting("trainer", "loads_with_kit") is not True:
         why = "only the kit's helpers could tell the trainer so, and it loads without them (trainer.loads_with_kit)"
     elif selection.chosen is None:
@@ -86,15 +86,19 @@ def _left_out(run: Run, incident: Incident, selection: Selection) -> int:
     What was left out stays so when the recovery after that goes back to a checkpoint from before it.
     """
     before, chosen = recovery.of(run), selection.chosen
-    if chosen is None or before is None or before.first_bad_step is None:
+    if chosen is None or before is None:
         return 0
-    is_again = before.first_bad_step == incident.first_bad_step
+    is_again = before.first_bad_step is not None and before.first_bad_step == incident.first_bad_step
     is_undone = before.skip_data_steps > 0 and chosen.run_id != run.run_id
-    return max(0, before.first_bad_step - (chosen.step or 0)) if is_again or is_undone else 0
+    until = before.first_bad_step if is_again else (run.parent_step or 0) + before.skip_data_steps
+    return max(0, (until or 0) - (chosen.step or 0)) if is_again or is_undone else 0
 
 
-def _eval_step(state: State) -> int | None:
-    """Return the step whose evaluation crashed or hangs."""
+def _eval_step(run: Run, state: State, incident: Incident, selection: Selection) -> int | None:
+    """Return the step whose evaluation is left out: it crashed or hangs, or was to be left out and comes again."""
+    before, chosen = recovery.of(run), selection.chosen
+    if incident.cause != EVAL:
+        return before.skip_eval_step if before and chosen and chosen.run_id != run.run_id else None
     crash = state.get("symptoms", {}).get("eval_crash") or {}
     return crash["step"] if crash.get("step") is not None else state.get("step")
 

@@ -1,0 +1,71 @@
+"""Why a run is not taken up by itself: another version is a reason, an interpreter that does not answer is none."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import Kit, events, wait_until
+from resumekit.basics.errors import KitError
+from resumekit.basics.paths import RunPaths
+from resumekit.recovery import hindrances, recovering
+from resumekit.run_folder.runs import Run
+from test_recovery import configure
+from test_watch import kill_all_of
+
+THEN = {"python": "3.11.2", "torch": "2.13.0", "cuda": "12.6", "driver": "560.1"}
+SILENT = dict.fromkeys(("python", "torch", "cuda"))
+
+
+def judged(then: dict[str, Any], **now: Any) -> str | None:
+    return hindrances.in_the_versions(Run(RunPaths(Path("T-1")), {"versions": then}), {**THEN, **now})
+
+
+def test_another_version_is_a_reason() -> None:
+    assert judged(THEN) is None
+    assert judged(THEN, torch="2.14.0") == "the machine has changed since the run began: torch 2.13.0 -> 2.14.0"
+    # A build without CUDA: what is known speaks, what is not does not hide it.
+    assert judged(THEN, torch="2.13.0+cpu", cuda=None).endswith("began: torch 2.13.0 -> 2.13.0+cpu")
+
+
+@pytest.mark.parametrize("now", [SILENT, {"torch": None, "cuda": None}, {"driver": None}], ids=str)
+def test_what_cannot_be_seen_is_tried_again(now: dict[str, None]) -> None:
+    with pytest.raises(KitError, match="it cannot be seen now whether the trainer would still have") as caught:
+        judged(THEN, **now)
+    assert type(caught.value) is KitError, "one that passes by itself, and calls nobody"
+
+
+def test_what_could_not_be_seen_at_the_start_is_not_compared() -> None:
+    assert judged({**THEN, **SILENT}) is None
+    assert judged({**THEN, **SILENT}, driver="570.2").endswith("driver 560.1 -> 570.2")
+    assert judged({**THEN, "torch": None, "cuda": None}).endswith("torch None -> 2.13.0, cuda None -> 12.6")
+
+
+def test_a_run_whose_interpreter_does_not_answer_waits_and_is_taken_up_later(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python, broken = kit.folder / "bin" / "python", kit.folder / "broken"
+    python.parent.mkdir()
+    python.write_text(
+        '#!/bin/sh\n[ "$1" = -c ] && [ -e "${0%/bin/python}/broken" ] && exit 1\nexec ' + sys.executable + ' "$@"\n'
+    )
+    python.chmod(0o755)
+    configure(kit, trainer={"python": str(python)}, training={"max_steps": 9999})
+    kit("run", "T-1", "--detach")
+    run = kit.started()
+    wait_until(lambda: list(run.glob("checkpoints/*.pt.json")), "a checkpoint that is witnessed")
+    kill_all_of(run)
+    broken.touch()
+    monkeypatch.setenv("RESUMEKIT_TEST_MARK", kit.mark)
+    for _ in range(2):
+        outcome = recovering.recover(run, os.getpid())
+        assert outcome.ready is None and outcome.wait_s == recovering.TRY_AGAIN_S
+    (waits,) = [event for event in events(run, "warning") if event["kind"] == "recovery_waits"]
+    assert "whether the trainer would still have python 3" in waits["message"]
+    assert not events(run, "recovery")
+    broken.unlink()
+    assert recovering.recover(run, os.getpid()).ready is not None
