@@ -53,6 +53,7 @@ kit_setup() { # <path of the command> <argument>...: tracing, and the Python tha
   KIT_PROG="${1##*/}"
   shift
   KIT_ARGUMENTS=("$@")
+  unset RESUMEKIT_RUN_TOKEN # started from within a run, a launcher is no part of that one
   umask o-w # what a run writes is not everybody's to change, under `umask 000` neither
   if [[ ${RESUMEKIT_DEBUG:-} == 1 ]]; then
     PS4='+ ${BASH_SOURCE##*/}:${LINENO}:${FUNCNAME[0]:-main}: '

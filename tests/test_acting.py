@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 
 from conftest import ROOT, events, wait_until
 from resumekit.basics import journal, processes
-from resumekit.run_folder import live_marker, status
+from resumekit.run_folder import listing, live_marker, status
 from resumekit.run_folder.runs import open_run
 from resumekit.watching import acting, watch
 from test_watch import journal_of, made
@@ -97,3 +98,24 @@ def test_an_event_of_the_future_does_not_switch_off_what_goes_by_ages(tmp_path: 
         file.write(f"\n{json.dumps({**line, 'mono_s': time.monotonic() + 1e9})}\n")
     state = status.read_state(open_run(run))
     assert state["step"] == 2 and state["active_mono_s"] <= time.monotonic()
+
+
+@pytest.mark.fault("G9", by="journal.py: what cannot be read now is no empty journal")
+def test_a_journal_that_cannot_be_read_for_a_moment_is_no_run_without_a_trainer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stale handle of a network drive: nobody takes the marker away, and nobody starts a second trainer."""
+    run = live_run(tmp_path, ("step", {"step": 1, "loss": 0.5}))
+    os.utime(run / "run.json", (0, 0))
+    real = os.open
+
+    def stale(path: Any, *args: Any, **more: Any) -> int:
+        if str(path).endswith("journal.jsonl"):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return real(path, *args, **more)
+
+    monkeypatch.setattr(os, "open", stale)
+    looks = watch.one_pass(tmp_path)
+    assert [one.verdict for one in looks] == [watch.UNKNOWN] and acting.act(tmp_path, looks) == []
+    assert (tmp_path / ".live" / run.name).exists()
+    assert open_run(run).has_started and listing.state_of(open_run(run))["state"] == "unknown"

@@ -135,6 +135,22 @@ def test_when_one_rank_is_killed_all_end_and_one_child_goes_on_whatever_port_is_
 
 
 @pytest.mark.long
+@pytest.mark.fault("J1", by="processes.py: who carries the run's token, in whatever session, ends with it")
+def test_when_torchrun_itself_is_killed_its_ranks_are_gone_before_the_next_ones_train(ranked: Night) -> None:
+    """Each rank has a session of its own, and would train on beside the child."""
+    under_torchrun(ranked, "--standalone")
+    ranked.popen("run", "T-1")
+    run = ranked.started()
+    wait_until(lambda: len(events(run, "step")) > 20, "both ranks train")
+    os.kill(ranked.who(run, "trainer"), signal.SIGKILL)
+    child = ranked.next_of(run)
+    assert are_gone(*ranks_of(run).values())
+    assert [event["kind"] for event in events(run, "warning")] == ["orphans_killed"]
+    wait_until(lambda: len(events(child, "step")) > 2, "the next ones train")
+    ended(ranked, child)
+
+
+@pytest.mark.long
 @pytest.mark.fault(
     "J2", by="abort_rules.py: hang, a step needs all ranks; stopping.py: a grace longer than torchrun's own"
 )

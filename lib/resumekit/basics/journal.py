@@ -6,6 +6,7 @@ Try it: `tail -f runs/<run_id>/journal.jsonl`
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -20,6 +21,8 @@ DURABLE_EVENTS = frozenset({"launched", "checkpoint", "abort", "recovery", "stop
 # A line above this is no event of ours; a reader skips it instead of taking it into memory.
 MAX_LINE_BYTES = 1 << 20
 TAIL_BYTES = 128
+# Answers to an open that mean: there is no such file.
+_NOTHING_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO})
 # Nothing of ours lies deeper; what a trainer hands on may, as deep as a parser goes.
 MAX_DEPTH = 32
 
@@ -61,10 +64,17 @@ def read(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
     Yields:
         (event, offset behind it), in the order of the file. Lines that are torn, too long or not JSON objects are
         passed over.
+
+    Raises:
+        OSError: it is there and cannot be read now (a stale handle of a network drive, a disk that fails, no
+            permission): that is no empty journal, and no run without a trainer.
     """
     try:
         descriptor = open_regular(path)
-    except UnreadableFile:
+    except UnreadableFile as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.errno not in _NOTHING_THERE:
+            raise cause from None
         return
     with os.fdopen(descriptor, "rb") as file:
         file.seek(offset)

@@ -166,25 +166,32 @@ def kill_session(leader: Identity, wait_s: float = 5.0) -> int:
 
 
 def session_members(leader: Identity) -> list[Identity]:
-    """Return the live processes of the session that `leader` opened (its session id is the leader's pid).
+    """Return the live processes of the session that `leader` opened, and what it has started in sessions of their own.
 
-    One of them that carries the run token proves that the session is ours, and no pid is given out again while a
-    session of that number exists: then the others are ours too, with an environment of their own or not.
+    The session's id is the leader's pid. One of it that carries the run token proves that the session is ours, and no
+    pid is given out again while a session of that number exists: then the others are ours too, with an environment of
+    their own or not. In another session (each rank of torchrun opens one) whoever carries the token is ours, if it is
+    younger than the leader: the shim carries it too.
     """
     if leader.host != host_name() or leader.boot_id != boot_id() or leader.token is None:
         return []
     holder = _stat(leader.pid)
     if holder and holder[1] != leader.start_ticks:
         return []  # the pid is another's by now, and with it the session
-    members = []
+    members, elsewhere = [], []
     for entry in os.listdir("/proc"):
         if entry.isascii() and entry.isdigit():
             with contextlib.suppress(OSError):
                 found = _stat(int(entry))
-                if found and found[0] not in "ZX" and os.getsid(int(entry)) == leader.pid:
-                    members.append(Identity(leader.host, leader.boot_id, int(entry), found[1]))
+                if not found or found[0] in "ZX":
+                    continue
+                one = Identity(leader.host, leader.boot_id, int(entry), found[1])
+                if os.getsid(one.pid) == leader.pid:
+                    members.append(one)
+                elif one.start_ticks > leader.start_ticks and _entry(leader.token) in _environment(one.pid):
+                    elsewhere.append(one)
     is_ours = any(_has_token(member.pid, leader.token) == ALIVE for member in members)
-    return members if is_ours else []
+    return [*members, *elsewhere] if is_ours else elsewhere
 
 
 def _open_pidfd(pid: int) -> int | None:
@@ -241,8 +248,7 @@ def _has_token(pid: int, token: str) -> str:
     environment: list[bytes] = []
     for _ in range(EXEC_LOOKS):
         try:
-            with open(f"/proc/{pid}/environ", "rb") as file:
-                environment = file.read().split(b"\0")
+            environment = _environment(pid)
         except (FileNotFoundError, ProcessLookupError):
             return DEAD
         except OSError:
@@ -250,7 +256,15 @@ def _has_token(pid: int, token: str) -> str:
         if environment != [b""]:
             break
         time.sleep(0.001)  # in the middle of its exec a process has none
-    wanted = f"{TOKEN_VARIABLE}={token}".encode()
-    if wanted in environment:
+    if _entry(token) in environment:
         return ALIVE
     return DEAD if any(entry.startswith(TOKEN_VARIABLE.encode() + b"=") for entry in environment) else UNKNOWN
+
+
+def _environment(pid: int) -> list[bytes]:
+    with open(f"/proc/{pid}/environ", "rb") as file:
+        return file.read().split(b"\0")
+
+
+def _entry(token: str) -> bytes:
+    return f"{TOKEN_VARIABLE}={token}".encode()

@@ -74,8 +74,9 @@ def recover(run_dir: Path, launcher_pid: int) -> Outcome:
     if (origin := false_starts.origin(run, table)) is not None:
         is_first_look = false_starts.give_back(origin, run, launcher)
         return Outcome(wait_s=TRY_AGAIN_S) if is_first_look else recover(origin.paths.run_dir, launcher_pid)
-    state, found = _state_at_the_end(run), None
+    state, found = {}, None
     try:
+        state = _state_at_the_end(run)
         if status.needs_attention(state):
             attention.tell_again(run)
             return NOTHING

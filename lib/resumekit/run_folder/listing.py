@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
+from ..basics import processes
 from ..basics.errors import UsageError
 from ..basics.terminal import duration, plain
 from . import status
@@ -35,8 +37,13 @@ def choose(table: RunTable, wanted: str | None) -> list[Row]:
 
 
 def state_of(run: Run) -> dict[str, Any]:
-    """Return a run's status; of a folder that the kit did not make only what its name says is known."""
-    seen = status.current(run)
+    """Return a run's status; of a folder that the kit did not make, or that cannot be read now, what its name says."""
+    try:
+        seen = status.current(run)
+    except OSError:
+        return status.observe(run, {}, status.View(processes.UNKNOWN, processes.UNKNOWN, None, time.time())) | {
+            "state": UNKNOWN
+        }
     return seen if run.is_ours or not run.has_started else seen | {"state": UNKNOWN}
 
 

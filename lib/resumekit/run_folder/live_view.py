@@ -147,8 +147,12 @@ class LiveView:
         return seen
 
     def _status(self, run: Run) -> dict[str, Any]:
-        if not run.is_ours:
+        try:
+            return self._folded(run) if run.is_ours else listing.state_of(run)
+        except OSError:  # it cannot be read now
             return listing.state_of(run)
+
+    def _folded(self, run: Run) -> dict[str, Any]:
         # From where we were, or the sidecar: a dead one must not make us read the whole journal each time.
         state, offset = max(status.saved_state(run), self._folds.get(run.run_id, ({}, 0)), key=lambda known: known[1])
 

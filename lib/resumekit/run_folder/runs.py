@@ -7,7 +7,6 @@ Try it: `bin/runs.sh`
 
 from __future__ import annotations
 
-import contextlib
 import os
 from functools import cached_property
 from pathlib import Path
@@ -130,12 +129,15 @@ class Run:
 def _was_launched(journal: Path) -> bool:
     """Whether a journal begins with the `launched` event; it is the first that a run with a trainer has.
 
-    The whole line: half of one is what a power cut leaves of a start, and everybody else reads it as none.
+    The whole line: half of one is what a power cut leaves of a start, and everybody else reads it as none. On doubt it
+    was: a second trainer beside one that cannot be seen now would be worse.
     """
-    with contextlib.suppress(OSError):
+    try:
         for event, offset in read_journal(journal):
             if event["event"] == "launched" or offset > _FIRST_EVENTS_BYTES:
                 return event["event"] == "launched"
+    except OSError:
+        return True
     return False
 
 

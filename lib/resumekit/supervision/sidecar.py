@@ -221,11 +221,12 @@ class Sidecar:
 
     def _fold_journal(self) -> None:
         events = []
-        for event, offset in status.told(self._run, self._journal_offset):
-            events.append(event)
-            self._journal_offset = offset
-            if self._acceptance is not None:
-                self._acceptance.see(event)
+        with contextlib.suppress(OSError):  # a network drive that does not answer now: the next beat reads on
+            for event, offset in status.told(self._run, self._journal_offset):
+                events.append(event)
+                self._journal_offset = offset
+                if self._acceptance is not None:
+                    self._acceptance.see(event)
         if events:
             self._state = fold(self._state, events)
 

@@ -167,9 +167,10 @@ def _wait_for_trainer(run: Run) -> processes.Identity | None:
     """Return the live trainer; None when it has ended already or never comes."""
     deadline = time.monotonic() + START_WAIT_S
     while time.monotonic() < deadline and run_end.read(run) is None:
-        for event, _ in journal.read(run.paths.journal):
-            if event["event"] == "launched":
-                trainer = processes.identity_from(event.get("trainer"))
-                return trainer if trainer and processes.probe(trainer) != processes.DEAD else None
+        with contextlib.suppress(OSError):  # a network drive may answer the next time
+            for event, _ in journal.read(run.paths.journal):
+                if event["event"] == "launched":
+                    trainer = processes.identity_from(event.get("trainer"))
+                    return trainer if trainer and processes.probe(trainer) != processes.DEAD else None
         time.sleep(0.05)
     return None
