@@ -11,6 +11,7 @@ import pytest
 
 from conftest import Kit, events
 from test_plan import SECTIONS, WITH_KIT
+from toy_trainer import write_checkpoint
 
 RECOVERS = {"enabled": True, "backoff_s": 1, "max_attempts": 2, "replay_steps": 5}
 LINEAR = ("--set", "schedule.name=linear")
@@ -151,6 +152,29 @@ def test_a_checkpoint_from_before_a_reset_is_reset_though_the_run_that_was_told_
     plan = shown(kit)
     assert plan["checkpoint"]["run_id"] == first.name
     assert plan["components"] == plan_in(second)["components"]
+
+
+def test_what_was_told_over_a_checkpoint_that_the_kit_did_not_make_is_done_and_not_asked_again(kit: Kit):
+    """There is no config to compare with, and what the run of ours was told stands all the same."""
+    write_checkpoint(kit.runs / "T-1_base" / "checkpoints" / "hrm_arc_step_10.pt", 10)
+    kit.config("--save-every", "5", training={"max_steps": 30}, recover={**RECOVERS, "enabled": False}, **SECTIONS)
+    dead_child(kit, *TOLD, "--accept")
+    [first] = kit.run_dirs()
+    plan = shown(kit)
+    assert plan["checkpoint"]["run_id"] == "T-1_base" and plan["consents"] == []
+    assert plan["components"] == plan_in(first)["components"]
+    assert plan["components"]["optimizer"]["action"] == "reset"
+    (asked,) = shown(kit, "--set", "resume.ema=reset", code=5)["consents"]
+    assert "'ema: reset'" in asked and "optimizer" not in asked
+
+
+@pytest.mark.parametrize("named", [7, "a\0b", "\ud800", "x" * 9000, ["list"], None], ids=ascii)
+def test_a_record_that_names_an_impossible_checkpoint_is_no_traceback(kit: Kit, named: Any):
+    grandparent(kit)
+    second = dead_child(kit, *TOLD)
+    record = json.loads((second / "run.json").read_text())
+    (second / "run.json").write_text(json.dumps({**record, "checkpoint": named}))
+    assert shown(kit)["components"]["optimizer"]["action"] == "reset"
 
 
 def test_a_config_that_is_taken_anew_takes_nothing_over_and_is_compared_with_the_checkpoint_s_run(kit: Kit):

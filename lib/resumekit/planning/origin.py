@@ -115,9 +115,16 @@ def _told(between: list[Run], table: RunTable) -> Iterator[Run]:
     while at < len(between):
         run = between[at]
         yield run
-        path = run.record.get("checkpoint")
-        home = run_around(table, run.paths.run_dir / path) if isinstance(path, str) and "\0" not in path else None
+        home = _began_in(run, table)
         at = ids.index(home.run_id) if home and home.run_id in ids[at + 1 :] else len(between) if home else at + 1
+
+
+def _began_in(run: Run, table: RunTable) -> Run | None:
+    """Return the run that holds the checkpoint which a run began from; None where its record does not say."""
+    try:
+        return run_around(table, run.paths.run_dir / run.record["checkpoint"])
+    except (KeyError, TypeError, ValueError, OSError):  # a record may be anybody's
+        return None
 
 
 def _named(schema: Schema) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -166,7 +166,8 @@ def make(choice: Choice, schema: Schema, ready: Ready, code: Code | None) -> Pla
         scale = scale._replace(factor=scale.factor * choice.recovery.lr_factor)
     is_partial = any(one.name == "weights" and one.action == PARTIAL for one in found)
     match = description.ask(choice, ready) if is_partial else None
-    settled = _settled(choice, held, differs, optimizers) if choice.origin else ()
+    is_parents = holder is None or holder.run_id == choice.parent.run_id
+    settled = () if is_parents else _settled(choice, held, differs, optimizers)
     rules = plan_rules.judge(found, choice, held, optimizers, match, settled)
     ahead = forecast.of(choice, schema, held_scale, scale, found)
     measures = tuple(_measures(choice.recovery, held_scale, scale))
