@@ -41,14 +41,6 @@ def folder() -> Iterator[Path]:
         yield Path(place)
 
 
-def open_to_all(path: Path) -> None:
-    """Let that user into a folder of the test's, and into those that it lies in."""
-    for one in (path, *path.parents):
-        mode = one.stat().st_mode
-        if mode & 0o005 != 0o005:
-            one.chmod(mode | 0o055)
-
-
 def _may_read_kit(path: str) -> bool:
     imports = f"import sys; sys.path.append({str(_LIB)!r}); import resumekit.commands"
     # Through a shell: setpriv itself still has root's rights when it starts the first program.

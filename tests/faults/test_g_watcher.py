@@ -22,6 +22,7 @@ import pytest
 from conftest import LIB, ROOT, Kit, events, wait_until
 from faults import somebody
 from faults.nights import HANG_MINUTES, Night, one, proven_steps, record
+from faults.oracle import Oracle
 from resumekit.basics import journal, processes
 from resumekit.run_folder import live_marker
 from resumekit.run_folder.runs import open_run
@@ -368,21 +369,31 @@ def test_a_trainer_that_ignores_term_is_killed_with_its_workers_and_taken_up(nig
     assert record(child)["parent_step"] == 18
 
 
+@pytest.fixture
+def lab() -> Iterator[Night]:
+    """As `night`, where another user may look, and without the oracle: whose files are given away is nobody's fault."""
+    with somebody.folder() as place:
+        night = Night(place / "night")
+        yield night
+        night.clean_up()
+
+
 @pytest.mark.long
 @pytest.mark.fault("G14", by="acting.py: left alone, its folder belongs to another user")
 @needs_somebody
-def test_another_users_run_is_neither_stopped_nor_taken_up(night: Night) -> None:
+def test_another_users_run_is_neither_stopped_nor_taken_up(lab: Night) -> None:
     hung = {"hang_minutes": HANG_MINUTES, "grace_s": 1}
-    run = live(night, "--at", "5", "hang", abort=hung)
+    run = live(lab, "--at", "5", "hang", abort=hung)
     wait_until(lambda: len(events(run, "step")) == 5, "it hangs")
     time.sleep(HANG_MINUTES * 60 + 0.5)
-    (night.runs / ".live").chmod(0o777)
-    somebody.open_to_all(night.runs)
-    done = as_somebody(night, "abort-watch")
+    (lab.runs / ".live").chmod(0o777)
+    with Oracle(lab.runs) as oracle:
+        done = as_somebody(lab, "abort-watch")
+        oracle.check()
     assert "left alone: its folder belongs to another user" in done.stderr, done.stderr
     assert done.returncode == 8
-    assert Path(f"/proc/{night.who(run, 'trainer')}").exists()
-    assert not events(run, "abort") and night.run_dirs() == [run]
+    assert Path(f"/proc/{lab.who(run, 'trainer')}").exists()
+    assert not events(run, "abort") and lab.run_dirs() == [run]
 
 
 def as_somebody(night: Kit, *words: str) -> subprocess.CompletedProcess:
@@ -392,14 +403,6 @@ def as_somebody(night: Kit, *words: str) -> subprocess.CompletedProcess:
     return subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=60)
 
 
-@pytest.fixture
-def lab(weird_tmp_path: Path) -> Iterator[Night]:
-    """As `night`, without the oracle: whose files are given away is nobody's fault."""
-    night = Night(weird_tmp_path)
-    yield night
-    night.clean_up()
-
-
 @pytest.mark.long
 @needs_somebody
 @pytest.mark.fault("G14", by="processes.py: who may not be looked at is unknown, never dead")
@@ -407,7 +410,6 @@ def test_a_trainer_that_answers_permission_denied_is_neither_dead_nor_signalled_
     """The folder is the watcher's own, the trainer in it another user's: nothing but the process says no."""
     run = live(lab, "--at", "40", "hang", abort={"hang_minutes": HANG_MINUTES, "grace_s": 1})
     lab.kill_launcher(run)  # of the run's owner nobody is left but the trainer and its shim
-    somebody.open_to_all(lab.runs)
     given_away = [lab.runs, *lab.runs.rglob("*")]
     for path in given_away:
         os.chown(path, somebody.UID, somebody.GID)
