@@ -53,7 +53,8 @@ kit_setup() { # <path of the command> <argument>...: tracing, and the Python tha
   KIT_PROG="${1##*/}"
   shift
   KIT_ARGUMENTS=("$@")
-  unset RESUMEKIT_RUN_TOKEN # started from within a run, a launcher is no part of that one
+  # Started from within a run, a launcher is no part of that one.
+  unset RESUMEKIT_RUN_TOKEN
   umask o-w # what a run writes is not everybody's to change, under `umask 000` neither
   if [[ ${RESUMEKIT_DEBUG:-} == 1 ]]; then
     PS4='+ ${BASH_SOURCE##*/}:${LINENO}:${FUNCNAME[0]:-main}: '
@@ -269,7 +270,8 @@ kit_supervise_one() { # <run-id> <run-dir> <cwd> <token> <config-hash> <output-l
 }
 
 kit_run_trainer() { # <argv>...: become the shim that starts the trainer in a session of its own
-  trap '' INT TERM HUP # until the shim ignores them itself; it gives the trainer their defaults back
+  # Until the shim ignores them itself; it gives the trainer their defaults back.
+  trap '' INT TERM HUP
   export RESUMEKIT_RUN_DIR="$KIT_RUN_DIR" RESUMEKIT_RUN_ID="$KIT_RUN_ID" RESUMEKIT_RUN_TOKEN="$KIT_TOKEN"
   export RESUMEKIT_CONFIG_HASH="$KIT_HASH" PYTHONUNBUFFERED=1
   unset RESUMEKIT_PLAN # a run that was started from within another one has no part in that one's plan
