@@ -56,7 +56,8 @@ class Sidecar:
         saved = sidecar_account.saved(run)
         self._state, self._journal_offset = status.saved_state(run)
         self._log = LogFollower(run, saved)
-        self._step_order = StepOrder(self._log.offset + self._log.left_bytes)
+        is_successor = os.path.lexists(run.paths.status)  # the first one writes it before it tells of a step
+        self._step_order = StepOrder(self._log.offset + self._log.left_bytes if is_successor else 0)
         self._witness = Witness(run)
         self._acceptance = _acceptance(run, self._state, self._journal_offset)
         self._account = sidecar_account.Account(run)
