@@ -16,7 +16,7 @@
 #   --observe        only say what is sick: nothing is stopped, started or written
 #   --stop           end these runs: TERM, grace, KILL; what a person ended is never taken up again
 #   --every SECONDS  look again and again, until INT
-#   --quiet          say nothing of runs that are well, for a log that nobody empties
+#   --quiet          say nothing of runs that are well, paused or another host's
 #   --json           one JSON array per look, on one line
 #   --runs DIR       where the runs lie (default: paths.runs of the config)
 #   --config FILE    the config (default: the kit's config.yaml)

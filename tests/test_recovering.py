@@ -20,7 +20,7 @@ from resumekit.basics.paths import RunPaths
 from resumekit.recovery import attention, incident, recovering, replay
 from resumekit.run_folder import live_marker
 from resumekit.run_folder.runs import Run, open_run
-from resumekit.supervision import stopping
+from resumekit.supervision import aborting, stopping
 from test_recovery import configure
 
 
@@ -235,3 +235,18 @@ def test_what_is_left_out_stays_left_out_until_a_checkpoint_lies_behind_it(
     died = incident.Incident("died", "by signal 11")
     assert replay._left_out(run, died, selection) == data_steps
     assert replay._eval_step(run, {}, died, selection) == eval_step
+
+
+@pytest.mark.fault("K7", by="attention.py, aborting.py: redact")
+def test_a_key_in_what_a_notifier_or_a_trainer_says_is_in_no_event(kit: Kit, sick: Path) -> None:
+    key = "hf_" + "NotifierNotifierNotifier31"
+    config = json.loads((sick / "resolved_config.json").read_text())
+    config["notify"]["command"] = ["sh", "-c", f"echo no answer from https://hook/?token={key} >&2; exit 3"]
+    config["trainer"]["env"] = ["NOT_HERE"]
+    (sick / "resolved_config.json").write_text(json.dumps(config))
+    run = open_run(sick)
+    attention.call(run, incident.Incident("died", "by signal 9"), "for a reason")
+    assert aborting.note(run, "eval", f"the evaluation crashed: cannot log in with {key}")
+    told = events(sick, "warning")[-1]
+    assert told["kind"] == "notify_failed" and "ended with code 3" in told["message"]
+    assert key.encode() not in (sick / "journal.jsonl").read_bytes()

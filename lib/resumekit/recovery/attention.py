@@ -15,6 +15,7 @@ from typing import Any
 from ..basics import journal
 from ..basics.claims import locked, try_lock
 from ..basics.errors import KitError
+from ..basics.redaction import redact
 from ..basics.terminal import plain
 from ..run_folder import live_marker, status
 from ..run_folder.runs import Run
@@ -112,7 +113,8 @@ def _notify(run: Run, event: dict[str, Any]) -> None:
             command, input=line, timeout=NOTIFY_S, cwd=root if isinstance(root, str) and os.path.isdir(root) else None,
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False,
         )  # fmt: skip
-        said = done.stderr[-200:].decode("utf-8", "replace")
+        # curl names its URL, with the key in it.
+        said = redact(done.stderr[-2000:])[0][-200:].decode("utf-8", "replace")
         wrong = f"ended with code {done.returncode}: {said}" if done.returncode else ""
     except subprocess.TimeoutExpired:
         wrong = f"did not end within {NOTIFY_S:.0f} s"

@@ -14,6 +14,7 @@ from typing import Any
 from ..basics import journal
 from ..basics.claims import locked
 from ..basics.paths import LIB
+from ..basics.redaction import redact
 from ..run_folder import log_tail, run_end, status
 from ..run_folder.runs import Run
 
@@ -39,8 +40,9 @@ def note(run: Run, cause: str, evidence: str, **fields: Any) -> bool:
         known = state.get("aborted") or state.get("died")
         if known or state.get("stopped"):
             return bool(known) and known["cause"] == cause
+        said = redact(evidence.encode("utf-8", "replace"))[0].decode("utf-8", "replace")  # a trainer's words are in it
         journal.append(
-            run.paths.journal, "abort", run.run_id, cause=cause, evidence=evidence, **fields,
+            run.paths.journal, "abort", run.run_id, cause=cause, evidence=said, **fields,
             log_lines=log_tail.last_lines(run),
         )  # fmt: skip
     return True

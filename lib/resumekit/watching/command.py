@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 PROG = "abort-watch.sh"
 MAX_EVERY_S = 86_400
+# With --quiet: a line each minute for a run of another host would fill cron's log.
+_NOT_WORTH_A_LINE = (watch.WELL, watch.PAUSED, watch.REMOTE)
 _SWITCHES = {"--json": "is_json", "--observe": "is_observed", "--quiet": "is_quiet", "--stop": "is_stop"}
 
 
@@ -34,7 +36,7 @@ class Asked(NamedTuple):
         wanted: experiments and run ids; none for all.
         every_s: seconds between two passes; None for one pass.
         is_observed: only say what is wrong.
-        is_quiet: say nothing of runs that are well.
+        is_quiet: say nothing of runs that are well, paused, or another host's.
         is_stop: end the wanted runs.
     """
 
@@ -111,7 +113,7 @@ def _told(deeds: Sequence[Deed]) -> bool:
 
 
 def _show(looks: Sequence[watch.Look], asked: Asked) -> int:
-    shown = [one for one in looks if one.verdict != watch.WELL] if asked.is_quiet else looks
+    shown = [one for one in looks if one.verdict not in _NOT_WORTH_A_LINE] if asked.is_quiet else looks
     text = watch.as_json(shown) if asked.is_json else watch.as_text(shown)
     if text:
         sys.stdout.buffer.write(text.encode(sys.stdout.encoding or "utf-8", "backslashreplace") + b"\n")
