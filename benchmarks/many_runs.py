@@ -6,6 +6,7 @@ stands for its trainer, and carries its token.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from lab import KIT, PROGRAMS, Lab
 from processes import BenchmarkError, clean_environment, timed
@@ -47,6 +48,7 @@ class ManyRuns:
         self.config = folder / "config.yaml"
         self._folder, self._events = folder, events
         self._sleepers: list[subprocess.Popen[bytes]] = []
+        self._locks: list[TextIO] = []
 
     def make(self) -> None:
         """Make the folders and start the sleepers."""
@@ -67,6 +69,8 @@ class ManyRuns:
         for sleeper in self._sleepers:
             sleeper.kill()
             sleeper.wait()
+        for lock in self._locks:
+            lock.close()
 
     def _make(self, template: Path, runs: Path, count: int) -> None:
         names = [_name(number) for number in range(count)]
@@ -93,8 +97,11 @@ class ManyRuns:
         (run / "exit.json").unlink()
         who = {"trainer": sleeper.as_fields(), "shim": itself.as_fields(), "launcher": itself.as_fields()}
         state, offset = shared.write(run, who)
-        account = {"run_id": run.name, "journal_offset": offset, "state": state}
+        tail = journal.tail(run / "journal.jsonl", offset)
+        account = {"run_id": run.name, "journal_offset": offset, "journal_tail": tail, "state": state}
         (run / ".sidecar.json").write_text(json.dumps(account), encoding="ascii")
+        self._locks.append(open(run / ".status.lock", "w"))  # noqa: SIM115 (held as its sidecar would, to the end)
+        fcntl.flock(self._locks[-1], fcntl.LOCK_EX)
         lines = "".join(f"step {step} loss {1 / step:.6f} lr 0.001\n" for step in range(1, LOG_LINES))
         (run / "logs" / "output.log").write_text(lines, encoding="ascii")
 

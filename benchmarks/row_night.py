@@ -102,7 +102,7 @@ def _measured(settings: Settings, lab: Lab, sidecars: dict[Path, int]) -> Findin
 
 
 def _pass(lab: Lab) -> Sample:
-    words = [str(KIT / "bin" / "abort-watch.sh"), "--observe", "--runs", str(lab.runs), "--config", str(lab.config)]
+    words = [str(KIT / "bin" / "abort-watch.sh"), "--runs", str(lab.runs), "--config", str(lab.config)]
     return timed(words, cwd=lab.folder, env=clean_environment())
 
 

@@ -27,8 +27,8 @@ SIZES, QUICK_SIZES, QUICK_EVENTS = (10, 100, 1000, COUNT), (10, 100, 1000), 10_0
 COLD_ROUNDS = 9
 PEER_EVERY = 7
 BARE, JQ = "a Python that does nothing", "jq over every status.json"
-# The same pass with its hands free, and one after every sidecar has died.
-ACTING, UNFOLDED = "ours, acting", "ours, no fold saved"
+# The same pass with its hands bound, and one after every sidecar has died.
+OBSERVING, UNFOLDED = "ours, --observe", "ours, no fold saved"
 
 
 def run(settings: Settings) -> Findings:
@@ -58,7 +58,7 @@ def _warm(settings: Settings, many: ManyRuns, found: Findings) -> None:
     samples = measure(variants, settings.rounds, "row 9, warm")
     found.samples["row 9, warm"] = samples
     title = f"one watcher pass over {largest:,} runs, {LIVE} live, against reading every status.json, warm"
-    found.comparisons.append(compare("9a", title, samples, GOAL_WARM, limit=BARE, peers=(ACTING, JQ, UNFOLDED)))
+    found.comparisons.append(compare("9a", title, samples, GOAL_WARM, limit=BARE, peers=(OBSERVING, JQ, UNFOLDED)))
     found.remarks += [_growth_line(samples, name, sorted(many.folders)) for name in (OURS, THEIRS)]
 
 
@@ -73,7 +73,7 @@ def _beside(settings: Settings, many: ManyRuns, runs: Path) -> list[Variant]:
     nothing = [sys.executable, "-I", "-S", str(PROGRAMS / "nothing.py")]
     beside = [
         Variant(BARE, lambda: timed(nothing, cwd=PROGRAMS, env=env)),
-        Variant(ACTING, lambda: timed(_words(runs, many.config, acts=True), cwd=runs, env=env)),
+        Variant(OBSERVING, lambda: timed(_words(runs, many.config, observes=True), cwd=runs, env=env)),
         Variant(UNFOLDED, lambda: _pass(unfolded, many.config), 3 * PEER_EVERY),
     ]
     if shutil.which("jq") and shutil.which("xargs"):
@@ -103,13 +103,13 @@ def _pass(runs: Path, config: Path) -> Sample:
     return timed(_words(runs, config), cwd=runs, env=clean_environment())
 
 
-def _words(runs: Path, config: Path, *, acts: bool = False) -> list[str]:
+def _words(runs: Path, config: Path, *, observes: bool = False) -> list[str]:
     words = [str(KIT / "bin" / "abort-watch.sh"), "--runs", str(runs), "--config", str(config)]
-    return words if acts else [*words, "--observe"]
+    return [*words, "--observe"] if observes else words
 
 
 def _check(runs: Path, config: Path, live: int) -> None:
-    done = subprocess.run(_words(runs, config), env=clean_environment(), capture_output=True, text=True)
+    done = subprocess.run(_words(runs, config, observes=True), env=clean_environment(), capture_output=True, text=True)
     if f" {live} live runs, 0 sick\n" not in done.stderr or done.stdout.count("  well") != live:
         raise BenchmarkError(f"the watcher does not see {live} live runs that are well: {done.stdout}{done.stderr}")
 
