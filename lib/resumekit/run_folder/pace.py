@@ -119,14 +119,16 @@ def recent_speed(pace: Pace | None) -> float | None:
     return pace["peaks"][-1][1] if pace and pace["peaks"] else None
 
 
-def slack_s(pace: Pace, usual: float) -> float:
+def slack_s(pace: Pace, usual_s: float) -> float:
     """Return by how much a row of slow buckets may be longer than the slow stretch in it, where tellings are rare.
 
-    The first and the last of them may have been slow in one telling alone, with all the others at the usual speed, in
-    steps per second: what was never told but slowly has learned too long an interval.
+    The first and the last of them may have been slow in one telling alone, with all the others at the usual speed.
+
+    Args:
+        pace: the run's.
+        usual_s: seconds between two tellings at the usual speed; who never was but slow has learned too many.
     """
-    each = pace["steps"] / pace["told"] if pace["told"] else math.inf
-    return max(0.0, 2 * (MIN_TOLD - 1) * min(pace["typical_s"], each / usual) - BUCKET_S)
+    return max(0.0, 2 * (MIN_TOLD - 1) * min(pace["typical_s"], usual_s) - BUCKET_S)
 
 
 def is_sound(pace: object) -> bool:

@@ -227,7 +227,8 @@ def _throughput(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]
         return
     threshold = usual * (1 - limits.throughput_drop)
     slow_s = pace.slow_for(known, threshold)
-    if slow_s > limits.throughput_minutes * 60 + pace.slack_s(known, usual):
+    usual_s = state.get("symptoms", {}).get("longest_way", math.inf) / usual
+    if slow_s > limits.throughput_minutes * 60 + pace.slack_s(known, usual_s):
         evidence = (
             f"below {threshold:.3g} steps/s for {slow_s / 60:.0f} min of training, usual are {usual:.3g} "
             f"(limit {limits.throughput_drop:.0%} slower for {limits.throughput_minutes:g} min)"
