@@ -362,6 +362,13 @@ def test_a_first_step_that_does_not_come_is_a_hang_only_for_a_trainer_that_tells
     assert (causes(found), causes(found, WARNING)) == ([], ["unseen"])
 
 
+def test_a_resumed_run_has_twice_the_limit_until_its_first_step() -> None:
+    """Where it names no phases: imports, data and compiling in one."""
+    resumed = event("resumed", 1.0, step=40_000)
+    assert causes(after([resumed], 55 * MINUTE, run_state="starting")) == []
+    assert causes(after([resumed], 61 * MINUTE, run_state="starting")) == ["hang"]
+
+
 def test_a_beat_at_the_step_that_was_resumed_is_no_step() -> None:
     """It trains no step while it compiles, and names no phases: nobody can tell that from a hang."""
     beat = event("heartbeat", 60.0, global_step=40_000)

@@ -27,6 +27,8 @@ HANG_INTERVALS = 5
 # Of a trainer that names no phases: it has stood still before, in an evaluation, and went on. So many times that long,
 # and so many times the limit at most.
 STOOD = 2
+# A start that names no phases, with imports, data and compiling in one, may take so many times the limit.
+STARTS = 2
 # So long without a step is standing still.
 STILL_S = 60.0
 # So much of a log's last line is evidence.
@@ -210,7 +212,7 @@ def _hang(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]:
         doing = "; a save is under way" if is_saving(state) else ""
         evidence = f"no step since step {state['step']}, for {duration(age_s)} (limit {duration(limit_s)}){doing}"
         yield Finding(HANG, SICK, evidence, active_s)
-    elif state.get("tells_phases") or state.get("resumed_step") is not None:
+    elif state.get("tells_phases") or (state.get("resumed_step") is not None and age_s > STARTS * limit_s):
         evidence = f"no first step in {duration(age_s)} (limit {duration(limit_s)}), phase {state.get('phase')}"
         yield Finding(HANG, SICK, evidence, active_s)
     else:
