@@ -153,7 +153,7 @@ def assert_is_said(result: subprocess.CompletedProcess) -> None:
     """O6: whatever ends a command of the kit ends it with a sentence, and never with a traceback."""
     assert "Traceback (most recent call last)" not in result.stderr, result.stderr
     if result.returncode in REFUSALS:
-        assert result.stderr.strip(), f"exit {result.returncode} without a word: {result.args}"
+        assert (result.stderr + result.stdout).strip(), f"exit {result.returncode} without a word: {result.args}"
 
 
 def marked_pids(entry: str) -> Iterator[int]:
