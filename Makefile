@@ -57,7 +57,7 @@ campaign: $(READY) ## the long versions of the sampled tests (some three hours)
 	@$(PY) tests/campaign_example_cuts.py --cuts 60 --seed 1
 	@$(PY) tests/campaign_healthy_resumes.py --count 200 --seed 1
 	@$(PY) tests/campaign_saves.py --seed 1
-	@$(PY) tests/campaign_traces.py --seed 6
+	@$(PY) tests/campaign_traces.py --seed 8
 	@$(PY) tests/campaign_fuzz.py --seed 1
 	@$(PY) tests/campaign_kills.py --kills 1000 --seed 2
 	@$(PY) tests/campaign_storm.py --minutes 20 --seed 1

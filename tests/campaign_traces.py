@@ -45,9 +45,11 @@ def watched(trace: traces.Trace) -> Verdict:
     limits = Limits(divergence=trace.divergence)
     lineage_speed: float | None = None
     fruitless = passes = 0
+    state: dict = {}
     for number, life in enumerate(trace.lives):
-        state: dict = {}
-        for state, now_s in _looks(life):
+        # A resumed run's record says where it began.
+        begun = {"resumed_step": state["step"]} if "step" in state else {}
+        for state, now_s in _looks(life, begun):
             passes += 1
             is_dead = bool(life.is_dead_at) and now_s >= life.is_dead_at[0]
             name = "lost" if is_dead else "running" if "step" in state else "starting"
@@ -63,9 +65,8 @@ def watched(trace: traces.Trace) -> Verdict:
     return Verdict(None, 0.0, len(trace.lives) - 1, passes)
 
 
-def _looks(life: traces.Life) -> Iterator[tuple[dict, float]]:
+def _looks(life: traces.Life, state: dict) -> Iterator[tuple[dict, float]]:
     """Yield (state, clock) at every pass of the watcher, until the trace says that it need not look any more."""
-    state: dict = {}
     due_s, waiting = life.begins_s + PASS_S, []
     for event in life.events:
         count = 0

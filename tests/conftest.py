@@ -23,6 +23,8 @@ pytest_plugins = ["fault_table"]
 TOY = Path(__file__).resolve().parent / "toy_trainer.py"
 # Far above anything that is expected: a loaded machine must not turn a test red.
 DEADLINE_S = 60.0
+# The exit codes with which the kit refuses to begin.
+REFUSALS = range(2, 7)
 
 # A shell's background job has INT ignored, and every process that a test starts would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -115,6 +117,7 @@ class Kit:
         texts = [(part or b"").decode("utf-8", "replace") for part in (out, err)]
         result = subprocess.CompletedProcess(process.args, process.returncode, *texts)
         assert code is None or result.returncode == code, f"exit {result.returncode}, not {code}\n{texts[0]}{texts[1]}"
+        assert_is_said(result)
         return result
 
     def run_dirs(self) -> list[Path]:
@@ -144,6 +147,13 @@ class Kit:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.02)
+
+
+def assert_is_said(result: subprocess.CompletedProcess) -> None:
+    """O6: whatever ends a command of the kit ends it with a sentence, and never with a traceback."""
+    assert "Traceback (most recent call last)" not in result.stderr, result.stderr
+    if result.returncode in REFUSALS:
+        assert (result.stderr + result.stdout).strip(), f"exit {result.returncode} without a word: {result.args}"
 
 
 def marked_pids(entry: str) -> Iterator[int]:

@@ -212,6 +212,29 @@ def test_forty_percent_slower_for_an_hour_is_not() -> None:
     assert after([*HOUR, *slowed(60.0, 0.6)], 3600 + 60 * MINUTE) == []
 
 
+def test_a_rare_teller_that_is_slow_from_its_start_is_measured_by_its_parent_in_time() -> None:
+    """Ten steps of 75 s take 850 s now; the first event comes a moment after a heartbeat."""
+    events = [event("heartbeat", 50.0, global_step=1939), *(step(1930 + 10 * n, 58.0 + 850.0 * (n - 1), 0.5 + n % 7)
+              for n in range(1, 7))]  # fmt: skip
+    usual = 10 / 75
+    assert causes(after(events[:4], 58.0 + 2 * 850, lineage_speed=usual)) == []
+    assert causes(after(events, 58.0 + 5 * 850, lineage_speed=usual)) == ["throughput"]
+
+
+def test_who_stood_still_before_and_went_on_is_waited_for_twice_as_long() -> None:
+    """A trainer that prints steps alone: its evaluation takes 20 minutes now and then."""
+    before = list(steady(1, 100, 0.0))
+    events = [*before, *steady(101, 200, 100.0 + 20 * MINUTE)]
+    now_s = 200.0 + 20 * MINUTE
+    assert causes(after(events, now_s + 35 * MINUTE)) == []
+    assert causes(after(events, now_s + 41 * MINUTE)) == ["hang"]
+    assert causes(after(before, 100.0 + 31 * MINUTE)) == ["hang"]
+    far = [*before, *steady(101, 200, 100.0 + 600 * MINUTE)]
+    assert causes(after(far, 200.0 + 661 * MINUTE)) == ["hang"]
+    named = [event("phase", 0.5, phase="train"), *events]
+    assert causes(after(named, now_s + 31 * MINUTE)) == ["hang"]
+
+
 @pytest.mark.fault("E2", by="pace.py: slow_for")
 def test_one_fast_minute_begins_the_ten_minutes_anew() -> None:
     events = [*HOUR, *slowed(9.0, 0.4)]
@@ -337,6 +360,13 @@ def test_a_first_step_that_does_not_come_is_a_hang_only_for_a_trainer_that_tells
     assert causes(after([event("phase", 1.0, phase="startup")], 31 * MINUTE, run_state="starting")) == ["hang"]
     found = after([], 31 * MINUTE, run_state="starting")
     assert (causes(found), causes(found, WARNING)) == ([], ["unseen"])
+
+
+def test_a_resumed_run_has_twice_the_limit_until_its_first_step() -> None:
+    """Where it names no phases: imports, data and compiling in one."""
+    resumed = event("resumed", 1.0, step=40_000)
+    assert causes(after([resumed], 55 * MINUTE, run_state="starting")) == []
+    assert causes(after([resumed], 61 * MINUTE, run_state="starting")) == ["hang"]
 
 
 def test_a_beat_at_the_step_that_was_resumed_is_no_step() -> None:

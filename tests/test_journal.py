@@ -128,3 +128,16 @@ def test_what_must_survive_a_power_cut_is_synced(tmp_path: Path, monkeypatch: py
     assert len(synced) == 3
     journal.append(tmp_path / "journal.jsonl", "step", "r")
     assert len(synced) == 3
+
+
+def test_the_newest_event_of_a_kind_is_found_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    assert journal.newest(path, "abort") is None
+    for number in range(3):
+        journal.append(path, "abort", "run", cause="hang", number=number)
+        journal.append(path, "step", "run", step=number, note='"event":"abort",')
+    with open(path, "ab") as file:
+        file.write(b'\n{"event":"abort","number":9')  # torn
+    found = journal.newest(path, "abort")
+    assert found is not None and found["number"] == 2
+    assert journal.newest(path, "recovery") is None

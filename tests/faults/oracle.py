@@ -5,8 +5,8 @@ needs is taken; O3 the step goes back only to such a checkpoint, the newest one 
 numbers, and the journal says so; O4 status.json can be read at every instant; O5 at most one trainer lives for a head
 and whatever continues it; O7 a child writes into its parent only what is allowed there, and nobody anything outside
 runs/; O8 nothing that is data is run; O9 one `abort` and one `recovery` event per incident; O10 the next launch needs
-no hand. (O6, the exit code and its sentence, is each case's own.) And it is no judge who has not looked: a trainer that
-trained for a second was seen, and so often a second was looked.
+no hand. (O6, an exit code with its sentence and no traceback, is asked of every command that a test runs, in conftest.)
+And it is no judge who has not looked: a trainer that trained for a second was seen, and so often a second was looked.
 
     with Oracle(runs_dir) as oracle: ...        # and then oracle.check()
 Try it: `python -m pytest tests/faults/test_oracle.py`

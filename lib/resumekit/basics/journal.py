@@ -21,6 +21,8 @@ DURABLE_EVENTS = frozenset({"launched", "checkpoint", "abort", "recovery", "stop
 # A line above this is no event of ours; a reader skips it instead of taking it into memory.
 MAX_LINE_BYTES = 1 << 20
 TAIL_BYTES = 128
+# Of a trainer that goes on for a minute after its abort event, with a thousand steps a second.
+END_BYTES = 16 << 20
 # Answers to an open that mean: there is no such file.
 _NOTHING_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO})
 # Nothing of ours lies deeper; what a trainer hands on may, as deep as a parser goes.
@@ -84,6 +86,29 @@ def read(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
             offset += len(line)
             if event := _parse(line):
                 yield event, offset
+
+
+def newest(path: Path, kind: str) -> dict[str, Any] | None:
+    """Return the newest event of a kind among the last END_BYTES; None where there is none, or it cannot be read.
+
+    For what stands near the end, without parsing a journal of a million events.
+    """
+    try:
+        descriptor = open_regular(path)
+    except UnreadableFile:
+        return None
+    try:
+        data = os.pread(descriptor, END_BYTES, max(0, os.fstat(descriptor).st_size - END_BYTES))
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    begins = b'\n{"event":"%s",' % kind.encode()
+    while (at := data.rfind(begins)) >= 0:
+        if event := _parse(data[at + 1 :].partition(b"\n")[0]):
+            return event
+        data = data[:at]
+    return None
 
 
 def tail(path: Path, offset: int) -> str | None:

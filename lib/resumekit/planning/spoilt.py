@@ -1,8 +1,8 @@
 """Which checkpoints were saved after a run had gone wrong: a trainer that loads by itself would train on from them.
 
 A trainer that was stopped for a loss that is not finite saves on TERM all the same, and nobody but `save_checkpoint`
-looks whether its weights are finite. Reads the journal of each run of the history, from where its fold was saved, and
-lists the folder of one that was stopped; writes nothing.
+looks whether its weights are finite. Reads the end of the journal of each run of the history, and lists the folder of
+one that was stopped; writes nothing.
 Try it: `bin/resume.sh EXP-01 --dry-run` after a NaN
 """
 
@@ -12,10 +12,11 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ..basics import journal
 from ..basics.causes import DIVERGED, NONFINITE
 from ..basics.paths import step_of_name
 from ..proving.checkpoints import OLDER, PASSED, Candidate, Selection
-from ..run_folder import status
+from ..run_folder.event_values import count, text
 from ..run_folder.runs import Run
 
 _WHY = {NONFINITE: "whose loss was not finite", DIVERGED: "from where on the loss went out of bounds"}
@@ -35,10 +36,9 @@ class Spoilt(NamedTuple):
 
 def of(run: Run) -> Spoilt | None:
     """Return from where on a run's checkpoints are spoilt by what it was stopped for; None where they are not."""
-    aborted = status.read_state(run).get("aborted") if run.is_ours else None
-    if not aborted or aborted["first_bad_step"] is None or aborted["cause"] not in _WHY:
-        return None
-    return Spoilt(aborted["first_bad_step"], _WHY[aborted["cause"]])
+    aborted = (journal.newest(run.paths.journal, "abort") if run.is_ours else None) or {}
+    step, cause = count(aborted.get("first_bad_step")), text(aborted.get("cause"))
+    return Spoilt(step, _WHY[cause]) if step is not None and cause in _WHY else None
 
 
 def without(history: History, found: dict[str, Spoilt]) -> list[tuple[Run, int | None]]:

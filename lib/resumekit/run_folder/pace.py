@@ -16,6 +16,8 @@ Pace = dict[str, Any]
 # A bucket is this long and holds so many tellings: shorter ones show the noise of single steps.
 BUCKET_S = 30.0
 MIN_TOLD = 5
+# The first one says no more than how often steps are told.
+FIRST_TOLD = 3
 # One interval of more than so many usual ones is an evaluation that nobody told of, a save, a stall: it counts as a
 # usual one. A second in a row counts up to LONG_S or so many usual ones: beyond is the hang's affair. From the third on
 # they are slowness, and count for more: who tells a step every ten minutes instead of every one is found in time.
@@ -70,7 +72,7 @@ def told(pace: Pace, step: int, mono_s: float, *, counts: bool = True) -> Pace:
     else:
         result["seconds"] += _counted(pace, interval_s)
     result["least_s"] = interval_s if pace["least_s"] is None else min(interval_s, pace["least_s"])
-    is_full = result["seconds"] >= BUCKET_S and result["told"] >= MIN_TOLD
+    is_full = result["seconds"] >= BUCKET_S and result["told"] >= (MIN_TOLD if pace["typical_s"] else FIRST_TOLD)
     return _closed(result) if is_full else result
 
 
@@ -117,12 +119,16 @@ def recent_speed(pace: Pace | None) -> float | None:
     return pace["peaks"][-1][1] if pace and pace["peaks"] else None
 
 
-def slack_s(pace: Pace) -> float:
+def slack_s(pace: Pace, usual_s: float) -> float:
     """Return by how much a row of slow buckets may be longer than the slow stretch in it, where tellings are rare.
 
     The first and the last of them may have been slow in one telling alone, with all the others at the usual speed.
+
+    Args:
+        pace: the run's.
+        usual_s: seconds between two tellings at the usual speed; who never was but slow has learned too many.
     """
-    return max(0.0, 2 * (MIN_TOLD - 1) * pace["typical_s"] - BUCKET_S)
+    return max(0.0, 2 * (MIN_TOLD - 1) * min(pace["typical_s"], usual_s) - BUCKET_S)
 
 
 def is_sound(pace: object) -> bool:

@@ -74,6 +74,8 @@ def _step(state: State, event: Event) -> None:
     if event.get("source") != "log":
         state["tells_steps"] = True  # the trainer journals its steps: none need be read out of its log
         save_wait.denied(state)
+    if not state.get("has_step_events"):
+        state.pop("pace", None)  # from a heartbeat to the first event is no time between two steps
     is_in_order = event.get("source") != "log" or not state.get("tells_steps")
     _advance(state, step, mono_s, event, is_in_order=is_in_order)
     state["symptoms"] = symptoms.saw_loss(state["symptoms"], event.get("loss"), step, mono_s)
@@ -103,6 +105,9 @@ def _advance(state: State, step: int, mono_s: float, event: Event, *, is_in_orde
     known = state.get("pace") or pace.begun(step)
     # The same step told again is no progress. A smaller one is: some count anew in each epoch.
     if "pace" not in state or step != state.get("step"):
+        if "step" in state and not state.get("tells_phases"):
+            stood_s = mono_s - state.get("active_mono_s", mono_s)
+            state["longest_stand_s"] = max(stood_s, state.get("longest_stand_s", 0.0))
         state["active_mono_s"] = max(mono_s, state.get("active_mono_s", 0.0))
     state.update(step=step, step_mono_s=mono_s)
     if event.get("event") == "step" or not state.get("has_step_events"):

@@ -24,6 +24,11 @@ FROZEN, ZERO, ODD_STEP, UNSEEN, DISK, INODES = "frozen", "zero", "odd_step", "un
 
 # Who tells a step every hour does not hang after half of one: so many usual intervals are waited for at least.
 HANG_INTERVALS = 5
+# Of a trainer that names no phases: it has stood still before, in an evaluation, and went on. So many times that long,
+# and so many times the limit at most.
+STOOD = 2
+# A start that names no phases, with imports, data and compiling in one, may take so many times the limit.
+STARTS = 2
 # So long without a step is standing still.
 STILL_S = 60.0
 # So much of a log's last line is evidence.
@@ -196,7 +201,8 @@ def _hang(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]:
     if is_waiting(state) and state.get("phase") in EVALS | {"checkpoint"}:
         return  # these have limits of their own
     usual_s = state["pace"]["typical_s"] if "pace" in state else 0.0
-    limit_s = max(limits.hang_minutes * 60, HANG_INTERVALS * usual_s)
+    hang_s = limits.hang_minutes * 60
+    limit_s = max(hang_s, HANG_INTERVALS * usual_s, min(STOOD * state.get("longest_stand_s", 0.0), STOOD * hang_s))
     if is_saving(state):  # save_checkpoint says so by itself: a save may take as long as a step, or longer
         limit_s = max(limit_s, limits.save_minutes * 60)
     age_s = sight.now_s - active_s
@@ -206,7 +212,7 @@ def _hang(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]:
         doing = "; a save is under way" if is_saving(state) else ""
         evidence = f"no step since step {state['step']}, for {duration(age_s)} (limit {duration(limit_s)}){doing}"
         yield Finding(HANG, SICK, evidence, active_s)
-    elif state.get("tells_phases") or state.get("resumed_step") is not None:
+    elif state.get("tells_phases") or (state.get("resumed_step") is not None and age_s > STARTS * limit_s):
         evidence = f"no first step in {duration(age_s)} (limit {duration(limit_s)}), phase {state.get('phase')}"
         yield Finding(HANG, SICK, evidence, active_s)
     else:
@@ -223,7 +229,8 @@ def _throughput(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]
         return
     threshold = usual * (1 - limits.throughput_drop)
     slow_s = pace.slow_for(known, threshold)
-    if slow_s > limits.throughput_minutes * 60 + pace.slack_s(known):
+    usual_s = state.get("symptoms", {}).get("longest_way", math.inf) / usual
+    if slow_s > limits.throughput_minutes * 60 + pace.slack_s(known, usual_s):
         evidence = (
             f"below {threshold:.3g} steps/s for {slow_s / 60:.0f} min of training, usual are {usual:.3g} "
             f"(limit {limits.throughput_drop:.0%} slower for {limits.throughput_minutes:g} min)"
