@@ -55,7 +55,7 @@ def _warm(settings: Settings, many: ManyRuns, found: Findings) -> None:
             Variant(_named(OURS, size, largest), lambda runs=runs: _pass(runs, many.config)),
             Variant(_named(THEIRS, size, largest), lambda runs=runs, size=size: _read(runs, size)),
         ]
-    samples = measure(variants, settings.rounds, "row 9, warm")
+    samples = measure(variants, settings.rounds, "row 9, warm", many.save_folds)
     found.samples["row 9, warm"] = samples
     title = f"one watcher pass over {largest:,} runs, {LIVE} live, against reading every status.json, warm"
     found.comparisons.append(compare("9a", title, samples, GOAL_WARM, limit=BARE, peers=(OBSERVING, JQ, UNFOLDED)))
@@ -92,7 +92,7 @@ def _cold(settings: Settings, many: ManyRuns, found: Findings) -> None:
         Variant(AGAIN, lambda: _read(runs, largest)),
     ]
     rounds = min(settings.rounds, COLD_ROUNDS)
-    samples = measure(variants, rounds, "row 9, cold", lambda: drop_from_memory(iter(files)))
+    samples = measure(variants, rounds, "row 9, cold", lambda: (many.save_folds(), drop_from_memory(iter(files))))
     found.samples["row 9, cold"] = samples
     title = f"the same with the runs' files on the disk alone ({len(files):,} files put out of the page cache)"
     found.comparisons.append(compare("9b", title, samples, GOAL_COLD))

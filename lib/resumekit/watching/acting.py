@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from ..basics import claims, journal, processes, recorded_environment
 from ..basics.errors import DONE
-from ..basics.paths import LIB
+from ..basics.paths import LIB, RunPaths
 from ..run_folder import live_marker, status
 from ..run_folder.runs import Run, RunTable
 from ..supervision import aborting
@@ -66,6 +66,8 @@ def act(runs_dir: Path, looks: Sequence[Look]) -> list[Deed]:
     """Do what each look asks for; what goes wrong with one run keeps nobody from the next."""
     deeds = []
     for look in looks:
+        if look.is_at_rest and not _is_left_alone(RunPaths(runs_dir / look.run_id)):
+            continue  # most of them, each minute
         try:
             with time_limit(LIMIT_S):
                 deeds += _about(runs_dir, look)
@@ -132,7 +134,7 @@ def _may_start(run: Run, look: Look) -> bool:
 def _about_live(run: Run, state: dict[str, Any], view: status.View, look: Look) -> Iterator[Deed]:
     if view.end is not None:
         return  # it has ended since: the next pass sees what it is now
-    if (view.launcher == processes.DEAD or _is_left_alone(run)) and _start_sidecar(run):
+    if (view.launcher == processes.DEAD or _is_left_alone(run.paths)) and _start_sidecar(run):
         yield Deed(run.run_id, "nobody follows it any more: a sidecar of its own does now")
     _note_warnings(run, state, look)
     first = next((one for one in look.findings if one.verdict == SICK), None)
@@ -191,9 +193,9 @@ def _start_sidecar(run: Run) -> bool:
     return is_free
 
 
-def _is_left_alone(run: Run) -> bool:
+def _is_left_alone(paths: RunPaths) -> bool:
     """Whether nobody has kept account of a run for longer than its launcher would need to start another sidecar."""
-    for path in (run.paths.sidecar_state, run.paths.run_json):
+    for path in (paths.sidecar_state, paths.run_json):
         with contextlib.suppress(OSError):
             return time.time() - os.stat(path).st_mtime > LEFT_ALONE_S
     return False

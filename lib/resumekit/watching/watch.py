@@ -49,6 +49,7 @@ class Look(NamedTuple):
         verdict: 'sick', 'warning', 'well'; 'ended' (a marker that was left behind), 'paused', 'remote', 'unknown'.
         findings: what is wrong, the worst first.
         note: why it was not judged, for the other verdicts.
+        is_at_rest: it trains, its launcher lives, and nobody is ending it: nothing has to be done.
     """
 
     run_id: str
@@ -59,6 +60,7 @@ class Look(NamedTuple):
     steps_per_sec: float | None = None
     findings: tuple[Finding, ...] = ()
     note: str = ""
+    is_at_rest: bool = False
 
     @property
     def evidence(self) -> str:
@@ -66,7 +68,9 @@ class Look(NamedTuple):
 
     def as_fields(self) -> dict[str, Any]:
         """Return it as --json shows it."""
-        return {**self._asdict(), "findings": [one._asdict() for one in self.findings], "evidence": self.evidence}
+        fields = {**self._asdict(), "findings": [one._asdict() for one in self.findings], "evidence": self.evidence}
+        del fields["is_at_rest"]
+        return fields
 
 
 def one_pass(runs_dir: Path, wanted: Sequence[str] = ()) -> list[Look]:
@@ -205,7 +209,8 @@ def _judge(run: Run, table: RunTable) -> Look:
         return Look(run.run_id, name, ENDED if table.has_started(child) else WELL, **known, note=sentence)
     limits = limits_of(run.setting)
     found = tuple(abort_rules.findings(state, limits, sighting.sight(run, state, view, table, limits)))
-    return Look(run.run_id, name, _verdict(found), **known, findings=found)
+    is_at_rest = name == "running" and not found and view.launcher == processes.ALIVE and "aborted" not in state
+    return Look(run.run_id, name, _verdict(found), **known, findings=found, is_at_rest=is_at_rest)
 
 
 def _verdict(found: Sequence[Finding]) -> str:
