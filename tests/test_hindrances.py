@@ -45,6 +45,7 @@ def test_what_could_not_be_seen_at_the_start_is_not_compared() -> None:
     assert judged({**THEN, "torch": None, "cuda": None}).endswith("torch None -> 2.13.0, cuda None -> 12.6")
 
 
+@pytest.mark.long
 def test_a_run_whose_interpreter_does_not_answer_waits_and_is_taken_up_later(
     kit: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:

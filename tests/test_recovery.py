@@ -234,6 +234,7 @@ def test_hands_off_is_hands_off(recovered: Kit, why: str):
     assert recovered.run_dirs() == [run] and not events(run, "recovery")
 
 
+@pytest.mark.long
 def test_many_who_want_to_take_up_the_same_run_make_one_child_with_one_cut(
     recovered: Kit, monkeypatch: pytest.MonkeyPatch
 ):

@@ -122,6 +122,7 @@ def test_steps_that_the_trainer_tells_are_known_from_those_of_its_log() -> None:
     assert fold({}, [step(1, 1.0)])["tells_steps"] is True
 
 
+@pytest.mark.long
 def test_a_journal_of_half_a_million_events_is_read_on_from_an_offset(tmp_path: Path) -> None:
     """The second reading costs what is new, and both together give what one gives."""
     path = tmp_path / "journal.jsonl"

@@ -84,6 +84,7 @@ def kill_all_of(run: Path) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.long
 @pytest.mark.fault("E5", by="abort_rules.py: hang")
 def test_the_sick_are_told_from_the_well(watched: Kit) -> None:
     """A healthy trainer, one whose loss is nan, one that hangs and one whose whole family was killed, side by side."""

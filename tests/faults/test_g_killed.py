@@ -144,7 +144,7 @@ def helper_dies(night: Night, stopped: Path, point: int, *, launcher_too: bool) 
 
 @pytest.mark.fault("G2", by="claims.py: one claim, worth nothing without a trainer; aborting.py: one event")
 @pytest.mark.fault("D11", by="plan.py: the rate is worked out anew from the parent's each time")
-@pytest.mark.parametrize("point", [9, 40, 60])
+@pytest.mark.parametrize("point", [9, pytest.param(40, marks=pytest.mark.long), 60])
 def test_a_launcher_killed_at_a_command_of_its_recovery_is_made_up_for(
     warm_night: Night, stopped: Path, point: int
 ) -> None:
@@ -164,7 +164,7 @@ def test_a_launcher_killed_at_every_command_of_its_recovery_is_made_up_for(warm_
 
 @pytest.mark.fault("G2", by="claims.py; launch.py: a folder that never started counts for nothing")
 @pytest.mark.fault("D11", by="plan.py: the rate is worked out anew from the parent's each time")
-@pytest.mark.parametrize("point", [3, 12, 25])
+@pytest.mark.parametrize("point", [3, pytest.param(12, marks=pytest.mark.long), 25])
 def test_a_helper_killed_at_a_deed_of_its_recovery_is_made_up_for(warm_night: Night, stopped: Path, point: int) -> None:
     assert helper_dies(warm_night, stopped, point, launcher_too=point == 12)
 
