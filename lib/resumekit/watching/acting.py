@@ -159,7 +159,7 @@ def _about_over(run: Run, state: dict[str, Any], view: status.View) -> Iterator[
     if run.setting("recover", "enabled") is True:
         # What it says goes where somebody may look for it; what stands against it for good is in the journal.
         _start(["bash", LAUNCHER, "recover", str(run.paths.run_dir)], environment_of(run), _log_of(run))
-        yield Deed(run.run_id, f"taking it up, or '{_log_path(run)}' says why not")
+        yield Deed(run.run_id, f"taking it up, or .live/{_log_path(run).name} in the runs folder says why not")
     elif "exited" in state:
         run.paths.live_marker.unlink(missing_ok=True)  # it has been said; recover.enabled is false
 
