@@ -41,7 +41,7 @@ def of(run: Run, state: State, table: RunTable) -> Incident | None:
     if not run.has_started:
         return None  # a shim that could not start a trainer leaves an end, and nothing to go on from
     view = status.look(run, state)
-    name = sighting.state_name(run, state, view)
+    name = status.name_of(run, state, view)
     if name not in status.TAKEN_UP:
         return None
     limits = limits_of(run.setting)

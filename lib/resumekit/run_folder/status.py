@@ -63,7 +63,7 @@ def observe(run: Run, state: State, view: View) -> dict[str, Any]:
     max_steps, parent_step = count(run.setting("training", "max_steps")), count(run.parent_step)
     step, speed = state.get("step"), measured_speed(state) or state.get("steps_per_sec")
     record = run.record
-    is_now = state_of(state, view, max_steps, shows_steps=shows_steps(run))
+    is_now = name_of(run, state, view)
     ended_at = text((state.get("exited") or {}).get("at"))
     return {
         "run_id": run.run_id,
@@ -102,6 +102,11 @@ def observe(run: Run, state: State, view: View) -> dict[str, Any]:
         "checks": check.summary(state.get("checks", {})),
         "recovery": state.get("recovery"),
     }
+
+
+def name_of(run: Run, state: State, view: View) -> str:
+    """Name the state of a run, whatever is in its config."""
+    return state_of(state, view, count(run.setting("training", "max_steps")), shows_steps=shows_steps(run))
 
 
 def state_of(state: State, view: View, max_steps: int | None, *, shows_steps: bool = True) -> str:

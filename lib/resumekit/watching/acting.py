@@ -20,7 +20,6 @@ from ..basics.paths import LIB, RunPaths
 from ..run_folder import live_marker, status
 from ..run_folder.runs import Run, RunTable
 from ..supervision import aborting
-from . import sighting
 from .abort_rules import SICK, WARNING
 from .watch import ENDED, LIMIT_S, WELL, Look, TooSlow, time_limit
 
@@ -120,7 +119,7 @@ def _about(runs_dir: Path, look: Look) -> Iterator[Deed]:
     elif "launched" in state and "exited" not in state:
         if view.launcher == processes.DEAD:
             _start_sidecar(run)  # its end was written down by nobody; whoever does so takes the marker
-    elif look.verdict == ENDED and sighting.state_name(run, state, view) == look.state and not _may_start(run, look):
+    elif look.verdict == ENDED and status.name_of(run, state, view) == look.state and not _may_start(run, look):
         run.paths.live_marker.unlink(missing_ok=True)
 
 

@@ -40,7 +40,7 @@ def sight(run: Run, state: State, view: View, table: RunTable, limits: Limits) -
         table: all runs, for its ancestors.
         limits: its thresholds.
     """
-    name = state_name(run, state, view)
+    name = status.name_of(run, state, view)
     has_ended = name in status.TAKEN_UP
     free_bytes, free_inodes = _free(run)
     return Sight(
@@ -54,12 +54,6 @@ def sight(run: Run, state: State, view: View, table: RunTable, limits: Limits) -
         free_bytes=free_bytes,
         free_inodes=free_inodes,
     )
-
-
-def state_name(run: Run, state: State, view: View) -> str:
-    """Name the state of a run, as status.json does, whatever is in its config."""
-    max_steps = run.setting("training", "max_steps")
-    return status.state_of(state, view, max_steps if type(max_steps) is int else None)
 
 
 def lineage_speed(run: Run, table: RunTable) -> float | None:
@@ -94,7 +88,7 @@ def _starts(run: Run, state: State, table: RunTable) -> list[tuple[int, int, int
     starts = []
     for one in recovery.chain(run, table):
         seen = state if one is run else status.read_state(one)
-        if one is not run and state_name(one, seen, status.look(one, seen)) not in status.TAKEN_UP:
+        if one is not run and status.name_of(one, seen, status.look(one, seen)) not in status.TAKEN_UP:
             break
         begun, reached = one.parent_step or 0, seen.get("step", 0)
         bad = (seen.get("aborted") or {}).get("first_bad_step")

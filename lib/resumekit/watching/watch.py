@@ -190,7 +190,7 @@ def _judge(run: Run, table: RunTable) -> Look:
         return Look(run.run_id, UNKNOWN, UNKNOWN, note="it has no run.json that says whose it is")
     state = status.read_state(run)
     view = status.look(run, state)
-    name = sighting.state_name(run, state, view)
+    name = status.name_of(run, state, view)
     trainer = (state.get("launched") or {}).get("trainer") or {}
     if trainer and trainer["host"] != processes.host_name():
         return Look(run.run_id, UNKNOWN, REMOTE, note=f"not looked at: its trainer is on '{trainer['host'][:100]}'")
