@@ -118,4 +118,6 @@ def test_a_journal_that_cannot_be_read_for_a_moment_is_no_run_without_a_trainer(
     looks = watch.one_pass(tmp_path)
     assert [one.verdict for one in looks] == [watch.UNKNOWN] and acting.act(tmp_path, looks) == []
     assert (tmp_path / ".live" / run.name).exists()
+    with pytest.raises(OSError):
+        journal.newest(run / "journal.jsonl", "abort")
     assert open_run(run).has_started and listing.state_of(open_run(run))["state"] == "unknown"

@@ -153,6 +153,22 @@ def open_regular(path: Path | str) -> int:
     return descriptor
 
 
+def read_end(path: Path, limit_bytes: int) -> tuple[bytes, os.stat_result]:
+    """Read the last bytes of a regular file; UnreadableFile when it is missing, not regular or cannot be read.
+
+    Returns:
+        (at most `limit_bytes`, what fstat said before).
+    """
+    descriptor = open_regular(path)
+    try:
+        found = os.fstat(descriptor)
+        return os.pread(descriptor, limit_bytes, max(0, found.st_size - limit_bytes)), found
+    except OSError as error:
+        raise UnreadableFile(f"cannot be read: {error.strerror}") from error
+    finally:
+        _close(descriptor)
+
+
 def read_bounded(path: Path, limit_bytes: int = SMALL_FILE_BYTES) -> bytes:
     """Read a small regular file; UnreadableFile when it is larger than `limit_bytes`, missing or not regular."""
     descriptor = open_regular(path)

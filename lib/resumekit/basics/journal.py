@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .files import UnreadableFile, open_regular, utc_now
+from .files import UnreadableFile, open_regular, read_end, utc_now
 
 # These are fsynced: after a power cut they say which run, which checkpoint and which end there was.
 DURABLE_EVENTS = frozenset({"launched", "checkpoint", "abort", "recovery", "stopped", "exited"})
@@ -74,9 +74,7 @@ def read(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
     try:
         descriptor = open_regular(path)
     except UnreadableFile as error:
-        cause = error.__cause__
-        if isinstance(cause, OSError) and cause.errno not in _NOTHING_THERE:
-            raise cause from None
+        _refuse_doubt(error)
         return
     with os.fdopen(descriptor, "rb") as file:
         file.seek(offset)
@@ -89,20 +87,15 @@ def read(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
 
 
 def newest(path: Path, kind: str) -> dict[str, Any] | None:
-    """Return the newest event of a kind among the last END_BYTES; None where there is none, or it cannot be read.
+    """Return the newest event of a kind among the last END_BYTES; None where there is none. Raises OSError as `read`.
 
     For what stands near the end, without parsing a journal of a million events.
     """
     try:
-        descriptor = open_regular(path)
-    except UnreadableFile:
+        data, _ = read_end(path, END_BYTES)
+    except UnreadableFile as error:
+        _refuse_doubt(error)
         return None
-    try:
-        data = os.pread(descriptor, END_BYTES, max(0, os.fstat(descriptor).st_size - END_BYTES))
-    except OSError:
-        return None
-    finally:
-        os.close(descriptor)
     begins = b'\n{"event":"%s",' % kind.encode()
     while (at := data.rfind(begins)) >= 0:
         if event := _parse(data[at + 1 :].partition(b"\n")[0]):
@@ -129,6 +122,13 @@ def tail(path: Path, offset: int) -> str | None:
     finally:
         os.close(descriptor)
     return found.decode("latin-1") if len(found) == wanted else None
+
+
+def _refuse_doubt(error: UnreadableFile) -> None:
+    """Raise the OSError of a file that is there and cannot be read now."""
+    cause = error.__cause__
+    if isinstance(cause, OSError) and cause.errno not in _NOTHING_THERE:
+        raise cause from None
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import shlex
@@ -103,6 +102,8 @@ def _config_value(name: str, values: Mapping[str, str], config: Mapping[str, Any
     for part in name.split("."):
         value = value.get(part, _MISSING) if isinstance(value, Mapping) else _MISSING
     if value is _MISSING:
+        import difflib  # only for a message
+
         near = difflib.get_close_matches(name, [*values, *_leaves(config)], n=1)
         hint = f"; did you mean '{{{near[0]}}}'?" if near else ""
         raise InvalidFile(f"unknown placeholder '{{{name}}}' in {source}{hint} (a brace itself is written '{{{{')")

@@ -6,10 +6,9 @@ Try it: `tail -c 64K runs/<run_id>/logs/output.log`
 
 from __future__ import annotations
 
-import os
 import time
 
-from ..basics.files import UnreadableFile, open_regular
+from ..basics.files import UnreadableFile, read_end
 from ..basics.redaction import redact
 from ..basics.terminal import plain
 from .runs import Run
@@ -25,16 +24,9 @@ def read(run: Run) -> tuple[list[bytes], float]:
     Without a log, or one that cannot be read: no lines, and an age of infinity.
     """
     try:
-        descriptor = open_regular(run.paths.output_log)
+        tail, found = read_end(run.paths.output_log, TAIL_BYTES)
     except UnreadableFile:
         return [], float("inf")
-    try:
-        found = os.fstat(descriptor)
-        tail = os.pread(descriptor, TAIL_BYTES, max(0, found.st_size - TAIL_BYTES))
-    except OSError:
-        return [], float("inf")
-    finally:
-        os.close(descriptor)
     lines = tail.replace(b"\r", b"\n").splitlines()
     return lines[1:] if found.st_size > TAIL_BYTES else lines, max(0.0, time.time() - found.st_mtime)
 
