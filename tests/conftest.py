@@ -149,6 +149,27 @@ class Kit:
             time.sleep(0.02)
 
 
+def askers(kit: Kit, run: Path, number: int) -> list[subprocess.Popen]:
+    """Start so many processes that ask at once, each as a launcher of its own, whether a run is taken up.
+
+    Each says the id of the run that it was given, or nothing, in one line, and lives until its standard input ends.
+    """
+    code = (
+        "import os, sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path;"
+        "from resumekit.recovery import recovering;"
+        "made = recovering.recover(Path(sys.argv[2]), os.getpid()).ready;"
+        "print(made.run_id if made else ''); sys.stdout.flush(); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(ROOT / "lib"), str(run)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    return [subprocess.Popen(command, env=kit.env, **pipes) for _ in range(number)]
+
+
+def answers_of(asked: list[subprocess.Popen]) -> list[str]:
+    """Return the ids of the runs that were made, of all that `askers` started."""
+    return [name for one in asked if (name := one.stdout.readline().strip())]
+
+
 def assert_is_said(result: subprocess.CompletedProcess) -> None:
     """O6: whatever ends a command of the kit ends it with a sentence, and never with a traceback."""
     assert "Traceback (most recent call last)" not in result.stderr, result.stderr

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from conftest import ROOT, Kit, events, wait_until
+from conftest import ROOT, Kit, answers_of, askers, events, wait_until
 from lab_repo import git, make_lab
 from resumekit.basics import journal, processes
 from resumekit.recovery import recovering
@@ -240,21 +240,10 @@ def test_many_who_want_to_take_up_the_same_run_make_one_child_with_one_cut(
 ):
     """Twelve processes ask at once, each as a launcher of its own; the rate is cut once."""
     run = nonfinite_without_a_launcher(recovered)
-    code = (
-        "import os, sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path;"
-        "from resumekit.recovery import recovering;"
-        "made = recovering.recover(Path(sys.argv[2]), os.getpid()).ready;"
-        "print(made.run_id if made else ''); sys.stdout.flush(); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", code, str(ROOT / "lib"), str(run)]
-    askers = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=recovered.env)
-        for _ in range(12)
-    ]
-    answers = [asker.stdout.readline().strip() for asker in askers]
-    for asker in askers:
+    asked = askers(recovered, run, 12)
+    children = answers_of(asked)
+    for asker in asked:
         asker.communicate("")
-    children = [name for name in answers if name]
     assert len(children) == 1
     assert plan_of(recovered.runs / children[0])["lr_scale"]["factor"] == pytest.approx(0.8)
     assert len(events(run, "abort")) == 1

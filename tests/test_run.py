@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, TOY, Kit, events, wait_until
+from conftest import TOY, Kit, answers_of, askers, events, wait_until
 from lab_repo import git
 from toy_trainer import write_checkpoint
 
@@ -186,20 +186,12 @@ def test_of_a_recovery_and_a_person_at_once_one_begins(kit: Kit, later_s: float)
     first = crashes(kit, backoff_s=1)
     os.kill(events(first, "launched")[0]["launcher"]["pid"], signal.SIGKILL)
     time.sleep(1.1)  # the pause is over
-    code = (
-        "import os, sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path;"
-        "from resumekit.recovery import recovering;"
-        "made = recovering.recover(Path(sys.argv[2]), os.getpid()).ready;"
-        "print(made.run_id if made else ''); sys.stdout.flush(); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", code, str(ROOT / "lib"), str(first)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
     people = [kit.popen("run", "T-1") for _ in range(2)]
     time.sleep(later_s)
-    askers = [subprocess.Popen(command, env=kit.env, **pipes) for _ in range(8)]
-    ready = [name for asker in askers if (name := asker.stdout.readline().strip())]
+    asked = askers(kit, first, 8)
+    ready = answers_of(asked)
     said = [person.communicate(timeout=120)[1].decode() for person in people]
-    for asker in askers:
+    for asker in asked:
         asker.communicate("")
     began = [run for run in kit.run_dirs()[1:] if events(run, "launched")]
     assert len(ready) + len(began) == 1, (ready, began, said)

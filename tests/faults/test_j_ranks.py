@@ -35,7 +35,7 @@ folder, steps = Path(sys.argv[1]), int(sys.argv[2])
 begun = toy_trainer.read_step(Path(sys.argv[4])) if "--resume" in sys.argv else 0
 dist.init_process_group("gloo", timeout=datetime.timedelta(minutes=30))
 rank = dist.get_rank()
-print("rank", rank, "is", os.getpid(), flush=True)
+print(f"rank {{rank}} is {{os.getpid()}}\\n", end="", flush=True)  # in one piece: two of them print at once
 for step in range(begun + 1, steps + 1):
     both = torch.ones(1)
     dist.all_reduce(both)
@@ -76,15 +76,20 @@ def is_one_run_s(fault: str) -> bool:
     return fault.startswith("O5: two trainers at once") and len(set(re.findall(r"'(T-1_[^']+)'", fault))) == 1
 
 
-def under_torchrun(night: Night, *words: str) -> None:
+def trains_under_torchrun(night: Night) -> Path:
+    """Start a run of two ranks; return it when both train."""
     script = night.once / "rank.py"
     script.write_text(RANK.format(tests=str(Path(__file__).resolve().parent.parent)))
-    start = ["{python}", "-m", "torch.distributed.run", *words, "--nproc-per-node=2", str(script)]
+    start = ["{python}", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     night.config(
         trainer={"command": [*start, "{checkpoints_dir}", "{training.max_steps}"],
                  "resume_args": ["--resume", "{checkpoint}"]},
         training={"max_steps": 100_000}, abort={"hang_minutes": 4 * HANG_MINUTES, "grace_s": GRACE_S},
     )  # fmt: skip
+    night.popen("run", "T-1")
+    run = night.started()
+    wait_until(lambda: len(events(run, "step")) > 20, "both ranks train")
+    return run
 
 
 def ranks_of(run: Path) -> dict[int, int]:
@@ -117,10 +122,7 @@ def test_when_one_rank_is_killed_all_end_and_one_child_goes_on_whatever_port_is_
         with contextlib.suppress(OSError):  # else somebody holds torch's usual port already
             stale.bind(("", 29500))
             stale.listen()
-        under_torchrun(ranked, "--standalone")
-        ranked.popen("run", "T-1")
-        run = ranked.started()
-        wait_until(lambda: len(events(run, "step")) > 20, "both ranks train")
+        run = trains_under_torchrun(ranked)
         ranks = ranks_of(run)
         os.kill(ranks[1], signal.SIGKILL)
         child = ranked.next_of(run)
@@ -138,10 +140,7 @@ def test_when_one_rank_is_killed_all_end_and_one_child_goes_on_whatever_port_is_
 @pytest.mark.fault("J1", by="processes.py: who carries the run's token, in whatever session, ends with it")
 def test_when_torchrun_itself_is_killed_its_ranks_are_gone_before_the_next_ones_train(ranked: Night) -> None:
     """Each rank has a session of its own, and would train on beside the child."""
-    under_torchrun(ranked, "--standalone")
-    ranked.popen("run", "T-1")
-    run = ranked.started()
-    wait_until(lambda: len(events(run, "step")) > 20, "both ranks train")
+    run = trains_under_torchrun(ranked)
     os.kill(ranked.who(run, "trainer"), signal.SIGKILL)
     child = ranked.next_of(run)
     assert are_gone(*ranks_of(run).values())
@@ -156,10 +155,7 @@ def test_when_torchrun_itself_is_killed_its_ranks_are_gone_before_the_next_ones_
 )
 def test_a_rank_that_hangs_is_found_by_the_step_that_does_not_come_and_all_are_ended(ranked: Night) -> None:
     """With `abort.grace_s` above the 30 s that torchrun waits for its ranks; they are in sessions of their own."""
-    under_torchrun(ranked, "--standalone")
-    ranked.popen("run", "T-1")
-    run = ranked.started()
-    wait_until(lambda: len(events(run, "step")) > 20, "both ranks train")
+    run = trains_under_torchrun(ranked)
     ranks = ranks_of(run)
     os.kill(ranks[1], signal.SIGSTOP)
     ranked.watched(lambda: events(run, "abort"), "it is stopped")
