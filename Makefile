@@ -37,9 +37,12 @@ night: $(READY) ## a training goes wrong twice while nobody is there, and finish
 	@$(PY) examples/hrm_arc/night.py
 
 ##@ Checking
+# Side by side on two cores: half of its time a test waits for a process that it has started.
+WORKERS := 3
+
 .PHONY: test
 test: $(READY) lint ## every test and the linters; what CI runs
-	@$(PY) -m pytest -q -n 2 --dist worksteal tests
+	@$(PY) -m pytest -q -n $(WORKERS) --dist worksteal tests
 
 .PHONY: lint
 lint: $(READY) ## ruff, shellcheck, shfmt
@@ -49,7 +52,7 @@ lint: $(READY) ## ruff, shellcheck, shfmt
 
 .PHONY: faults
 faults: $(READY) ## every case of the fault catalogue and its table, and every long test
-	@$(PY) -m pytest -q -n 2 --dist worksteal -m "fault or long" --fault-table tests
+	@$(PY) -m pytest -q -n $(WORKERS) --dist worksteal -m "fault or long" --fault-table tests
 
 .PHONY: campaign
 campaign: $(READY) ## the long versions of the sampled tests (some three hours)
@@ -62,7 +65,7 @@ campaign: $(READY) ## the long versions of the sampled tests (some three hours)
 	@$(PY) tests/campaign_kills.py --kills 1000 --seed 2
 	@$(PY) tests/campaign_storm.py --minutes 20 --seed 1
 	@$(PY) tests/campaign_protections.py
-	@$(PY) -m pytest -q -n 2 --dist worksteal -m campaign tests
+	@$(PY) -m pytest -q -n $(WORKERS) --dist worksteal -m campaign tests
 
 .PHONY: bench
 bench: $(READY) ## ratios side by side with peers, an hour; ROWS="1 3" for some of them

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +36,7 @@ from warm_trainer import Server
 STEPS, EVERY, DELAY_S = 1000, 5, 0.01
 MEAN_S = 0.6  # between two kills
 NIGHT_S = 300.0  # a night that is longer has come to a standstill
+NIGHT_KILLS = 25
 # How a process is known by its command line, and how often one of its kind is drawn.
 KINDS = {"trainer": b"warm_trainer.py", "launcher": b".sh", "sidecar": b"sidecar", "watcher": b"watch"}
 WEIGHTS = {"trainer": 4, "launcher": 2, "sidecar": 2, "watcher": 2}
@@ -73,20 +75,20 @@ class Cron:
 
 
 def reference(night: Night) -> Path:
-    """Train without any disturbance; returns the run."""
-    configure(night)
+    """Train without any disturbance, and as fast as it goes: no bit hangs on the pace; returns the run."""
+    configure(night, delay_s=0.0)
     night("run", "T-2")
     return night.run_dirs()[0]
 
 
-def configure(night: Night) -> None:
+def configure(night: Night, delay_s: float = DELAY_S) -> None:
     night.config(
-        "--every", str(EVERY), "--delay", str(DELAY_S), training={"max_steps": STEPS},
+        "--every", str(EVERY), "--delay", str(delay_s), training={"max_steps": STEPS},
         recover={"max_attempts": 1000}, checkpoint={"every": EVERY, "keep_last": None},
     )  # fmt: skip
 
 
-def one_night(night: Night, whole: Path, draw: random.Random, most: int, mean_s: float = MEAN_S) -> Outcome:
+def one_night(night: Night, whole: Path, draw: random.Random, most: int) -> Outcome:
     """Start a training and kill `most` times at most; wait until it is done.
 
     Args:
@@ -94,25 +96,44 @@ def one_night(night: Night, whole: Path, draw: random.Random, most: int, mean_s:
         whole: the run to compare with.
         draw: moments and victims.
     """
-    begun, kills, cron = time.monotonic(), Counter[str](), Cron(night)
+    begun = time.monotonic()
     configure(night)
-    with Oracle(night.runs, night.next_launch, is_forked=night.is_warm) as oracle:
-        night("run", "T-1", "--detach")
-        next_s = time.monotonic() + draw.expovariate(1 / mean_s)
-        while not is_done(night) and time.monotonic() - begun < NIGHT_S:
-            cron.tick()
-            time.sleep(0.02)
-            if kills.total() < most and time.monotonic() >= next_s:
-                kills.update(filter(None, [kill_one(night, draw)]))
-                next_s = time.monotonic() + draw.expovariate(1 / mean_s)
-        last = night.run_dirs()[-1]
-        found = [] if is_done(night) else [f"not finished after {NIGHT_S:.0f} s: {last.name} is {night.state(last)}"]
-        time.sleep(1.5)  # what comes after the end must be nothing: the watcher is still there
-        with contextlib.suppress(AssertionError):
-            oracle.check()
-        found += oracle.faults()
-    night.clean_up()
+    try:
+        with Oracle(night.runs, night.next_launch, is_forked=night.is_warm) as oracle:
+            night("run", "T-1", "--detach")
+            kills = disturb(night, draw, most)
+            last = night.run_dirs()[-1]
+            found = [] if is_done(night) else [f"not finished after {NIGHT_S:.0f} s: {last.name} {night.state(last)}"]
+            time.sleep(1.5)  # what comes after the end must be nothing: the watcher is still there
+            with contextlib.suppress(AssertionError):
+                oracle.check()
+            found += oracle.faults()
+    finally:
+        night.clean_up()
     return Outcome(kills, len(night.run_dirs()), found or differences(night, whole), time.monotonic() - begun)
+
+
+def disturb(night: Night, draw: random.Random, most: int) -> Counter[str]:
+    """Kill one after another until the training is done or has come to a standstill; returns kind -> how many."""
+    kills, cron = Counter[str](), Cron(night)
+    begun = time.monotonic()
+    next_s = begun + draw.expovariate(1 / MEAN_S)
+    while not is_done(night) and time.monotonic() - begun < NIGHT_S:
+        cron.tick()
+        time.sleep(0.02)
+        if kills.total() < most and time.monotonic() >= next_s:
+            kills.update(filter(None, [kill_one(night, draw)]))
+            next_s = time.monotonic() + draw.expovariate(1 / MEAN_S)
+    return kills
+
+
+def nights(folder: Path, server: Server, draw: random.Random, kills: int) -> Iterator[Outcome]:
+    """Spend night after night in folders of their own until so many were killed, or one in which nobody was."""
+    whole, left, number = reference(Night(folder / "whole", server)), kills, 0
+    while left > 0:
+        outcome = one_night(Night(folder / f"night{number}", server), whole, draw, min(left, NIGHT_KILLS))
+        yield outcome
+        left, number = left - (outcome.kills.total() or left), number + 1
 
 
 def is_done(night: Night) -> bool:
@@ -174,22 +195,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--keep", type=Path, help="where the nights are kept; else they are removed")
     args = parser.parse_args(argv)
-    draw, outcomes, left = random.Random(args.seed), [], args.kills
+    outcomes = []
     with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as stack:
         folder = args.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         server = Server(place, "faults.night_trainer")
         stack.callback(server.close)
-        whole = reference(Night(folder / "whole", server))
-        while left > 0:
-            night = Night(folder / f"night{len(outcomes)}", server)
-            stack.callback(night.clean_up)
-            outcome = one_night(night, whole, draw, min(left, 25))
+        for outcome in nights(folder, server, random.Random(args.seed), args.kills):
             outcomes.append(outcome)
-            left -= outcome.kills.total()
             told = f"{outcome.kills.total()} kills, {outcome.runs} runs, {outcome.elapsed_s:.0f} s"
             print(f"night {len(outcomes)}: {told}", *outcome.faults[:5], sep="\n  ", flush=True)
-            if not outcome.kills.total():
-                break
     print(summary(outcomes, args.seed))
     return int(any(one.faults for one in outcomes))
 
