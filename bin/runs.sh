@@ -26,8 +26,8 @@ set -euo pipefail
 shopt -s inherit_errexit
 
 KIT_SELF="$(readlink -f -- "${BASH_SOURCE[0]}")"
-# shellcheck source=SCRIPTDIR/../lib/launcher.sh
-source "${KIT_SELF%/*}/../lib/launcher.sh"
+# shellcheck source=SCRIPTDIR/../lib/command_line.sh
+source "${KIT_SELF%/*}/../lib/command_line.sh"
 
 main() { # <argument>...
   kit_setup "$KIT_SELF" "$@"

@@ -481,7 +481,7 @@ PATCHES = (
     ),
     Patch(
         "nothing is everybody's to change",
-        "launcher.sh",
+        "command_line.sh",
         "  umask o-w #",
         "  : #",
         (

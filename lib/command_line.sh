@@ -1,0 +1,127 @@
+# shellcheck shell=bash disable=SC2034 # what is set here is read by those who source it
+# What every command does before anything of its own: help, errors, the Python that decides, and options.
+#
+# Sourced by bin/*.sh, watch_installer.sh and launcher.sh. KIT_SWITCHES, KIT_OPTIONS and KIT_EXPERIMENT (needed, optional
+# or many) are the command's own.
+
+KIT_LIB="$(cd -P -- "${BASH_SOURCE[0]%/*}" && printf '%s/' "$PWD")"
+KIT_LIB="${KIT_LIB%/}"
+KIT_ROOT="${KIT_LIB%/*}"
+
+# Exit codes with a name of their own.
+readonly KIT_USAGE=2 KIT_TOOL_MISSING=127
+
+kit_say() { # <text>
+  # A reader that has gone away ends nothing.
+  printf '%s: %s\n' "$KIT_PROG" "$1" >&2 || true
+}
+
+die() { # <exit-code> <text>
+  kit_say "$2"
+  exit "$1"
+}
+
+kit_usage_error() { # <text>
+  local line shown=0
+  kit_say "$1"
+  while IFS= read -r line; do
+    [[ $line == '# Usage:'* ]] && shown=1
+    [[ $line == '#' ]] && ((shown)) && break
+    if ((shown)); then printf '%s\n' "${line#\# }" >&2; fi
+  done <"$KIT_COMMAND"
+  printf "Try '%s --help'.\n" "$KIT_PROG" >&2
+  exit "$KIT_USAGE"
+}
+
+kit_help() { # the manual at the head of the command's own file
+  local line
+  {
+    read -r line
+    while IFS= read -r line && [[ $line == '#'* ]]; do
+      line="${line#\#}"
+      printf '%s\n' "${line# }"
+    done
+  } <"$KIT_COMMAND"
+}
+
+kit_setup() { # <path of the command> <argument>...: tracing, and the Python that the helpers run under
+  KIT_COMMAND="$1"
+  KIT_PROG="${1##*/}"
+  shift
+  KIT_ARGUMENTS=("$@")
+  # Started from within a run, a launcher is no part of that one.
+  unset RESUMEKIT_RUN_TOKEN
+  umask o-w # what a run writes is not everybody's to change, under `umask 000` neither
+  if [[ ${RESUMEKIT_DEBUG:-} == 1 ]]; then
+    PS4='+ ${BASH_SOURCE##*/}:${LINENO}:${FUNCNAME[0]:-main}: '
+    set -x
+  fi
+  if [[ -n ${PYTHON:-} ]]; then
+    KIT_PYTHON="$PYTHON"
+  elif [[ -x $KIT_ROOT/.venv/bin/python ]]; then
+    KIT_PYTHON="$KIT_ROOT/.venv/bin/python"
+  else
+    KIT_PYTHON=python3
+  fi
+  local found
+  found="$(type -P -- "$KIT_PYTHON" || true)"
+  [[ -n $found ]] || die "$KIT_TOOL_MISSING" \
+    "no Python at '$KIT_PYTHON': run 'make setup', or set PYTHON=/path/to/python (3.10 or newer)"
+  # Absolute, without following the link that a venv's python is: the trainer starts in another folder.
+  [[ $found == /* ]] || found="$PWD/$found"
+  KIT_PYTHON="$found"
+}
+
+kit_parse_options() { # <argument>...: fill KIT_QUESTION, KIT_DETACHED and KIT_IS_DRY_RUN
+  # KIT_SWITCHES=' --detach --json ' KIT_OPTIONS=' --name --set '
+  local exp='' trainer_args=()
+  KIT_QUESTION=() KIT_DETACHED=0 KIT_IS_DRY_RUN=0
+  while (($#)); do
+    case $1 in
+      -h | --help)
+        kit_help
+        exit 0
+        ;;
+      --)
+        trainer_args=("$@")
+        break
+        ;;
+      --*=*)
+        [[ $KIT_OPTIONS == *" ${1%%=*} "* ]] || kit_usage_error "unknown option '${1%%=*}'"
+        KIT_QUESTION+=("$1")
+        ;;
+      -*)
+        if [[ $KIT_OPTIONS == *" $1 "* ]]; then
+          # Only a note may look like an option: anything else was forgotten.
+          [[ $# -gt 1 && ($1 == --notes || $2 != --*) ]] || kit_usage_error "option '$1' needs a value"
+          KIT_QUESTION+=("$1=$2")
+          shift
+        elif [[ $KIT_SWITCHES != *" $1 "* ]]; then
+          kit_usage_error "unknown option '$1'"
+        elif [[ $1 == --detach ]]; then
+          KIT_DETACHED=1
+        elif [[ $1 == --dry-run ]]; then
+          KIT_IS_DRY_RUN=1
+        else
+          KIT_QUESTION+=("$1")
+        fi
+        ;;
+      *)
+        [[ -n $1 ]] || kit_usage_error "the experiment's name is empty"
+        if [[ $KIT_EXPERIMENT == many ]]; then
+          KIT_QUESTION+=("--only=$1")
+        else
+          [[ -z $exp ]] || kit_usage_error "one experiment at a time: '$exp' and then '$1'"
+          exp="$1"
+        fi
+        ;;
+    esac
+    shift
+  done
+  if [[ -n $exp ]]; then
+    KIT_QUESTION+=("--experiment=$exp")
+  elif [[ $KIT_EXPERIMENT == needed ]]; then
+    kit_usage_error "which experiment? (EXP, as named in config.yaml, or a run id)"
+  fi
+  KIT_QUESTION+=("${trainer_args[@]}")
+}
