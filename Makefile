@@ -1,4 +1,4 @@
-# resumekit's own targets. A lab includes resumekit.mk instead, for run, resume and runs alone.
+# resumekit's own targets. A lab includes resumekit.mk instead, for run, resume, runs, watch and the watcher's installation.
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
@@ -41,7 +41,7 @@ night: $(READY) ## a training goes wrong twice while nobody is there, and finish
 WORKERS := 3
 
 .PHONY: test
-test: $(READY) lint ## every test and the linters; what CI runs
+test: $(READY) lint ## the linters and the tests, but for the long ones; what CI runs
 	@$(PY) -m pytest -q -n $(WORKERS) --dist worksteal tests
 
 .PHONY: lint

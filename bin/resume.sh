@@ -33,9 +33,10 @@
 #   bin/resume.sh EXP-03 --step 40000 --dry-run
 #
 # Exit status:
-#   the trainer's own, once it was started; before that
-#   2 usage, 3 no stable checkpoint, 4 config or file invalid, 5 the plan needs --accept,
-#   6 the plan is refused, or another head is alive, 127 a tool is missing
+#   the last trainer's own, once one was started, but for 7 (the checks after a resume failed) and
+#   8 (stopped by a rule); before that 1 failed, 2 usage, 3 no stable checkpoint, 4 config or file
+#   invalid, 5 the plan needs --accept, 6 the plan is refused, or another head is alive,
+#   127 a tool is missing
 
 if ((BASH_VERSINFO[0] < 4 || (BASH_VERSINFO[0] == 4 && BASH_VERSINFO[1] < 4))); then
   printf '%s: needs Bash 4.4 or newer, this is %s\n' "${0##*/}" "$BASH_VERSION" >&2

@@ -27,8 +27,9 @@
 #   bin/run.sh EXP-01 --set training.max_steps=200 --notes "first try"
 #
 # Exit status:
-#   the trainer's own, once it was started; before that
-#   2 usage, 3 no stable checkpoint, 4 config or file invalid, 6 refused, or another head is alive,
+#   the last trainer's own, once one was started, but for 7 (the checks after a resume failed) and
+#   8 (stopped by a rule); before that 1 failed, 2 usage, 3 no stable checkpoint, 4 config or file
+#   invalid, 5 the plan needs consent (resume.sh --accept), 6 refused, or another head is alive,
 #   127 a tool is missing
 
 if ((BASH_VERSINFO[0] < 4 || (BASH_VERSINFO[0] == 4 && BASH_VERSINFO[1] < 4))); then

@@ -3,7 +3,7 @@
 First its loss turns NaN: it is stopped, taken back, and goes on at 0.8 of the learning rate. Then everything of it is
 killed at once, launcher and sidecar too: the watcher, which cron would start once a minute, takes it up from an empty
 environment. Runs the kit's own commands, in runs-night/, and writes down what they said.
-Try it: `make night` (three minutes), or `python examples/hrm_arc/night.py --write docs/night.md` to record it
+Try it: `make night` (two minutes), or `python examples/hrm_arc/night.py --write docs/night.md` to record it
 """
 
 from __future__ import annotations
