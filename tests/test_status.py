@@ -159,7 +159,7 @@ def test_the_order_of_the_keys_is_the_schema_s(tmp_path: Path) -> None:
     assert list(seen) == list(schema["properties"]) == schema["required"]
 
 
-@pytest.mark.parametrize("schema", ["status", "event"])
+@pytest.mark.parametrize("schema", ["status", "event", "plan"])
 def test_the_examples_beside_a_schema_are_judged_as_their_names_say(schema: str) -> None:
     found = sorted((ROOT / "schemas" / "examples" / schema).glob("*.json"))
     assert {path.name.partition("-")[0] for path in found} == {"valid", "invalid"}
