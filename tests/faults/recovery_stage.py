@@ -20,6 +20,7 @@ from conftest import Kit
 from resumekit.basics import journal, processes
 from resumekit.recovery import recovering
 from resumekit.run_folder import live_marker, recovery, status
+from resumekit.run_folder.run_state import fold
 from resumekit.run_folder.runs import Run, RunTable, open_run
 from resumekit.supervision import launch, shim, sidecar
 from resumekit.supervision.bedside import Bedside
@@ -179,7 +180,7 @@ def _in_a_fork(command: list[str], _environment: dict[str, str], log: int | None
 def judge(runs: Path, ended: Ended) -> str:
     """Let the watcher pass, then say what is wrong; '' where nothing is."""
     try:
-        return _called(runs, ended) if ended.step is None else _taken_up(runs, ended)
+        return (_called(runs, ended) if ended.step is None else _taken_up(runs, ended)) or _unread(runs)
     except RuntimeError as error:
         return f"a pass ends with {str(error).strip().splitlines()[-1]}"
 
@@ -251,6 +252,15 @@ def _called(runs: Path, ended: Ended) -> str:
         return "a trainer was started all the same"
     notes = ended.notes.read_text().splitlines() if ended.notes.exists() else []
     return "" if 1 <= len(notes) <= 2 else f"{len(notes)} notes were sent"
+
+
+def _unread(runs: Path) -> str:
+    """Whoever goes on from a sidecar's account has to know what a reading of the whole journal says."""
+    for run in started(runs):
+        beginning = {} if run.parent_step is None else {"resumed_step": run.parent_step}
+        if status.read_state(run) != fold(beginning, (event for event, _ in status.told(run))):
+            return f"'{run.run_id}' is not what its journal says"
+    return ""
 
 
 def _events(run: Run, kind: str, cause: str) -> str:
