@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
 
-from processes import BenchmarkError, clean_environment
+from processes import BenchmarkError, clean_environment, timed
 
 KIT = Path(__file__).resolve().parent.parent
 PROGRAMS = Path(__file__).resolve().parent / "programs"
@@ -43,6 +44,11 @@ class Lab:
     def resume(self, experiment: str, *arguments: str) -> list[str]:
         """Return the command that continues an experiment."""
         return [str(RESUME_SH), experiment, "--config", str(self.config), *arguments]
+
+    def run_killed(self, experiment: str) -> None:
+        """Run an experiment whose trainer saves and kills itself; nobody takes it up."""
+        command = [*self.run(experiment), "--set", "recover.enabled=false"]
+        timed(command, cwd=self.folder, env=clean_environment(), codes=(128 + signal.SIGKILL,))
 
     def run_folders(self) -> set[Path]:
         """Return the folders of all runs."""

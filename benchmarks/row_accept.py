@@ -9,7 +9,6 @@ Try it: `python benchmarks/bench.py 8 --quick`
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from pathlib import Path
 
@@ -86,7 +85,7 @@ class _Loading:
         trainer = {"command": ["{python}", *program, "--save", "{checkpoints_dir}"], "loads_with_kit": True}
         trainer["resume_args"] = ["--resume", "{checkpoint}"]
         lab = Lab(settings.scratch / f"load-{megabytes}", {"BENCH-8": {"trainer": trainer}})
-        timed(lab.run("BENCH-8"), cwd=lab.folder, env=clean_environment(), codes=(128 + signal.SIGKILL,))
+        lab.run_killed("BENCH-8")
         (self._run,) = lab.run_folders()
         (self._checkpoint,) = self._run.glob("checkpoints/*.pt")
         prove_for_run(self._run, self._checkpoint)

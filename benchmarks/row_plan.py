@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -74,7 +73,7 @@ def _lab(folder: Path, count: int) -> Lab:
     command = ["{python}", str(PROGRAMS / "load_checkpoint.py"), "--ready", str(ready), "--width", "8"]
     trainer = {"command": [*command, "--save", "{checkpoints_dir}"], "resume_args": ["--resume", "{checkpoint}"]}
     lab = Lab(folder, {"BENCH-7": {"trainer": trainer | {"loads_with_kit": True}}})
-    timed(lab.run("BENCH-7"), cwd=folder, env=clean_environment(), codes=(128 + signal.SIGKILL,))
+    lab.run_killed("BENCH-7")
     (run,) = lab.run_folders()
     made = folder / "made"
     words = ["make_checkpoints.py", str(made), str(count), "--newest-layers", str(LAYERS)]

@@ -8,7 +8,6 @@ Try it: `python benchmarks/bench.py 4 --quick`
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 from pathlib import Path
@@ -29,7 +28,7 @@ def run(settings: Settings) -> Findings:
     """Measure row 4."""
     megabytes = QUICK_MB if settings.is_quick else MB
     lab, ready = _lab(settings, megabytes)
-    timed(lab.run("BENCH-4"), cwd=lab.folder, env=clean_environment(), codes=(128 + signal.SIGKILL,))
+    lab.run_killed("BENCH-4")
     base = lab.run_folders()
     (checkpoint,) = next(iter(base)).glob("checkpoints/*.pt")
     bare = [sys.executable, *_arguments(ready, megabytes), "--resume", str(checkpoint), "--bare"]
