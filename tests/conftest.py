@@ -56,7 +56,7 @@ class Kit:
         self.runs = folder / "runs"
         self.config_file = folder / "config.yaml"
         self.mark = secrets.token_hex(8)
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("RESUMEKIT_", "TOY_"))}
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("RESUMEKIT_", "TOY_", "XDG_"))}
         self.env = {**kept, "RESUMEKIT_TEST_MARK": self.mark, "PYTHON": sys.executable, "HOME": str(folder)}
         folder.mkdir(parents=True, exist_ok=True)
         self.config()

@@ -46,9 +46,9 @@ def test_arrows_between_folders_go_one_way() -> None:
 
 
 def test_no_module_is_too_long_for_one_noun() -> None:
-    """A module has 300 lines at most; one that grows beyond holds a second noun."""
+    """A module has 450 lines at most: one subject in one file beats five files of sixty lines."""
     for module in modules():
-        assert len(module.read_text(encoding="utf-8").splitlines()) <= 300, module.name
+        assert len(module.read_text(encoding="utf-8").splitlines()) <= 450, module.name
 
 
 def test_every_module_stands_in_the_table_of_the_design() -> None:
