@@ -74,7 +74,8 @@ def _launch(arguments: list[str], choose: Callable[[Any], Any], prog: str) -> in
             _say(prog, sentence)
         fields = plan.as_fields() if plan else None
         run = launch.prepare(choice, request, ready, code, fields, options.launcher_pid, [prog, *_typed(arguments)])
-    _say(prog, f"run {run.run_id}")
+    for sentence in (*code.said, f"run {run.run_id}"):
+        _say(prog, sentence)
     # Paths are bytes to the shell: what Python could not decode goes out as it came in.
     sys.stdout.buffer.write(b"".join(os.fsencode(field) + b"\0" for field in run.answer()))
     sys.stdout.flush()
@@ -83,13 +84,11 @@ def _launch(arguments: list[str], choose: Callable[[Any], Any], prog: str) -> in
 
 def _planned(request: Any, choose: Callable[[Any], Any], snapshot: Any) -> tuple[Any, Any, Any, Any]:
     """Return (choice, plan, ready, code); the plan is None where nothing is resumed."""
-    from .planning import code_state, preflight
+    from .planning import preflight
 
     choice = choose(request)
     ready = preflight.check(choice, request)
-    code = code_state.finish_snapshot(
-        snapshot if ready.root == snapshot.root else code_state.start_snapshot(ready.root)
-    )
+    code = preflight.code_of(choice, ready, snapshot)
     if choice.candidate is None:
         return choice, None, ready, code
     from .planning import plan as plans  # a fresh start need not pay for it
@@ -173,6 +172,19 @@ def _recover(arguments: list[str]) -> int:
     return command.main(arguments)
 
 
+def _code_changed(arguments: list[str]) -> int:
+    """Print which code has changed since a run began; nothing where none has, or where git does not say."""
+    from .planning import code_change
+    from .run_folder.runs import open_run
+
+    os.nice(10)  # beside a training
+
+    names = code_change.answer(code_change.ask(open_run(Path(arguments[0]))))
+    if names:
+        _print(plain(code_change.sentence(names)))
+    return DONE
+
+
 def _stop(arguments: list[str]) -> int:
     from .supervision import stopping
 
@@ -201,4 +213,5 @@ _VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "quarantine-damaged": (_quarantine_damaged, "quarantine-damaged"),
     "stop": (_stop, "stop"),
     "recover": (_recover, "recover"),
+    "code-changed": (_code_changed, "code-changed"),
 }

@@ -1,19 +1,38 @@
-"""The state of the lab's code at a run's start: its commit, and the uncommitted diff of tracked files.
+"""The state of the lab's code at a run's start: its commit, and what of the tracked files differs from that.
 
-Asks git, beside the rest; untracked files are never looked at, and secrets are taken out of what is kept.
+Asks git, beside the rest. Changed files are recorded by digest, whatever their size; the patch beside it holds the
+text of those that are text, with secrets taken out. Untracked files are never looked at here (`named_code`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from ..basics import answers
+from ..basics.files import UnreadableFile, open_regular
 from ..basics.redaction import redact
+from .code_scope import Scope
 
 MAX_PATCH_BYTES = 10 << 20
+# Of a list of changed files; a tree in which more than some 50,000 differ is none that can be compared.
+MAX_LIST_BYTES = 16 << 20
+# A larger changed file is recorded by size and time, and so is what comes after so many bytes in all.
+MAX_HASHED_BYTES = 512 << 20
+MAX_HASHED_IN_ALL = 2 << 30
+# A longer list is recorded as one digest: run.json stays small enough to be read.
+MAX_RECORDED_BYTES = 300_000
 TIMEOUT_S = 20.0
+_BINARY_NAMED = 100
+_SUBMODULE = b"160000"
+_CHUNK = 1 << 20
+_COMMIT = re.compile("[0-9a-f]{40,64}")
+
+Changed = dict[str, "str | None"]
 
 
 class Code(NamedTuple):
@@ -21,10 +40,15 @@ class Code(NamedTuple):
 
     Args:
         commit: git commit, or None outside a repository.
-        patch: the uncommitted diff of tracked files, secrets taken out; b'' if there is none.
+        patch: the uncommitted diff of tracked text files, secrets taken out; b'' if there is none.
         diff_sha256: of the diff as it was; None without one.
         redacted: how many secrets were taken out.
         is_known: git has answered, or there is no repository to ask about.
+        changed: the tracked files that differ from the commit, each with the digest of its content; None for one that
+            is gone. None as a whole where git did not say.
+        binary: how many of them are recorded by digest alone.
+        files: the digests of the files that the trainer's command names.
+        untracked: those of them that git knows nothing of.
     """
 
     commit: str | None
@@ -32,6 +56,22 @@ class Code(NamedTuple):
     diff_sha256: str | None
     redacted: int
     is_known: bool = True
+    changed: Changed | None = None
+    binary: int = 0
+    files: dict[str, str] = {}  # noqa: RUF012 (never changed)
+    untracked: tuple[str, ...] = ()
+
+    @property
+    def said(self) -> list[str]:
+        """What a start says of it: what is compared at a recovery in another way than by git."""
+        lines = []
+        if self.binary:
+            files = "1 changed binary file is" if self.binary == 1 else f"{self.binary} changed binary files are"
+            lines.append(f"{files} recorded by digest, and not in code.patch")
+        if self.untracked:
+            more = f" and {len(self.untracked) - 3} more" if len(self.untracked) > 3 else ""
+            lines.append(f"code outside git, recorded by digest: {', '.join(self.untracked[:3])}{more}")
+        return lines
 
 
 class Snapshot(NamedTuple):
@@ -39,32 +79,206 @@ class Snapshot(NamedTuple):
 
     root: Path
     head: answers.Question | None = None
+    changed: answers.Question | None = None
     diff: answers.Question | None = None
+    has_repository: bool = False
 
 
 def start_snapshot(root: Path) -> Snapshot:
     """Start asking git about the repository that `root` lies in."""
-    if "GIT_DIR" not in os.environ and not any(os.path.lexists(f / ".git") for f in (root, *root.parents)):
-        return Snapshot(root)  # no repository, no process
+    if not has_repository(root):
+        return Snapshot(root)  # no process
     # No external diff or text conversion: a repository's own settings must not run programs here.
     # And the form that `git apply` takes, whatever the person's own settings say about prefixes and context.
-    diff = ["diff", "HEAD", "--binary", "--no-ext-diff", "--no-textconv", "--no-color", "--src-prefix=a/",
-            "--dst-prefix=b/", "--no-relative", "-U3", "--", "."]  # fmt: skip
-    return Snapshot(root, _git(root, ["rev-parse", "--verify", "HEAD"]), _git(root, diff))
+    # A large file is binary to git then: it is neither read whole nor compared line by line.
+    diff = ["-c", "core.bigFileThreshold=4m", "diff", "HEAD", "--no-ext-diff", "--no-textconv", "--no-color",
+            "--no-renames", "--src-prefix=a/", "--dst-prefix=b/", "--no-relative", "-U3", "--", "."]  # fmt: skip
+    head = _git(root, ["rev-parse", "--verify", "HEAD"])
+    return Snapshot(root, head, ask_changed(root, "HEAD"), _git(root, diff), has_repository=True)
 
 
-def finish_snapshot(snapshot: Snapshot) -> Code:
-    """Wait for git's answers; a git that is missing, fails or takes too long is 'unknown', not an error."""
+def ask_tracked(root: Path, names: Sequence[str]) -> answers.Question | None:
+    """Ask git which of some files it tracks; None where there is no repository, or nothing to ask."""
+    if not names or not has_repository(root):
+        return None
+    inside = [f":(literal){name}" for name in names if not name.startswith("/")]
+    return _git(root, ["ls-files", "-z", "--", *inside]) if inside else None
+
+
+def untracked(names: Sequence[str], question: answers.Question | None) -> tuple[str, ...]:
+    """Return which of some files git does not track, by the answer to `ask_tracked`; none where it does not say."""
+    if question is None:
+        return tuple(names)
+    answer = answers.collect(question, MAX_LIST_BYTES, TIMEOUT_S)
+    tracked = set(map(os.fsdecode, answer.kept.split(b"\0")))
+    return () if answer.sha256 is None else tuple(name for name in names if name not in tracked)
+
+
+def finish_snapshot(snapshot: Snapshot, scope: Scope | None = None) -> Code:
+    """Wait for git's answers; a git that is missing, fails or takes too long is 'unknown', not an error.
+
+    Args:
+        scope: of the changed files only what counts as code there; None for every file.
+    """
     head = answers.collect(snapshot.head, 1000, TIMEOUT_S).kept.strip().decode("ascii", "replace")
+    changed = changed_files(snapshot.root, snapshot.changed, scope) if snapshot.has_repository else None
     diff = answers.collect(snapshot.diff, MAX_PATCH_BYTES, TIMEOUT_S)
     commit = head if head.isalnum() else None
+    is_known = snapshot.changed is None or changed is not None
+    code = Code(commit, b"", None, 0, is_known, changed)
     if not diff.size:
-        return Code(commit, b"", None, 0, is_known=snapshot.diff is None or diff.sha256 is not None)
+        return code
     if diff.size > MAX_PATCH_BYTES:
         note = f"# the diff has {diff.size} bytes, more than {MAX_PATCH_BYTES}: not kept; its SHA-256 is in run.json\n"
-        return Code(commit, note.encode(), diff.sha256, 0)
-    patch, redacted = redact(diff.kept)
-    return Code(commit, patch, diff.sha256, redacted)
+        return code._replace(patch=note.encode(), diff_sha256=diff.sha256)
+    text, binary = _without_binaries(diff.kept)
+    patch, redacted = redact(text)
+    head_lines = _named_binaries(binary, changed or {})
+    return code._replace(patch=head_lines + patch, diff_sha256=diff.sha256, redacted=redacted, binary=len(binary))
+
+
+def has_repository(root: Path) -> bool:
+    """Whether a folder lies in a repository; reads names alone."""
+    return "GIT_DIR" in os.environ or any(os.path.lexists(folder / ".git") for folder in (root, *root.parents))
+
+
+def ask_changed(root: Path, commit: str) -> answers.Question | None:
+    """Start asking git which tracked files differ from a commit ('HEAD', or one of a record).
+
+    By content: a new commit that changes nothing differs in nothing. One call, which reads no file that has not been
+    touched.
+    """
+    if commit != "HEAD" and not _COMMIT.fullmatch(commit):
+        return None
+    words = ["-c", "core.fileMode=false", "diff", "--raw", "-z", "--no-abbrev", "--no-renames", "--no-ext-diff",
+             "--relative", "--ignore-submodules=none", commit, "--", "."]  # fmt: skip
+    return _git(root, words)
+
+
+def changed_files(root: Path, question: answers.Question | None, scope: Scope | None = None) -> Changed | None:
+    """Return the answer to `ask_changed`: each changed file with the digest of what it holds now.
+
+    Args:
+        scope: only what counts as code there; None for every file.
+
+    Returns:
+        By path relative to `root`; None for a file that is gone. None as a whole where git does not answer.
+    """
+    answer = answers.collect(question, MAX_LIST_BYTES, TIMEOUT_S)
+    if answer.sha256 is None or answer.size > MAX_LIST_BYTES:
+        return None
+    left, found = MAX_HASHED_IN_ALL, Changed()
+    for is_submodule, name in sorted(_entries(answer.kept)):
+        if scope is not None and not scope.has(name):
+            continue
+        if is_submodule:
+            found[name] = _submodule(root / name)
+        else:
+            found[name], size = _content_of(root / name, min(left, MAX_HASHED_BYTES))
+            left -= size
+    return _folded(found)
+
+
+def old_diff(root: Path, commit: str) -> str | None:
+    """Return the SHA-256 of a diff as the version before wrote it down, binary files and all; None without one.
+
+    For runs that were started by it, alone. A git that does not answer in time gives 'unknown'.
+    """
+    if not _COMMIT.fullmatch(commit):
+        return "unknown"
+    words = ["diff", commit, "--binary", "--no-ext-diff", "--no-textconv", "--no-color", "--src-prefix=a/",
+             "--dst-prefix=b/", "--no-relative", "-U3", "--", "."]  # fmt: skip
+    answer = answers.collect(_git(root, words), 0, TIMEOUT_S)
+    return "unknown" if answer.sha256 is None else answer.sha256 if answer.size else None
+
+
+def _folded(changed: Changed) -> Changed:
+    """Return a list that is too long for run.json as one digest of the whole."""
+    if sum(len(os.fsencode(name)) + len(digest or "") + 8 for name, digest in changed.items()) <= MAX_RECORDED_BYTES:
+        return changed
+    whole = "".join(f"{name}\0{digest}\0" for name, digest in changed.items())
+    return {f"{len(changed)} changed files": hashlib.sha256(os.fsencode(whole)).hexdigest()}
+
+
+def _entries(raw: bytes) -> Iterator[tuple[bool, str]]:
+    """Yield (whether it is a submodule, path) of each entry of `git diff --raw -z`."""
+    fields = raw.split(b"\0")
+    for head, name in zip(fields[::2], fields[1::2], strict=False):
+        yield _SUBMODULE in head.lstrip(b":").split(b" ")[:2], os.fsdecode(name)
+
+
+def _content_of(path: Path, limit_bytes: int) -> tuple[str | None, int]:
+    """Return (the digest of a file's content, how many bytes were read); what is larger by its size and time."""
+    try:
+        found = os.lstat(path)
+        if os.path.islink(path):
+            return "link:" + hashlib.sha256(os.fsencode(os.readlink(path))).hexdigest(), 0
+        if found.st_size > limit_bytes:
+            return f"stat:{found.st_size}:{found.st_mtime_ns}", 0
+        descriptor = open_regular(path)
+    except (OSError, UnreadableFile):
+        return None, 0
+    hasher, size = hashlib.sha256(), 0
+    try:
+        while chunk := os.read(descriptor, _CHUNK):
+            hasher.update(chunk)
+            size += len(chunk)
+    except OSError:
+        return None, size
+    finally:
+        os.close(descriptor)
+    return hasher.hexdigest(), size
+
+
+def _submodule(folder: Path) -> str | None:
+    """Return the commit of a submodule and what differs from it, as one word."""
+    if not os.path.isdir(folder):
+        return None
+    head = answers.collect(_git(folder, ["rev-parse", "--verify", "HEAD"]), 100, TIMEOUT_S).kept.strip()
+    changed = changed_files(folder, ask_changed(folder, "HEAD")) or {}
+    inside = "".join(f"{name}\0{digest}\0" for name, digest in changed.items())
+    return f"commit:{head.decode('ascii', 'replace')}:{hashlib.sha256(os.fsencode(inside)).hexdigest()}"
+
+
+def _without_binaries(patch: bytes) -> tuple[bytes, list[str]]:
+    """Return (the patch without what it cannot hold, the names of those files): `git apply` would refuse the whole."""
+    kept, binary = [], []
+    for section in re.split(rb"^(?=diff --git )", patch, flags=re.MULTILINE):
+        if re.search(rb"^Binary files .* differ$", section, re.MULTILINE) and b"\n@@" not in section:
+            binary.append(_name_in(section.partition(b"\n")[0].removeprefix(b"diff --git ")))
+        else:
+            kept.append(section)
+    return b"".join(kept), binary
+
+
+def _name_in(names: bytes) -> str:
+    """Return the name in 'a/NAME b/NAME', or in two such words with quotes, as C writes them."""
+    half = names[: (len(names) - 1) // 2]
+    if half.startswith(b'"'):
+        escapes = {b"n": b"\n", b"t": b"\t", b"r": b"\r"}
+        half = re.sub(
+            rb"\\([0-7]{3}|.)",
+            lambda match: bytes([int(match[1], 8) & 255]) if len(match[1]) == 3 else escapes.get(match[1], match[1]),
+            half[1:-1],
+        )
+    return os.fsdecode(half.removeprefix(b"a/"))
+
+
+def _named_binaries(binary: Sequence[str], changed: Changed) -> bytes:
+    """Return the lines in front of a patch, which `git apply` passes over."""
+    if not binary:
+        return b""
+    names = [f"#   {name!r} {_by_end(changed, name)}" for name in binary[:_BINARY_NAMED]]
+    more = [f"#   and {len(binary) - _BINARY_NAMED} more"] if len(binary) > _BINARY_NAMED else []
+    lines = ["# changed binary files, not in this patch, with the SHA-256 of their content:", *names, *more, ""]
+    return "\n".join(lines).encode("utf-8", "backslashreplace")
+
+
+def _by_end(changed: Changed, name: str) -> str:
+    """Return the digest of a file that the patch names from the repository's root, and the list from the run's."""
+    return next(
+        (str(sha256) for path, sha256 in changed.items() if path == name or name.endswith(f"/{path}")), "no code"
+    )
 
 
 def _git(root: Path, arguments: list[str]) -> answers.Question | None:

@@ -16,7 +16,7 @@ from ..basics.errors import DiskFull, InvalidFile, UsageError
 from ..basics.paths import KIT_ROOT, LIB, RunPaths, checkpoint_name
 from ..basics.redaction import secret_line, secret_word
 from ..configuration import config
-from . import command, interpreter
+from . import code_state, command, interpreter
 from .choice import Choice
 from .request import Request, root_of
 
@@ -118,6 +118,24 @@ def trainer_argv(choice: Choice, paths: RunPaths, ready: Ready) -> list[str]:
         "kit": str(KIT_ROOT),
     }
     return command.build_argv(choice.config, values, is_resume=choice.candidate is not None)
+
+
+def code_of(choice: Choice, ready: Ready, snapshot: code_state.Snapshot) -> code_state.Code:
+    """Return the state of the code that a start of this choice would train with.
+
+    Args:
+        ready: what `check` found.
+        snapshot: what git is being asked about `paths.root`, under way since the command began.
+    """
+    from . import code_scope, named_code  # late: `check` alone has no use for them
+
+    argv = trainer_argv(choice, run_paths(choice, "RUN_ID"), ready)
+    files = named_code.digests(argv, ready.cwd, ready.root, choice.table.runs_dir)
+    asked = code_state.ask_tracked(ready.root, list(files))
+    if ready.root != snapshot.root:
+        snapshot = code_state.start_snapshot(ready.root)
+    code = code_state.finish_snapshot(snapshot, code_scope.of(choice.config, ready.root))
+    return code._replace(files=files, untracked=code_state.untracked(list(files), asked))
 
 
 def _refuse_secrets(request: Request) -> None:

@@ -13,8 +13,7 @@ from typing import Any
 from ..basics import recorded_environment
 from ..basics.causes import NEVER_RECOVERED, OOM
 from ..basics.errors import KitError
-from ..planning import environment
-from ..planning.code_state import Code
+from ..planning import code_change, environment
 from ..run_folder import run_end
 from ..run_folder.runs import Run
 from .incident import Incident
@@ -29,25 +28,19 @@ def before_a_choice(run: Run, incident: Incident) -> str | None:
     return next((reason for rule in rules if (reason := rule(run, incident))), None)
 
 
-def in_the_code(run: Run, code: Code) -> str | None:
+def in_the_code(run: Run, asked: code_change.Asked) -> str | None:
     """Return why the code that a recovery would start is not the one that the run began with.
+
+    Args:
+        asked: the comparison, under way.
 
     Raises:
         KitError: git does not answer now; it may later.
     """
     if run.setting("recover", "allow_code_change") is True:
         return None
-    git = _mapping(run.record.get("git"))
-    if git.get("commit") is not None and not (code.is_known and code.commit):
-        raise KitError("git does not say which code there is")
-    if git.get("commit") != code.commit:
-        return f"the code has changed since the run began: commit {_short(git.get('commit'))} -> {_short(code.commit)}"
-    if git.get("diff_sha256") != code.diff_sha256:
-        return (
-            "the code has changed since the run began: tracked files are not as they were "
-            f"(the run's own differences are in '{run.paths.code_patch}'); recover.allow_code_change=true lets it pass"
-        )
-    return None
+    names = code_change.answer(asked)
+    return f"{code_change.sentence(names)}; recover.allow_code_change=true lets it pass" if names else None
 
 
 def in_the_versions(run: Run, versions: Mapping[str, Any]) -> str | None:
@@ -130,7 +123,3 @@ def is_cut(run: Run, incident: Incident) -> bool:
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
-
-
-def _short(commit: Any) -> str:
-    return str(commit)[:12]

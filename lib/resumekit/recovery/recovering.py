@@ -23,7 +23,7 @@ from ..basics.terminal import plain
 from ..configuration import config, schema
 from ..configuration.changes import changes
 from ..configuration.config import ConfigFile
-from ..planning import code_state, origin, plan, preflight
+from ..planning import code_change, code_state, origin, plan, preflight
 from ..planning.choice import CONTINUE, Choice, refuse_what_cannot_be_continued
 from ..planning.request import Request
 from ..run_folder import run_end, status
@@ -164,13 +164,13 @@ def _take_up(run: Run, state: State, table: RunTable, found: Incident, launcher_
     if name := suspicion.quarantine(run, table):
         _say(f"'{name}' is in quarantine: two starts from it ended before their first step")
     request = _request(run, table)
-    snapshot = code_state.start_snapshot(request.root)
+    snapshot, asked = code_state.start_snapshot(request.root), code_change.ask(run)
     choice = _choice(run, state, table, found, request)
     _end_orphans(run, state)
     refuse_what_cannot_be_continued(run, table)
     ready = preflight.check(choice, request)
-    code = code_state.finish_snapshot(snapshot)
-    reason = hindrances.in_the_code(run, code) or hindrances.in_the_versions(run, ready.versions.answer())
+    code = preflight.code_of(choice, ready, snapshot)
+    reason = hindrances.in_the_code(run, asked) or hindrances.in_the_versions(run, ready.versions.answer())
     if reason:
         return reason
     made = plan.make(choice, request.config_file.schema, ready, code) if choice.candidate else None

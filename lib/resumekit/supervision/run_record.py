@@ -46,6 +46,7 @@ def record(
         "root": str(root),
         "paths": {key: resolved["paths"][key] for key in ("checkpoints", "logs", "status")},
         "git": {"commit": code.commit, "diff_sha256": code.diff_sha256, "redacted": code.redacted},
+        "code": {"changed": code.changed, "files": code.files},
         "host": processes.host_name(),
         "boot_id": processes.boot_id(),
         "pid_namespace": processes.pid_namespace(),

@@ -25,6 +25,7 @@ from ..run_folder.runs import Run, open_run
 from . import sidecar_account
 from .bedside import Bedside, exit_code
 from .best_artifacts import LIMIT_S, BestArtifacts
+from .code_watch import CodeWatch
 from .echo import Echo
 from .log_follower import LogFollower
 from .step_order import StepOrder
@@ -62,6 +63,7 @@ class Sidecar:
         self._acceptance = _acceptance(run, self._state, self._journal_offset)
         self._account = sidecar_account.Account(run)
         self._bedside = Bedside(run)
+        self._code = CodeWatch(run, saved.get("code_changed"), time.monotonic())
         self._best = BestArtifacts(run, self._observed)
         offset = saved.get("echo_offset")
         self._echo = Echo(run.paths.output_log, offset if type(offset) is int else 0) if has_echo else None
@@ -111,6 +113,7 @@ class Sidecar:
             self._best.look()
             self._show(now)
             self._bedside.introduce(self._state)
+            self._code.look(now, self._append)
         if not has_ended:
             self._accept(has_ended=False)
             self._bedside.look(self._state, now)
@@ -251,6 +254,7 @@ class Sidecar:
             "journal_offset": self._journal_offset,
             "state": self._state,
             "echo_offset": self._echo.offset if self._echo else 0,
+            "code_changed": self._code.said,
             **self._log.account,
         })  # fmt: skip
 
