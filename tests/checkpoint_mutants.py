@@ -105,7 +105,7 @@ class Nursery:
         if kind == "none":
             return Mutant(kind, self.data, self.manifest, 30, "newest stable$")
         if kind == "no manifest":
-            return Mutant(kind, self.data, None, 20, "no manifest: its save was not completed$")
+            return Mutant(kind, self.data, None, 20, "plausible only")
         if kind == "manifest":
             name = dice.choice(sorted(_EDITS))
             value, reason = _EDITS[name]

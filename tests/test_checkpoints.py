@@ -137,7 +137,7 @@ def test_a_plausible_one_is_taken_over_a_proven_one_only_when_asked_for_by_step(
     save_steps(tmp_path, 10)
     save_plain(tmp_path, 20)
     found = select([CheckpointFolder(tmp_path)])
-    assert rows(found)[0] == (20, "passed", "no manifest: its save was not completed")
+    assert rows(found)[0] == (20, "passed", "plausible only (no manifest): nothing says that its save was completed")
     assert found.chosen is not None and found.chosen.step == 10
     named = chosen(tmp_path, step=20)
     assert (named.step, named.grade) == (20, "plausible")
@@ -162,8 +162,13 @@ def test_a_witness_makes_it_witnessed_and_a_later_change_is_found(tmp_path: Path
     assert chosen(tmp_path).grade == "witnessed"
     with pytest.raises(FileExistsError):
         witness(path, 10)
+    written_at = os.stat(path).st_mtime_ns
     path.write_bytes(path.read_bytes().replace(b"little", b"LITTLE"))
+    os.utime(path, ns=(written_at, written_at))  # a disk that loses a bit tells no one
     assert rows(select([CheckpointFolder(tmp_path)])) == [(10, "passed", "digest differs from its manifest")]
+    os.utime(path)  # written to since it was attested: judged as a file without a manifest
+    reason = f"record '{path.stem}/byteorder' differs from its checksum"
+    assert rows(select([CheckpointFolder(tmp_path)])) == [(10, "passed", reason)]
 
 
 def test_a_witness_is_given_to_no_file_that_is_not_sound(tmp_path: Path) -> None:
@@ -400,3 +405,16 @@ def test_choosing_among_a_thousand_with_ten_broken_ones_reads_eleven(
     found = select([CheckpointFolder(tmp_path)])
     assert found.chosen is not None and found.chosen.step == 990
     assert len(opened) == 11 and len(found.candidates) == 1001
+
+
+def test_what_a_recovery_passes_over_has_its_true_reason(tmp_path: Path) -> None:
+    """The same words as in a plan: a folder, half a file, a sound file that nothing attests."""
+    save_plain(tmp_path, 10)
+    (tmp_path / "hrm_arc_step_20.pt").write_bytes((tmp_path / "hrm_arc_step_10.pt").read_bytes()[:-50])
+    (tmp_path / "hrm_arc_step_30.pt").mkdir()
+    found = rows(select([CheckpointFolder(tmp_path)], minimum="witnessed"))
+    in_a_plan = rows(select([CheckpointFolder(tmp_path)]))
+    assert found[:2] == in_a_plan[:2] and found[0] == (30, "passed", "not a regular file (directory)")
+    assert "save was not completed" not in found[1][2]
+    advice = "a recovery takes what is attested or proven; resume.sh takes it"
+    assert found[2] == (10, "passed", f"plausible only (no manifest): {advice}")

@@ -250,3 +250,11 @@ def test_a_key_in_what_a_notifier_or_a_trainer_says_is_in_no_event(kit: Kit, sic
     told = events(sick, "warning")[-1]
     assert told["kind"] == "notify_failed" and "ended with code 3" in told["message"]
     assert key.encode() not in (sick / "journal.jsonl").read_bytes()
+
+
+def test_a_recovery_attests_what_a_dead_sidecar_has_left_without_a_manifest(sick: Path) -> None:
+    for beside in (sick / "checkpoints").glob("*.json"):
+        beside.unlink()
+    ready = recovering.recover(sick, os.getpid()).ready
+    assert ready is not None and "resume@10" in ready.run_id
+    assert (sick / "checkpoints" / "hrm_arc_step_10.pt.json").exists()

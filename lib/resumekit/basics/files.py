@@ -76,6 +76,23 @@ def write_new(path: Path, data: bytes, *, durable: bool = False, mode: int = 0o6
         os.close(descriptor)
 
 
+def move_new(temp: Path, target: Path) -> None:
+    """Move a file to a name that nothing has; FileExistsError if anything is there already, and the file stays.
+
+    By a hard link, which never replaces; where the file system has none, by a look before the move.
+    """
+    try:
+        os.link(temp, target)
+    except OSError as error:
+        if error.errno not in NO_HARD_LINKS:
+            raise
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, "there is one by now", str(target)) from error
+        os.replace(temp, target)
+        return
+    temp.unlink(missing_ok=True)
+
+
 def write_all(descriptor: int, data: bytes) -> None:
     """Write every byte; a short write is continued (write(2) may take less than it is given)."""
     view = memoryview(data)

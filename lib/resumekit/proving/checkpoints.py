@@ -16,11 +16,13 @@ from ..basics.errors import NoStableCheckpoint
 from ..basics.files import UnreadableFile
 from ..basics.paths import BEST_PATTERN, MANIFEST_SUFFIX, STEP_PATTERN, step_form, step_of_name
 from .archive import Summary
-from .grades import PLAUSIBLE, PROVEN, WEIGHTS, WITNESSED, examine
+from .grades import PLAUSIBLE, PROVEN, WEIGHTS, WITNESSED, Unattested, examine
 from .manifest import Manifest
 
 CHOSEN, PASSED, OLDER = "chosen", "passed", "older"
 MAX_ODD_NAMES = 20
+# Of the files without a manifest that are newer than the chosen one, so many are looked at for their reason.
+MAX_LOOKED_AT = 10
 _ORDER = (PLAUSIBLE, WITNESSED, PROVEN)
 
 
@@ -166,7 +168,10 @@ def _take_first(entries: list[_Entry], rules: _Rules, odd: list[Candidate]) -> S
     """Take the first good one of `entries`, whatever its grade."""
     found: list[Candidate] = []
     for position, entry in enumerate(entries):
-        candidate = _examined(entry, rules)
+        try:
+            candidate = _examined(entry, rules)
+        except Unattested:
+            candidate = _examined(entry._replace(has_manifest=False), rules)
         found.append(candidate)
         if candidate.verdict == CHOSEN:
             found += _older(entries[position + 1 :], candidate)
@@ -177,24 +182,50 @@ def _take_first(entries: list[_Entry], rules: _Rules, odd: list[Candidate]) -> S
 def _take_latest(entries: list[_Entry], rules: _Rules, odd: list[Candidate]) -> Selection:
     """Take the newest one that has a good manifest; only where there is none, the newest that is sound without."""
     seen: dict[int, Candidate] = {}
-    chosen = _first_good(entries, [i for i, entry in enumerate(entries) if entry.has_manifest], rules, seen)
+    chosen = _first_good(entries, rules, seen, with_manifest=True)
     if chosen is None and rules.minimum == PLAUSIBLE:
-        chosen = _first_good(entries, [i for i, entry in enumerate(entries) if not entry.has_manifest], rules, seen)
-    unfinished = "no manifest: its save was not completed"
+        chosen = _first_good(entries, rules, seen, with_manifest=False)
     last = len(entries) if chosen is None else chosen + 1
-    candidates = [seen.get(i) or _candidate(entries[i], PASSED, None, unfinished) for i in range(last)]
+    left = iter([True] * MAX_LOOKED_AT)
+    candidates = [seen.get(i) or _passed(entries[i], rules, is_read=next(left, False)) for i in range(last)]
     if chosen is None:
         return Selection(None, (*candidates, *odd))
     older = _older(entries[last:], seen[chosen])
     return Selection(seen[chosen], (*candidates, *older, *odd))
 
 
-def _first_good(entries: list[_Entry], order: list[int], rules: _Rules, seen: dict[int, Candidate]) -> int | None:
-    for position in order:
-        seen[position] = _examined(entries[position], rules)
+def _first_good(entries: list[_Entry], rules: _Rules, seen: dict[int, Candidate], *, with_manifest: bool) -> int | None:
+    """Return the position of the first good entry of those with a manifest, or of those without; others are noted."""
+    for position, entry in enumerate(entries):
+        if entry.has_manifest != with_manifest:
+            continue
+        try:
+            seen[position] = _examined(entry, rules)
+        except Unattested:
+            entries[position] = entry._replace(has_manifest=False)
+            continue
         if seen[position].verdict == CHOSEN:
             return position
     return None
+
+
+def _passed(entry: _Entry, rules: _Rules, *, is_read: bool) -> Candidate:
+    """Say of a file without a manifest why it was passed over; its bytes are not read, its directory and pickle are.
+
+    Args:
+        is_read: it is looked at; of many, only the newest are.
+    """
+    if is_read:
+        found = _examined(entry, rules._replace(prove=False, minimum=PLAUSIBLE))
+        if found.verdict != CHOSEN:
+            return found
+    grade = PLAUSIBLE if is_read else None
+    if rules.minimum == PLAUSIBLE:
+        return _candidate(
+            entry, PASSED, grade, "plausible only (no manifest): nothing says that its save was completed"
+        )
+    advice = "a recovery takes what is attested or proven; resume.sh takes it"
+    return _candidate(entry, PASSED, grade, f"plausible only (no manifest): {advice}")
 
 
 def _examined(entry: _Entry, rules: _Rules) -> Candidate:
@@ -211,6 +242,8 @@ def _examined(entry: _Entry, rules: _Rules) -> Candidate:
             prove=rules.prove,
             weights_only=rules.weights_only,
         )
+    except Unattested:
+        raise
     except UnreadableFile as error:
         return _candidate(entry, PASSED, None, str(error))
     found = entry._replace(step=grade.step)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..basics.files import UnreadableFile, open_regular, utc_now, write_new
+from ..basics.files import UnreadableFile, open_regular, utc_now
 from ..basics.paths import manifest_path
 from . import archive, manifest
 from .manifest import SAVE_CHECKPOINT, SIDECAR, Manifest
@@ -31,6 +31,14 @@ _FILE_KINDS = (
     (stat.S_ISCHR, "device"),
     (stat.S_ISBLK, "device"),
 )
+
+
+class Unattested(UnreadableFile):
+    """The manifest beside a checkpoint says nothing of what the file holds now.
+
+    It was torn as it was written, or it is the sidecar's of what the file held before: such a trainer writes none. The
+    file is judged as one without.
+    """
 
 
 class Grade(NamedTuple):
@@ -67,6 +75,7 @@ def examine(
         Its grade.
 
     Raises:
+        Unattested: its manifest is none; it may be graded without.
         UnreadableFile: it is not stable; the message is the one short reason.
     """
     _refuse_odd_files(path)
@@ -76,6 +85,7 @@ def examine(
         if known is not None and name_step not in (None, known.step):
             raise UnreadableFile(f"step {name_step} in the name, {known.step} in its manifest")
         if known is not None and prove and digest(descriptor) != known.sha256:
+            _refuse_if_written_again(path, known)
             raise UnreadableFile("digest differs from its manifest")
         inside = archive.summarize(descriptor)
         step, notes = _agreed_step(name_step, known, inside)
@@ -87,7 +97,7 @@ def examine(
         if known is None:
             if prove:
                 archive.check_crcs(descriptor)
-            notes = ("no manifest: its archive is sound, no digest proves it", *notes)
+            notes = (_without_manifest(path), *notes)
             return Grade(PLAUSIBLE, step, notes, inside, None)
         if not prove:
             notes = (*notes, "digest not read yet")
@@ -101,7 +111,7 @@ def examine(
 
 
 def witness(path: Path, name_step: int | None, *, run_id: str | None = None, **lineage: object) -> Manifest:
-    """Write a manifest for a checkpoint that came to rest without one and is structurally sound.
+    """Write a manifest for a checkpoint that came to rest without one, or was written again, and is sound.
 
     Args:
         path: the checkpoint; its bytes are read once.
@@ -113,7 +123,7 @@ def witness(path: Path, name_step: int | None, *, run_id: str | None = None, **l
 
     Raises:
         UnreadableFile: it is not sound, or it changed while it was read.
-        FileExistsError: it has a manifest by now.
+        FileExistsError: it has a manifest of its trainer's by now.
         OSError: the manifest could not be written.
     """
     _refuse_odd_files(path)
@@ -135,7 +145,7 @@ def witness(path: Path, name_step: int | None, *, run_id: str | None = None, **l
     found = Manifest(  # type: ignore[arg-type]
         SIDECAR, path.name, before.st_size, sha256, step, utc_now(), {}, run_id, weights=kinds, **lineage
     )
-    write_new(manifest_path(path), manifest.encode(found))
+    manifest.write_ours(path, found)
     return found
 
 
@@ -151,8 +161,11 @@ def _manifest_of(path: Path, descriptor: int, run_id: str | None) -> Manifest:
     try:
         known = manifest.read(path)
     except UnreadableFile as error:
-        raise UnreadableFile(f"its manifest is not usable: {error}") from error
+        kind = Unattested if manifest.is_torn(error) else UnreadableFile
+        raise kind(f"its manifest is not usable: {error}") from error
     size = os.fstat(descriptor).st_size
+    if size != known.size:
+        _refuse_if_written_again(path, known)
     if size < known.size:
         raise UnreadableFile(f"truncated: {size:,} of {known.size:,} bytes")
     if size > known.size:
@@ -168,6 +181,17 @@ def _manifest_of(path: Path, descriptor: int, run_id: str | None) -> Manifest:
     if "raw" not in known.weights:
         raise UnreadableFile("it has no raw weights")
     return known
+
+
+def _without_manifest(path: Path) -> str:
+    what = "its manifest is torn or older than it is" if os.path.lexists(manifest_path(path)) else "no manifest"
+    return f"{what}: its archive is sound, no digest proves it"
+
+
+def _refuse_if_written_again(path: Path, known: Manifest) -> None:
+    """Raise Unattested where the sidecar's manifest does not fit because its trainer has written the file since."""
+    if known.writer == SIDECAR and manifest.is_older(path):
+        raise Unattested("it was written again since it was attested")
 
 
 def _agreed_step(

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..basics.files import UnreadableFile, read_json, temp_path, to_json, write_all, write_atomic
+from ..basics.files import UnreadableFile, move_new, read_json, temp_path, to_json, write_all, write_atomic
 from ..basics.paths import manifest_path
 
 VERSION = 1
@@ -21,6 +21,7 @@ SAVE_CHECKPOINT = "save_checkpoint"
 SIDECAR = "sidecar"
 WRITERS = (SAVE_CHECKPOINT, SIDECAR)
 WEIGHTS = ("raw", "ema", "swa")
+_NOT_JSON = "not JSON"
 
 
 class Manifest(NamedTuple):
@@ -75,6 +76,22 @@ def read(checkpoint: Path) -> Manifest:
     return parse(read_json(manifest_path(checkpoint)), checkpoint.name)
 
 
+def is_torn(error: UnreadableFile) -> bool:
+    """Whether a manifest is unreadable because less than its whole was written: empty, or half its JSON.
+
+    What `save_checkpoint` writes is moved into place whole. A torn one says nothing of the file beside it.
+    """
+    return str(error).startswith(_NOT_JSON)
+
+
+def is_older(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written to behind its manifest; False where that cannot be seen."""
+    try:
+        return os.stat(checkpoint).st_mtime_ns > os.lstat(manifest_path(checkpoint)).st_mtime_ns
+    except OSError:
+        return False
+
+
 def parse(value: Any, file_name: str) -> Manifest:
     """Check a manifest's content by hand (a JSON Schema library would cost more than the rest of the selection)."""
     if not isinstance(value, dict):
@@ -99,6 +116,33 @@ def parse(value: Any, file_name: str) -> Manifest:
 def write(checkpoint: Path, manifest: Manifest) -> None:
     """Write the manifest beside `checkpoint`, durably, replacing an earlier one. Raises OSError."""
     write_atomic(manifest_path(checkpoint), encode(manifest), durable=True)
+
+
+def write_ours(checkpoint: Path, manifest: Manifest) -> None:
+    """Write the sidecar's manifest whole or not at all, in the place of none, of a torn one, or of its own earlier one.
+
+    Raises:
+        FileExistsError: the trainer has written one by now; it stays.
+        OSError: it cannot be written; nothing is left of it.
+    """
+    temp, target = write_temp(checkpoint, manifest), manifest_path(checkpoint)
+    try:
+        if _is_ours_to_replace(checkpoint, manifest.sha256):
+            os.replace(temp, target)
+        else:
+            move_new(temp, target)
+    finally:
+        temp.unlink(missing_ok=True)
+
+
+def _is_ours_to_replace(checkpoint: Path, sha256: str) -> bool:
+    if not os.path.lexists(manifest_path(checkpoint)):
+        return False
+    try:
+        known = read(checkpoint)
+        return known.writer == SIDECAR and (known.sha256 != sha256 or is_older(checkpoint))
+    except UnreadableFile as error:
+        return is_torn(error)
 
 
 def write_temp(checkpoint: Path, manifest: Manifest) -> Path:

@@ -31,6 +31,7 @@ from ..run_folder.recovery import Recovery
 from ..run_folder.run_state import State
 from ..run_folder.runs import Run, RunTable, open_run
 from ..supervision import aborting, launch
+from ..supervision.witness import Witness
 from ..watching.limits import limits_of
 from . import attention, false_starts, hindrances, incident, replay, suspicion
 from .incident import Incident
@@ -163,6 +164,7 @@ def _take_up(run: Run, state: State, table: RunTable, found: Incident, launcher_
         return f"{found.evidence}; {number} runs that were to go on could not start: their logs/output.log says why"
     if name := suspicion.quarantine(run, table):
         _say(f"'{name}' is in quarantine: two starts from it ended before their first step")
+    _attest(run)
     request = _request(run, table)
     snapshot, asked = code_state.start_snapshot(request.root), code_change.ask(run)
     choice = _choice(run, state, table, found, request)
@@ -187,6 +189,12 @@ def _take_up(run: Run, state: State, table: RunTable, found: Incident, launcher_
     for sentence in choice.said:
         _say(sentence)
     return Outcome(ready=prepared)
+
+
+def _attest(run: Run) -> None:
+    """Give a manifest to what came to rest without one: its sidecar may have died with the rest."""
+    if not claims.is_held(run.paths.status_lock):
+        Witness(run).look_last()
 
 
 def _end_orphans(run: Run, state: State) -> None:
