@@ -77,8 +77,11 @@ kit_supervise() { # <field>...: a run, and every run that takes its place; retur
 }
 
 kit_recover() { # <run-dir>: let Python decide whether the run is taken up; true if KIT_ANSWER is what to supervise now
+  local attended=()
+  # What a person has just started and waits for is not tried again where it cannot succeed: that is said instead.
+  ((KIT_DETACHED || KIT_IS_RECOVERY)) || attended=(--attended)
   while ((KIT_SIGNALS == 0)); do
-    kit_ask recover "$1" "--launcher-pid=$$" || return 1
+    kit_ask recover "$1" "--launcher-pid=$$" "${attended[@]}" || return 1
     case ${#KIT_ANSWER[@]} in
       0) return 1 ;;
       1) kit_pause "${KIT_ANSWER[0]}" ;;

@@ -25,7 +25,7 @@ NOTIFY_S = 30.0
 MAX_REASON = 1000
 
 
-def call(run: Run, incident: Incident, reason: str) -> None:
+def call(run: Run, incident: Incident, reason: str, *, is_told: bool = False) -> None:
     """Write down that nothing goes on from here by itself, once, and tell it.
 
     The live marker goes last: while it is there, nobody may have been told yet, and `tell_again` does.
@@ -34,6 +34,7 @@ def call(run: Run, incident: Incident, reason: str) -> None:
         run: the run that ended.
         incident: how.
         reason: one sentence: what stands against a recovery.
+        is_told: the person who is to know has been told, at the terminal: `notify.command` is not needed.
 
     Raises:
         Refused, OSError: it cannot be written; nobody is told then, and the next pass tries again.
@@ -43,7 +44,7 @@ def call(run: Run, incident: Incident, reason: str) -> None:
         if status.needs_attention(status.read_state(run)):
             return
         journal.append(run.paths.journal, "recovery", run.run_id, **fields)
-    _tell(run, fields)
+    _tell(run, fields, is_told=is_told)
 
 
 def tell_again(run: Run) -> None:
@@ -68,12 +69,13 @@ def _event(run: Run, fields: dict[str, Any]) -> dict[str, Any]:
     return {"event": "recovery", "run_id": run.run_id, "run_dir": str(run.paths.run_dir), **fields}
 
 
-def _tell(run: Run, fields: dict[str, Any], *, is_again: bool = False) -> None:
+def _tell(run: Run, fields: dict[str, Any], *, is_again: bool = False, is_told: bool = False) -> None:
     status.renew(run)
     with _alone(run) as is_alone:
         if not is_alone or (is_again and not live_marker.was_made_here(run.paths.live_marker)):
             return  # somebody is telling it, or has told it
-        _notify(run, _event(run, fields))
+        if not is_told:
+            _notify(run, _event(run, fields))
         with contextlib.suppress(OSError):
             run.paths.live_marker.unlink(missing_ok=True)
 

@@ -1,6 +1,6 @@
 """The verb `recover`, for launchers: is the run that has just ended taken up, and how.
 
-    python -I lib/resumekit_cli.py recover RUN_DIR --launcher-pid=PID
+    python -I lib/resumekit_cli.py recover RUN_DIR --launcher-pid=PID [--attended]
 
 Answers in NUL-separated fields: none (nothing goes on from here), one (ask again in so many seconds), or those that
 `start` and `resume` answer.
@@ -21,7 +21,7 @@ from . import recovering
 def main(arguments: Sequence[str]) -> int:
     """Decide about one run; returns 0."""
     launcher_pid = int(arguments[1].partition("=")[2])
-    outcome = recovering.recover(Path(arguments[0]), launcher_pid)
+    outcome = recovering.recover(Path(arguments[0]), launcher_pid, is_attended="--attended" in arguments[2:])
     if outcome.ready is not None:
         fields = outcome.ready.answer()
     else:

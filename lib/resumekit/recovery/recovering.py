@@ -33,7 +33,7 @@ from ..run_folder.runs import Run, RunTable, open_run
 from ..supervision import aborting, launch
 from ..supervision.witness import Witness
 from ..watching.limits import limits_of
-from . import attention, false_starts, hindrances, incident, replay, suspicion
+from . import attention, false_starts, first_start, hindrances, incident, replay, suspicion
 from .incident import Incident
 
 # What may pass by itself, a full disk or a lock, is tried again after so long.
@@ -60,12 +60,13 @@ class Outcome(NamedTuple):
 NOTHING = Outcome()
 
 
-def recover(run_dir: Path, launcher_pid: int) -> Outcome:
+def recover(run_dir: Path, launcher_pid: int, *, is_attended: bool = False) -> Outcome:
     """Decide about a run that is over, and make the folder of the one that goes on from it.
 
     Args:
         run_dir: the run's folder.
         launcher_pid: the process that would start the trainer.
+        is_attended: a person has started this run, and waits for its launcher.
     """
     run = open_run(run_dir)
     table = RunTable(run_dir.parent)
@@ -89,6 +90,10 @@ def recover(run_dir: Path, launcher_pid: int) -> Outcome:
         found = incident.of(run, state, table)
         if found is None:
             return NOTHING  # a person has stopped it meanwhile
+        if is_attended and (reason := first_start.cannot_heal(run, state)):
+            _say(f"'{run.run_id}' is not tried again: {reason}")
+            attention.call(run, found, reason, is_told=True)
+            return NOTHING
         outcome = _decide(run, state, table, found, launcher_pid)
         if isinstance(outcome, str):
             _say(f"'{run.run_id}' needs attention: {outcome}")

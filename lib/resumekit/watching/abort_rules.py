@@ -51,7 +51,7 @@ class Sight(NamedTuple):
         lineage_speed: the usual steps per second of comparable ancestors; None where there are none.
         fruitless: how many starts in a row, this one included, ended without a new step.
         log_ooms: out-of-memory messages among the last lines of a log that is being written.
-        last_words: the last line of the log of one that has ended, without secrets.
+        last_words: of one that has ended, what it died of by its log, else its last line; without secrets.
         free_bytes, free_inodes: of the disk that the run writes to; None where nobody knows.
     """
 

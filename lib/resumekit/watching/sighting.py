@@ -11,7 +11,7 @@ import os
 import re
 from typing import Any
 
-from ..run_folder import log_tail, pace, recovery, status
+from ..run_folder import last_error, log_tail, pace, recovery, status
 from ..run_folder.event_values import count
 from ..run_folder.run_state import State
 from ..run_folder.runs import Run, RunTable
@@ -50,10 +50,16 @@ def sight(run: Run, state: State, view: View, table: RunTable, limits: Limits) -
         lineage_speed=None if has_ended else lineage_speed(run, table),
         fruitless=fruitless_starts(run, state, table, limits.max_attempts) if has_ended else 0,
         log_ooms=log_ooms(run, math.inf if has_ended else limits.oom_minutes * 60),
-        last_words="".join(log_tail.last_lines(run, 1)) if has_ended else "",
+        last_words=_last_words(run, view.end) if has_ended else "",
         free_bytes=free_bytes,
         free_inodes=free_inodes,
     )
+
+
+def _last_words(run: Run, end: dict[str, Any] | None) -> str:
+    """Return what a trainer died of by its log: the exception's line, which need not be the last one."""
+    found = last_error.of(run, end["code"]) if end is not None else None
+    return found.line if found else "".join(log_tail.last_lines(run, 1))
 
 
 def lineage_speed(run: Run, table: RunTable) -> float | None:

@@ -1,0 +1,77 @@
+"""A start that a person makes at a terminal and that cannot succeed: it is not tried again, and its cause is said.
+
+A misspelt option, a module or a script that is missing, a name that does not exist: three starts and ninety seconds
+would end the same. What may heal by itself (a device, a network, a disk) is tried again, and so is every start under a
+scheduler or away from the terminal. Reads exit.json and the log's end.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from ..run_folder import last_error, run_end, status
+from ..run_folder.run_state import State
+from ..run_folder.runs import Run
+
+_SCHEDULERS = (
+    "SLURM_JOB_ID",
+    "PBS_JOBID",
+    "LSB_JOBID",
+    "OAR_JOB_ID",
+    "FLUX_JOB_ID",
+    "COBALT_JOBID",
+    "KUBERNETES_SERVICE_HOST",
+)
+# Where no step can be seen: what has run for longer than this may have made some.
+_BEGINNING_S = 120.0
+_ALWAYS = (last_error.ARGUMENTS, last_error.IMPORT)
+_WORDS = {
+    last_error.ARGUMENTS: "the trainer does not take its arguments",
+    last_error.IMPORT: "a module cannot be imported",
+    last_error.FILE: "a file is not there",
+    last_error.CONFIG: "the trainer does not take its config",
+    last_error.PROGRAM: "the trainer fails before its first step",
+}
+
+
+def cannot_heal(run: Run, state: State) -> str | None:
+    """Return why a start would end the same when it is tried again; None where it may heal, or that is not known.
+
+    Args:
+        run: what a person has started; it has ended.
+        state: its folded journal.
+    """
+    end = run_end.read(run)
+    if end is None or end.get("signal") is not None or _is_scheduled() or _has_begun(run, state, end.get("elapsed_s")):
+        return None
+    found = last_error.of(run, end["code"])
+    is_resume = run.record.get("checkpoint") is not None
+    # Of a resume the checkpoint may be the cause: then an older one may load.
+    if found is None or found.kind == last_error.MAY_HEAL or (is_resume and found.kind not in _ALWAYS):
+        return None
+    return f"{_WORDS[found.kind]}: {found.line}{_advice(run, found)}"
+
+
+def _is_scheduled() -> bool:
+    return any(name in os.environ for name in _SCHEDULERS)
+
+
+def _has_begun(run: Run, state: State, elapsed_s: object) -> bool:
+    step = state.get("step")
+    if step is not None and step > (run.parent_step or 0):
+        return True
+    is_short = type(elapsed_s) in (int, float) and elapsed_s < _BEGINNING_S
+    return not status.shows_steps(run) and not is_short
+
+
+def _advice(run: Run, found: last_error.LastError) -> str:
+    if found.module is None:
+        return ""
+    argv = run.record.get("argv")
+    program = argv[0] if isinstance(argv, list) and argv and isinstance(argv[0], str) else ""
+    is_python = re.fullmatch(r"python[0-9.]*", os.path.basename(program))
+    where = f" (no module named {found.module} in '{program}')" if is_python else ""
+    if found.module != "torch":
+        return where
+    return f"{where}: 'make setup' installs torch into the kit's .venv, trainer.python names another interpreter"
