@@ -58,6 +58,12 @@ def tell_unwritten(run: Run, incident: Incident, reason: str) -> None:
     _notify(run, _event(run, _fields(run, incident, reason)))
 
 
+def tell_of(run: Run, kind: str, message: str) -> None:
+    """Run `notify.command` with a warning about a run that goes on: a person should look, nothing waits for it."""
+    fields = {"event": "warning", "run_id": run.run_id, "run_dir": str(run.paths.run_dir)}
+    _notify(run, {**fields, "kind": kind, "message": plain(message)[:MAX_REASON]})
+
+
 def _fields(run: Run, incident: Incident, reason: str) -> dict[str, Any]:
     return {
         "outcome": status.NEEDS_ATTENTION, "cause": incident.cause, "parent_run_id": run.run_id, "child_run_id": None,

@@ -25,12 +25,14 @@ _SCHEDULERS = (
 )
 # Where no step can be seen: what has run for longer than this may have made some.
 _BEGINNING_S = 120.0
-_ALWAYS = (last_error.ARGUMENTS, last_error.IMPORT)
+_ALWAYS = (last_error.ARGUMENTS, last_error.IMPORT, last_error.SYNTAX)
+_OPEN = (last_error.MAY_HEAL, last_error.UNKNOWN)
 _WORDS = {
     last_error.ARGUMENTS: "the trainer does not take its arguments",
     last_error.IMPORT: "a module cannot be imported",
     last_error.FILE: "a file is not there",
     last_error.CONFIG: "the trainer does not take its config",
+    last_error.SYNTAX: "the program is not complete",
     last_error.PROGRAM: "the trainer fails before its first step",
 }
 
@@ -48,7 +50,7 @@ def cannot_heal(run: Run, state: State) -> str | None:
     found = last_error.of(run, end["code"])
     is_resume = run.record.get("checkpoint") is not None
     # Of a resume the checkpoint may be the cause: then an older one may load.
-    if found is None or found.kind == last_error.MAY_HEAL or (is_resume and found.kind not in _ALWAYS):
+    if found is None or found.kind in _OPEN or (is_resume and found.kind not in _ALWAYS):
         return None
     return f"{_WORDS[found.kind]}: {found.line}{_advice(run, found)}"
 

@@ -33,8 +33,9 @@ from ..run_folder.runs import Run, RunTable, open_run
 from ..supervision import aborting, launch
 from ..supervision.witness import Witness
 from ..watching.limits import limits_of
-from . import attention, false_starts, first_start, hindrances, incident, replay, suspicion
+from . import attention, budget, devices, false_starts, first_start, hindrances, incident, replay, suspicion
 from .incident import Incident
+from .suspicion import Suspect
 
 # What may pass by itself, a full disk or a lock, is tried again after so long.
 TRY_AGAIN_S = 60.0
@@ -134,12 +135,17 @@ def _cannot_now(run: Run, state: State, found: Incident | None, reason: str) -> 
     """Say, in the journal once, that it is tried again; after GIVE_UP_S a person is called."""
     if found is not None and _call_for_help(run, state, found, reason):
         return NOTHING
+    return _wait(run, state, reason, TRY_AGAIN_S)
+
+
+def _wait(run: Run, state: State, reason: str, wait_s: float) -> Outcome:
+    """Say that it is asked again later, in the journal once."""
     message = f"cannot be taken up now: {plain(reason)}"
     _say(f"'{run.run_id}' {message}; it is tried again")
     with contextlib.suppress(OSError):
         if state.get("last_warning") != message[:500]:
             journal.append(run.paths.journal, "warning", run.run_id, kind="recovery_waits", message=message)
-    return Outcome(wait_s=TRY_AGAIN_S)
+    return Outcome(wait_s=wait_s)
 
 
 def _call_for_help(run: Run, state: State, found: Incident, reason: str) -> bool:
@@ -169,11 +175,17 @@ def _take_up(run: Run, state: State, table: RunTable, found: Incident, launcher_
         return f"{found.evidence}; {number} runs that were to go on could not start: their logs/output.log says why"
     if name := suspicion.quarantine(run, table):
         _say(f"'{name}' is in quarantine: two starts from it ended before their first step")
+    if (over := budget.spent(run, table)) is not None:
+        reason = f"{found.evidence}; {over.reason}"
+        return reason if over.wait_s is None else _wait(run, state, reason, over.wait_s)
+    suspect = suspicion.left_aside(run, table)
     _attest(run)
     request = _request(run, table)
     snapshot, asked = code_state.start_snapshot(request.root), code_change.ask(run)
-    choice = _choice(run, state, table, found, request)
+    choice = _choice(run, state, table, found, request, suspect)
     _end_orphans(run, state)
+    devices.require_free(run, state)
+    budget.require_room(run, state, choice.candidate)
     refuse_what_cannot_be_continued(run, table)
     ready = preflight.check(choice, request)
     code = preflight.code_of(choice, ready, snapshot)
@@ -193,6 +205,8 @@ def _take_up(run: Run, state: State, table: RunTable, found: Incident, launcher_
     _say(f"{found.evidence}: {choice.headline}{cut}; run {prepared.run_id}")
     for sentence in choice.said:
         _say(sentence)
+    with contextlib.suppress(OSError):
+        budget.tell_of_equal_ends(run, state, table, found)
     return Outcome(ready=prepared)
 
 
@@ -242,9 +256,11 @@ def _request(run: Run, table: RunTable) -> Request:
     return Request(run.run_id, file, resolved, Path(str(run.record.get("root"))), table.runs_dir)
 
 
-def _choice(run: Run, state: State, table: RunTable, found: Incident, request: Request) -> Choice:
+def _choice(
+    run: Run, state: State, table: RunTable, found: Incident, request: Request, suspect: Suspect | None
+) -> Choice:
     own = request.config_file.schema
-    begin = replay.begin(run, state, table, found)
+    begin = replay.begin(run, state, table, found, suspect)
     chosen = begin.selection.chosen
     since = origin.of(run, chosen, table, own)
     before = _without_policies(request.base, own)["resume"]

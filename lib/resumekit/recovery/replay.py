@@ -19,7 +19,12 @@ from ..run_folder import recovery
 from ..run_folder.event_values import count
 from ..run_folder.run_state import State
 from ..run_folder.runs import Run, RunTable
+from . import stray_checkpoints
 from .incident import Incident
+from .suspicion import Suspect
+
+# What has trained for longer has saved somewhere, or should have: a person looks before it begins at 0.
+MAX_LOST_S = 3600.0
 
 
 class Begin(NamedTuple):
@@ -37,19 +42,25 @@ class Begin(NamedTuple):
     said: tuple[str, ...] = ()
 
 
-def begin(run: Run, state: State, table: RunTable, incident: Incident) -> Begin:
+def begin(run: Run, state: State, table: RunTable, incident: Incident, suspect: Suspect | None = None) -> Begin:
     """Return where the recovery of a run begins.
 
+    Args:
+        suspect: a checkpoint that is left aside this time, if there is an older one.
+
     Raises:
-        NoStableCheckpoint: there are checkpoints, and none may be taken; or the first bad step is before all of them.
+        NoStableCheckpoint: there are checkpoints, and none may be taken; or the first bad step is before all of them;
+            or it would begin at 0 though what was trained may lie somewhere.
     """
     if incident.cause in REPLAYED and incident.first_bad_step is not None:
         selection = _from_before(run, table, incident.first_bad_step)
     else:
-        selection = heads.search_stable(run, table, None)
+        selection = _without(suspect, run, table) or heads.search_stable(run, table, None)
     has_some = selection.candidates or run.parent_step or state.get("last_checkpoint_step") is not None
     if selection.chosen is None and has_some:
         raise _none(run, "", selection)  # a folder that cannot be listed looks like an empty one
+    if selection.chosen is None:
+        _refuse_to_lose_steps(run, state)
     data_steps = _left_out(run, incident, selection)
     eval_step = _eval_step(run, state, incident, selection)
     if run.setting("trainer", "loads_with_kit") is not True:
@@ -58,7 +69,29 @@ def begin(run: Run, state: State, table: RunTable, incident: Incident) -> Begin:
         why = "there is no checkpoint, with which the trainer would be told so"
     else:
         return Begin(selection, data_steps, eval_step)
-    return Begin(selection, said=tuple(_not_left_out(data_steps, eval_step, why)))
+    aside = [suspect.words] if suspect and selection.chosen and (selection.chosen.step or 0) < suspect.step else []
+    return Begin(selection, said=(*aside, *_not_left_out(data_steps, eval_step, why)))
+
+
+def _without(suspect: Suspect | None, run: Run, table: RunTable) -> Selection | None:
+    """Return the choice among what is older than the suspect; None without one, or where nothing is."""
+    if suspect is None:
+        return None
+    selection = heads.search_stable(run, table, suspect.step - 1)
+    return selection if selection.chosen is not None else None
+
+
+def _refuse_to_lose_steps(run: Run, state: State) -> None:
+    """Raise where beginning at 0 would throw away, or write over, what was trained."""
+    if stray := stray_checkpoints.newest(run):
+        raise NoStableCheckpoint(f"{stray.words}: a recovery would begin at step 0")
+    trained_s = state.get("step_mono_s", 0.0) - state.get("first_step_mono_s", 0.0)
+    if trained_s > MAX_LOST_S:
+        where = f"'{run.paths.checkpoints_name}' by checkpoint.pattern '{run.step_pattern}'"
+        raise NoStableCheckpoint(
+            f"it has trained for {trained_s / 3600:.1f} h, to step {state['step']}, and no checkpoint of it is found "
+            f"in {where}: a recovery would begin at step 0"
+        )
 
 
 def _not_left_out(data_steps: int, eval_step: int | None, why: str) -> Iterator[str]:

@@ -17,9 +17,9 @@ from . import log_tail
 from .runs import Run
 
 # The same comes again, as often as it is tried: what is wrong was typed or written that way.
-ARGUMENTS, IMPORT, FILE, CONFIG, PROGRAM = "arguments", "import", "file", "config", "program"
-# A device, a network, a disk, or what the kit does not know: it may be otherwise the next time.
-MAY_HEAL = "may heal"
+ARGUMENTS, IMPORT, FILE, CONFIG, SYNTAX, PROGRAM = "arguments", "import", "file", "config", "syntax", "program"
+# A device, a network, a disk: it may be otherwise the next time; and what the kit does not know.
+MAY_HEAL, UNKNOWN = "may heal", "unknown"
 
 # Of a log that goes on behind an exception, that was got over.
 LINES = 80
@@ -44,10 +44,9 @@ _HEALS = re.compile(
 _KINDS = {
     **dict.fromkeys((b"ModuleNotFoundError", b"ImportError"), IMPORT),
     **dict.fromkeys((b"FileNotFoundError", b"NotADirectoryError"), FILE),
-    **dict.fromkeys(
-        (b"SyntaxError", b"IndentationError", b"TabError", b"NameError", b"UnboundLocalError", b"AttributeError",
-         b"TypeError", b"KeyError", b"ValueError", b"AssertionError", b"NotImplementedError", b"IndexError"), PROGRAM,
-    ),
+    **dict.fromkeys((b"SyntaxError", b"IndentationError", b"TabError", b"NameError", b"UnboundLocalError"), SYNTAX),
+    **dict.fromkeys((b"AttributeError", b"TypeError", b"KeyError", b"ValueError", b"AssertionError",
+                     b"NotImplementedError", b"IndexError"), PROGRAM),
 }  # fmt: skip
 _CONFIG = re.compile(
     rb".*(?:Validation|Config\w*|Parser|Scanner|YAML|JSONDecode|TOMLDecode|Usage|Argument)(?:Error|Exception)"
@@ -59,7 +58,7 @@ class LastError(NamedTuple):
 
     Args:
         line: the exception's line, printable, without what looks like a secret.
-        kind: ARGUMENTS, IMPORT, FILE, CONFIG, PROGRAM or MAY_HEAL.
+        kind: ARGUMENTS, IMPORT, FILE, CONFIG, SYNTAX (a name that does not exist, too), PROGRAM, MAY_HEAL or UNKNOWN.
     """
 
     line: str
@@ -108,8 +107,8 @@ def _last(lines: Sequence[bytes], pattern: re.Pattern[bytes]) -> bytes | None:
 
 
 def _kind(name: bytes, line: bytes) -> str:
-    known = _KINDS.get(name) or (CONFIG if _CONFIG.fullmatch(name) else MAY_HEAL)
-    if known in (IMPORT, FILE) or not _HEALS.search(line):
+    known = _KINDS.get(name) or (CONFIG if _CONFIG.fullmatch(name) else UNKNOWN)
+    if known in (IMPORT, FILE, SYNTAX) or not _HEALS.search(line):
         return known
     return MAY_HEAL
 

@@ -1,0 +1,99 @@
+"""Files that look like checkpoints and match no pattern: a run that has left some is not begun again from step 0.
+
+Looks in the run's folder and in the folders that the trainer's command names, at names, sizes and times alone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ..run_folder.runs import Run
+from .budget import seconds_of
+
+_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".bin", ".tar", ".pkl", ".npz", ".msgpack")
+MAX_ENTRIES = 5000
+MAX_DEPTH = 4
+# Clocks of a network drive and of its host may differ by so much.
+CLOCK_SLACK_S = 5.0
+
+
+class Stray(NamedTuple):
+    """A file that looks like a checkpoint.
+
+    Args:
+        path: where it lies, relative to the run's folder where it lies in there.
+        pattern: the `checkpoint.pattern` that would fit its name; None where its name has no number.
+    """
+
+    path: str
+    pattern: str | None
+
+    @property
+    def words(self) -> str:
+        fits = f"checkpoint.pattern '{self.pattern}' would fit it" if self.pattern else (
+            "its name has no step, which checkpoint.pattern needs"
+        )  # fmt: skip
+        return f"'{self.path}' looks like a checkpoint, was written by this run, and matches no pattern ({fits})"
+
+
+def newest(run: Run) -> Stray | None:
+    """Return the newest file that looks like a checkpoint of this run and that no pattern matches; None without one."""
+    begun_s = seconds_of(run.created_at) - CLOCK_SLACK_S
+    found: tuple[float, str] | None = None
+    for path in _files(run):
+        try:
+            seen = os.lstat(path)
+        except OSError:
+            continue
+        if seen.st_size and seen.st_mtime >= begun_s and (found is None or seen.st_mtime > found[0]):
+            found = seen.st_mtime, path
+    if found is None:
+        return None
+    inside = os.fspath(run.paths.run_dir) + os.sep
+    return Stray(found[1].removeprefix(inside), _pattern(os.path.basename(found[1])))
+
+
+def _files(run: Run) -> Iterator[str]:
+    left = MAX_ENTRIES
+    own = os.fspath(run.paths.run_dir)
+    for folder in dict.fromkeys((own, *_named_folders(run))):
+        for place, folders, names in os.walk(folder):
+            depth = place.removeprefix(folder).count(os.sep)
+            is_cut = depth >= MAX_DEPTH
+            folders[:] = [] if is_cut else sorted(one for one in folders if not _is_no_place(place, one, own))
+            for name in names:
+                left -= 1
+                if left < 0:
+                    return
+                if name.lower().endswith(_SUFFIXES):
+                    yield os.path.join(place, name)
+
+
+def _is_no_place(place: str, name: str, own: str) -> bool:
+    return name.startswith(".") or (place == own and name in ("artifacts", "claims", "dataset"))
+
+
+def _named_folders(run: Run) -> Iterator[str]:
+    """Yield the folders that the trainer's command names: where it saves, if it does not save in the run's own."""
+    argv, cwd = run.record.get("argv"), run.record.get("cwd")
+    runs = os.path.realpath(run.paths.run_dir.parent)
+    for word in argv[1:] if isinstance(argv, list) and isinstance(cwd, str) else ():
+        name = word.partition("=")[2] if isinstance(word, str) and word.startswith("-") else word
+        if not isinstance(name, str) or not name or "\0" in name:
+            continue
+        path = os.path.realpath(os.path.join(cwd, name))
+        is_too_wide = path == os.path.realpath(cwd) or runs == path or runs.startswith(path + os.sep)
+        if os.path.isdir(path) and not is_too_wide and not path.startswith(runs + os.sep):
+            yield path
+
+
+def _pattern(name: str) -> str | None:
+    """Return a name with its last number taken for the step."""
+    numbers = list(re.finditer("[0-9]{1,12}", os.path.splitext(name)[0]))
+    if not numbers:
+        return None
+    start, end = numbers[-1].span()
+    return f"{name[:start]}{{step}}{name[end:]}"

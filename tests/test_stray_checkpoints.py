@@ -1,0 +1,63 @@
+"""A recovery does not begin at 0 where what was trained lies there under a name that no pattern matches."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from conftest import Kit, events, wait_until
+from resumekit.basics.errors import NoStableCheckpoint
+from resumekit.basics.paths import RunPaths
+from resumekit.recovery import replay, stray_checkpoints
+from resumekit.run_folder.runs import Run
+from test_recovery import configure
+from toy_trainer import write_checkpoint
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("ckpt.pt", "its name has no step"), ("model_010.pth", "checkpoint.pattern 'model_{step}.pth' would fit it")],
+)
+def test_a_file_that_matches_no_pattern_is_named_and_nothing_begins_at_0(kit: Kit, name: str, words: str) -> None:
+    configure(kit, "--save-every", "0", "--at", "12", f"wait={kit.folder}/go", "--at", "12", "exit=5")
+    launcher = kit.popen("run", "T-1")
+    run = kit.started()
+    wait_until(lambda: events(run, "step"), "a step")
+    write_checkpoint(run / "checkpoints" / name, 10)
+    (kit.folder / "go").touch()
+    launcher.communicate(timeout=60)
+    assert launcher.returncode == 5 and kit.run_dirs() == [run]
+    reason = events(run, "recovery")[-1]["reason"]
+    assert f"'checkpoints/{name}' looks like a checkpoint" in reason and words in reason
+
+
+def test_what_died_before_its_first_save_begins_anew(kit: Kit) -> None:
+    configure(kit, "--save-every", "0", "--at", "3", "exit=5", recover={"max_attempts": 2})
+    kit("run", "T-1", code=5)
+    assert len(kit.run_dirs()) > 1
+
+
+def test_a_file_where_the_command_says_that_it_saves_is_found_and_an_older_one_is_not(tmp_path: Path) -> None:
+    out, runs = tmp_path / "out", tmp_path / "runs"
+    run_dir = runs / "T-1_x"
+    out.mkdir()
+    run_dir.mkdir(parents=True)
+    created = time.strftime("%Y-%m-%dT%H:%M:%S.000000Z", time.gmtime())
+    record = {"argv": ["python", "train.py", "--out=out", "."], "cwd": str(tmp_path), "created_at": created}
+    run = Run(RunPaths(run_dir), record)
+    write_checkpoint(out / "model_7.pt", 7)
+    write_checkpoint(tmp_path / "elsewhere.pt", 7)
+    assert stray_checkpoints.newest(run) == stray_checkpoints.Stray(str(out / "model_7.pt"), "model_{step}.pt")
+    os.utime(out / "model_7.pt", (1e9, 1e9))
+    assert stray_checkpoints.newest(run) is None
+
+
+def test_what_trained_for_hours_without_a_checkpoint_is_a_person_s(tmp_path: Path) -> None:
+    run = Run(RunPaths(tmp_path), {})
+    state = {"step": 900, "first_step_mono_s": 100.0, "step_mono_s": 100.0 + replay.MAX_LOST_S + 1}
+    with pytest.raises(NoStableCheckpoint, match="it has trained for .* h, to step 900"):
+        replay._refuse_to_lose_steps(run, state)
+    replay._refuse_to_lose_steps(run, {"step": 9, "first_step_mono_s": 100.0, "step_mono_s": 160.0})
