@@ -58,6 +58,6 @@ def test_a_file_where_the_command_says_that_it_saves_is_found_and_an_older_one_i
 def test_what_trained_for_hours_without_a_checkpoint_is_a_person_s(tmp_path: Path) -> None:
     run = Run(RunPaths(tmp_path), {})
     state = {"step": 900, "first_step_mono_s": 100.0, "step_mono_s": 100.0 + replay.MAX_LOST_S + 1}
-    with pytest.raises(NoStableCheckpoint, match="it has trained for .* h, to step 900"):
+    with pytest.raises(NoStableCheckpoint, match=r"it has trained for .* h, to step 900"):
         replay._refuse_to_lose_steps(run, state)
     replay._refuse_to_lose_steps(run, {"step": 9, "first_step_mono_s": 100.0, "step_mono_s": 160.0})

@@ -21,7 +21,8 @@ PATTERNS = {"step": "^step ([0-9]+)", "loss": "loss ([0-9.a-z+-]+)"}
 HANG_MINUTES = 0.05
 # In trainer.env of every config here: what the watcher starts is found and ended with the rest.
 MARKED = ["RESUMEKIT_TEST_MARK"]
-RECOVER = {"enabled": True, "backoff_s": 1, "replay_steps": 10}
+# A night of a minute: what is bounded by the hour and the day has tests of its own.
+RECOVER = {"enabled": True, "backoff_s": 1, "replay_steps": 10, "max_per_hour": None, "max_per_day": None}
 
 
 class Night(Kit):

@@ -32,22 +32,40 @@ def configured(resolved: Mapping[str, Any], root: Path) -> str:
 def of_trainer(argv: Sequence[str], cwd: Path, python: str) -> str:
     """Return the interpreter that a trainer's command runs under: its program if that is a Python, else `python`."""
     program = argv[0]
-    if not re.fullmatch(r"python[0-9.]*", os.path.basename(program)):
+    if not is_python(program):
         return python
     return os.path.join(cwd, program) if "/" in program else shutil.which(program) or python
+
+
+def is_python(program: str) -> bool:
+    """Whether a program is an interpreter itself, by its name: not torchrun, a shell script, a container."""
+    return bool(re.fullmatch(r"python[0-9.]*", os.path.basename(program)))
+
+
+def is_wrapped(resolved: Mapping[str, Any], argv: Sequence[str]) -> bool:
+    """Whether nothing here says under which interpreter a trainer runs: its command begins with a wrapper.
+
+    Args:
+        resolved: the config; a `trainer.python`, or `{python}` in the command, says it.
+        argv: the command line, filled in.
+    """
+    trainer = resolved["trainer"]
+    is_said = trainer.get("python") is not None or any("{python}" in word for word in trainer["command"])
+    return not is_said and not is_python(argv[0])
 
 
 class Versions:
     """The question for an interpreter's versions: asked when this is made, answered by `answer`."""
 
-    def __init__(self, python: str, search_path: str) -> None:
+    def __init__(self, python: str, search_path: str, *, is_wrapped: bool = False) -> None:
         """Begin to ask.
 
         Args:
             python: the interpreter; the kit's own is not asked, it knows.
             search_path: the PYTHONPATH that the trainer gets.
+            is_wrapped: see `is_wrapped`: the interpreter here is not the trainer's.
         """
-        self._search_path = search_path
+        self._search_path, self._is_wrapped = search_path, is_wrapped
         self._asked = None
         self._answer: dict[str, str | None] | None = None
         if os.path.abspath(python) != os.path.abspath(sys.executable):
@@ -61,6 +79,11 @@ class Versions:
         if self._answer is None:
             self._answer = self._read()
         return self._answer
+
+    def comparable(self) -> dict[str, str | None]:
+        """Return the versions that say something of the trainer: under a wrapper only the driver's."""
+        known = self.answer()
+        return {"driver": known["driver"]} if self._is_wrapped else known
 
     def _read(self) -> dict[str, str | None]:
         if self._is_ours:

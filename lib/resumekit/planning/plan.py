@@ -152,7 +152,8 @@ def make(choice: Choice, schema: Schema, ready: Ready, code: Code | None) -> Pla
     """
     candidate, step = choice.candidate, choice.step or 0
     holder = holder_of(candidate, choice.parent, choice.table) if choice.parent else None
-    differs = tuple(environment.changes(holder.record if holder else {}, ready.versions.answer(), code))
+    record, versions = holder.record if holder else {}, ready.versions.comparable()
+    differs = tuple(environment.changes(record, versions, code))
     inside = candidate.inside
     held = components.held_by(inside.keys, inside.counters, inside.optimizers)
     trained_with = components.optimizer_at(holder.config, holder.parent_step or 0) if holder and holder.config else None
@@ -171,7 +172,8 @@ def make(choice: Choice, schema: Schema, ready: Ready, code: Code | None) -> Pla
     rules = plan_rules.judge(found, choice, held, optimizers, match, settled)
     ahead = forecast.of(choice, schema, held_scale, scale, found)
     measures = tuple(_measures(choice.recovery, held_scale, scale))
-    return Plan(choice, found, differs, measures, scale, match, ahead, rules.consents, rules.refusals)
+    consents = (*rules.consents, *environment.consents(record, versions)) if choice.recovery is None else rules.consents
+    return Plan(choice, found, differs, measures, scale, match, ahead, consents, rules.refusals)
 
 
 def _settled(

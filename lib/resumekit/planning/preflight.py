@@ -70,7 +70,8 @@ def check(choice: Choice, request: Request) -> Ready:
         command.check_notifier(config.get(choice.config, "notify.command"), root, search_path)
     _refuse_full_disk(choice.table.runs_dir)
     python = interpreter.of_trainer(argv, ready.cwd, ready.python)
-    return ready._replace(versions=interpreter.Versions(python, ready.search_path))
+    is_wrapped = interpreter.is_wrapped(choice.config, argv)
+    return ready._replace(versions=interpreter.Versions(python, ready.search_path, is_wrapped=is_wrapped))
 
 
 def run_paths(choice: Choice, run_id: str) -> RunPaths:

@@ -189,7 +189,7 @@ def _take_up(run: Run, state: State, table: RunTable, found: Incident, launcher_
     refuse_what_cannot_be_continued(run, table)
     ready = preflight.check(choice, request)
     code = preflight.code_of(choice, ready, snapshot)
-    reason = hindrances.in_the_code(run, asked) or hindrances.in_the_versions(run, ready.versions.answer())
+    reason = hindrances.in_the_code(run, asked) or hindrances.in_the_versions(run, ready.versions.comparable())
     if reason:
         return reason
     made = plan.make(choice, request.config_file.schema, ready, code) if choice.candidate else None
