@@ -73,4 +73,4 @@ def test_a_pass_of_the_watcher_takes_up_the_one_that_was_killed(old: Kit) -> Non
     child = old.run_dirs()[2]
     record = json.loads((child / "run.json").read_text())
     assert record["parent_run_id"] == SECOND and record["recovery"]["cause"] == "died" and record["parent_step"] >= 20
-    assert old.status(child)["state"] == "finished"
+    wait_until(lambda: old.status(child)["state"] == "finished", "the child has finished")
