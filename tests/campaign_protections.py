@@ -47,6 +47,7 @@ class Patch(NamedTuple):
 
 RECOVERY = "tests/test_recovery.py::"
 SAVING = "tests/test_saving.py::"
+CODE = "tests/test_code_change.py::"
 LAUNCHER = "tests/test_launcher.py::"
 WAITS = "tests/test_bounded_waits.py::"
 F_SIDECAR = "tests/faults/test_f_sidecar.py::"
@@ -291,6 +292,104 @@ PATCHES = (
         (RECOVERY + "test_the_night_at_three_in_a_lab_s_repository",),
     ),
     Patch(
+        "the code named by content",
+        "resumekit/planning/code_change.py",
+        "code_state.ask_changed(root, commit) if isinstance(commit, str) else None",
+        'code_state.ask_changed(root, "HEAD") if commit else None',
+        (CODE + "test_a_commit_to_a_file_that_the_command_does_not_name_is_seen",),
+    ),
+    Patch(
+        "what a trainer cannot see is no code",
+        "resumekit/planning/code_scope.py",
+        '        if path.lower().endswith((".md", ".gitignore")):',
+        "        if False:",
+        (CODE + "test_an_edit_that_the_trainer_cannot_see_does_not_switch_a_recovery_off",),
+    ),
+    Patch(
+        "code outside git",
+        "resumekit/planning/code_change.py",
+        "        return files  # there was nothing",
+        "        return []  # there was nothing",
+        (CODE + "test_without_git_the_script_is_compared",),
+    ),
+    Patch(
+        "no delta of binary files",
+        "resumekit/planning/code_state.py",
+        "    text, binary = _without_binaries(diff.kept)",
+        "    text, binary = diff.kept, []",
+        ("tests/test_run_record.py::test_the_patch_applies_to_the_recorded_commit",),
+    ),
+    Patch(
+        "a start that cannot succeed",
+        "resumekit/recovery/recovering.py",
+        "        if is_attended and (reason",
+        "        if False and (reason",
+        ("tests/test_first_start.py",),
+    ),
+    Patch(
+        "the budget of an hour",
+        "resumekit/recovery/budget.py",
+        "    if per_hour is not None and len(lately) >= per_hour:",
+        "    if False:",
+        ("tests/test_budget.py::test_an_hour_s_budget_is_waited_for",),
+    ),
+    Patch(
+        "room before a take-up",
+        "resumekit/recovery/budget.py",
+        "    if free < wanted:",
+        "    if False:",
+        ("tests/test_budget.py::test_a_take_up_wants_room_for_a_checkpoint",),
+    ),
+    Patch(
+        "the GPUs are free",
+        "resumekit/recovery/recovering.py",
+        "    devices.require_free(run, state)\n",
+        "",
+        ("tests/test_devices.py",),
+    ),
+    Patch(
+        "a checkpoint that does not load is left aside",
+        "resumekit/recovery/suspicion.py",
+        "    return Suspect(os.path.basename(checkpoint), step)",
+        "    return None",
+        ("tests/test_suspicion.py",),
+    ),
+    Patch(
+        "no beginning at 0 over what was trained",
+        "resumekit/recovery/replay.py",
+        "    if stray := stray_checkpoints.newest(run):",
+        "    if False:",
+        ("tests/test_stray_checkpoints.py",),
+    ),
+    Patch(
+        "still being written",
+        "resumekit/proving/grades.py",
+        '            raise UnreadableFile("it is still being written")',
+        "            pass",
+        ("tests/test_witness.py",),
+    ),
+    Patch(
+        "a manifest of ours is renewed",
+        "resumekit/supervision/witness.py",
+        "    return known.writer == manifest.SIDECAR and (",
+        "    return False and (",
+        ("tests/test_witness.py",),
+    ),
+    Patch(
+        "a torn manifest says nothing",
+        "resumekit/proving/manifest.py",
+        "    return str(error).startswith(_NOT_JSON)",
+        "    return False",
+        ("tests/test_witness.py",),
+    ),
+    Patch(
+        "an interpreter without torch asks",
+        "resumekit/planning/environment.py",
+        '    if not isinstance(had, str) or here is not None or versions.get("python") is None:',
+        "    if True:",
+        ("tests/test_environment.py",),
+    ),
+    Patch(
         "the environment of the run",
         "resumekit/watching/acting.py",
         '    return {"PATH": os.defpath, **environment,',
@@ -300,8 +399,8 @@ PATCHES = (
     Patch(
         "orphans are ended first",
         "resumekit/recovery/recovering.py",
-        "    _end_orphans(run, state)\n    refuse",
-        "    refuse",
+        "    _end_orphans(run, state)\n    devices",
+        "    devices",
         (RECOVERY + "test_what_a_dead_trainer_left_running_is_ended_before_the_next_one_starts",),
     ),
     Patch(

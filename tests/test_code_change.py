@@ -109,6 +109,15 @@ def test_an_edit_of_the_trainer_needs_a_person_and_the_file_is_named(paused: Kit
     assert "the code has changed since the run began: train.py" in reason(run)
 
 
+def test_a_commit_to_a_file_that_the_command_does_not_name_is_seen(paused: Kit) -> None:
+    folder = write_lab(paused, **OFF)
+    run = failed_run(paused)
+    (folder / "notebooks" / "look.ipynb").write_text('{"cells": 1}\n')
+    git(folder, "commit", "-qam", "a notebook")
+    assert asked(paused, run) == recovering.NOTHING
+    assert "the code has changed since the run began: notebooks/look.ipynb" in reason(run)
+
+
 def test_a_commit_of_what_was_there_already_changes_nothing(paused: Kit) -> None:
     folder = write_lab(paused, **OFF)
     with open(folder / "train.py", "a") as file:
