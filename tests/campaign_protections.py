@@ -287,7 +287,7 @@ PATCHES = (
     Patch(
         "the same code",
         "resumekit/recovery/recovering.py",
-        "    reason = hindrances.in_the_code(run, asked) or ",
+        "    reason = hindrances.in_the_code(run, asked, code) or ",
         "    reason = ",
         (RECOVERY + "test_the_night_at_three_in_a_lab_s_repository",),
     ),

@@ -110,3 +110,14 @@ def test_a_take_up_wants_room_for_a_checkpoint(tmp_path: Path, monkeypatch: pyte
     run.config = {"abort": {"free_mb": 500}}
     with pytest.raises(DiskFull):
         budget.require_room(run, {}, None)
+
+
+def test_an_hour_that_the_budget_was_waited_for_does_not_count_as_one_in_which_it_was_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, table, now = made_up(tmp_path, [3700, 3650, 3640], max_per_hour=3)
+    monkeypatch.setattr(budget.time, "time", lambda: now)
+    assert budget.free_for_s(run, table) == 100
+    monkeypatch.setattr(budget, "MAX_PER_HOUR", 6)
+    run.config["recover"]["max_per_hour"] = 4
+    assert budget.free_for_s(run, table) == float("inf")

@@ -59,6 +59,15 @@ def spent(run: Run, table: RunTable, now: float | None = None) -> Spent | None:
     return None
 
 
+def free_for_s(run: Run, table: RunTable) -> float:
+    """Return for how long the budget of an hour has let a run go on, in s; infinite where it did not hold it back."""
+    per_hour = _limit(run, "max_per_hour", MAX_PER_HOUR)
+    started = sorted(seconds_of(one.created_at) for one in recovery.chain(run, table) if recovery.of(one) is not None)
+    if per_hour is None or len(started) < per_hour:
+        return float("inf")
+    return max(0.0, time.time() - (started[-per_hour] + HOUR_S))
+
+
 def require_room(run: Run, state: State, candidate: Candidate | None) -> None:
     """Make sure that the disk has room for a log and for a checkpoint as large as the last one.
 

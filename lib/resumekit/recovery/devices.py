@@ -20,6 +20,8 @@ from .budget import seconds_of
 
 TIMEOUT_S = 5.0
 MAX_BYTES = 1 << 20
+# A GPU still lists what was killed a moment ago.
+SETTLES_S = 10.0
 _NAMED = 3
 
 
@@ -35,7 +37,11 @@ def require_free(run: Run, state: State) -> None:
     ended_s = _ended_s(run, state)
     if not uuids or ended_s is None:
         return
-    others = [(uuids[uuid], pid, words) for uuid, pid, words in _apps() if uuid in uuids and _came_after(pid, ended_s)]
+    give_up = time.monotonic() + SETTLES_S
+    while others := [(uuids[uuid], *app) for uuid, *app in _apps() if uuid in uuids and _came_after(app[0], ended_s)]:
+        if time.monotonic() > give_up or any(_is_there(pid) for _, pid, _ in others):
+            break
+        time.sleep(1.0)
     if others:
         named = ", ".join(f"GPU {index}: pid {pid} ({words})" for index, pid, words in others[:_NAMED])
         raise KitError(f"the GPUs of the run are in use by what came after its end: {named}")
@@ -84,6 +90,10 @@ def _ended_s(run: Run, state: State) -> float | None:
         return since_boot - (time.time() - seconds_of(at))
     active_s = state.get("active_mono_s")
     return None if active_s is None else since_boot - (time.monotonic() - active_s)
+
+
+def _is_there(pid: int) -> bool:
+    return os.path.exists(f"/proc/{pid}")
 
 
 def _came_after(pid: int, ended_s: float) -> bool:

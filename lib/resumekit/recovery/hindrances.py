@@ -14,6 +14,7 @@ from ..basics import recorded_environment
 from ..basics.causes import NEVER_RECOVERED, OOM
 from ..basics.errors import KitError
 from ..planning import code_change, environment
+from ..planning.code_state import Code
 from ..run_folder import run_end
 from ..run_folder.runs import Run
 from .incident import Incident
@@ -28,11 +29,12 @@ def before_a_choice(run: Run, incident: Incident) -> str | None:
     return next((reason for rule in rules if (reason := rule(run, incident))), None)
 
 
-def in_the_code(run: Run, asked: code_change.Asked) -> str | None:
+def in_the_code(run: Run, asked: code_change.Asked, code: Code) -> str | None:
     """Return why the code that a recovery would start is not the one that the run began with.
 
     Args:
         asked: the comparison, under way.
+        code: what the record of the new run would say.
 
     Raises:
         KitError: git does not answer now; it may later.
@@ -40,6 +42,9 @@ def in_the_code(run: Run, asked: code_change.Asked) -> str | None:
     if run.setting("recover", "allow_code_change") is True:
         return None
     names = code_change.answer(asked)
+    git = _mapping(run.record.get("git"))
+    if git.get("commit") is not None and not (code.is_known and code.commit):
+        raise KitError("git does not say which code there is")  # the next recovery could compare nothing
     return f"{code_change.sentence(names)}; recover.allow_code_change=true lets it pass" if names else None
 
 

@@ -102,7 +102,7 @@ def recover(run_dir: Path, launcher_pid: int, *, is_attended: bool = False) -> O
             return NOTHING
         return outcome
     except (KitError, OSError) as error:  # a lock, a full disk: it may pass by itself
-        return _cannot_now(run, state, found, str(error))
+        return _cannot_now(run, state, table, found, str(error))
 
 
 def _state_at_the_end(run: Run) -> State:
@@ -131,9 +131,9 @@ def _decide(run: Run, state: State, table: RunTable, found: Incident, launcher_p
         return str(error)
 
 
-def _cannot_now(run: Run, state: State, found: Incident | None, reason: str) -> Outcome:
+def _cannot_now(run: Run, state: State, table: RunTable, found: Incident | None, reason: str) -> Outcome:
     """Say, in the journal once, that it is tried again; after GIVE_UP_S a person is called."""
-    if found is not None and _call_for_help(run, state, found, reason):
+    if found is not None and _call_for_help(run, state, table, found, reason):
         return NOTHING
     return _wait(run, state, reason, TRY_AGAIN_S)
 
@@ -148,10 +148,11 @@ def _wait(run: Run, state: State, reason: str, wait_s: float) -> Outcome:
     return Outcome(wait_s=wait_s)
 
 
-def _call_for_help(run: Run, state: State, found: Incident, reason: str) -> bool:
+def _call_for_help(run: Run, state: State, table: RunTable, found: Incident, reason: str) -> bool:
     """Give up what has been tried for long enough; while that cannot even be written down, tell it once an hour."""
     since_s = found.since_s if found.since_s is not None else state.get("active_mono_s")
-    tried_s = 0.0 if since_s is None else time.monotonic() - since_s
+    # An hour that the budget was waited for is none in which it was tried.
+    tried_s = 0.0 if since_s is None else min(time.monotonic() - since_s, budget.free_for_s(run, table))
     if tried_s < GIVE_UP_S:
         return False
     sentence = f"for {tried_s / 3600:.0f} h it could not be taken up: {reason}"
@@ -189,7 +190,7 @@ def _take_up(run: Run, state: State, table: RunTable, found: Incident, launcher_
     refuse_what_cannot_be_continued(run, table)
     ready = preflight.check(choice, request)
     code = preflight.code_of(choice, ready, snapshot)
-    reason = hindrances.in_the_code(run, asked) or hindrances.in_the_versions(run, ready.versions.comparable())
+    reason = hindrances.in_the_code(run, asked, code) or hindrances.in_the_versions(run, ready.versions.comparable())
     if reason:
         return reason
     made = plan.make(choice, request.config_file.schema, ready, code) if choice.candidate else None

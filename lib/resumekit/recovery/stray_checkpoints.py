@@ -5,6 +5,7 @@ Looks in the run's folder and in the folders that the trainer's command names, a
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from ..run_folder.runs import Run
 from .budget import seconds_of
 
 _SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".bin", ".tar", ".pkl", ".npz", ".msgpack")
+# Not the folder of a data set or of a cache, into which a trainer may have downloaded weights.
+_SAVES_THERE = re.compile("^-.*(?:out|save|ckpt|checkpoint|work|exp|run)", re.IGNORECASE)
 MAX_ENTRIES = 5000
 MAX_DEPTH = 4
 # Clocks of a network drive and of its host may differ by so much.
@@ -77,12 +80,13 @@ def _is_no_place(place: str, name: str, own: str) -> bool:
 
 
 def _named_folders(run: Run) -> Iterator[str]:
-    """Yield the folders that the trainer's command names: where it saves, if it does not save in the run's own."""
+    """Yield the folders that the trainer's command saves in, by the names of its options, beside the run's own."""
     argv, cwd = run.record.get("argv"), run.record.get("cwd")
     runs = os.path.realpath(run.paths.run_dir.parent)
-    for word in argv[1:] if isinstance(argv, list) and isinstance(cwd, str) else ():
-        name = word.partition("=")[2] if isinstance(word, str) and word.startswith("-") else word
-        if not isinstance(name, str) or not name or "\0" in name:
+    words = [word for word in argv if isinstance(word, str)] if isinstance(argv, list) and isinstance(cwd, str) else []
+    for before, word in itertools.pairwise(words):
+        option, _, name = word.partition("=") if word.startswith("-") else (before, "", word)
+        if not name or "\0" in name or not _SAVES_THERE.search(option):
             continue
         path = os.path.realpath(os.path.join(cwd, name))
         is_too_wide = path == os.path.realpath(cwd) or runs == path or runs.startswith(path + os.sep)
