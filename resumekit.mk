@@ -3,7 +3,7 @@
 #   RESUMEKIT_PREFIX := kit-          (only where it has a `run` or `runs` of its own: then kit-run, kit-resume, kit-runs)
 #   include resumekit/resumekit.mk
 #
-#   make run    EXP=EXP-01 [NAME=...] [SET="a.b=1 c=2"] [NOTES=...] [FRESH=1]
+#   make run    EXP=EXP-01 [NAME=...] [SET="a.b=1 c=2"] [NOTES=...] [FRESH=1] [ACCEPT=1]
 #   make resume EXP=EXP-01 [STEP=40000 | BEST=1] [FROM=RUN_ID] [NAME=...] [SET=...] [NOTES=...] [ACCEPT=1]
 #   make runs   [EXP=EXP-01]
 #   make watch  [EXP=EXP-01] [EVERY=60] [OBSERVE=1]

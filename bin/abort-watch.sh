@@ -4,6 +4,7 @@
 # Usage: abort-watch.sh [EXP | RUN_ID]... [--observe] [--every SECONDS] [--quiet] [--json]
 #                       [--runs DIR] [--config FILE]
 #        abort-watch.sh --stop EXP | RUN_ID... [--runs DIR] [--config FILE]
+#        abort-watch.sh --version
 #
 # Made for cron, once a minute: needs no terminal, no HOME, no more PATH than /usr/bin:/bin. Prints
 # a line per live run: state, step, speed, the verdict (well, warning, sick) and the evidence. A sick
@@ -20,6 +21,7 @@
 #   --json           one JSON array per look, on one line
 #   --runs DIR       where the runs lie (default: paths.runs of the config)
 #   --config FILE    the config (default: the kit's config.yaml)
+#   --version        print which kit this is, with a digest of its code
 #
 # Example:
 #   bin/abort-watch.sh --observe --every 60

@@ -4,6 +4,7 @@
 # Usage: resume.sh EXP [--step N | --best | --checkpoint PATH] [--from RUN_ID] [--name NAME]
 #                  [--set KEY=VALUE]... [--reresolve] [--notes TEXT] [--runs DIR] [--config FILE]
 #                  [--accept] [--detach] [--dry-run [--json]] [-- TRAINER ARGS...]
+#        resume.sh --version
 #
 # Takes the latest stable checkpoint along the history of EXP's newest run: the run's own, then its
 # parent's up to the step that it was resumed at, and so on. Each one passed over is named with its
@@ -27,6 +28,7 @@
 #   --detach           leave the terminal altogether; print the run id and return
 #   --dry-run          show the plan: checkpoint, changes, components, learning rates, verdict; touch
 #                      nothing (--json: for programs; exit 5 and 6 as below)
+#   --version          print which kit this is, with a digest of its code
 #   --                 everything behind it goes to the trainer (trainer.extra_args)
 #
 # Example:

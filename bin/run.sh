@@ -2,7 +2,9 @@
 # Summary: start an experiment, or continue it where it stands
 #
 # Usage: run.sh EXP [--fresh | --resume PATH] [--name NAME] [--set KEY=VALUE]... [--notes TEXT]
-#               [--runs DIR] [--config FILE] [--detach] [--dry-run [--json]] [-- TRAINER ARGS...]
+#               [--runs DIR] [--config FILE] [--accept] [--detach] [--dry-run [--json]]
+#               [-- TRAINER ARGS...]
+#        run.sh --version
 #
 # One command for the first start and for the hundredth. With no run of EXP, or none that has a
 # checkpoint, it starts anew, in a folder of its own under runs/. Otherwise it continues the newest
@@ -16,8 +18,10 @@
 #   --notes TEXT     kept in run.json
 #   --runs DIR       where the runs lie (default: paths.runs of the config)
 #   --config FILE    the config (default: the kit's config.yaml)
+#   --accept         agree to what the plan needs consent for; it says what and why
 #   --detach         leave the terminal altogether; print the run id and return
 #   --dry-run        say what would be done, and touch nothing (--json: for programs)
+#   --version        print which kit this is, with a digest of its code
 #   --               everything behind it goes to the trainer (trainer.extra_args)
 #
 # In the foreground the trainer's output goes to the terminal. Ctrl-C once: the trainer saves and
@@ -29,7 +33,7 @@
 # Exit status:
 #   the last trainer's own, once one was started, but for 7 (the checks after a resume failed) and
 #   8 (stopped by a rule); before that 1 failed, 2 usage, 3 no stable checkpoint, 4 config or file
-#   invalid, 5 the plan needs consent (resume.sh --accept), 6 refused, or another head is alive,
+#   invalid, 5 the plan needs --accept, 6 the plan is refused, or another head is alive,
 #   127 a tool is missing
 
 if ((BASH_VERSINFO[0] < 4 || (BASH_VERSINFO[0] == 4 && BASH_VERSINFO[1] < 4))); then
@@ -45,7 +49,7 @@ source "${KIT_SELF%/*}/../lib/launcher.sh"
 
 main() { # <argument>...
   kit_setup "$KIT_SELF" "$@"
-  KIT_SWITCHES=' --fresh --detach --dry-run --json ' KIT_OPTIONS=' --resume --name --set --notes --runs --config '
+  KIT_SWITCHES=' --fresh --accept --detach --dry-run --json ' KIT_OPTIONS=' --resume --name --set --notes --runs --config '
   KIT_EXPERIMENT=needed
   kit_parse_options "$@"
   kit_start start

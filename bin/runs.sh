@@ -2,6 +2,7 @@
 # Summary: list runs, their state and lineage
 #
 # Usage: runs.sh [EXP | RUN_ID] [--json | --watch] [--runs DIR] [--config FILE]
+#        runs.sh --version
 #
 # Shows every run below the one that it was resumed from, with its state as it is now: read from its
 # journal and its processes, not from a file that may be old. Changes nothing.
@@ -11,6 +12,7 @@
 #   --watch        on the terminal, anew every 2 s, the live runs first, then the newest; q ends it
 #   --runs DIR     where the runs lie (default: paths.runs of the config)
 #   --config FILE  the config (default: the kit's config.yaml)
+#   --version      print which kit this is, with a digest of its code
 #
 # Example:
 #   bin/runs.sh EXP-01

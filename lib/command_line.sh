@@ -82,6 +82,9 @@ kit_parse_options() { # <argument>...: fill KIT_QUESTION, KIT_DETACHED and KIT_I
         kit_help
         exit 0
         ;;
+      --version)
+        exec "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit_cli.py" version "$KIT_PROG"
+        ;;
       --)
         trainer_args=("$@")
         break

@@ -52,6 +52,7 @@ LAUNCHER = "tests/test_launcher.py::"
 WAITS = "tests/test_bounded_waits.py::"
 F_SIDECAR = "tests/faults/test_f_sidecar.py::"
 H_SHELL = "tests/faults/test_h_shell.py::"
+TRUST = "tests/test_trust.py::"
 PATCHES = (
     Patch(
         "fsync of a checkpoint",
@@ -601,6 +602,76 @@ PATCHES = (
         '    ((KIT_IS_RECOVERY)) || exec "$KIT_COMMAND" "${KIT_ARGUMENTS[@]}"\n',
         "",
         ("tests/test_resume.py::test_a_checkpoint_that_fails_its_proof_is_quarantined_and_the_next_one_taken",),
+    ),
+    Patch(
+        "a seal is held against the records",
+        "resumekit/run_folder/trust.py",
+        "        if digest != seal.sha256.get(name):",
+        "        if False:",
+        (TRUST + "test_a_run_is_sealed_as_long_as_every_record_is_as_the_launcher_wrote_it",),
+    ),
+    Patch(
+        "a copy of a run has no seal",
+        "resumekit/run_folder/trust.py",
+        "_not_recorded(run, folder) or _newer_than_seals(folder)",
+        "_not_recorded(run, folder)",
+        (TRUST + "test_a_run_that_was_written_after_the_first_seal_needs_one",),
+    ),
+    Patch(
+        "words of another user's run are asked for",
+        "resumekit/planning/executed_words.py",
+        "    if standing.is_callers:\n",
+        "    if True:\n",
+        (TRUST + "test_what_another_users_run_says_is_executed_only_with_consent",),
+    ),
+    Patch(
+        "nothing of another user's is started before consent",
+        "resumekit/planning/preflight.py",
+        "    if choice.consents and not (request.is_accepted and not request.is_dry_run):",
+        "    if False:",
+        (TRUST + "test_what_another_users_run_says_is_executed_only_with_consent",),
+    ),
+    Patch(
+        "a take-up needs the caller's own word",
+        "resumekit/recovery/recovering.py",
+        '        return f"{examined.standing.reason}; nothing in it is executed without a person (docs/security.md)"',
+        "        pass",
+        (TRUST + "test_a_record_that_was_edited_while_the_run_lived_is_not_taken_up_and_a_person_is_told",),
+    ),
+    Patch(
+        "the environment of another user's record",
+        "resumekit/watching/acting.py",
+        "    if not examined.standing.is_callers:\n",
+        "    if False:\n",
+        (TRUST + "test_the_environment_of_a_record_that_was_edited_is_not_used",),
+    ),
+    Patch(
+        "a checkpoint of another user's is plain data",
+        "resumekit/planning/checkpoint_trust.py",
+        "    if not others or (",
+        "    if True or (",
+        (TRUST + "test_a_checkpoint_of_another_users_is_loaded_by_a_trainer_of_its_own_only_if_it_is_plain_data",),
+    ),
+    Patch(
+        "one archive in a file",
+        "resumekit/proving/archive.py",
+        '    if len({record.name.partition("/")[0] for record in found}) > 1:',
+        "    if False:",
+        (TRUST + "test_an_archive_that_torch_would_read_otherwise_than_the_kit_is_no_checkpoint",),
+    ),
+    Patch(
+        "another project's run is no head",
+        "resumekit/planning/project.py",
+        "        if here == first:",
+        "        if True:",
+        (TRUST + "test_two_projects_in_one_runs_folder_do_not_go_on_from_each_other",),
+    ),
+    Patch(
+        "the extractor is no part of the run",
+        "resumekit/supervision/extraction.py",
+        ' if not name.startswith("RESUMEKIT_")}',
+        "}",
+        ("tests/test_best_artifacts.py::test_the_process_that_extracts_is_no_part_of_the_run",),
     ),
 )
 

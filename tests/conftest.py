@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import secrets
@@ -58,6 +59,8 @@ class Kit:
         self.mark = secrets.token_hex(8)
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("RESUMEKIT_", "TOY_", "XDG_"))}
         self.env = {**kept, "RESUMEKIT_TEST_MARK": self.mark, "PYTHON": sys.executable, "HOME": str(folder)}
+        # Not in the home, which the oracle of the faults looks at; a campaign has no fixture that names a place.
+        self.env["XDG_STATE_HOME"] = os.environ.get("XDG_STATE_HOME") or str(folder.parent / "state")
         folder.mkdir(parents=True, exist_ok=True)
         self.config()
 
@@ -214,6 +217,33 @@ def weird_tmp_path(tmp_path: Path) -> Path:
     folder = tmp_path / 'it\'s a "weird"\n$(touch pwned) folder'
     folder.mkdir()
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def state_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the kit keeps of its user lies in a folder of the tests, not in the home of the user who runs them."""
+    folder = tmp_path_factory.mktemp("state")
+    os.environ["XDG_STATE_HOME"] = str(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def state_of_the_test(state_of_the_session: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test begins as a user who has never started a run; what it starts and this process share the folder."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(state_of_the_session / secrets.token_hex(8)))
+
+
+def reseal(run: Path) -> None:
+    """Seal a run anew after a test has edited its records by hand, in the state folder that this process has."""
+    from resumekit.basics.paths import RunPaths
+    from resumekit.run_folder import seals
+
+    record = json.loads((run / "run.json").read_text())
+    record["resolved_sha256"] = hashlib.sha256((run / "resolved_config.json").read_bytes()).hexdigest()
+    (run / "run.json").write_text(json.dumps(record))
+    contents = {path.name: path.read_bytes() for path in seals.records(RunPaths(run)) if path.exists()}
+    command = json.loads(contents["resolved_config.json"]).get("notify", {}).get("command")
+    seals.keep(RunPaths(run), {"token": None, "root": None, **record}, contents, command)
 
 
 @pytest.fixture

@@ -256,6 +256,20 @@ def test_a_process_that_dies_is_one_warning_and_leaves_nothing(
     assert reason in warning["message"] and names(run) == []
 
 
+def test_the_process_that_extracts_is_no_part_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the run's token it would be ended with what a dead trainer has left behind, or be taken for the trainer."""
+    run = make_run(tmp_path)
+    save(run, 3)
+    for name in ("TOKEN", "DIR", "PLAN"):
+        monkeypatch.setenv(f"RESUMEKIT_RUN_{name}", "of the run")
+    says = "import json, os; print(json.dumps({'error': 'has' + ''.join(n for n in os.environ if 'KIT_' in n)}))"
+    (tmp_path / "says.py").write_text(says)
+    monkeypatch.setattr(extraction, "EXTRACTOR", tmp_path / "says.py")
+    made(run)
+    (warning,) = events(run.paths.run_dir, "warning")
+    assert "has" in warning["message"] and "RESUMEKIT_" not in warning["message"]
+
+
 def test_a_newer_best_that_comes_meanwhile_is_the_one_that_counts(tmp_path: Path) -> None:
     """The bytes of the older one are held open: neither pruning nor the newer one takes them away."""
     run = make_run(tmp_path)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from conftest import Kit, events, wait_until
+from conftest import Kit, events, reseal, wait_until
 from resumekit.basics import claims, journal, processes
 from resumekit.basics.errors import KitError
 from resumekit.basics.paths import RunPaths
@@ -34,6 +34,7 @@ def sick(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> Path:
     config["notify"]["command"] = ["tee", "-a", str(kit.folder / "told")]
     config["recover"]["enabled"] = True
     (run / "resolved_config.json").write_text(json.dumps(config))
+    reseal(run)
     live_marker.make(kit.runs / ".live" / run.name)
     monkeypatch.setenv("RESUMEKIT_TEST_MARK", kit.mark)
     return run
@@ -185,6 +186,7 @@ def test_a_stop_follows_the_claim_to_the_run_that_goes_on(kit: Kit, sick: Path) 
     config["trainer"]["command"] = [*config["trainer"]["command"], "--at", "13", "hang"]
     config["trainer"]["command"][config["trainer"]["command"].index("exit=5")] = "raw="
     (sick / "resolved_config.json").write_text(json.dumps(config))
+    reseal(sick)
     kit("abort-watch", code=None)
     child = kit.started(2)
     wait_until(lambda: events(child, "step"), "a step of the next one")
@@ -205,6 +207,7 @@ def test_a_trainer_that_cannot_be_seen_from_here_is_not_written_down_as_stopped(
 def test_a_run_that_another_container_follows_is_nobodys_to_continue(kit: Kit, sick: Path) -> None:
     record = json.loads((sick / "run.json").read_text())
     (sick / "run.json").write_text(json.dumps({**record, "pid_namespace": "pid:[1]"}))
+    reseal(sick)
     run = open_run(sick)
     (sick / "exit.json").unlink()
     assert stopping.stop(sick, "TERM") == 1 and not events(sick, "stopped")
@@ -244,6 +247,7 @@ def test_a_key_in_what_a_notifier_or_a_trainer_says_is_in_no_event(kit: Kit, sic
     config["notify"]["command"] = ["sh", "-c", f"echo no answer from https://hook/?token={key} >&2; exit 3"]
     config["trainer"]["env"] = ["NOT_HERE"]
     (sick / "resolved_config.json").write_text(json.dumps(config))
+    reseal(sick)
     run = open_run(sick)
     attention.call(run, incident.Incident("died", "by signal 9"), "for a reason")
     assert aborting.note(run, "eval", f"the evaluation crashed: cannot log in with {key}")

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from conftest import ROOT, Kit, answers_of, askers, events, wait_until
+from conftest import ROOT, Kit, answers_of, askers, events, reseal, wait_until
 from lab_repo import git, make_lab
 from resumekit.basics import journal, processes
 from resumekit.recovery import recovering
@@ -430,6 +430,7 @@ def test_a_run_of_another_container_is_not_looked_at(recovered: Kit):
     record = json.loads((run / "run.json").read_text())
     record["pid_namespace"] = "pid:[1]"
     (run / "run.json").write_text(json.dumps(record))
+    reseal(run)
     assert "remote" in watch_as_cron(recovered, code=0).stdout
     assert recovered.run_dirs() == [run] and live(recovered) == [run.name]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Kit, events, wait_until
+from conftest import Kit, events, reseal, wait_until
 from test_run import killed, record, tree
 from toy_trainer import write_checkpoint
 
@@ -312,6 +312,7 @@ def test_a_checkpoint_that_fails_its_proof_is_quarantined_and_the_next_one_taken
     own["trainer"]["loads_with_kit"] = True
     own["trainer"]["command"] = ["{python}", "-c", GATED.replace("{", "{{").replace("}", "}}")]
     (run / "resolved_config.json").write_text(json.dumps(own))
+    reseal(run)
     result = kit("resume", run.name if how == "run id" else "T-1", *(["--detach"] if how == "detached" else []))
 
     def good_one() -> dict | None:
@@ -362,6 +363,7 @@ def test_a_trainer_that_reads_a_fixed_name_gets_a_copy_of_its_own(kit: Kit):
     config = json.loads((own / "resolved_config.json").read_text())
     config["trainer"].update(checkpoint_in="checkpoints/last.pt", resume_args=["--resume", "{checkpoint}"])
     (own / "resolved_config.json").write_text(json.dumps(config))
+    reseal(own)
     kit("resume", "T-1")
     child = kit.run_dirs()[-1]
     copy = child / "checkpoints/last.pt"

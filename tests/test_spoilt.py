@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from conftest import Kit, events, wait_until
+from conftest import Kit, events, reseal, wait_until
 from resumekit.basics import journal
 from toy_trainer import write_checkpoint
 
@@ -98,4 +98,5 @@ def test_for_a_trainer_that_loads_with_the_kit_the_proof_alone_counts(kit: Kit, 
     resolved = json.loads((stopped / "resolved_config.json").read_text())
     resolved["trainer"]["loads_with_kit"] = True
     (stopped / "resolved_config.json").write_text(json.dumps(resolved))
+    reseal(stopped)
     assert shown(kit)["step"] == steps(stopped)[-1]

@@ -69,12 +69,13 @@ def _launch(arguments: list[str], choose: Callable[[Any], Any], prog: str) -> in
     with launch.one_start_at_a_time(request):
         choice, plan, ready, code = _planned(request, choose, snapshot)
         if plan is not None:
-            plan.require("accept" in options.switches)
+            plan.require(request.is_accepted)
         for sentence in (*choice.said, choice.headline, *(plan.said if plan else ())):
             _say(prog, sentence)
         fields = plan.as_fields() if plan else None
         run = launch.prepare(choice, request, ready, code, fields, options.launcher_pid, [prog, *_typed(arguments)])
-    for sentence in (*code.said, f"run {run.run_id}"):
+    unsealed = f"its records could not be sealed ({run.unsealed}): nothing takes it up by itself"
+    for sentence in (*code.said, *([unsealed] if run.unsealed else ()), f"run {run.run_id}"):
         _say(prog, sentence)
     # Paths are bytes to the shell: what Python could not decode goes out as it came in.
     sys.stdout.buffer.write(b"".join(os.fsencode(field) + b"\0" for field in run.answer()))
@@ -83,12 +84,23 @@ def _launch(arguments: list[str], choose: Callable[[Any], Any], prog: str) -> in
 
 
 def _planned(request: Any, choose: Callable[[Any], Any], snapshot: Any) -> tuple[Any, Any, Any, Any]:
-    """Return (choice, plan, ready, code); the plan is None where nothing is resumed."""
+    """Return (choice, plan, ready, code); the plan is None where nothing is resumed, or nothing could be planned.
+
+    What another user's record says is asked about first: whether it could be started here is of no interest before.
+    """
     from .planning import preflight
+    from .planning.choice import require_consent
 
     choice = choose(request)
-    ready = preflight.check(choice, request)
-    code = preflight.code_of(choice, ready, snapshot)
+    if not request.is_dry_run:
+        require_consent(choice.consents, is_accepted=request.is_accepted)
+    try:
+        ready = preflight.check(choice, request)
+    except KitError:
+        if not choice.consents or request.is_accepted:
+            raise
+        return choice, None, None, None
+    code = preflight.code_of(choice, ready, snapshot) if ready.may_start else None
     if choice.candidate is None:
         return choice, None, ready, code
     from .planning import plan as plans  # a fresh start need not pay for it
@@ -101,7 +113,7 @@ def _show(choice: Any, plan: Any, *, is_json: bool) -> int:
 
     _print(page.as_json(choice, plan) if is_json else page.as_text(choice, plan))
     if plan is None:
-        return DONE
+        return NEEDS_ACCEPT if choice.consents else DONE
     return REFUSED if plan.refusals else NEEDS_ACCEPT if plan.consents else DONE
 
 
@@ -175,11 +187,14 @@ def _recover(arguments: list[str]) -> int:
 def _code_changed(arguments: list[str]) -> int:
     """Print which code has changed since a run began; nothing where none has, or where git does not say."""
     from .planning import code_change
-    from .run_folder.runs import open_run
+    from .run_folder import trust
 
     os.nice(10)  # beside a training
 
-    names = code_change.answer(code_change.ask(open_run(Path(arguments[0]))))
+    examined = trust.examine(Path(arguments[0]))
+    if not examined.standing.is_callers:
+        return DONE  # git is asked in no folder that another user's record names
+    names = code_change.answer(code_change.ask(examined.run))
     if names:
         _print(plain(code_change.sentence(names)))
     return DONE
@@ -190,6 +205,13 @@ def _stop(arguments: list[str]) -> int:
 
     how = arguments[2:]
     return stopping.stop(Path(arguments[0]), arguments[1], is_now="--now" in how, is_aborted="--aborted" in how)
+
+
+def _version(arguments: list[str]) -> int:
+    from .basics import kit_version
+
+    _print(f"{arguments[0]} resumekit {kit_version.version()} (digest {kit_version.digest()[:12]})")
+    return DONE
 
 
 def _say(prog: str, sentence: str) -> None:
@@ -214,4 +236,5 @@ _VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "stop": (_stop, "stop"),
     "recover": (_recover, "recover"),
     "code-changed": (_code_changed, "code-changed"),
+    "version": (_version, "version"),
 }

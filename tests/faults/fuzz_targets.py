@@ -27,10 +27,10 @@ from resumekit.basics.errors import KitError
 from resumekit.basics.files import UnreadableFile
 from resumekit.basics.paths import RunPaths, checkpoint_name, step_of_name
 from resumekit.configuration import config, schema, yaml_reader
-from resumekit.planning import request
+from resumekit.planning import executed_words, request
 from resumekit.proving import manifest
 from resumekit.proving.checkpoints import CheckpointFolder, select
-from resumekit.run_folder import lineage, listing, log_patterns, status
+from resumekit.run_folder import lineage, listing, log_patterns, status, trust
 from resumekit.run_folder.run_state import fold
 from resumekit.run_folder.runs import RunTable, open_run
 from resumekit.run_folder.state_types import is_sound
@@ -160,6 +160,9 @@ def _run_folder(files: dict[str, bytes], folder: Path) -> None:
     assert watch.as_text([look]).isprintable()
     table.heads("EXP-01")
     table.history(open_run(run_dir))
+    assert trust.standing(open_run(run_dir)).kind in (trust.OWN, trust.OTHERS)
+    assert trust.examine(run_dir).standing.kind in (trust.OWN, trust.OTHERS)
+    json.dumps(executed_words.words(open_run(run_dir).config, SCHEMA))
     _acceptance(run_dir)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from conftest import Kit
+from conftest import Kit, reseal
 from resumekit.basics import journal, processes
 from resumekit.recovery import recovering
 from resumekit.run_folder import live_marker, recovery, status
@@ -81,6 +81,7 @@ def make_run(folder: Path, **config: dict[str, Any]) -> tuple[Path, Ended]:
     resolved = json.loads((run_dir / "resolved_config.json").read_text())
     resolved["recover"]["enabled"] = True
     (run_dir / "resolved_config.json").write_text(json.dumps(resolved, indent=2))
+    reseal(run_dir)
     run = open_run(run_dir)
     live_marker.make(run.paths.live_marker)
     return kit.runs, Ended(run.run_id, "nonfinite", BEGINS_AT, LR_FACTOR, notes)

@@ -205,9 +205,13 @@ def read_bounded(path: Path, limit_bytes: int = SMALL_FILE_BYTES) -> bytes:
 
 def read_json(path: Path, limit_bytes: int = SMALL_FILE_BYTES) -> Any:
     """Read a small JSON file; UnreadableFile for anything that is not strict JSON (NaN and deep nesting too)."""
+    return parse_json(read_bounded(path, limit_bytes))
+
+
+def parse_json(data: bytes) -> Any:
+    """Return the value of strict JSON; UnreadableFile for anything else, as `read_json`."""
     import json  # 2 ms that a reader of checkpoints need not pay
 
-    data = read_bounded(path, limit_bytes)
     try:
         return json.loads(data, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:

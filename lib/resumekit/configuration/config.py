@@ -22,6 +22,8 @@ from .schema_checks import Problem
 from .yaml_reader import Document
 from .yaml_scalars import MAX_BYTES, show
 
+# Of `config_hash`; counted up whenever the same config comes to another hash. A run keeps the one that it began with.
+HASH_VERSION = 1
 CONFIG = paths.KIT_ROOT / "config.yaml"
 # What an experiment says about itself, and the key of the resolved config where it goes.
 _ENTRY_KEYS = {"name": "run_name", "notes": "notes", "lineage": "lineage", "tags": "tags"}
@@ -143,6 +145,11 @@ def dump_yaml(resolved: dict[str, Any]) -> str:
     return yaml_writer.dump(resolved)
 
 
+def as_json(resolved: dict[str, Any]) -> bytes:
+    """Return the bytes of resolved_config.json."""
+    return json.dumps(resolved, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
 def write_resolved(run_dir: Path, resolved: dict[str, Any], file: ConfigFile | None = None) -> None:
     """Write what a run uses into its folder, which must exist: resolved_config.yaml and resolved_config.json.
 
@@ -157,7 +164,7 @@ def write_resolved(run_dir: Path, resolved: dict[str, Any], file: ConfigFile | N
     own = paths.RunPaths(run_dir)
     contents = {
         own.resolved_yaml: dump_yaml(resolved).encode(),
-        own.resolved_json: json.dumps(resolved, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n",
+        own.resolved_json: as_json(resolved),
     }
     # `--logdir .` beside the config itself: the original is its own copy.
     if file and own.config_copy.resolve() != file.path.resolve():

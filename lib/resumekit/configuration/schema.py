@@ -42,6 +42,14 @@ class Schema:
         """Every section, dotted -> its node, outer ones first; experiments left out."""
         return dict(_sections(self.tree, ()))
 
+    @cached_property
+    def executed(self) -> tuple[str, ...]:
+        """The keys whose values are executed, or decide what is (`x-executed`): a process, its place, its environment.
+
+        Taken from another user's run only with a person's consent.
+        """
+        return tuple(key for key, node in self.leaves.items() if node.get("x-executed") is True)
+
     def hashed(self, key: str) -> bool:
         """Return whether a key is part of the config hash; an undeclared one is, unless its section is not."""
         while key:

@@ -117,6 +117,8 @@ def _check_words(node: Node, name: str, source: str) -> None:
     aliases = node.get("x-aliases", [])
     if not isinstance(aliases, list) or not all(isinstance(alias, str) for alias in aliases):
         raise _error(f"'x-aliases' of the key {show(name)} is not a list of texts", source)
+    if not isinstance(node.get("x-executed", False), bool):
+        raise _error(f"'x-executed' of the key {show(name)} is neither true nor false", source)
     if "x-on-resume" in node:
         _check_effect(node["x-on-resume"], name, source)
 

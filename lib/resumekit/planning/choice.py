@@ -11,17 +11,17 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ..basics import claims, processes
-from ..basics.errors import Refused, UsageError
+from ..basics.errors import NeedsAccept, Refused, UsageError
 from ..configuration import config
 from ..configuration.changes import Change
 from ..proving.checkpoints import Candidate
-from ..run_folder import status
+from ..run_folder import status, trust
 from ..run_folder.lineage import check_name
 from ..run_folder.recovery import Recovery
 from ..run_folder.runs import Run, RunTable
-from . import heads, origin
+from . import checkpoint_trust, executed_words, heads, origin
 from .request import Request
-from .resume_config import ResumeConfig, for_resume, resolve_anew
+from .resume_config import ResumeConfig, for_resume
 
 # Data workers notice within seconds that their trainer is gone.
 ORPHANS_WAIT_S = 15.0
@@ -47,6 +47,7 @@ class Choice(NamedTuple):
         changed: config keys that differ from those of the run that holds the checkpoint.
         settled: those of them that the parent had changed already: consent was given then.
         origin: the run that `changed` is about, where it is not the parent.
+        consents: what a person must agree to before anything of it is started: words or files of another user.
         said: sentences for the person.
         recovery: of the incident that the new run recovers from; None where a person starts it.
     """
@@ -66,6 +67,7 @@ class Choice(NamedTuple):
     recovery: Recovery | None = None
     settled: frozenset[str] = frozenset()
     origin: Run | None = None
+    consents: tuple[str, ...] = ()
 
     @property
     def base(self) -> Run | None:
@@ -86,6 +88,13 @@ class Choice(NamedTuple):
     def headline(self) -> str:
         """The title, with the grade of the checkpoint and why it was taken."""
         return f"{self.title} ({self.candidate.grade}: {self.candidate.reason})" if self.candidate else self.title
+
+
+def require_consent(reasons: Sequence[str], *, is_accepted: bool) -> None:
+    """Raise NeedsAccept where there is something to agree to, and `--accept` was not given."""
+    if reasons and not is_accepted:
+        listed = "; ".join(reasons)
+        raise NeedsAccept(f"the plan needs consent, which --accept gives: {listed} (--dry-run shows it whole)")
 
 
 def choose_start(request: Request) -> Choice:
@@ -110,7 +119,7 @@ def choose_start(request: Request) -> Choice:
     _refuse_live(head, "wait for its first checkpoint, or begin another with --fresh")
     said = f"'{head.run_id}' has no checkpoint: beginning anew"
     others = f"; other branches, for resume.sh --from: {heads.listed(found.others)}" if found.others else ""
-    return _anew(_fresh(request, table, (said + others,)), head)
+    return _anew(_fresh(request, table, (said + others,)), head, request, found.another)
 
 
 def choose_resume(request: Request) -> Choice:
@@ -147,21 +156,51 @@ def refuse_continued(parent: Run, table: RunTable) -> None:
 
 def _fresh(request: Request, table: RunTable, said: tuple[str, ...]) -> Choice:
     experiment = heads.experiment_of(request)
-    resolved = resolve_anew(request, experiment)
+    resolved = request.resolved(experiment)
     name = _name(request, config.get(resolved, "experiment.run_name"))
     return Choice(FRESH, experiment, name, resolved, table, tuple(request.settings), said=said)
 
 
-def _anew(choice: Choice, head: Run) -> Choice:
+def _anew(choice: Choice, head: Run, request: Request, another: str | None) -> Choice:
     """Begin anew in the place of a head without a checkpoint: who claims it first, a person or its recovery, begins.
 
     Under another name it is another run, as with --fresh; a folder that the kit did not make is nobody's to take up.
+    The config is the caller's own; a head of another user's that would execute other words is not passed over.
     """
     if not head.is_ours or choice.name != head.name:
         return choice
     _refuse_orphans(head, "begin another with --fresh")
     refuse_continued(head, choice.table)
-    return choice._replace(relation=CONTINUE, parent=head, step=0)
+    advice = f"--accept begins anew in the place of '{head.run_id}', with your own words; --fresh begins beside it"
+    asked: tuple[str, ...] = ()
+    if head.config:
+        asked = executed_words.consents(head, trust.standing(head), head.config, request, choice.experiment, advice)
+    asked += _of_another_project(head, another)
+    return choice._replace(relation=CONTINUE, parent=head, step=0, consents=asked)
+
+
+def _of_another_project(head: Run, another: str | None) -> tuple[str, ...]:
+    if another is None:
+        return ()
+    return (
+        f"'{head.run_id}' {another}: it is another project's; --fresh begins one of this project, a folder of its "
+        "own (paths.runs, --runs) keeps them apart, --accept goes on from it all the same",
+    )
+
+
+def _words_of(
+    parent: Run | None, new: ResumeConfig, request: Request, experiment: str
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return (what a person must agree to before the words of the parent's record are executed, what is only said)."""
+    if parent is None or not new.is_inherited:
+        return (), ()
+    standing = trust.standing(parent)
+    advice = f"--accept executes what '{parent.run_id}' says; resume.sh --reresolve takes your own config"
+    asked = executed_words.consents(parent, standing, new.resolved, request, experiment, advice)
+    if standing.is_callers or asked:
+        return asked, ()
+    name = request.config_file.path.name
+    return (), (f"'{parent.run_id}' is not your own word ({standing.reason}); it would execute what '{name}' says too",)
 
 
 def _resume(request: Request, table: RunTable, found: heads.Found, *said: str) -> Choice:
@@ -180,13 +219,16 @@ def _resume(request: Request, table: RunTable, found: heads.Found, *said: str) -
         said = (*said, *heads.warned(found, table))
     if relation == CONTINUE:
         refuse_what_cannot_be_continued(parent, table)
+    asked, noted = _words_of(parent, new, request, experiment)
+    consents = (*asked, *_of_another_project(parent or found.head, found.another))
+    consents += checkpoint_trust.consents(candidate, new.resolved)
     if found.others and not request.goes_back:
         said += (f"'{found.head.run_id}' is the newest branch; the others, for --from: {heads.listed(found.others)}",)
     return Choice(
         relation, experiment, name, new.resolved, table, new.settings, parent, step, candidate,
         found.selection.candidates, new.differences.changed,
-        (*said, *new.said, *heads.passed_over(found.selection)), settled=new.differences.settled,
-        origin=since.run if since and since.between else None,
+        (*said, *noted, *new.said, *heads.passed_over(found.selection)), settled=new.differences.settled,
+        origin=since.run if since and since.between else None, consents=consents,
     )  # fmt: skip
 
 

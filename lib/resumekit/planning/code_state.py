@@ -27,6 +27,8 @@ MAX_HASHED_IN_ALL = 2 << 30
 # A longer list is recorded as one digest: run.json stays small enough to be read.
 MAX_RECORDED_BYTES = 300_000
 TIMEOUT_S = 20.0
+# git walks every commit for the first one, some 100,000 in a second: a start does not wait for more.
+FIRST_COMMIT_S = 0.5
 _BINARY_NAMED = 100
 _SUBMODULE = b"160000"
 _CHUNK = 1 << 20
@@ -49,6 +51,7 @@ class Code(NamedTuple):
         binary: how many of them are recorded by digest alone.
         files: the digests of the files that the trainer's command names.
         untracked: those of them that git knows nothing of.
+        first_commit: the repository's first one, the same in every clone; None where git does not say it in time.
     """
 
     commit: str | None
@@ -60,6 +63,7 @@ class Code(NamedTuple):
     binary: int = 0
     files: dict[str, str] = {}  # noqa: RUF012 (never changed)
     untracked: tuple[str, ...] = ()
+    first_commit: str | None = None
 
     @property
     def said(self) -> list[str]:
@@ -82,6 +86,7 @@ class Snapshot(NamedTuple):
     changed: answers.Question | None = None
     diff: answers.Question | None = None
     has_repository: bool = False
+    first: answers.Question | None = None
 
 
 def start_snapshot(root: Path) -> Snapshot:
@@ -94,7 +99,8 @@ def start_snapshot(root: Path) -> Snapshot:
     diff = ["-c", "core.bigFileThreshold=4m", "diff", "HEAD", "--no-ext-diff", "--no-textconv", "--no-color",
             "--no-renames", "--src-prefix=a/", "--dst-prefix=b/", "--no-relative", "-U3", "--", "."]  # fmt: skip
     head = _git(root, ["rev-parse", "--verify", "HEAD"])
-    return Snapshot(root, head, ask_changed(root, "HEAD"), _git(root, diff), has_repository=True)
+    changed, first = ask_changed(root, "HEAD"), _ask_first(root)
+    return Snapshot(root, head, changed, _git(root, diff), has_repository=True, first=first)
 
 
 def ask_tracked(root: Path, names: Sequence[str]) -> answers.Question | None:
@@ -125,7 +131,8 @@ def finish_snapshot(snapshot: Snapshot, scope: Scope | None = None) -> Code:
     diff = answers.collect(snapshot.diff, MAX_PATCH_BYTES, TIMEOUT_S)
     commit = head if head.isalnum() else None
     is_known = snapshot.changed is None or changed is not None
-    code = Code(commit, b"", None, 0, is_known, changed)
+    first = _read_first(snapshot.first, FIRST_COMMIT_S)
+    code = Code(commit, b"", None, 0, is_known, changed, first_commit=first)
     if not diff.size:
         return code
     if diff.size > MAX_PATCH_BYTES:
@@ -135,6 +142,24 @@ def finish_snapshot(snapshot: Snapshot, scope: Scope | None = None) -> Code:
     patch, redacted = redact(text)
     head_lines = _named_binaries(binary, changed or {})
     return code._replace(patch=head_lines + patch, diff_sha256=diff.sha256, redacted=redacted, binary=len(binary))
+
+
+def first_commit(root: Path) -> str | None:
+    """Return the first commit of the repository that `root` lies in; None where there is none, or git does not say."""
+    return _read_first(_ask_first(root), TIMEOUT_S) if has_repository(root) else None
+
+
+def _ask_first(root: Path) -> answers.Question | None:
+    # A shallow clone begins where it was cut off: it cannot say where its repository does.
+    if any(os.path.lexists(folder / ".git" / "shallow") for folder in (root, *root.parents)):
+        return None
+    return _git(root, ["rev-list", "--max-parents=0", "HEAD"])
+
+
+def _read_first(question: answers.Question | None, timeout_s: float) -> str | None:
+    """Return the last line: of several beginnings, where histories were joined, the oldest."""
+    lines = answers.collect(question, 1 << 20, timeout_s).kept.decode("ascii", "replace").split()
+    return lines[-1] if lines and lines[-1].isalnum() else None
 
 
 def has_repository(root: Path) -> bool:

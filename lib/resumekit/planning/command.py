@@ -43,6 +43,11 @@ def fill(template: str, values: Mapping[str, str], config: Mapping[str, Any], so
     return _PLACEHOLDER.sub(replace, template)
 
 
+def placeholders(template: str) -> list[str]:
+    """Return the names in the placeholders of one argv element."""
+    return [match[1] for match in _PLACEHOLDER.finditer(template) if match[1] is not None]
+
+
 def build_argv(config: Mapping[str, Any], values: Mapping[str, str], *, is_resume: bool) -> list[str]:
     """Return the trainer's argv: command, then resume_args on a resume, then extra_args as they stand."""
     trainer = config["trainer"]

@@ -27,13 +27,13 @@ MAX_BYTES = 32 << 20
 
 
 def ask(choice: Choice, ready: Ready) -> WeightFit | None:
-    """Ask the trainer for its model and compare; None where it offers no description.
+    """Ask the trainer for its model and compare; None where it offers no description, or may not be started.
 
     Raises:
         InvalidFile: it offers one and does not give it, or gives something else.
     """
     arguments = config.get(choice.config, "trainer.describe_args")
-    if not arguments:
+    if not arguments or not ready.may_start:
         return None
     import tempfile  # late, as subprocess below: other starts need not pay for it
 

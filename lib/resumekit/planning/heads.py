@@ -18,7 +18,7 @@ from ..proving.grades import PROVEN, WEIGHTS, WITNESSED
 from ..run_folder.lineage import check_experiment, parse_run_name
 from ..run_folder.quarantine import quarantined_names
 from ..run_folder.runs import Run, RunTable, run_around
-from . import spoilt
+from . import project, spoilt
 from .request import Request
 
 _NAMED_IN_A_MESSAGE = 5
@@ -33,12 +33,14 @@ class Found(NamedTuple):
         parent: the run that a new one would descend from: the head, or whoever holds the checkpoint that was named.
         selection: the checkpoint, and each one that was thought of.
         others: heads of the same experiment that were not searched, newest first.
+        another: how the head is another project's, for a message; None where it is this one's, or was named.
     """
 
     head: Run | None
     parent: Run | None
     selection: Selection
     others: tuple[Run, ...] = ()
+    another: str | None = None
 
 
 def experiment_of(request: Request) -> str:
@@ -53,7 +55,7 @@ def search(request: Request, table: RunTable) -> Found:
     Raises:
         UsageError: the run is not there, or the step is on several branches.
     """
-    head, others = _head(request, table)
+    head, others, another = _head(request, table)
     if request.checkpoint is not None:
         holder = run_around(table, Path(os.path.realpath(request.checkpoint)))
         head = holder or head
@@ -62,11 +64,11 @@ def search(request: Request, table: RunTable) -> Found:
         return Found(None, None, Selection(None, ()))
     selection = _select(request, head, table.history(head))
     if not selection.candidates and request.step is not None and request.from_run is None:
-        return _on_another_branch(request, table, Found(head, head, selection, others))
+        return _on_another_branch(request, table, Found(head, head, selection, others, another))
     parent = head
     if selection.chosen is not None and (request.step is not None or request.best):
         parent = table.get(selection.chosen.run_id) or head
-    return Found(head, parent, selection, others)
+    return Found(head, parent, selection, others, another)
 
 
 def search_stable(run: Run, table: RunTable, max_step: int | None) -> Selection:
@@ -134,14 +136,23 @@ def listed(runs: tuple[Run, ...]) -> str:
     return names + (f" and {len(runs) - _NAMED_IN_A_MESSAGE} more" if len(runs) > _NAMED_IN_A_MESSAGE else "")
 
 
-def _head(request: Request, table: RunTable) -> tuple[Run | None, tuple[Run, ...]]:
-    """Return (the head that the request is about, the experiment's other heads)."""
+def _head(request: Request, table: RunTable) -> tuple[Run | None, tuple[Run, ...], str | None]:
+    """Return (the head that the request is about, the experiment's other heads, how it is another project's)."""
     if request.from_run is not None:
-        return _named(table, request.from_run, " (given with --from)"), ()
+        return _named(table, request.from_run, " (given with --from)"), (), None
     if "_" in request.experiment:
-        return _past_damaged(table, _named(table, request.experiment, "")), ()
-    heads = table.heads(check_experiment(request.experiment))
-    return (heads[0], tuple(heads[1:])) if heads else (None, ())
+        return _past_damaged(table, _named(table, request.experiment, "")), (), None
+    experiment = check_experiment(request.experiment)
+    heads = table.heads(experiment)
+    if not heads:
+        return None, (), None
+    of_another: str | None = None
+    for run in heads:  # the newest of this project; only where there is none, the newest of another
+        how = project.another(run, request, experiment)
+        if how is None:
+            return run, tuple(one for one in heads if one is not run), None
+        of_another = of_another or how
+    return heads[0], tuple(heads[1:]), of_another
 
 
 def _named(table: RunTable, run_id: str, origin: str) -> Run:
@@ -217,7 +228,7 @@ def _on_another_branch(request: Request, table: RunTable, found: Found) -> Found
         holders = tuple(run for run, _ in there.values())
         raise UsageError(f"step {request.step} is on several branches: name one with --from: {listed(holders)}")
     for run, selection in there.values():
-        return Found(run, run, selection, found.others)
+        return Found(run, run, selection, found.others, project.another(run, request, found.head.experiment or ""))
     return found
 
 

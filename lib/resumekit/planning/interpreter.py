@@ -97,6 +97,18 @@ class Versions:
         return {"python": version, "torch": torch, "cuda": cuda, "driver": _driver_version()}
 
 
+class NotAsked:
+    """In the place of `Versions` where the interpreter may not be started yet: nothing is known, nothing compared."""
+
+    def answer(self) -> dict[str, str | None]:
+        """Return no version at all."""
+        return {}
+
+    def comparable(self) -> dict[str, str | None]:
+        """Return no version at all."""
+        return {}
+
+
 def _user_folder() -> list[str]:
     """Return the user's own site-packages: `-I` leaves it out of our path, the trainer has it on its own."""
     import site  # loaded already wherever it is of use

@@ -39,7 +39,9 @@ def as_text(choice: Choice, plan: Plan | None) -> str:
         lines += _plan_lines(plan)
     lines += [line for sentence in choice.said if not _is_listed(sentence) for line in _row("note", sentence)]
     if plan is not None:
-        lines += _verdict(plan)
+        lines += _verdict(plan.verdict, plan.refusals or plan.consents)
+    elif choice.consents:
+        lines += _verdict(plans.NEEDS_CONSENT, choice.consents)
     lines.append("nothing was changed (--dry-run)")
     return "\n".join(map(plain, lines))
 
@@ -48,6 +50,8 @@ def as_json(choice: Choice, plan: Plan | None) -> str:
     """Return the same for programs: the plan's fields, and every checkpoint that was thought of."""
     parent = choice.parent.run_id if choice.parent else None
     anew = {"relation": choice.relation, "experiment": choice.experiment, "parent_run_id": parent, "checkpoint": None}
+    if choice.consents:
+        anew |= {"verdict": plans.NEEDS_CONSENT, "consents": list(choice.consents)}
     fields = plan.as_fields() if plan else anew
     candidates = [
         {"step": one.step, "path": str(one.path), "run_id": one.run_id, "verdict": one.verdict, "reason": one.reason}
@@ -173,9 +177,9 @@ def _steps(rate: Rate) -> str:
     return f"steps {rate.first_step} to {rate.first_step + STEPS_SHOWN - 1}"
 
 
-def _verdict(plan: Plan) -> Iterator[str]:
-    yield f"verdict: {plan.verdict}" + (", --accept gives it" if plan.verdict == plans.NEEDS_CONSENT else "")
-    for reason in plan.refusals or plan.consents:
+def _verdict(verdict: str, reasons: Sequence[str]) -> Iterator[str]:
+    yield f"verdict: {verdict}" + (", --accept gives it" if verdict == plans.NEEDS_CONSENT else "")
+    for reason in reasons:
         yield from _row("because", reason)
 
 

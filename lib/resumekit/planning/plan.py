@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ..basics import lr_scale
 from ..basics.actions import ABSENT, LOAD, PARTIAL, SWAP
-from ..basics.errors import InvalidFile, NeedsAccept, Refused
+from ..basics.errors import InvalidFile, Refused
 from ..basics.files import UnreadableFile, read_json
 from ..basics.lr_scale import LrScale, Ramp
 from ..configuration import config
@@ -24,7 +24,7 @@ from ..proving.checkpoints import Candidate
 from ..proving.weight_fit import WeightFit
 from ..run_folder.recovery import Recovery
 from . import components, description, environment, forecast, plan_rules, schedules
-from .choice import CONTINUE, Choice
+from .choice import CONTINUE, Choice, require_consent
 from .code_state import Code
 from .components import Component, Optimizers
 from .forecast import Forecast
@@ -99,9 +99,7 @@ class Plan(NamedTuple):
         """
         if self.refusals:
             raise Refused(f"the plan is refused: {'; '.join(self.refusals)} ({_HINT})")
-        if self.consents and not is_accepted:
-            reasons = "; ".join(self.consents)
-            raise NeedsAccept(f"the plan needs consent, which resume.sh --accept gives: {reasons} ({_HINT})")
+        require_consent(self.consents, is_accepted=is_accepted)
 
     def as_fields(self) -> dict[str, Any]:
         """Return the plan by schemas/plan.schema.json, without the run that will carry it out."""
@@ -172,7 +170,8 @@ def make(choice: Choice, schema: Schema, ready: Ready, code: Code | None) -> Pla
     rules = plan_rules.judge(found, choice, held, optimizers, match, settled)
     ahead = forecast.of(choice, schema, held_scale, scale, found)
     measures = tuple(_measures(choice.recovery, held_scale, scale))
-    consents = (*rules.consents, *environment.consents(record, versions)) if choice.recovery is None else rules.consents
+    of_this_machine = environment.consents(record, versions) if choice.recovery is None else ()
+    consents = (*choice.consents, *rules.consents, *of_this_machine)
     return Plan(choice, found, differs, measures, scale, match, ahead, consents, rules.refusals)
 
 

@@ -34,6 +34,8 @@ class Ready(NamedTuple):
         python: what `{python}` stands for.
         search_path: the trainer's PYTHONPATH.
         versions: the question for the versions of the trainer's interpreter, under way.
+        may_start: whether the trainer and its interpreter may be started; not before a person has agreed to words
+            of another user's, and never by a dry run of such.
     """
 
     root: Path
@@ -41,7 +43,8 @@ class Ready(NamedTuple):
     dataset: Path | None
     python: str
     search_path: str
-    versions: interpreter.Versions | None = None
+    versions: interpreter.Versions | interpreter.NotAsked | None = None
+    may_start: bool = True
 
 
 def check(choice: Choice, request: Request) -> Ready:
@@ -69,6 +72,8 @@ def check(choice: Choice, request: Request) -> Ready:
     if choice.recovery is None:  # a missing mailer must not keep a run from going on in the night
         command.check_notifier(config.get(choice.config, "notify.command"), root, search_path)
     _refuse_full_disk(choice.table.runs_dir)
+    if choice.consents and not (request.is_accepted and not request.is_dry_run):
+        return ready._replace(versions=interpreter.NotAsked(), may_start=False)
     python = interpreter.of_trainer(argv, ready.cwd, ready.python)
     is_wrapped = interpreter.is_wrapped(choice.config, argv)
     return ready._replace(versions=interpreter.Versions(python, ready.search_path, is_wrapped=is_wrapped))

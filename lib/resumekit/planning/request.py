@@ -33,6 +33,7 @@ class Request(NamedTuple):
         extra_args: what stood behind `--`; None if there was no `--`.
         step, best, checkpoint, from_run: where to start from.
         reresolve: take the config as the file has it now.
+        is_accepted: `--accept`: a person agrees to what needs consent.
     """
 
     experiment: str
@@ -51,6 +52,19 @@ class Request(NamedTuple):
     from_run: str | None = None
     reresolve: bool = False
     is_dry_run: bool = False
+    is_accepted: bool = False
+
+    def resolved(self, experiment: str) -> dict[str, Any]:
+        """Return the config as the file has it now, with `--set` and the trainer's arguments of the command line.
+
+        Raises:
+            UsageError, InvalidFile: as config.resolve.
+        """
+        file = self.config_file
+        resolved = config.resolve(file.document, experiment, self.settings, schema=file.schema)
+        if self.extra_args is not None:
+            resolved["trainer"]["extra_args"] = list(self.extra_args)
+        return resolved
 
     @property
     def goes_back(self) -> bool:
@@ -117,6 +131,7 @@ class Options(NamedTuple):
             from_run=values.get("from"),
             reresolve="reresolve" in self.switches,
             is_dry_run="dry-run" in self.switches,
+            is_accepted="accept" in self.switches,
         )
 
     def _path(self, name: str) -> Path | None:

@@ -28,19 +28,14 @@ class ResumeConfig(NamedTuple):
         settings: every `--set` that went into it, the parent's first.
         said: sentences for the person.
         differences: what it changes; nothing where the parent has no config.
+        is_inherited: it is made of the parent's record, with the command line on top; else of the config file.
     """
 
     resolved: dict[str, Any]
     settings: tuple[str, ...]
     said: tuple[str, ...]
     differences: Differences = Differences()
-
-
-def resolve_anew(request: Request, experiment: str) -> dict[str, Any]:
-    """Return the config as the file has it now, with `--set` and the trainer's arguments of the command line."""
-    file = request.config_file
-    resolved = config.resolve(file.document, experiment, request.settings, schema=file.schema)
-    return _with_extra_args(resolved, request)
+    is_inherited: bool = False
 
 
 def for_resume(request: Request, experiment: str, parent: Run | None, since: Origin | None) -> ResumeConfig:
@@ -57,12 +52,13 @@ def for_resume(request: Request, experiment: str, parent: Run | None, since: Ori
     if parent is None or since is None or not parent.config:
         whose = f"'{parent.run_id}'" if parent else "the checkpoint's run"
         said = f"{whose} has no resolved config: '{name}' as it is now is used"
-        return ResumeConfig(resolve_anew(request, experiment), own, (said,))
+        return ResumeConfig(request.resolved(experiment), own, (said,))
     schema = request.config_file.schema
-    if parent.experiment != experiment or request.reresolve:
+    is_inherited = parent.experiment == experiment and not request.reresolve
+    if not is_inherited:
         since = since._replace(policies={})  # what was told with `--set` is not taken over
         before = since.run.config.get("resume", {})
-        resolved = with_swap(resolve_anew(request, experiment))
+        resolved = with_swap(request.resolved(experiment))
         settings, said = own, ()
     else:
         before = _policies(request, experiment)
@@ -71,7 +67,7 @@ def for_resume(request: Request, experiment: str, parent: Run | None, since: Ori
         resolved = with_swap(_with_extra_args(config.override(inherited, request.settings, schema, source), request))
         settings, said = (*parent.settings, *own), _outdated(request, experiment, parent)
     differences = origin.differences(since, parent, resolved, before, schema)
-    return ResumeConfig(resolved, settings, (*since.said, *said), differences)
+    return ResumeConfig(resolved, settings, (*since.said, *said), differences, is_inherited)
 
 
 def _policies(request: Request, experiment: str) -> dict[str, Any]:

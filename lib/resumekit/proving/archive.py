@@ -159,8 +159,11 @@ def records(descriptor: int) -> list[Record]:
         end_of_last = record.offset + _LOCAL.size + len(record.name.encode()) + record.size
     if end_of_last > start:
         raise UnreadableFile("its records claim more bytes than the file has")
-    if len({record.name for record in found}) != len(found):
+    # torch finds a record whatever its case, below the folder of the first one; here it must be the same one.
+    if len({record.name.casefold() for record in found}) != len(found):
         raise UnreadableFile("two records have the same name")
+    if len({record.name.partition("/")[0] for record in found}) > 1:
+        raise UnreadableFile("its records lie in two folders: two archives in one file")
     return found
 
 

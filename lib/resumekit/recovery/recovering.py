@@ -10,26 +10,26 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import stat
 import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..basics import claims, journal, processes
+from ..basics import claims, journal, ownership, processes
 from ..basics.causes import OOM
 from ..basics.errors import FAILED, Busy, DiskFull, KitError, Refused
-from ..basics.files import UnreadableFile, read_bounded
 from ..basics.terminal import plain
 from ..configuration import config, schema
 from ..configuration.changes import changes
 from ..configuration.config import ConfigFile
-from ..planning import code_change, code_state, origin, plan, preflight
+from ..planning import checkpoint_trust, code_change, code_state, origin, plan, preflight
 from ..planning.choice import CONTINUE, Choice, refuse_what_cannot_be_continued
 from ..planning.request import Request
-from ..run_folder import run_end, status
+from ..run_folder import run_end, status, trust
 from ..run_folder.recovery import Recovery
 from ..run_folder.run_state import State
-from ..run_folder.runs import Run, RunTable, open_run
+from ..run_folder.runs import Run, RunTable
 from ..supervision import aborting, launch
 from ..supervision.witness import Witness
 from ..watching.limits import limits_of
@@ -44,7 +44,6 @@ GIVE_UP_S = 3600.0
 # How long a sidecar may take to start, and to write down the end: it may have a checkpoint of many GB to witness.
 SIDECAR_START_S = 2.0
 END_WAIT_S = 60.0
-MAX_CONFIG_BYTES = 4 << 20
 KILL_WAIT_S = 10.0
 # The longest wait between two starts.
 MAX_BACKOFF_S = 3600.0
@@ -69,10 +68,16 @@ def recover(run_dir: Path, launcher_pid: int, *, is_attended: bool = False) -> O
         launcher_pid: the process that would start the trainer.
         is_attended: a person has started this run, and waits for its launcher.
     """
-    run = open_run(run_dir)
+    examined = trust.examine(run_dir)
+    run = examined.run
     table = RunTable(run_dir.parent)
+    table.put(run)
     launcher = processes.identify(launcher_pid)
-    if not run.is_ours or run.setting("recover", "enabled") is not True or os.path.lexists(run.paths.paused):
+    if not run.is_ours or os.path.lexists(run.paths.paused):
+        return NOTHING
+    if _is_only_said(examined):
+        return NOTHING
+    if examined.standing.is_callers and run.setting("recover", "enabled") is not True:
         return NOTHING
     if (origin := false_starts.origin(run, table)) is not None:
         is_first_look = false_starts.give_back(origin, run, launcher)
@@ -95,7 +100,7 @@ def recover(run_dir: Path, launcher_pid: int, *, is_attended: bool = False) -> O
             _say(f"'{run.run_id}' is not tried again: {reason}")
             attention.call(run, found, reason, is_told=True)
             return NOTHING
-        outcome = _decide(run, state, table, found, launcher_pid)
+        outcome = _decide(examined, state, table, found, launcher_pid)
         if isinstance(outcome, str):
             _say(f"'{run.run_id}' needs attention: {outcome}")
             attention.call(run, found, outcome)
@@ -117,10 +122,24 @@ def _state_at_the_end(run: Run) -> State:
     return state
 
 
-def _decide(run: Run, state: State, table: RunTable, found: Incident, launcher_pid: int) -> Outcome | str:
+def _is_only_said(examined: trust.Examined) -> bool:
+    """Say why a run is not the caller's word; whether that is all, because its journal is not the caller's either."""
+    run = examined.run
+    if examined.standing.is_callers:
+        return False
+    _say(f"'{run.run_id}' is not taken up: {examined.standing.reason}")
+    return not (ownership.is_callers(run.paths.run_dir, stat.S_IFDIR) and ownership.is_callers(run.paths.journal))
+
+
+def _decide(
+    examined: trust.Examined, state: State, table: RunTable, found: Incident, launcher_pid: int
+) -> Outcome | str:
     """Return what is to be done; a sentence where a person has to do it."""
+    run = examined.run
+    if not examined.standing.is_callers:
+        return f"{examined.standing.reason}; nothing in it is executed without a person (docs/security.md)"
     try:
-        return _take_up(run, state, table, found, launcher_pid)
+        return _take_up(examined, state, table, found, launcher_pid)
     except (DiskFull, Busy):
         raise
     except KitError as error:
@@ -165,7 +184,10 @@ def _call_for_help(run: Run, state: State, table: RunTable, found: Incident, rea
         return False
 
 
-def _take_up(run: Run, state: State, table: RunTable, found: Incident, launcher_pid: int) -> Outcome | str:
+def _take_up(
+    examined: trust.Examined, state: State, table: RunTable, found: Incident, launcher_pid: int
+) -> Outcome | str:
+    run = examined.run
     if reason := hindrances.before_a_choice(run, found):
         return reason
     if (left_s := _backoff_left_s(run, found)) > 0:
@@ -181,7 +203,7 @@ def _take_up(run: Run, state: State, table: RunTable, found: Incident, launcher_
         return reason if over.wait_s is None else _wait(run, state, reason, over.wait_s)
     suspect = suspicion.left_aside(run, table)
     _attest(run)
-    request = _request(run, table)
+    request = _request(examined, table)
     snapshot, asked = code_state.start_snapshot(request.root), code_change.ask(run)
     choice = _choice(run, state, table, found, request, suspect)
     _end_orphans(run, state)
@@ -244,15 +266,14 @@ def _backoff_left_s(run: Run, found: Incident) -> float:
     return max(0.0, wait_s - age_s) if age_s >= 0 else 0.0  # a negative age is one of another boot
 
 
-def _request(run: Run, table: RunTable) -> Request:
-    """Return the request that the run itself stands for: its own config, read from its own folder."""
+def _request(examined: trust.Examined, table: RunTable) -> Request:
+    """Return the request that the run itself stands for: its own config, as it was read from its own folder."""
+    run, content = examined.run, examined.config_copy
     own = schema.load()
     resolved = config.override(run.config, (), own, f"the config of run '{run.run_id}'")
     file = ConfigFile(Path(str(run.record.get("config_file"))), None, "", b"", own)
-    try:
-        content = read_bounded(run.paths.config_copy, MAX_CONFIG_BYTES)
-    except UnreadableFile as error:
-        raise Refused(f"the config's copy '{run.paths.config_copy}' cannot be read: {error}") from error
+    if content is None:
+        raise Refused(f"the config's copy '{run.paths.config_copy}' cannot be read")
     file = file._replace(content=content, sha256=hashlib.sha256(content).hexdigest())
     return Request(run.run_id, file, resolved, Path(str(run.record.get("root"))), table.runs_dir)
 
@@ -284,7 +305,7 @@ def _choice(
     return Choice(
         CONTINUE, str(run.experiment), run.name, resolved, table, settings, run, step, chosen,
         begin.selection.candidates, differs.changed, (*begin.said, *since.said), recovery, differs.settled,
-        since.run if since.between else None,
+        since.run if since.between else None, checkpoint_trust.consents(chosen, resolved),
     )  # fmt: skip
 
 

@@ -148,6 +148,12 @@ def open_run(run_dir: Path) -> Run:
         record = read_json(paths.run_json, MAX_RECORD_BYTES)
     except UnreadableFile:
         return Run(paths, {})
+    return run_of(run_dir, record)
+
+
+def run_of(run_dir: Path, record: Any) -> Run:
+    """Return the run of a folder whose run.json has been read."""
+    paths = RunPaths(run_dir)
     if not isinstance(record, dict) or record.get("run_id") != run_dir.name:
         return Run(paths, {})  # a copied folder under another name is not the run that it says it is
     folders = record.get("paths")
@@ -185,6 +191,10 @@ class RunTable:
                 return None
             self._runs[run_id] = open_run(self.runs_dir / run_id)
         return self._runs[run_id]
+
+    def put(self, run: Run) -> None:
+        """Take a run as it was read already: whatever is asked of it here is answered from that."""
+        self._runs[run.run_id] = run
 
     def has_started(self, run_id: str) -> bool:
         """Return whether there is a run of that id that ever had a trainer; looks again each time."""

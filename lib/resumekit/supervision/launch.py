@@ -23,7 +23,7 @@ from ..planning.choice import CONTINUE, FRESH, Choice, refuse_continued
 from ..planning.code_state import Code
 from ..planning.heads import holder_of
 from ..planning.request import Request
-from ..run_folder import lineage, live_marker
+from ..run_folder import lineage, live_marker, seals
 from ..run_folder.runs import Run
 from . import run_record
 
@@ -42,6 +42,7 @@ class Launch(NamedTuple):
         prove: the checkpoint whose digest is to be computed beside the trainer's start, or None.
         head: the folder of the run that this one continues, or None; its claim is checked once more at the start.
         argv: the trainer's command.
+        unsealed: why its records could not be sealed (`run_folder/seals`); None where they are, or no seals are kept.
     """
 
     run_id: str
@@ -52,6 +53,7 @@ class Launch(NamedTuple):
     prove: Path | None
     head: Path | None
     argv: list[str]
+    unsealed: str | None = None
 
     def answer(self) -> list[str]:
         """Return the fields for Bash, in the order of kit_supervise in lib/launcher.sh."""
@@ -103,6 +105,7 @@ def prepare(
     """
     launcher = processes.identify(launcher_pid)
     paths = _claim_folder(choice)
+    launch = None
     try:
         argv = preflight.trainer_argv(choice, paths, ready)
         _claim_parent(choice, paths, launcher)
@@ -110,9 +113,9 @@ def prepare(
         head = choice.parent.paths.run_dir if choice.relation == CONTINUE and choice.parent else None
         token = os.urandom(16).hex()
         launch = Launch(paths.run_dir.name, paths, ready.cwd, token, digest, _to_prove(choice), head, argv)
-        _fill(choice, request, launch, ready, code, plan, launcher, kit_argv)
+        launch = launch._replace(unsealed=_fill(choice, request, launch, ready, code, plan, launcher, kit_argv))
     except BaseException as error:
-        _take_back(choice, paths)
+        _take_back(choice, paths, launch)
         if isinstance(error, OSError):
             raise KitError(f"the run folder '{paths.run_dir}' cannot be written: {error.strerror}") from error
         raise
@@ -189,21 +192,28 @@ def _to_prove(choice: Choice) -> Path | None:
 def _fill(
     choice: Choice, request: Request, launch: Launch, ready: preflight.Ready, code: Code,
     plan: dict[str, Any] | None, launcher: processes.Identity | None, kit_argv: Sequence[str],
-) -> None:  # fmt: skip
-    """Write everything into the new folder; run.json first, it says what the folder is."""
+) -> str | None:  # fmt: skip
+    """Write everything into the new folder; run.json first, it says what the folder is. Returns why it has no seal."""
     paths = launch.paths
     record = run_record.record(
         choice, request, paths, root=ready.root, cwd=ready.cwd, argv=launch.argv, kit_argv=kit_argv, code=code,
         versions=ready.versions.answer(), config_hash=launch.config_hash, token=launch.token, launcher=launcher,
     )  # fmt: skip
-    write_atomic(paths.run_json, to_json(record), durable=True)
+    sealed = {
+        paths.run_json.name: to_json(record),
+        paths.resolved_json.name: config.as_json(choice.config),
+        paths.config_copy.name: request.config_file.content,
+    }
+    if plan is not None:
+        sealed[paths.resume_plan.name] = to_json({"run_id": launch.run_id, "created_at": utc_now(), **plan})
+    write_atomic(paths.run_json, sealed[paths.run_json.name], durable=True)
     paths.checkpoints.mkdir(parents=True, exist_ok=True)
     paths.logs.mkdir(parents=True, exist_ok=True)
     paths.status.parent.mkdir(parents=True, exist_ok=True)
     config.write_resolved(paths.run_dir, choice.config)
     write_new(paths.config_copy, request.config_file.content)
     if plan is not None:
-        write_new(paths.resume_plan, to_json({"run_id": launch.run_id, "created_at": utc_now(), **plan}))
+        write_new(paths.resume_plan, sealed[paths.resume_plan.name])
     environment = {
         "RESUMEKIT_RUN_DIR": str(paths.run_dir),
         "RESUMEKIT_RUN_ID": launch.run_id,
@@ -220,8 +230,11 @@ def _fill(
         paths.dataset.symlink_to(ready.dataset)
     preflight.copy_checkpoint(choice, paths)
     write_new(paths.output_log, b"")
+    # From what was written, not from what lies there now: other users may be able to write into the folder.
+    unsealed = seals.keep(paths, record, sealed, config.get(choice.config, "notify.command"))
     live_marker.make(paths.live_marker)
     _make_durable(paths)
+    return unsealed
 
 
 def _make_durable(paths: RunPaths) -> None:
@@ -236,9 +249,11 @@ def _make_durable(paths: RunPaths) -> None:
     fsync_directory(paths.run_dir.parent)
 
 
-def _take_back(choice: Choice, paths: RunPaths) -> None:
-    """Remove the folder that this process has just made, and its claims; nobody else has seen it."""
+def _take_back(choice: Choice, paths: RunPaths, launch: Launch | None) -> None:
+    """Remove the folder that this process has just made, its seal and its claims; no other process has seen it."""
     shutil.rmtree(paths.run_dir, ignore_errors=True)
+    if launch is not None:
+        seals.release({"run_id": launch.run_id, "token": launch.token})
     with contextlib.suppress(OSError):
         paths.live_marker.unlink()
     run_id = paths.run_dir.name

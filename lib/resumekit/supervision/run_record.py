@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..basics import processes, recorded_environment
+from ..basics import kit_version, processes, recorded_environment
 from ..basics.files import utc_now
-from ..basics.paths import KIT_ROOT, RunPaths, relative_to_run
+from ..basics.paths import RunPaths, relative_to_run
 from ..basics.redaction import redact
 from ..configuration import config
 from ..planning.choice import Choice
@@ -37,6 +38,8 @@ def record(
         "relation": choice.relation,
         "recovery": choice.recovery.as_fields() if choice.recovery else None,
         "config_hash": config_hash,
+        "config_hash_version": config.HASH_VERSION,
+        "resolved_sha256": hashlib.sha256(config.as_json(resolved)).hexdigest(),
         "config_file": str(request.config_file.path.absolute()),
         "config_sha256": request.config_file.sha256,
         "settings": list(choice.settings),
@@ -45,7 +48,10 @@ def record(
         "cwd": str(cwd),
         "root": str(root),
         "paths": {key: resolved["paths"][key] for key in ("checkpoints", "logs", "status")},
-        "git": {"commit": code.commit, "diff_sha256": code.diff_sha256, "redacted": code.redacted},
+        "git": {
+            "commit": code.commit, "first_commit": code.first_commit, "diff_sha256": code.diff_sha256,
+            "redacted": code.redacted,
+        },
         "code": {"changed": code.changed, "files": code.files},
         "host": processes.host_name(),
         "boot_id": processes.boot_id(),
@@ -56,8 +62,9 @@ def record(
         "environment": environment(resolved["trainer"]["env"]),
         "seed": config.get(resolved, "training.seed"),
         "created_at": utc_now(),
-        "kit_version": (KIT_ROOT / "VERSION").read_text(encoding="utf-8").strip(),
-    }
+        "kit_version": kit_version.version(),
+        "kit_digest": kit_version.digest(),
+    }  # fmt: skip
 
 
 def environment(extra_names: Sequence[str]) -> dict[str, Any]:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..basics import claims, journal, processes, recorded_environment
+from ..basics import claims, journal, ownership, processes, recorded_environment
 from ..basics.errors import DONE
 from ..basics.paths import LIB, RunPaths
-from ..run_folder import live_marker, status
+from ..run_folder import live_marker, status, trust
 from ..run_folder.runs import Run, RunTable
 from ..supervision import aborting
 from .abort_rules import SICK, WARNING
@@ -102,8 +103,10 @@ def _about(runs_dir: Path, look: Look) -> Iterator[Deed]:
         return
     if not run.is_ours or not run.config:
         return  # what it was told to do cannot be read now
-    if os.stat(run.paths.run_dir).st_uid != os.geteuid():
-        yield Deed(look.run_id, "left alone: its folder belongs to another user")
+    if not ownership.is_callers(run.paths.run_dir, stat.S_IFDIR):
+        is_link = os.path.islink(run.paths.run_dir)
+        words = "is a link" if is_link else "belongs to another user"
+        yield Deed(look.run_id, f"left alone: its folder {words}")
         return
     if look.verdict == SICK and not live_marker.was_made_here(run.paths.live_marker):
         yield Deed(look.run_id, "left alone: its marker in .live was not made by a launcher here, but copied")
@@ -171,7 +174,15 @@ def _about_untold(run: Run, view: status.View) -> Iterator[Deed]:
 
 
 def environment_of(run: Run) -> dict[str, str]:
-    """Return the environment that a run was started with, as it is recorded; of `trainer.env` what is set here."""
+    """Return the environment that a run was started with, as it is recorded; of `trainer.env` what is set here.
+
+    Only where the record is the caller's own word: a PATH in another user's would choose what is executed. Else the
+    environment here; `recover` says then why the run is not taken up.
+    """
+    examined = trust.examine(run.paths.run_dir)
+    if not examined.standing.is_callers:
+        return dict(os.environ)
+    run = examined.run
     recorded = run.record.get("environment")
     values = recorded.get("values") if isinstance(recorded, dict) else None
     kept = values if isinstance(values, dict) else {}

@@ -1,0 +1,611 @@
+"""Whose word a run folder is: what is executed comes from the caller, whatever lies in a shared `runs/`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import Kit, events, reseal, wait_until
+from lab_repo import git
+from resumekit.basics import kit_version
+from resumekit.basics.files import UnreadableFile
+from resumekit.basics.paths import RunPaths
+from resumekit.configuration import schema
+from resumekit.planning import code_state, executed_words, project
+from resumekit.planning.request import parse
+from resumekit.proving import archive, grades
+from resumekit.recovery import recovering
+from resumekit.run_folder import live_marker, seals, trust
+from resumekit.run_folder.runs import Run, open_run
+from resumekit.watching import acting
+from test_recovery import configure, watch_as_cron
+from test_run import killed, record
+from test_watch import kill_all_of
+from toy_trainer import write_checkpoint
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give files away")
+ANOTHER = 65534
+
+
+def made(folder: Path, **config: Any) -> Path:
+    """Make a run folder with its records, unsealed."""
+    run = folder / "T-1_a"
+    run.mkdir(parents=True, mode=0o755)
+    content = {"notify": {"command": None}, **config}
+    (run / "run.json").write_text(json.dumps({"run_id": run.name, "token": "f" * 32, "root": str(folder)}))
+    (run / "resolved_config.json").write_text(json.dumps(content))
+    (run / "config.yaml").write_text("{}")
+    for path in run.iterdir():
+        path.chmod(0o644)
+    return run
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The caller's own state folder, with nothing in it."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+def standing(run: Path) -> tuple[str, str]:
+    found = trust.standing(open_run(run))
+    assert trust.examine(run).standing.kind == found.kind, "a recovery sees the same of a folder that is no link"
+    return found.kind, found.reason
+
+
+def test_a_run_is_sealed_as_long_as_every_record_is_as_the_launcher_wrote_it(state: Path, tmp_path: Path) -> None:
+    run = made(tmp_path / "runs")
+    reseal(run)
+    assert standing(run) == (trust.SEALED, "")
+    for path in [run, *run.iterdir()]:
+        path.chmod(path.stat().st_mode | 0o020)
+    assert standing(run)[0] == trust.SEALED, "labs share: what is sealed may be writable by its group"
+    for name in ("run.json", "resolved_config.json", "config.yaml"):
+        before = (run / name).read_bytes()
+        (run / name).write_bytes(before.replace(b"{", b"{ ", 1))
+        assert standing(run) == (trust.OTHERS, f"its {name} is not as this user's launcher sealed it")
+        (run / name).write_bytes(before)
+    (run / "resume_plan.json").write_text("{}")
+    assert standing(run) == (trust.OTHERS, "its resume_plan.json is not as this user's launcher sealed it")
+
+
+def test_a_run_from_before_the_seals_counts_where_no_other_user_can_have_written_it(
+    state: Path, tmp_path: Path
+) -> None:
+    run = made(tmp_path / "runs")
+    assert standing(run) == (trust.OWN, "")
+    (run / "run.json").chmod(0o664)
+    assert standing(run) == (trust.OTHERS, "its group may write to run.json, and there is no seal of it")
+    (run / "run.json").chmod(0o646)
+    assert standing(run) == (trust.OTHERS, "every user may write to run.json, and there is no seal of it")
+    (run / "run.json").chmod(0o644)
+    run.chmod(0o775)
+    assert standing(run) == (trust.OTHERS, "its group may write to its folder, and there is no seal of it")
+    run.chmod(0o755)
+    os.rename(run / "config.yaml", tmp_path / "elsewhere")
+    (run / "config.yaml").symlink_to(tmp_path / "elsewhere")
+    assert standing(run) == (trust.OTHERS, "its config.yaml is a link or cannot be read")
+
+
+def test_a_run_that_was_written_after_the_first_seal_needs_one(state: Path, tmp_path: Path) -> None:
+    """A copy of a colleague's folder is the copier's own by its owner, and not by its words."""
+    reseal(made(tmp_path / "runs"))
+    copy = made(tmp_path / "copied")
+    record = json.loads((copy / "run.json").read_text())
+    (copy / "run.json").write_text(json.dumps({**record, "token": "e" * 32}))
+    os.utime(copy / "run.json", (0, 0))  # what its files say of their age may be anything
+    assert standing(copy) == (
+        trust.OTHERS,
+        "it has no seal: another user started it, it was copied here, or its seal could not be kept",
+    )
+
+
+def test_the_digests_in_run_json_are_held_against_an_unsealed_run(state: Path, tmp_path: Path) -> None:
+    run = made(tmp_path / "runs")
+    reseal(run)
+    for path in (state / "resumekit/seals").iterdir():
+        path.unlink()
+    (state / "resumekit/seals").rmdir()
+    assert standing(run)[0] == trust.OWN
+    (run / "resolved_config.json").write_text("{}")
+    assert standing(run)[1] == "its resolved_config.json is not the one that run.json has the digest of"
+
+
+@as_root
+def test_a_folder_or_a_record_of_another_user_is_that_users(state: Path, tmp_path: Path) -> None:
+    run = made(tmp_path / "runs")
+    os.chown(run / "config.yaml", ANOTHER, ANOTHER)
+    assert standing(run)[0] == trust.OTHERS and "its config.yaml belongs to user" in standing(run)[1]
+    os.chown(run, ANOTHER, ANOTHER)
+    assert standing(run)[1].startswith("it belongs to user")
+    reseal(run)
+    assert trust.standing(open_run(run)).kind == trust.SEALED, "the caller's own bytes, wherever they lie"
+    assert trust.examine(run).standing.kind == trust.OTHERS, "and yet nothing is taken up in a folder of another user"
+
+
+def test_a_link_to_a_run_is_no_run_to_take_up(state: Path, tmp_path: Path) -> None:
+    run = made(tmp_path / "elsewhere")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / run.name).symlink_to(run)
+    found = trust.examine(tmp_path / "runs" / run.name)
+    assert found.standing == trust.Standing(trust.OTHERS, "it is a link")
+
+
+def test_a_seal_that_cannot_be_written_is_said(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, *_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    run = RunPaths(made(tmp_path / "runs"))
+    fields = json.loads(run.run_json.read_text())
+    assert seals.keep(run, fields, {}, None) is None
+    monkeypatch.setattr(seals, "write_atomic", full)
+    assert str(seals.keep(run, fields, {}, None)).startswith(f"No space left on device: '{state}")
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setenv("HOME", str(run.run_json))  # no folder: no state, as for a user without a home
+    assert seals.keep(run, fields, {}, None) is None
+
+
+def test_without_a_home_nothing_is_sealed_and_that_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.delenv("HOME")
+    run = made(tmp_path / "runs")
+    reseal(run)
+    assert seals.since() is None and standing(run)[0] == trust.OWN
+
+
+def test_a_state_folder_that_another_user_could_have_written_holds_no_seals(state: Path, tmp_path: Path) -> None:
+    run = made(tmp_path / "runs")
+    reseal(run)
+    (state / "resumekit").chmod(0o770)
+    assert seals.read(json.loads((run / "run.json").read_text())) is None
+    (state / "resumekit").chmod(0o700)
+    (seal,) = (state / "resumekit/seals").glob("*.json")
+    assert seal.stat().st_mode & 0o777 == 0o600
+    seal.chmod(0o660)
+    assert seals.read(json.loads((run / "run.json").read_text())) is None
+
+
+def test_seals_of_runs_that_are_gone_are_swept_where_there_are_very_many(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seals, "MANY", 2)
+    monkeypatch.setattr(seals, "_SWEEP_EVERY", 1)
+    kept, gone, away = (made(tmp_path / name) for name in ("kept", "gone", "away"))
+    for number, run in enumerate((kept, gone, away)):
+        fields = json.loads((run / "run.json").read_text())
+        (run / "run.json").write_text(json.dumps({**fields, "token": str(number) * 32}))
+        reseal(run)
+    for path in sorted(gone.rglob("*"), reverse=True):
+        path.unlink()
+    gone.rmdir()
+    (tmp_path / "away").rename(tmp_path / "unmounted")
+    reseal(kept)
+    left = [json.loads(path.read_text())["runs_dir"] for path in (state / "resumekit/seals").glob("*.json")]
+    assert sorted(left) == [str(tmp_path / "away"), str(tmp_path / "kept")]
+
+
+# What ends in a process, its place, its environment, or decides that one is started.
+EXECUTED = {
+    "trainer.command", "trainer.resume_args", "trainer.extra_args", "trainer.cwd", "trainer.env", "trainer.python",
+    "trainer.describe_args", "trainer.loads_with_kit", "notify.command", "abort.oom_set", "recover.allow_code_change",
+    "recover.not_code",
+    "paths.root",
+}  # fmt: skip
+
+
+def test_the_schema_names_the_words_that_are_executed() -> None:
+    assert set(schema.load().executed) == EXECUTED
+
+
+def test_words_are_compared_as_they_stand_and_texts_that_a_placeholder_puts_into_a_command_are_words() -> None:
+    known = schema.load()
+    one = {"trainer": {"command": ["{python}", "x.py", "--data={data.path}", "{training.max_steps}"]}}
+    other = {**one, "data": {"path": "; rm -rf"}, "training": {"max_steps": 7}}
+    found = executed_words.differing(executed_words.words(other, known), executed_words.words(one, known))
+    assert found == ["data.path"], "a text is a word, a number is none"
+    found = executed_words.differing(
+        executed_words.words({"trainer": {"command": ["/usr/bin/python3", "x.py"]}}, known),
+        executed_words.words({"trainer": {"command": ["{python}", "x.py"]}}, known),
+    )
+    assert found == ["trainer.command"]
+
+
+@pytest.mark.parametrize("odd", [None, 7, "x", [7, None], {"a": 1}])
+def test_words_of_a_config_of_any_shape_are_no_traceback(odd: Any) -> None:
+    executed_words.words({"trainer": odd, "paths": odd, "notify": {"command": odd}}, schema.load())
+    executed_words.words({"trainer": {"command": odd, "resume_args": odd}}, schema.load())
+
+
+def canary(kit: Kit) -> Path:
+    """Return a program that leaves a file beside it whenever it is started, and its name."""
+    program = kit.folder / "canary"
+    program.write_text('#!/bin/sh\necho "$@" >>"${0%/*}/sung"\nexit 9\n')
+    program.chmod(0o755)
+    return program
+
+
+def rewritten(run: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Let another user rewrite the config of a run that is theirs."""
+    config = json.loads((run / "resolved_config.json").read_text())
+    change(config)
+    (run / "resolved_config.json").write_text(json.dumps(config))
+    os.chown(run, ANOTHER, ANOTHER)
+    for path in run.rglob("*"):
+        os.chown(path, ANOTHER, ANOTHER, follow_symlinks=False)
+
+
+def hostile(kit: Kit) -> Path:
+    """A run of another user's whose config names programs of its own for whatever can be started."""
+    run, program = killed(kit), str(canary(kit))
+
+    def change(config: dict[str, Any]) -> None:
+        config["trainer"].update(
+            command=[program, "command"], python=program, describe_args=["--describe"], env=["HOME"],
+        )  # fmt: skip
+        config["notify"]["command"] = [program, "notify"]
+        config["abort"]["oom_set"] = ['trainer.command=["{python}"]']
+        config["resume"]["weights"] = "partial"
+
+    rewritten(run, change)
+    return run
+
+
+HOSTILE_KEYS = ("trainer.command", "trainer.python", "trainer.describe_args", "notify.command", "abort.oom_set")
+
+
+@as_root
+@pytest.mark.parametrize(
+    "words", [("run", "T-1"), ("resume", "T-1"), ("resume", "RUN"), ("run", "T-1", "--resume", "FILE"),
+              ("resume", "T-1", "--step", "5"), ("resume", "T-1", "--from", "RUN")],
+    ids=" ".join,
+)  # fmt: skip
+def test_what_another_users_run_says_is_executed_only_with_consent(kit: Kit, words: tuple[str, ...]) -> None:
+    run = hostile(kit)
+    named = {"RUN": run.name, "FILE": str(run / "checkpoints/hrm_arc_step_5.pt")}
+    asked = [named.get(word, word) for word in words]
+    page = " ".join(kit(*asked, "--dry-run", code=5).stdout.split())
+    plan = json.loads(kit(*asked, "--dry-run", "--json", code=5).stdout)
+    said = kit(*asked, code=5).stderr
+    for key in HOSTILE_KEYS:
+        assert f"{key}: " in page and any(one.startswith(f"{key}: ") for one in plan["consents"]), key
+        assert f"{key}: " in said and "belongs to user" in said
+    assert "toy_trainer.py" in said and "canary" in said, "both are shown"
+    assert kit(*asked, "--dry-run", "--accept", code=5).stdout.count("needs consent") == 1
+    assert not (kit.folder / "sung").exists() and kit.run_dirs() == [run]
+
+
+@as_root
+@pytest.mark.parametrize("words", [{"command": ["not/here"]}, {"cwd": "not/here"}], ids=str)
+def test_words_of_another_user_that_could_not_start_here_are_asked_for_all_the_same(
+    kit: Kit, words: dict[str, Any]
+) -> None:
+    run = killed(kit)
+    rewritten(run, lambda config: config["trainer"].update(words))
+    for more in (["--dry-run"], ["--dry-run", "--json"], []):
+        done = kit("run", "T-1", *more, code=5)
+        assert f"trainer.{next(iter(words))}: " in done.stdout + done.stderr and "not/here" in done.stdout + done.stderr
+
+
+@as_root
+def test_with_consent_it_is_executed_and_with_reresolve_the_callers_own(kit: Kit) -> None:
+    run = hostile(kit)
+    kit("resume", "T-1", "--reresolve", "--accept")
+    assert not (kit.folder / "sung").exists() and record(kit.run_dirs()[-1])["parent_run_id"] == run.name
+    kit("resume", run.name, "--step", "5", "--accept", code=9)
+    assert "command" in (kit.folder / "sung").read_text()
+    assert trust.standing(open_run(kit.run_dirs()[-1])).kind == trust.SEALED, "asked once: now it is the caller's word"
+
+
+@as_root
+def test_a_colleagues_run_with_the_callers_own_words_goes_on_without_a_question(kit: Kit) -> None:
+    run = killed(kit)
+    rewritten(run, lambda config: config["training"].update(max_steps=14))
+    plan = json.loads(kit("run", "T-1", "--dry-run", "--json").stdout)
+    assert (plan["verdict"], plan["relation"], plan["parent_run_id"]) == ("ready", "continue", run.name)
+    assert any("is not your own word (it belongs to user" in note for note in plan["notes"])
+    kit("run", "T-1")
+    child = kit.run_dirs()[-1]
+    assert os.stat(child).st_uid == os.geteuid() and record(child)["parent_run_id"] == run.name
+
+
+@as_root
+def test_a_colleagues_head_without_a_checkpoint_is_neither_passed_over_nor_taken_over_without_a_word(kit: Kit) -> None:
+    kit.config("--at", "3", "exit=5")
+    kit("run", "T-1", code=5)
+    (run,) = kit.run_dirs()
+    rewritten(run, lambda config: config["trainer"].update(command=[str(canary(kit))]))
+    for words in (["--dry-run"], []):
+        done = kit("run", "T-1", *words, code=5)
+        said = " ".join((done.stdout + done.stderr).split())
+        assert "trainer.command: " in said and "--fresh begins beside it" in said
+    assert kit.run_dirs() == [run] and not (run / "claims").exists()
+    kit("run", "T-1", "--accept", code=5)  # the toy's own code: it begins anew, with the caller's own words
+    assert record(kit.run_dirs()[-1])["parent_run_id"] == run.name and not (kit.folder / "sung").exists()
+
+
+def test_a_record_that_was_edited_in_the_callers_own_run_needs_consent(kit: Kit) -> None:
+    run = killed(kit)
+    config = json.loads((run / "resolved_config.json").read_text())
+    config["trainer"]["command"] = [str(canary(kit))]
+    (run / "resolved_config.json").write_text(json.dumps(config))
+    said = kit("run", "T-1", "--dry-run", code=5).stdout
+    assert "its resolved_config.json is not as this user's launcher sealed it" in " ".join(said.split())
+    assert not (kit.folder / "sung").exists()
+
+
+@pytest.fixture
+def died(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run with checkpoints that has died with its launcher, its shim and its sidecar."""
+    configure(kit, notify={"command": ["tee", "-a", str(kit.folder / "told")]}, training={"max_steps": 9999})
+    kit("run", "T-1", "--detach")
+    run = kit.started()
+    wait_until(lambda: list(run.glob("checkpoints/*.pt.json")), "a checkpoint that is witnessed")
+    kill_all_of(run)
+    monkeypatch.setenv("RESUMEKIT_TEST_MARK", kit.mark)
+    return run
+
+
+@pytest.mark.parametrize("name", ["resolved_config.json", "run.json", "config.yaml"])
+def test_a_record_that_was_edited_while_the_run_lived_is_not_taken_up_and_a_person_is_told(
+    kit: Kit, died: Path, name: str
+) -> None:
+    """The learning rate times five; and who is told is who was to be told when the run began."""
+    text = (died / name).read_text()
+    (died / name).write_text(text.replace(str(kit.folder / "told"), str(kit.folder / "told others")) + "\n")
+    assert recovering.recover(died, os.getpid()) == recovering.NOTHING
+    (event,) = events(died, "recovery")
+    assert event["outcome"] == "needs_attention"
+    assert f"its {name} is not as this user's launcher sealed it" in event["reason"]
+    assert event["reason"] in (kit.folder / "told").read_text() and not (kit.folder / "told others").exists()
+    assert kit.run_dirs() == [died]
+
+
+def test_without_a_home_the_digest_in_run_json_says_that_the_config_was_edited(
+    kit: Kit, died: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.delenv("HOME")
+    (died / "resolved_config.json").write_text((died / "resolved_config.json").read_text() + " ")
+    assert recovering.recover(died, os.getpid()) == recovering.NOTHING
+    assert "is not the one that run.json has the digest of" in events(died, "recovery")[0]["reason"]
+
+
+def test_a_sealed_run_is_taken_up_though_its_group_may_write_to_it(kit: Kit, died: Path) -> None:
+    for path in [died, *died.rglob("*")]:
+        path.chmod(path.stat().st_mode | 0o020)
+    assert recovering.recover(died, os.getpid()).ready is not None
+
+
+def test_a_run_of_an_older_kit_recovers_and_is_continued(kit: Kit, died: Path) -> None:
+    """It has no seal, and neither its record nor its config has the keys that were added since."""
+    own = json.loads((died / "run.json").read_text())
+    for key in ("config_hash_version", "resolved_sha256", "kit_digest"):
+        del own[key]
+    own["git"].pop("first_commit")
+    (died / "run.json").write_text(json.dumps(own))
+    config = json.loads((died / "resolved_config.json").read_text())
+    del config["abort"]["save_minutes"], config["recover"]["allow_code_change"]
+    (died / "resolved_config.json").write_text(json.dumps(config))
+    folder = Path(kit.env["XDG_STATE_HOME"]) / "resumekit/seals"
+    for path in folder.glob("*.json"):
+        path.unlink()
+    os.utime(folder / ".since")
+    plan = json.loads(kit("run", "T-1", "--dry-run", "--json").stdout)
+    assert (plan["relation"], plan["changes"], plan["verdict"]) == ("continue", [], "ready")
+    ready = recovering.recover(died, os.getpid()).ready
+    assert ready is not None and record(ready.paths.run_dir)["relation"] == "continue"
+
+
+def test_the_environment_of_a_record_that_was_edited_is_not_used(kit: Kit, died: Path) -> None:
+    assert acting.environment_of(open_run(died))["HOME"] == kit.env["HOME"]
+    own = record(died)
+    own["environment"]["values"]["PATH"] = str(kit.folder)
+    (died / "run.json").write_text(json.dumps(own))
+    assert acting.environment_of(open_run(died)) == dict(os.environ)
+
+
+@as_root
+def test_a_link_to_a_copy_is_not_taken_up_by_the_watcher(kit: Kit, died: Path) -> None:
+    """Another user links a run id to a folder that the victim owns, and writes a marker with its own inode number."""
+    copies = kit.folder / "copies"
+    copies.mkdir()
+    died.rename(copies / died.name)
+    config = json.loads((copies / died.name / "resolved_config.json").read_text())
+    config["trainer"]["command"] = [str(canary(kit))]
+    (copies / died.name / "resolved_config.json").write_text(json.dumps(config))
+    died.symlink_to(copies / died.name)
+    marker = RunPaths(died).live_marker
+    marker.unlink(missing_ok=True)
+    live_marker.make(marker)
+    watch_as_cron(kit)
+    assert recovering.recover(died, os.getpid()) == recovering.NOTHING
+    assert not (kit.folder / "sung").exists() and not events(copies / died.name, "recovery")
+
+
+# A REDUCE of `argparse.Namespace`: data for the kit's reader, and refused by a load with weights_only=True.
+NAMESPACE = b"cargparse\nNamespace\n)R"
+# One of `os.system`.
+SYSTEM = b"cos\nsystem\nX\x04\x00\x00\x00true\x85R"
+
+
+def holding(path: Path, step: int, value: bytes, *, top: str = "archive") -> None:
+    """Write a checkpoint as torch.save does, with one more value in its pickle."""
+    write_checkpoint(path, step, more="MARK")
+    with zipfile.ZipFile(path) as archive:
+        records = {one.filename: archive.read(one) for one in archive.infolist()}
+    text = b"X\x04\x00\x00\x00MARK"
+    assert text in records["archive/data.pkl"]
+    records["archive/data.pkl"] = records["archive/data.pkl"].replace(text, value)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in records.items():
+            archive.writestr(f"{top}/{name.partition('/')[2]}", data)
+
+
+@as_root
+def test_a_checkpoint_of_another_users_is_loaded_by_a_trainer_of_its_own_only_if_it_is_plain_data(kit: Kit) -> None:
+    run = killed(kit)
+    newest = run / "checkpoints/hrm_arc_step_10.pt"
+    (run / "checkpoints/hrm_arc_step_10.pt.json").unlink(missing_ok=True)
+    holding(newest, 10, NAMESPACE)
+    words = ("resume", "T-1", "--step", "10", "--dry-run")
+    kit(*words)  # the caller's own
+    os.chown(newest, ANOTHER, ANOTHER)
+    said = " ".join(kit(*words, code=5).stdout.split())
+    assert "holds 'argparse.Namespace', which is not plain data" in said and "loads_with_kit is false" in said
+    kit("run", "T-1", "--resume", str(newest), code=5)
+    linked = kit.folder / "mine.pt"
+    linked.symlink_to(newest)
+    kit("run", "T-1", "--resume", str(linked), code=5)
+    write_checkpoint(newest, 10)
+    os.chown(newest, ANOTHER, ANOTHER)
+    kit(*words)
+    holding(newest, 10, SYSTEM)
+    assert "which is not plain data" in kit("resume", "T-1", "--step", "10", code=3).stderr, "the caller's own neither"
+
+
+@as_root
+def test_a_recovery_asks_a_person_where_its_checkpoint_is_another_users_and_not_plain(kit: Kit, died: Path) -> None:
+    config = json.loads((died / "resolved_config.json").read_text())
+    config["trainer"]["loads_with_kit"] = False
+    (died / "resolved_config.json").write_text(json.dumps(config))
+    reseal(died)
+    for path in died.glob("checkpoints/*.pt"):
+        holding(path, int(path.stem.rpartition("_")[2]), NAMESPACE)
+        os.chown(path, ANOTHER, ANOTHER)
+        path.with_name(path.name + ".json").unlink(missing_ok=True)
+        grades.witness(path, int(path.stem.rpartition("_")[2]), run_id=died.name)
+    assert recovering.recover(died, os.getpid()) == recovering.NOTHING
+    assert "holds 'argparse.Namespace', which is not plain data" in events(died, "recovery")[0]["reason"]
+    assert kit.run_dirs() == [died]
+
+
+def two_in_one(path: Path, evil_first: str, evil_name: str) -> None:
+    """Write an archive in which torch would find another data.pkl than a reader that goes by whole names."""
+    write_checkpoint(path, 5)
+    with zipfile.ZipFile(path) as archive:
+        records = {one.filename: archive.read(one) for one in archive.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(f"{evil_first}/{evil_name}", b"\x80\x02" + SYSTEM + b".")
+        for name, data in records.items():
+            archive.writestr(name, data)
+
+
+@pytest.mark.parametrize(
+    ("first", "name", "reason"),
+    [("aaa", "data.pkl", "two archives in one file"), ("archive", "DATA.PKL", "two records have the same name")],
+)
+def test_an_archive_that_torch_would_read_otherwise_than_the_kit_is_no_checkpoint(
+    tmp_path: Path, first: str, name: str, reason: str
+) -> None:
+    path = tmp_path / "hrm_arc_step_5.pt"
+    two_in_one(path, first, name)
+    with pytest.raises(UnreadableFile, match=reason):
+        archive.summarize(path)
+
+
+def test_two_projects_in_one_runs_folder_do_not_go_on_from_each_other(kit: Kit, tmp_path: Path) -> None:
+    own, other, clone = (tmp_path / name for name in ("own", "other", "clone"))
+    for folder in (own, other):
+        folder.mkdir()
+        git(folder, "init", "-q")
+        git(folder, "commit", "-q", "--allow-empty", "-m", f"first of {folder.name}")
+    git(tmp_path, "clone", "-q", str(own), str(clone))
+
+    def here(folder: Path) -> None:
+        kit.config("--save-every", "5", training={"max_steps": 20}, paths={"root": str(folder)})
+
+    here(own)
+    kit("run", "T-1", code=137, env={"TOY_ARGS": "--at 7 kill"})
+    (run,) = kit.run_dirs()
+    first = record(run)["git"]["first_commit"]
+    assert first == git(own, "rev-parse", "HEAD")
+    here(other)
+    said = kit("run", "T-1", "--dry-run", code=5).stdout
+    assert "it is another project's" in " ".join(said.split()) and first[:12] in said
+    kit("run", "T-1", code=5)
+    kit("run", "T-1", "--fresh")
+    mine = kit.run_dirs()[-1]
+    assert f"'{mine.name}' has finished" in kit("run", "T-1", code=6).stderr, "its own head, not the other's"
+    here(own)
+    assert f"continuing '{run.name}'" in kit("run", "T-1", "--dry-run").stdout, "the newest of this project"
+    assert mine != run
+    here(clone)
+    page = kit("run", "T-1", "--dry-run", code=None)
+    assert "another project" not in page.stdout
+    own.rename(tmp_path / "moved")
+    here(tmp_path / "moved")
+    page = kit("run", "T-1", "--dry-run", "--set", f"paths.root={tmp_path / 'moved'}")
+    assert f"continuing '{run.name}'" in page.stdout, "an mv is no other project"
+
+
+def asked(folder: Path, **trainer: Any) -> Any:
+    """Return the request of a user whose project lies in a folder."""
+    folder.mkdir(exist_ok=True)
+    document = {"trainer": {"command": ["x"], **trainer}, "experiments": {"T-1": {"name": "toy"}}}
+    (folder / "config.yaml").write_text(json.dumps(document))
+    return parse([f"--config={folder / 'config.yaml'}", "--experiment=T-1"]).request()
+
+
+def run_of_root(folder: Path, request: Any, **git_of_it: Any) -> Run:
+    run = Run(RunPaths(folder / "runs/T-1_toy"), {"run_id": "T-1_toy", "root": str(folder), "git": git_of_it})
+    run.config = request.resolved("T-1")
+    return run
+
+
+def test_without_git_the_executed_words_say_whether_it_is_another_project(tmp_path: Path) -> None:
+    own, same, other = (asked(tmp_path / name, command=["x", name[:1]]) for name in ("own", "omega", "pi"))
+    known = {"first_commit": "1c" * 20}  # of a repository, where the caller has none
+    for git_of_it in ({}, known):
+        assert project.another(run_of_root(tmp_path / "omega", same, **git_of_it), own, "T-1") is None
+        assert "other words" in str(project.another(run_of_root(tmp_path / "pi", other, **git_of_it), own, "T-1"))
+    assert project.another(run_of_root(tmp_path / "gone", other), own, "T-1") is None, "an mv, or another container"
+    for odd in (None, 7, "\0", ["x"]):
+        assert (
+            project.another(Run(RunPaths(tmp_path / "T-1_toy"), {"run_id": "T-1_toy", "root": odd}), own, "T-1") is None
+        )
+
+
+def test_a_shallow_clone_does_not_say_where_its_repository_begins(tmp_path: Path) -> None:
+    whole, shallow = tmp_path / "whole", tmp_path / "shallow"
+    whole.mkdir()
+    git(whole, "init", "-q")
+    for word in ("first", "second"):
+        git(whole, "commit", "-q", "--allow-empty", "-m", word)
+    git(tmp_path, "clone", "-q", "--depth=1", f"file://{whole}", str(shallow))
+    git(whole, "worktree", "add", "-q", str(tmp_path / "tree"))
+    first = code_state.first_commit(whole)
+    assert first == git(whole, "rev-list", "--max-parents=0", "HEAD") == code_state.first_commit(tmp_path / "tree")
+    assert code_state.first_commit(shallow) is None
+
+
+def test_every_command_says_which_kit_it_is(kit: Kit) -> None:
+    for command in ("run", "resume", "runs", "abort-watch"):
+        done = subprocess.run([*kit.argv(command)[:1], "--version"], capture_output=True, text=True, env=kit.env)
+        assert done.returncode == 0
+        assert done.stdout == f"{command}.sh resumekit {kit_version.version()} (digest {kit_version.digest()[:12]})\n"
+
+
+def test_the_digest_of_the_kit_is_kept_and_changes_with_any_file_of_it(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in kit_version.FOLDERS:
+        (tmp_path / "kit" / name / "__pycache__").mkdir(parents=True)
+        (tmp_path / "kit" / name / "a.py").write_text(name)
+    monkeypatch.setattr(kit_version, "KIT_ROOT", tmp_path / "kit")
+    first = kit_version.digest()
+    monkeypatch.setattr(kit_version, "_of", lambda _: pytest.fail("it was kept"))
+    assert kit_version.digest() == first
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_STATE_HOME", str(state))
+    monkeypatch.setattr(kit_version, "KIT_ROOT", tmp_path / "kit")
+    (tmp_path / "kit/lib/__pycache__/a.pyc").write_text("compiled")
+    assert kit_version.digest() == first, "what Python compiles is not the kit"
+    (tmp_path / "kit/lib/a.py").write_text("other")
+    assert kit_version.digest() != first
