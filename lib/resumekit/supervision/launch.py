@@ -240,7 +240,7 @@ def _take_back(choice: Choice, paths: RunPaths) -> None:
     """Remove the folder that this process has just made, and its claims; nobody else has seen it."""
     shutil.rmtree(paths.run_dir, ignore_errors=True)
     with contextlib.suppress(OSError):
-        paths.live_marker.unlink()
+        live_marker.remove(paths)
     run_id = paths.run_dir.name
     if choice.parent is not None and choice.relation == CONTINUE:
         claims.release_continuation(choice.parent.paths, run_id)
