@@ -143,7 +143,7 @@ def _number(value: Any) -> int | float | None:
 
 
 def _detail(run: Run, seen: dict[str, Any]) -> str:
-    parts = []
+    parts = [] if run.copy_of is None else [plain(f"a copy of '{run.copy_of}': not taken into account")]
     if run.parent_step is not None and run.record.get("relation") == "branch":
         parts.append("branch")
     if seen["state"] in status.LIVE and _number(seen["pid"]):
