@@ -25,6 +25,7 @@ from settings import Findings, Settings
 sys.path.append(str(KIT / "lib"))
 
 from resumekit.basics import processes
+from resumekit.run_folder import live_marker
 
 GOAL = 0.005
 LIVE, STEPS_PER_S = 20, 4.0
@@ -150,5 +151,5 @@ def _stop(lab: Lab) -> None:
         if launcher:
             processes.send(launcher, signal.SIGTERM)
     deadline = time.monotonic() + 60
-    while any((lab.runs / ".live").iterdir()) and time.monotonic() < deadline:
+    while live_marker.run_ids(lab.runs) and time.monotonic() < deadline:
         time.sleep(0.2)

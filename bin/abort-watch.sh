@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Summary: look at every live run on this host, stop the sick ones, take up what has died
 #
-# Usage: abort-watch.sh [EXP | RUN_ID]... [--observe] [--every SECONDS] [--quiet] [--json]
+# Usage: abort-watch.sh [EXP | RUN_ID]... [--observe] [--every SECONDS] [--quiet] [--json | --log]
 #                       [--runs DIR] [--config FILE]
 #        abort-watch.sh --stop EXP | RUN_ID... [--runs DIR] [--config FILE]
 #        abort-watch.sh --version
@@ -19,6 +19,8 @@
 #   --every SECONDS  look again and again, until INT
 #   --quiet          say nothing of runs that are well, paused or another host's
 #   --json           one JSON array per look, on one line
+#   --log            say nothing here; append what is new or over to the watcher's own log, which
+#                    lies in ~/.local/state/resumekit/watch/ ($XDG_STATE_HOME), one per runs folder
 #   --runs DIR       where the runs lie (default: paths.runs of the config)
 #   --config FILE    the config (default: the kit's config.yaml)
 #   --version        print which kit this is, with a digest of its code
@@ -43,7 +45,7 @@ source "${KIT_SELF%/*}/../lib/command_line.sh"
 
 main() { # <argument>...
   kit_setup "$KIT_SELF" "$@"
-  KIT_SWITCHES=' --observe --stop --quiet --json ' KIT_OPTIONS=' --every --runs --config '
+  KIT_SWITCHES=' --observe --stop --quiet --json --log ' KIT_OPTIONS=' --every --runs --config '
   KIT_EXPERIMENT=many
   kit_parse_options "$@"
   exec "$KIT_PYTHON" -I "$KIT_LIB/resumekit_cli.py" watch "${KIT_QUESTION[@]}"

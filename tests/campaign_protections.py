@@ -53,6 +53,8 @@ WAITS = "tests/test_bounded_waits.py::"
 F_SIDECAR = "tests/faults/test_f_sidecar.py::"
 H_SHELL = "tests/faults/test_h_shell.py::"
 TRUST = "tests/test_trust.py::"
+CUSTODY = "tests/test_custody.py::"
+NOT_THE_CALLERS = "test_a_run_that_is_not_the_callers_is_neither_judged_nor_touched_and_the_line_says_why"
 PATCHES = (
     Patch(
         "fsync of a checkpoint",
@@ -590,6 +592,104 @@ PATCHES = (
         ),
     ),
     Patch(
+        "a shim may still start its trainer",
+        "resumekit/watching/acting.py",
+        " and not _may_start(run, look):",
+        ":",
+        (CUSTODY + "test_the_marker_of_a_run_whose_shim_may_still_start_its_trainer_stays",),
+    ),
+    Patch(
+        "the owner of a run folder, where the watcher acts",
+        "resumekit/watching/acting.py",
+        "    if reason := custody.of_marked_run(run.paths):\n        yield",
+        "    if reason := None:\n        yield",
+        (CUSTODY + NOT_THE_CALLERS,),
+    ),
+    Patch(
+        "the owner of a run folder, where the watcher looks",
+        "resumekit/watching/watch.py",
+        "if reason := custody.of_marked_run(RunPaths(runs_dir / run_id)):",
+        "if reason := None:",
+        (CUSTODY + NOT_THE_CALLERS,),
+    ),
+    Patch(
+        "the owner of a run, before its recorded environment is set",
+        "resumekit/recovery/command.py",
+        "    if reason := custody.of_marked_run(RunPaths(run_dir)):",
+        "    if reason := None:",
+        (CUSTODY + "test_a_recorded_path_and_python_choose_no_program_for_a_run_that_is_not_the_callers",),
+    ),
+    Patch(
+        "a run folder that is a link",
+        "resumekit/watching/custody.py",
+        "    if stat.S_ISLNK(found.st_mode):\n        return",
+        "    if stat.S_ISLNK(found.st_mode) and (found := os.stat(path)) is None:\n        return",
+        (CUSTODY + NOT_THE_CALLERS,),
+    ),
+    Patch(
+        "a stop by name does not go through a link",
+        "resumekit/watching/acting.py",
+        "meant = [name for name in run_ids if name not in links]",
+        "meant, links = list(run_ids), {}",
+        (CUSTODY + "test_a_stop_by_name_does_not_go_through_a_link",),
+    ),
+    Patch(
+        "a folder for live markers belongs to its user",
+        "resumekit/run_folder/live_marker.py",
+        "    if uid != own_uid:",
+        "    if False:",
+        (CUSTODY + "test_a_folder_for_markers_that_is_not_the_callers_is_refused_with_its_own_name",),
+    ),
+    Patch(
+        "a live marker for its user alone",
+        "resumekit/run_folder/live_marker.py",
+        "os.O_CLOEXEC | flags, 0o600,",
+        "os.O_CLOEXEC | flags, 0o666,",
+        (CUSTODY + "test_a_marker_can_be_locked_by_its_own_user_alone",),
+    ),
+    Patch(
+        "the watcher's log is no link",
+        "resumekit/watching/watcher_files.py",
+        "os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK",
+        "os.O_APPEND | os.O_NONBLOCK",
+        ("tests/test_watch_log.py::test_nothing_is_written_through_what_another_user_could_have_put_there",),
+    ),
+    Patch(
+        "the watcher's log has one name",
+        "resumekit/watching/watcher_files.py",
+        "    if found.st_nlink > 1:",
+        "    if False:",
+        ("tests/test_watch_log.py::test_nothing_is_written_through_what_another_user_could_have_put_there",),
+    ),
+    Patch(
+        "a warning is not repeated every minute",
+        "resumekit/watching/watch_log.py",
+        "        if self._memory.said.get(key) == value or self._write(sentence):",
+        "        if self._write(sentence):",
+        ("tests/test_watch_log.py::test_a_finding_is_said_when_it_is_new_when_its_kind_changes_and_when_it_is_over",),
+    ),
+    Patch(
+        "a person is told of a run that stays stuck",
+        "resumekit/watching/acting.py",
+        "    if is_due and wait.passes",
+        "    if False and wait.passes",
+        ("tests/test_suspended.py::test_ten_passes_and_ten_minutes_have_to_go_by",),
+    ),
+    Patch(
+        "a copy of a run is no head",
+        "resumekit/run_folder/runs.py",
+        "if run.copy_of is None and run.has_started]",
+        "if run.has_started]",
+        ("tests/test_copies.py::test_a_copy_of_a_run_beside_it_is_no_head_and_is_said_to_be_a_copy",),
+    ),
+    Patch(
+        "a manifest of another run's is not swept",
+        "resumekit/proving/pruning.py",
+        "if is_gone and known.run_id == run_id and",
+        "if is_gone and",
+        ("tests/test_copies.py::test_a_manifest_whose_checkpoint_is_gone_is_swept_and_no_file_of_another_hand",),
+    ),
+    Patch(
         "UTF-8 in any locale",
         "launcher.sh",
         '  export PYTHONUTF8="${PYTHONUTF8:-1}"\n',
@@ -640,7 +740,7 @@ PATCHES = (
     ),
     Patch(
         "the environment of another user's record",
-        "resumekit/watching/acting.py",
+        "resumekit/recovery/command.py",
         "    if not examined.standing.is_callers:\n",
         "    if False:\n",
         (TRUST + "test_the_environment_of_a_record_that_was_edited_is_not_used",),

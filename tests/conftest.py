@@ -22,6 +22,8 @@ LIB = ROOT / "lib"
 # The fault catalogue's marks and table.
 pytest_plugins = ["fault_table"]
 TOY = Path(__file__).resolve().parent / "toy_trainer.py"
+# The folder of this user's live markers, in a runs folder.
+LIVE = f".live.{os.geteuid()}"
 # Far above anything that is expected: a loaded machine must not turn a test red.
 DEADLINE_S = 60.0
 # The exit codes with which the kit refuses to begin.
@@ -209,6 +211,12 @@ def in_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(saving, name, value)
     for name in (name for name in list(os.environ) if name.startswith("RESUMEKIT_") or name == "WORLD_SIZE"):
         monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the kit keeps in its user's state folder does not reach that of whoever runs the tests."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.getbasetemp() / "state"))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from conftest import ROOT, events, wait_until
+from conftest import LIVE, ROOT, events, wait_until
 from resumekit.basics import journal, processes
 from resumekit.run_folder import listing, live_marker, status
 from resumekit.run_folder.runs import open_run
@@ -26,8 +26,8 @@ def live_run(runs_dir: Path, *events_of_it: Any) -> Path:
     """Make a live run of ours whose processes are this one."""
     config = json.dumps({"recover": {"enabled": False}}).encode()
     run = made(runs_dir, "T-1_run_20261122-1735", resolved_config_json=config)
-    (runs_dir / ".live" / run.name).unlink()
-    live_marker.make(runs_dir / ".live" / run.name)
+    (runs_dir / LIVE / run.name).unlink()
+    live_marker.make(runs_dir / LIVE / run.name)
     record = json.loads((run / "run.json").read_text())
     own = processes.identify(os.getpid())
     assert own
@@ -71,19 +71,19 @@ def test_a_config_that_cannot_be_read_for_a_moment_does_not_switch_recovery_off(
     (run / "exit.json").write_text(json.dumps(end))
     (run / "resolved_config.json").rename(run / "away")
     acting.act(tmp_path, watch.one_pass(tmp_path))
-    assert (tmp_path / ".live" / run.name).exists()
+    assert (tmp_path / LIVE / run.name).exists()
 
 
 @pytest.mark.fault("G9", by="watching/command.py: said, and tried again in the next pass")
 def test_a_watcher_outlives_what_keeps_it_from_looking(tmp_path: Path) -> None:
-    (tmp_path / ".live").write_text("a file, for a while")
+    (tmp_path / LIVE).write_text("a file, for a while")
     words = [str(ROOT / "bin" / "abort-watch.sh"), "--runs", str(tmp_path), "--every", "1"]
     with subprocess.Popen(
         words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as process:
         try:
             assert b"tried again in 1 s" in process.stderr.readline()
-            (tmp_path / ".live").unlink()
+            (tmp_path / LIVE).unlink()
             wait_until(lambda: b"0 live runs" in process.stderr.readline(), "a pass")
         finally:
             process.kill()
@@ -117,7 +117,7 @@ def test_a_journal_that_cannot_be_read_for_a_moment_is_no_run_without_a_trainer(
     monkeypatch.setattr(os, "open", stale)
     looks = watch.one_pass(tmp_path)
     assert [one.verdict for one in looks] == [watch.UNKNOWN] and acting.act(tmp_path, looks) == []
-    assert (tmp_path / ".live" / run.name).exists()
+    assert (tmp_path / LIVE / run.name).exists()
     with pytest.raises(OSError):
         journal.newest(run / "journal.jsonl", "abort")
     assert open_run(run).has_started and listing.state_of(open_run(run))["state"] == "unknown"

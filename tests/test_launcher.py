@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import LIB, Kit, events, marked_pids, wait_until
+from conftest import LIB, LIVE, Kit, events, marked_pids, wait_until
 from resumekit.basics import processes
 
 pytestmark = pytest.mark.usefixtures("valid_records")
@@ -46,7 +46,7 @@ def test_the_trainer_s_exit_code_is_the_launcher_s(kit: Kit, toy_args: tuple, co
     (run,) = kit.run_dirs()
     assert (kit.status(run)["state"], kit.status(run)["exit_code"]) == (state, code)
     assert json.loads((run / "exit.json").read_text())["code"] == code
-    assert not (kit.runs / ".live" / run.name).exists()
+    assert not (kit.runs / LIVE / run.name).exists()
     last = (run / "logs" / "train.log").read_text().splitlines()[-1]
     by_signal = f"; signal {code - 128}" if code in (137, 139) else ""
     assert f"resumekit: ended (code {code}{by_signal}), elapsed " in last

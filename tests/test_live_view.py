@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import DEADLINE_S, Kit, events, wait_until
+from conftest import DEADLINE_S, LIVE, Kit, events, wait_until
 from resumekit.basics import journal
 from resumekit.run_folder import live_view
 from resumekit.run_folder.live_view import LiveView
@@ -55,7 +55,7 @@ def test_the_live_runs_stand_first_then_the_newest(kit: Kit):
     assert names(LiveView(kit.runs, live.name).picture(24)) == [live.name]
     os.kill(events(live, "launched")[0]["launcher"]["pid"], signal.SIGTERM)
     wait_until(lambda: "0 live of 3" in view.picture(24)[0], "nothing lives any more")
-    wait_until(lambda: not (kit.runs / ".live" / live.name).exists(), "its marker is gone")
+    wait_until(lambda: not (kit.runs / LIVE / live.name).exists(), "its marker is gone")
     assert names(view.picture(24)) == [newest.name, live.name, oldest.name]
 
 
@@ -113,7 +113,7 @@ def test_runs_come_and_go_while_it_is_watched(tmp_path: Path):
 def test_a_run_without_a_sidecar_is_folded_on_from_where_the_last_look_was(kit: Kit, monkeypatch: pytest.MonkeyPatch):
     run = killed(kit)
     (run / ".sidecar.json").unlink()
-    (kit.runs / ".live" / run.name).touch()
+    (kit.runs / LIVE / run.name).touch()
     view, read_from = LiveView(kit.runs), []
     real = journal.read
     monkeypatch.setattr(journal, "read", lambda path, offset=0: read_from.append(offset) or real(path, offset))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import events, marked_pids, wait_until
+from faults import somebody
 from lab_repo import CONFIG, MAKEFILE, TRAINER, copy_kit
 from resumekit.basics.errors import Refused, UsageError
 from resumekit.watching import crontab, units
@@ -111,10 +113,10 @@ def test_the_line_calls_the_watcher_with_its_paths_whole_from_cron_s_empty_envir
     (line,) = lab.crontab.read_bytes().splitlines()
     done = subprocess.run(["/bin/sh", "-c", as_cron_runs_it(line, collapses)], cwd="/", capture_output=True,
                           env={"HOME": "/", "PATH": "/usr/bin:/bin", "SHELL": "/bin/sh"})  # fmt: skip
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
-    path, python, *words = (lab.runs / ".watch.log").read_text().splitlines()
+    assert (done.returncode, done.stderr) == (0, b"")
+    path, python, *words = done.stdout.decode().splitlines()
     config = lab.folder / "resumekit/config.yaml"
-    assert words == ["5", "--quiet", "--runs", str(lab.runs), "--config", str(config)]
+    assert words == ["6", "--quiet", "--log", "--runs", str(lab.runs), "--config", str(config)]
     assert (path, python) == ("/usr/local/bin:/usr/bin:/bin", sys.executable)
     assert not list(lab.folder.parent.rglob("pwned"))
 
@@ -135,6 +137,63 @@ def test_a_line_of_before_is_replaced_where_it_stands(lab: Lab):
     lab.crontab.write_bytes(b"# first\n" + old + b"# last\n" + old)
     lab.make("kit-install-cron", "YES=1")
     assert lab.crontab.read_bytes() == b"# first\n" + line_of_lab(lab) + b"\n# last\n"
+
+
+def test_a_line_that_wrote_its_log_into_the_runs_folder_is_known_replaced_and_removed(lab: Lab):
+    """As the version before installed it: whatever lay under the log's name was written through."""
+    words = list(lab.night.command)
+    words.remove("--log")
+    log = ["PATH=/usr/local/bin:/usr/bin:/bin", *map(shlex.quote, words), ">>", shlex.quote(f"{lab.runs}/.watch.log")]
+    mark = shlex.quote(f"resumekit watches {lab.runs}")
+    old = "* * * * * " + " ".join([*log, "2>&1", "#", mark]).replace("%", "\\%") + "\n"
+    lab.crontab.write_text(f"# first\n{old}# last\n")
+    lab.make("kit-install-cron", "YES=1")
+    line = line_of_lab(lab)
+    assert lab.crontab.read_bytes() == b"# first\n" + line + b"\n# last\n"
+    assert b">" not in line and b".watch.log" not in line and b" --log " in line
+    lab.crontab.write_text(f"# first\n{old}# last\n")
+    lab.make("kit-uninstall-cron", "YES=1")
+    assert lab.crontab.read_bytes() == b"# first\n# last\n"
+
+
+def test_a_state_folder_of_ones_own_stands_in_the_line_and_in_the_unit(lab: Lab, tmp_path: Path):
+    """What launchers keep of their runs lies there, and neither cron nor systemd knows the variable."""
+    state = tmp_path / "my state 100%"
+    said = lab.make("kit-install-cron", "YES=1", XDG_STATE_HOME=str(state)).stderr
+    assert f"XDG_STATE_HOME={shlex.quote(str(state))}".replace("%", "\\%").encode() in line_of_lab(lab)
+    assert f"what it says is in '{state}/resumekit/watch/runs-" in said
+    lab.make("kit-install-systemd", "YES=1", XDG_STATE_HOME=str(state))
+    unit = (unit_folder(lab) / "resumekit-watch.service").read_text()
+    assert f'"XDG_STATE_HOME={state}"'.replace("%", "%%") in unit and '"--log"' in unit
+    lab.make("kit-install-cron", "YES=1", XDG_STATE_HOME="relative")
+    assert b"XDG_STATE_HOME" not in line_of_lab(lab)
+
+
+@pytest.mark.skipif(somebody.why_not() is not None, reason=str(somebody.why_not()))
+def test_a_runs_folder_that_one_may_not_write_to_and_a_crontab_that_is_refused_install_nothing():
+    with somebody.folder() as place:
+        lab = Lab(place)
+        place.chmod(0o755)
+        lab.runs.mkdir(mode=0o755)
+        env = {**lab.env, "PYTHON": str(somebody.python()), "HOME": str(place / "home")}
+
+        def install(action: str, **more: str) -> subprocess.CompletedProcess[str]:
+            words = [str(lab.folder / "resumekit/lib/watch_installer.sh"), action, "--yes", "--runs", str(lab.runs)]
+            return subprocess.run(words, env={**env, **more}, capture_output=True, text=True, cwd="/",
+                                  user=somebody.UID, group=somebody.GID, extra_groups=[])  # fmt: skip
+
+        for action in ("--install-cron", "--install-systemd"):
+            done = install(action)
+            assert done.returncode == 1 and done.stderr.count("\n") == 1 and "nothing was installed" in done.stderr
+            assert f"'{lab.runs}' cannot be written to" in done.stderr
+        lab.runs.chmod(0o777)
+        (lab.runs / f".live.{somebody.UID}").mkdir()
+        done = install("--install-cron")
+        assert done.returncode == 1 and f".live.{somebody.UID}' is no folder of this user's" in done.stderr
+        (lab.runs / f".live.{somebody.UID}").rmdir()
+        done = install("--install-cron", CRONTAB="/no/such/folder/crontab")
+        assert done.returncode == 1 and "the crontab was not taken" in done.stderr
+        assert not lab.crontab.exists() and not (place / "home").exists()
 
 
 def line_of_lab(lab: Lab) -> bytes:
@@ -257,9 +316,9 @@ def test_cron_takes_up_a_run_whose_whole_family_was_killed(lab: Lab, tmp_path: P
             os.kill(pid, signal.SIGKILL)
         hold.unlink()
         command = as_cron_runs_it(line_of_lab(lab), collapses_backslashes=True)
-        env = {"HOME": "/", "PATH": "/usr/bin:/bin", "SHELL": "/bin/sh", name: value}
+        env = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "SHELL": "/bin/sh", name: value}
         subprocess.run(["/bin/sh", "-c", command], cwd="/", env=env, timeout=60)
-        said = (lab.runs / ".watch.log").read_text()
+        said = "".join(path.read_text() for path in (tmp_path / ".local/state/resumekit/watch").glob("*.log"))
         (second,) = wait_until(lambda: [p.parent for p in lab.runs.glob("*_resume@15_*/exit.json")], f"its end\n{said}")
         assert json.loads((second / "exit.json").read_text())["code"] == 0, said
         assert len({step["step"] for run in (first, second) for step in events(run, "step")}) == 30

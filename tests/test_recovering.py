@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from conftest import Kit, events, reseal, wait_until
+from conftest import LIVE, Kit, events, reseal, wait_until
 from resumekit.basics import claims, journal, processes
 from resumekit.basics.errors import KitError
 from resumekit.basics.paths import RunPaths
@@ -35,7 +35,7 @@ def sick(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> Path:
     config["recover"]["enabled"] = True
     (run / "resolved_config.json").write_text(json.dumps(config))
     reseal(run)
-    live_marker.make(kit.runs / ".live" / run.name)
+    live_marker.make(kit.runs / LIVE / run.name)
     monkeypatch.setenv("RESUMEKIT_TEST_MARK", kit.mark)
     return run
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from conftest import ROOT, Kit, answers_of, askers, events, reseal, wait_until
+from conftest import LIVE, ROOT, Kit, answers_of, askers, events, reseal, wait_until
 from lab_repo import git, make_lab
 from resumekit.basics import journal, processes
 from resumekit.recovery import recovering
@@ -63,7 +63,7 @@ def over(kit: Kit, run: Path, state: str) -> dict[str, Any]:
 
 
 def live(kit: Kit) -> list[str]:
-    return [name for name in os.listdir(kit.runs / ".live") if not name.startswith(".")]
+    return [name for name in os.listdir(kit.runs / LIVE) if not name.startswith(".")]
 
 
 def plan_of(run: Path) -> dict[str, Any]:
@@ -320,7 +320,7 @@ def test_two_passes_at_once_are_one(recovered: Kit):
     watch_as_cron(recovered, code=0)
     import fcntl
 
-    with open(recovered.runs / ".live" / f".watch.{os.geteuid()}.lock", "w") as held:
+    with open(recovered.runs / LIVE / ".watch.lock", "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         assert "another pass is at work" in watch_as_cron(recovered, code=0).stderr
 

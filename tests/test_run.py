@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import TOY, Kit, answers_of, askers, events, wait_until
+from conftest import LIVE, TOY, Kit, answers_of, askers, events, wait_until
 from lab_repo import git
 from toy_trainer import write_checkpoint
 
@@ -340,7 +340,7 @@ def test_a_failed_start_takes_its_folder_away_again(kit: Kit):
     kit.config(trainer={"checkpoint_in": "config.yaml/last.pt"})  # collides with the copy of the config
     write_checkpoint(kit.folder / "one.pt", 3)
     assert kit("run", "T-1", "--resume", str(kit.folder / "one.pt"), code=1).stderr.count("\n") <= 3
-    assert not list(kit.runs.glob("T-1*")) and not list((kit.runs / ".live").glob("*"))
+    assert not list(kit.runs.glob("T-1*")) and not list((kit.runs / LIVE).glob("*"))
 
 
 @pytest.mark.fault("H1", by="launch: one start at a time, by a lock")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import LIB, ROOT, Kit, events, marked_pids, wait_until
+from conftest import LIB, LIVE, ROOT, Kit, events, marked_pids, wait_until
 from resumekit.basics.paths import RunPaths, manifest_path
 from resumekit.run_folder.runs import Run, open_run
 from resumekit.supervision import log_follower, witness
@@ -204,7 +204,7 @@ def test_a_killed_launcher_leaves_a_run_whose_end_is_known(kit: Kit, also_sideca
     if not also_sidecar:
         wait_until(lambda: kit.status(run)["state"] == "finished", "the last status")
         assert (run / "logs" / "train.log").read_bytes() == undisturbed_log(run)
-        wait_until(lambda: not (kit.runs / ".live" / run.name).exists(), "the live marker is gone")
+        wait_until(lambda: not (kit.runs / LIVE / run.name).exists(), "the live marker is gone")
 
 
 def state_of(kit: Kit, run: Path) -> str:
@@ -230,7 +230,7 @@ def test_a_killed_shim_is_a_run_that_is_lost(kit: Kit) -> None:
     (exited,) = events(run, "exited")
     assert (exited["code"], exited["signal"]) == (None, None)
     assert "nobody saw how" in (run / "logs" / "train.log").read_text().splitlines()[-1]
-    assert (kit.runs / ".live" / run.name).exists()  # somebody has to look at it
+    assert (kit.runs / LIVE / run.name).exists()  # somebody has to look at it
     assert not list(run.glob(".exit.json.tmp-*"))
 
 

@@ -22,9 +22,9 @@ from resumekit.planning import code_state, executed_words, project
 from resumekit.planning.request import parse
 from resumekit.proving import archive, grades
 from resumekit.recovery import recovering
+from resumekit.recovery.command import environment_of_callers_run
 from resumekit.run_folder import live_marker, seals, trust
 from resumekit.run_folder.runs import Run, open_run
-from resumekit.watching import acting
 from test_recovery import configure, watch_as_cron
 from test_run import killed, record
 from test_watch import kill_all_of
@@ -404,11 +404,11 @@ def test_a_run_of_an_older_kit_recovers_and_is_continued(kit: Kit, died: Path) -
 
 
 def test_the_environment_of_a_record_that_was_edited_is_not_used(kit: Kit, died: Path) -> None:
-    assert acting.environment_of(open_run(died))["HOME"] == kit.env["HOME"]
+    assert environment_of_callers_run(died)["HOME"] == kit.env["HOME"]
     own = record(died)
     own["environment"]["values"]["PATH"] = str(kit.folder)
     (died / "run.json").write_text(json.dumps(own))
-    assert acting.environment_of(open_run(died)) == dict(os.environ)
+    assert environment_of_callers_run(died) == dict(os.environ)
 
 
 @as_root

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from conftest import DEADLINE_S, ROOT, Kit, events, wait_until
+from conftest import DEADLINE_S, LIVE, ROOT, Kit, events, wait_until
 from resumekit.basics import journal, processes
 from resumekit.basics.errors import KitError, UsageError
 from resumekit.basics.files import utc_now
@@ -146,12 +146,12 @@ def test_what_has_ended_is_not_looked_at(watched: Kit) -> None:
 
 def test_a_marker_that_was_left_behind_by_a_run_that_was_stopped_is_nothing_to_worry_about(watched: Kit) -> None:
     run = start(watched)
-    marker = watched.runs / ".live" / run.name
+    marker = watched.runs / LIVE / run.name
     (launched,) = events(run, "launched")
     os.kill(launched["launcher"]["pid"], signal.SIGTERM)
     wait_until(lambda: not marker.exists(), "the run has ended")
     marker.touch()
-    (watched.runs / ".live" / "T-1_gone_20261122-1735").touch()
+    (watched.runs / LIVE / "T-1_gone_20261122-1735").touch()
     found = looks(watched, code=0)
     assert found[run.name]["verdict"] == ENDED
     assert found["T-1_gone_20261122-1735"]["note"] == "its folder is gone, the marker was left behind"
@@ -190,8 +190,8 @@ def made(runs_dir: Path, run_id: str, **files: bytes) -> Path:
     """Make a live run folder of somebody's."""
     run = runs_dir / run_id
     run.mkdir(parents=True)
-    (runs_dir / ".live").mkdir(exist_ok=True)
-    (runs_dir / ".live" / run_id).touch()
+    (runs_dir / LIVE).mkdir(exist_ok=True)
+    (runs_dir / LIVE / run_id).touch()
     record = {"run_id": run_id, "host": processes.host_name(), "experiment": "T-1"}
     for name, content in {"run_json": json.dumps(record).encode(), **files}.items():
         stem, _, suffix = name.rpartition("_")
@@ -231,7 +231,7 @@ def test_one_broken_run_among_two_hundred_keeps_nobody_from_looking_at_the_other
             broken[number](run)
         else:
             journal_of(run, ("step", {"step": 3, "loss": "nan" if number == 99 else 0.5}))
-    (tmp_path / ".live" / "$(touch pwned)").touch()
+    (tmp_path / LIVE / "$(touch pwned)").touch()
     begun = time.monotonic()
     found = watch.one_pass(tmp_path)
     assert time.monotonic() - begun < 20
@@ -304,7 +304,7 @@ def test_starts_without_a_step_are_counted_along_the_lineage(tmp_path: Path) -> 
         # The first one came to step 40; a heartbeat of the others tells where they began.
         journal.append(run / "journal.jsonl", "heartbeat", name, global_step=40)
     for marker in names[:3]:
-        (tmp_path / ".live" / marker).unlink()
+        (tmp_path / LIVE / marker).unlink()
     (look,) = watch.one_pass(tmp_path)
     (found,) = look.findings
     assert (found.cause, found.verdict) == ("crash_loop", SICK)
@@ -360,7 +360,7 @@ def test_no_control_character_of_a_run_reaches_the_terminal() -> None:
 def test_without_runs_there_is_nothing_to_say(tmp_path: Path) -> None:
     assert watch.one_pass(tmp_path) == []
     assert watch.as_text([]) == ""
-    (tmp_path / ".live").write_text("")
+    (tmp_path / LIVE).write_text("")
     with pytest.raises(KitError, match="cannot be read"):
         watch.one_pass(tmp_path)
 
@@ -436,7 +436,7 @@ def test_a_run_that_is_slow_from_its_first_step_is_measured_by_its_parent(
     state = fold({}, stepped(parent, 0, 4000, STEP_S["parent"], 1000.0))
     size = (parent / "journal.jsonl").stat().st_size
     Account(open_run(parent)).write({"journal_offset": size, "state": state})
-    (tmp_path / ".live" / parent.name).unlink()
+    (tmp_path / LIVE / parent.name).unlink()
 
     child_json = json.dumps({**record, "run_id": names["child"], "parent_run_id": parent.name, "parent_step": 40})
     child = made(tmp_path, names["child"], run_json=child_json.encode(), resolved_config_json=limits)

@@ -200,6 +200,18 @@ def _code_changed(arguments: list[str]) -> int:
     return DONE
 
 
+def _take_up(arguments: list[str]) -> int:
+    from .recovery import command
+
+    return command.take_up(Path(arguments[0]))
+
+
+def _escalate(arguments: list[str]) -> int:
+    from .recovery import command
+
+    return command.escalate(Path(arguments[0]), arguments[1])
+
+
 def _stop(arguments: list[str]) -> int:
     from .supervision import stopping
 
@@ -237,4 +249,6 @@ _VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "recover": (_recover, "recover"),
     "code-changed": (_code_changed, "code-changed"),
     "version": (_version, "version"),
+    "take-up": (_take_up, "take-up"),
+    "escalate": (_escalate, "escalate"),
 }

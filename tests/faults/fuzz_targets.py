@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import fuzz_values as values
 from hypothesis import strategies as st
 
-from conftest import ROOT, assert_valid
+from conftest import LIVE, ROOT, assert_valid
 from resumekit.basics import journal
 from resumekit.basics.errors import KitError
 from resumekit.basics.files import UnreadableFile
@@ -119,7 +119,7 @@ def _run(folder: Path, **files: bytes) -> Path:
     paths = RunPaths(run_dir)
     paths.checkpoints.mkdir(parents=True)
     paths.logs.mkdir()
-    (folder / "runs" / ".live").mkdir()
+    (folder / "runs" / LIVE).mkdir()
     paths.live_marker.touch()
     for name, content in {**values.WHOLE_RUN, **files}.items():
         path = getattr(paths, name)

@@ -272,7 +272,7 @@ class Oracle:
 
     def _outside(self) -> Iterator[str]:
         """O7, for what lies beside runs/, and O8."""
-        came = self._names_beside() - self._beside
+        came = self._names_beside() - self._beside - {".local"}  # the state folder of this HOME's user
         if came:
             yield f"O7: beside runs/ there is now {sorted(came)}"
         for folder in (self.runs_dir, self.runs_dir.parent, Path.cwd(), *self._runs()):

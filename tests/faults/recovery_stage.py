@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from conftest import Kit, reseal
+from conftest import LIVE, Kit, reseal
 from resumekit.basics import journal, processes
 from resumekit.recovery import recovering
 from resumekit.run_folder import live_marker, recovery, status
@@ -172,7 +172,7 @@ def _in_a_fork(command: list[str], _environment: dict[str, str], log: int | None
     if log is not None:
         os.close(log)
     run_dir = Path(command[-1])
-    forked(lambda: take_up(run_dir) if "recover" in command else sidecar.main(run_dir, has_echo=False))
+    forked(lambda: take_up(run_dir) if "take-up" in command else sidecar.main(run_dir, has_echo=False))
 
 
 # ---- what must have come of it
@@ -189,7 +189,7 @@ def judge(runs: Path, ended: Ended) -> str:
 def own_markers(runs: Path) -> None:
     """Let the markers of a tree that was written anew name their own inodes, as far as they are whole."""
     for name in watch.live_runs(runs):
-        path = runs / ".live" / name
+        path = runs / LIVE / name
         if path.read_bytes().endswith(b"\n"):
             live_marker.make(path)
 

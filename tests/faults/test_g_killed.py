@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import LIB, events, wait_until
+from conftest import LIB, LIVE, events, wait_until
 from faults import kill_points
 from faults.nights import HANG_MINUTES, Night, one, record
 from faults.oracle import Oracle
@@ -53,7 +53,7 @@ class Copies:
         shutil.rmtree(copy.parent, ignore_errors=True)
         copy.parent.mkdir()
         shutil.copytree(self._plain, copy, symlinks=True)
-        for marker in (copy / ".live").iterdir():
+        for marker in (copy / LIVE).iterdir():
             live_marker.make(marker)  # one that was only copied starts nothing
         self.night.runs = copy
         return copy / self.run.name

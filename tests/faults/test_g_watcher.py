@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from conftest import LIB, ROOT, Kit, events, wait_until
+from conftest import LIB, LIVE, ROOT, Kit, events, wait_until
 from faults import somebody
 from faults.nights import HANG_MINUTES, Night, one, proven_steps, record
 from faults.oracle import Oracle
@@ -71,7 +71,7 @@ def test_whoever_was_started_by_a_watcher_holds_none_of_its_locks(warm_night: Ni
     child = warm_night.watched(lambda: warm_night.child(run), "it is taken up")
     wait_until(lambda: events(child, "step"), "it trains")
     for lock in (
-        warm_night.runs / ".live" / f".watch.{os.geteuid()}.lock",
+        warm_night.runs / LIVE / ".watch.lock",
         run / "lock",
         child / "lock",
         warm_night.config_file,
@@ -84,7 +84,7 @@ def test_whoever_was_started_by_a_watcher_holds_none_of_its_locks(warm_night: Ni
 def test_a_watcher_that_is_killed_takes_its_lock_with_it_while_its_children_live(warm_night: Night) -> None:
     run = live(warm_night)
     warm_night.kill_all_of(run)
-    lock = warm_night.runs / ".live" / f".watch.{os.geteuid()}.lock"
+    lock = warm_night.runs / LIVE / ".watch.lock"
     watcher = warm_night.popen("abort-watch", "--every", "1")
     child = warm_night.next_of(run)
     watcher.kill()
@@ -111,7 +111,7 @@ def forge(night: Night, trainer: dict[str, Any], *more: tuple[str, dict[str, Any
     journal.append(run / "journal.jsonl", "launched", run.name, trainer=trainer, shim=gone, launcher=gone)
     for kind, fields in more:
         journal.append(run / "journal.jsonl", kind, run.name, **fields)
-    live_marker.make(night.runs / ".live" / run.name)
+    live_marker.make(night.runs / LIVE / run.name)
     return run
 
 
@@ -345,7 +345,7 @@ def test_a_run_that_ends_between_decision_and_signal_is_left_alone(night: Night)
     night("run", "T-1")
     (run,) = night.run_dirs()
     before = (run / "journal.jsonl").read_bytes()
-    live_marker.make(night.runs / ".live" / run.name)  # as it still was when it was looked at
+    live_marker.make(night.runs / LIVE / run.name)  # as it still was when it was looked at
     assert aborting.abort(open_run(run), "hang", "no step") is False
     assert acting.act(night.runs, [Look(run.name, "running", SICK, findings=SICK_OF_A_HANG)]) == []
     assert (run / "journal.jsonl").read_bytes() == before
@@ -379,19 +379,25 @@ def lab() -> Iterator[Night]:
 
 
 @pytest.mark.long
-@pytest.mark.fault("G14", by="acting.py: left alone, its folder belongs to another user")
+@pytest.mark.fault("G14", by="custody.py: a watcher has the markers of its own user, and asks who owns the folder")
 @needs_somebody
 def test_another_users_run_is_neither_stopped_nor_taken_up(lab: Night) -> None:
     hung = {"hang_minutes": HANG_MINUTES, "grace_s": 1}
     run = live(lab, "--at", "5", "hang", abort=hung)
     wait_until(lambda: len(events(run, "step")) == 5, "it hangs")
     time.sleep(HANG_MINUTES * 60 + 0.5)
-    (lab.runs / ".live").chmod(0o777)
+    lab.runs.chmod(0o777)
     with Oracle(lab.runs) as oracle:
         done = as_somebody(lab, "abort-watch")
+        assert "0 live runs" in done.stderr and done.returncode == 0, done.stderr
+        # A marker of that user's own, for a folder that is not.
+        marker = lab.runs / f".live.{somebody.UID}" / run.name
+        live_marker.make(lab.runs / LIVE / "T-1_other_20261122-1735")
+        (lab.runs / LIVE / "T-1_other_20261122-1735").rename(marker)
+        os.chown(marker, somebody.UID, somebody.GID)
+        done = as_somebody(lab, "abort-watch")
         oracle.check()
-    assert "left alone: its folder belongs to another user" in done.stderr, done.stderr
-    assert done.returncode == 8
+    assert "left alone: its folder belongs to another user" in done.stdout, done.stdout
     assert Path(f"/proc/{lab.who(run, 'trainer')}").exists()
     assert not events(run, "abort") and lab.run_dirs() == [run]
 
@@ -413,6 +419,7 @@ def test_a_trainer_that_answers_permission_denied_is_neither_dead_nor_signalled_
     given_away = [lab.runs, *lab.runs.rglob("*")]
     for path in given_away:
         os.chown(path, somebody.UID, somebody.GID)
+    (lab.runs / LIVE).rename(lab.runs / f".live.{somebody.UID}")
     done = as_somebody(lab, "abort-watch", "--observe")
     assert done.stdout.split()[:2] == [run.name, "unsupervised"] and "died" not in done.stdout, done.stdout
 
@@ -431,7 +438,7 @@ def test_a_trainer_that_answers_permission_denied_is_neither_dead_nor_signalled_
 @pytest.mark.fault("G15", by="acting.py: a lock that cannot be made; aborting.py: the event first")
 def test_a_watcher_that_cannot_write_stops_nobody_and_says_so(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
     run = live(night, "--at", "5", "hang")
-    lock = night.runs / ".live" / f".watch.{os.geteuid()}.lock"
+    lock = night.runs / LIVE / ".watch.lock"
     lock.mkdir()
     done = night.watch(code=1)
     assert "nothing is stopped that cannot be written down" in done.stderr
@@ -504,7 +511,7 @@ def test_a_run_of_another_host_is_said_and_left_alone(kit: Kit, stranger: subpro
     who = {**found.as_fields(), "host": "elsewhere"}
     journal.append(run / "journal.jsonl", "launched", run.name, trainer=who, shim=who, launcher=who)
     journal.append(run / "journal.jsonl", "step", run.name, step=3, loss="nan")
-    live_marker.make(kit.runs / ".live" / run.name)
+    live_marker.make(kit.runs / LIVE / run.name)
     said = kit("abort-watch", "--json", code=0)
     (look,) = json.loads(said.stdout)
     assert (look["verdict"], look["note"]) == ("remote", "not looked at: its trainer is on 'elsewhere'")

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from conftest import Kit, events
+from conftest import LIVE, Kit, events
 from hostile_names import COMMANDS, PAYLOADS
 from resumekit.basics.errors import KitError
 from resumekit.configuration import config, schema
@@ -138,7 +138,7 @@ def test_a_payload_in_every_field_of_a_run_folder_is_shown_or_refused_and_not_ru
     child = kit.run_dirs()[-1]
     (child / "heartbeat.json").write_text(json.dumps({"global_step": 1, "optimizer": "x", "lr": 0.1}))
     (child / "quarantine.json").write_text(json.dumps([{"file": "x.pt", "is": [1, 2, 3], "reason": "y", "at": "z"}]))
-    (kit.runs / ".live" / child.name).touch()
+    (kit.runs / LIVE / child.name).touch()
     for one in (run, child):
         poison(one, payload)
     commands = (
@@ -226,4 +226,4 @@ def test_a_host_may_be_called_anything(kit: Kit, payload: str) -> None:
     for command in (["runs"], ["abort-watch", "--observe"]):
         seen = kit(*command, code=None)
         assert all(line.isprintable() for line in (seen.stdout + seen.stderr).splitlines())
-    assert canaries(kit) == [] and os.listdir(kit.runs / ".live") in ([], [f".watch.{os.geteuid()}.lock"])
+    assert canaries(kit) == [] and os.listdir(kit.runs / LIVE) in ([], [".watch.lock"])

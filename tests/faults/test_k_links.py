@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Kit
+from conftest import LIVE, Kit
 from test_run import killed
 
 # What the kit writes or reads in a run, and may find a link under.
@@ -44,7 +44,7 @@ def test_k4_a_link_in_a_parent_s_folder_is_never_written_through(kit: Kit, name:
     target = {"to a file": "file", "dangling": "none", "to a folder": "folder"}[kind]
     path.symlink_to(victims / target)
     before = contents(victims)
-    (kit.runs / ".live" / run.name).touch()
+    (kit.runs / LIVE / run.name).touch()
     for command in (["runs"], ["abort-watch"], ["run", "T-1"], ["resume", run.name, "--step", "5", "--name", "side"]):
         done = kit(*command, code=None)
         assert "Traceback" not in done.stderr, (command, done.stderr)

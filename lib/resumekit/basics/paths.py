@@ -15,6 +15,8 @@ SCHEMAS = KIT_ROOT / "schemas"
 STEP_PATTERN = "hrm_arc_step_{step}.pt"
 BEST_PATTERN = "hrm_arc_best.pt"
 MANIFEST_SUFFIX = ".json"
+# Beside the runs: `.live.<uid>/` with the live markers of one user.
+SHARED_LIVE = ".live"
 # No more than 12 digits, and only ASCII ones: `\d` also matches Arabic digits, and 20 digits are no step.
 _STEP = "([0-9]{1,12})"
 
@@ -139,7 +141,18 @@ class RunPaths(NamedTuple):
 
     @property
     def live_marker(self) -> Path:
-        return self.run_dir.parent / ".live" / self.run_dir.name
+        """The caller's marker of the run: each user has a folder of markers of their own (live_marker.py)."""
+        return live_folder(self.run_dir.parent) / self.run_dir.name
+
+    @property
+    def shared_marker(self) -> Path:
+        """Where earlier versions put the marker: in one folder for all users. Still read, never made."""
+        return self.run_dir.parent / SHARED_LIVE / self.run_dir.name
+
+
+def live_folder(runs_dir: Path) -> Path:
+    """Return the folder of the caller's own live markers: two users of one runs folder do not share one."""
+    return runs_dir / f"{SHARED_LIVE}.{os.geteuid()}"
 
 
 def manifest_path(checkpoint: Path) -> Path:

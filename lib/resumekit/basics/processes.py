@@ -82,6 +82,30 @@ def probe(identity: Identity | None) -> str:
     return _has_token(identity.pid, identity.token)
 
 
+def is_stopped(identity: Identity | None) -> bool:
+    """Whether a process of this host is there and suspended (SIGSTOP, Ctrl-Z): it does nothing until CONT."""
+    if identity is None or probe(identity) != ALIVE:
+        return False
+    found = _stat(identity.pid)
+    return found is not None and found[0] in "Tt" and found[1] == identity.start_ticks
+
+
+def stopped_in_group_of(identity: Identity) -> list[int]:
+    """Return the pids of the suspended processes in the process group of this one; [] where it has ended."""
+    try:
+        group = os.getpgid(identity.pid)
+        if probe(identity) != ALIVE:
+            return []
+    except OSError:
+        return []
+    found = []
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            if os.getpgid(int(entry)) == group and (known := _stat(int(entry))) and known[0] in "Tt":
+                found.append(int(entry))
+    return found
+
+
 def _is_hidden(pid: int) -> bool:
     """Whether there is a process that /proc does not show (hidepid): it may be the one, or a stranger."""
     try:

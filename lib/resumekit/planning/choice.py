@@ -19,7 +19,7 @@ from ..run_folder import status, trust
 from ..run_folder.lineage import check_name
 from ..run_folder.recovery import Recovery
 from ..run_folder.runs import Run, RunTable
-from . import checkpoint_trust, executed_words, heads, origin
+from . import checkpoint_trust, executed_words, heads, interpreter, origin
 from .request import Request
 from .resume_config import ResumeConfig, for_resume
 
@@ -158,7 +158,12 @@ def _fresh(request: Request, table: RunTable, said: tuple[str, ...]) -> Choice:
     experiment = heads.experiment_of(request)
     resolved = request.resolved(experiment)
     name = _name(request, config.get(resolved, "experiment.run_name"))
+    said = (*said, *_also_said(request, table, resolved))
     return Choice(FRESH, experiment, name, resolved, table, tuple(request.settings), said=said)
+
+
+def _also_said(request: Request, table: RunTable, resolved: dict[str, Any]) -> tuple[str, ...]:
+    return (*heads.copies_said(request, table), *interpreter.override_said(resolved))
 
 
 def _anew(choice: Choice, head: Run, request: Request, another: str | None) -> Choice:
@@ -227,8 +232,8 @@ def _resume(request: Request, table: RunTable, found: heads.Found, *said: str) -
     return Choice(
         relation, experiment, name, new.resolved, table, new.settings, parent, step, candidate,
         found.selection.candidates, new.differences.changed,
-        (*said, *noted, *new.said, *heads.passed_over(found.selection)), settled=new.differences.settled,
-        origin=since.run if since and since.between else None, consents=consents,
+        (*said, *noted, *new.said, *heads.passed_over(found.selection), *_also_said(request, table, new.resolved)),
+        settled=new.differences.settled, origin=since.run if since and since.between else None, consents=consents,
     )  # fmt: skip
 
 

@@ -113,6 +113,14 @@ def nothing_stable(request: Request, table: RunTable, found: Found) -> NoStableC
     return NoStableCheckpoint("; ".join([f"no checkpoint found {where}", *hints]))
 
 
+def copies_said(request: Request, table: RunTable) -> tuple[str, ...]:
+    """Return a sentence for each copied folder that is passed over, where an experiment's head was looked for."""
+    if request.fresh or request.from_run is not None or "_" in request.experiment:
+        return ()
+    copies = table.copies(request.experiment)
+    return tuple(f"'{run.run_id}' is a copy of '{run.copy_of}': not taken into account" for run in copies)
+
+
 def warned(found: Found, table: RunTable) -> list[str]:
     """Return a sentence where the checkpoint, taken because it was named, was saved after its run had gone wrong."""
     chosen = found.selection.chosen
@@ -221,6 +229,8 @@ def _on_another_branch(request: Request, table: RunTable, found: Found) -> Found
     """Look for an explicit step in every run of the experiment; take it if it is there once."""
     there: dict[str, tuple[Run, Selection]] = {}
     for run in table.of_experiment(found.head.experiment):
+        if run.copy_of is not None:
+            continue
         selection = _select(request, run, [(run, None)])
         if selection.chosen is not None:
             there[os.path.realpath(selection.chosen.path)] = run, selection

@@ -15,18 +15,42 @@ from pathlib import Path
 from typing import Any
 
 from ..basics import answers
+from ..basics.errors import ToolMissing
 
 TIMEOUT_S = 20.0
+# One user's interpreter where the config, with the trainer.python of another one, is shared.
+OVERRIDE = "RESUMEKIT_TRAINER_PYTHON"
 MAX_BYTES = 1 << 20
 _QUESTION = "import sys; print('%d.%d.%d' % sys.version_info[:3], *sys.path, sep='\\0', end='')"
 
 
 def configured(resolved: Mapping[str, Any], root: Path) -> str:
-    """Return the interpreter that `{python}` stands for: `trainer.python`, else the one that the kit runs under."""
-    wanted = resolved["trainer"].get("python")
+    """Return the interpreter that `{python}` stands for.
+
+    The user's own ($RESUMEKIT_TRAINER_PYTHON), else `trainer.python`, else the one that the kit runs under.
+    """
+    wanted = os.environ.get(OVERRIDE) or resolved["trainer"].get("python")
     if wanted is None:
         return sys.executable
     return str(root / wanted) if "/" in wanted else shutil.which(wanted) or wanted
+
+
+def override_said(resolved: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the sentence that names the user's own interpreter where it is not that of the config."""
+    own, shared = os.environ.get(OVERRIDE), resolved["trainer"].get("python")
+    if not own or own == shared:
+        return ()
+    instead = "" if shared is None else f", not '{shared}' (trainer.python)"
+    return (f"the trainer's Python is '{own}' ({OVERRIDE}){instead}",)
+
+
+def check_override(python: str, search_path: str) -> None:
+    """Raise ToolMissing if $RESUMEKIT_TRAINER_PYTHON names what is not there; `python` is what it stands for."""
+    if os.environ.get(OVERRIDE) and shutil.which(python, path=search_path) is None:
+        raise ToolMissing(
+            f"the Python '{python}' is not there or not executable ({OVERRIDE} in the environment): "
+            "name another one, or unset it"
+        )
 
 
 def of_trainer(argv: Sequence[str], cwd: Path, python: str) -> str:

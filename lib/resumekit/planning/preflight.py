@@ -68,6 +68,7 @@ def check(choice: Choice, request: Request) -> Ready:
     _refuse_unresumable(choice)
     argv = trainer_argv(choice, run_paths(choice, "RUN_ID"), ready)
     search_path = os.environ.get("PATH", os.defpath)
+    interpreter.check_override(ready.python, search_path)
     command.check_program(argv, ready.cwd, search_path)
     if choice.recovery is None:  # a missing mailer must not keep a run from going on in the night
         command.check_notifier(config.get(choice.config, "notify.command"), root, search_path)

@@ -47,9 +47,10 @@ def prune(
     Returns:
         The files removed. One that can't be removed is left.
     """
+    names = _names(folder)
+    _sweep_manifests(folder, names, run_id=run_id, pattern=pattern)
     if keep.last is None:
         return []
-    names = _names(folder)
     steps = sorted({step for name in names if (step := step_of_name(name, pattern)) is not None}, reverse=True)
     spared_inode = _inode(folder / best_name)
     kept, removed = 0, []
@@ -114,6 +115,22 @@ def sweep(folder: Path) -> list[Path]:
                 path.unlink()
                 removed.append(path)
     return removed
+
+
+def _sweep_manifests(folder: Path, names: set[str], *, run_id: str | None, pattern: str) -> None:
+    """Remove the manifests of this run whose checkpoint is gone: pruned by another hand, or by a save cut in two.
+
+    Only what the kit wrote: named like a step's manifest, valid, and of this run.
+    """
+    for name in names:
+        data = name.removesuffix(MANIFEST_SUFFIX)
+        if data == name or data in names or step_of_name(data, pattern) is None:
+            continue
+        with contextlib.suppress(OSError, UnreadableFile):
+            known = manifest.read(folder / data)
+            is_gone = not os.path.lexists(folder / data)  # the listing may be older than a save of this moment
+            if is_gone and known.run_id == run_id and stat.S_ISREG(os.lstat(folder / name).st_mode):
+                (folder / name).unlink()
 
 
 def _is_own(path: Path, step: int, run_id: str | None) -> bool:

@@ -18,11 +18,15 @@ from ..basics.errors import KitError
 from ..basics.redaction import redact
 from ..basics.terminal import plain
 from ..run_folder import live_marker, status
-from ..run_folder.runs import Run
+from ..run_folder.runs import Run, RunTable
+from ..supervision import aborting
+from . import incident as incidents
 from .incident import Incident
 
 NOTIFY_S = 30.0
 MAX_REASON = 1000
+# The kind of the warning in the journal of a run that lives.
+UNATTENDED = "unattended"
 
 
 def call(run: Run, incident: Incident, reason: str, *, is_told: bool = False) -> None:
@@ -53,6 +57,33 @@ def tell_again(run: Run) -> None:
     _tell(run, {key: value for key, value in fields.items() if key != "at"}, is_again=True)
 
 
+def escalate(run: Run, table: RunTable, reason: str) -> None:
+    """Tell a person of a run about which nothing can be done from here: it is over, or it lives and cannot be judged.
+
+    A run that is over needs attention then, as by `call`. One that lives stays what it is: a warning in its journal
+    says so, and `notify.command` gets that.
+
+    Raises:
+        Refused, OSError: it cannot be written, or the run's lock is held: the caller tries again.
+    """
+    found = None
+    with contextlib.suppress(OSError):  # a journal that cannot be read now: that may be what is told
+        found = incidents.of(run, status.read_state(run), table)
+    if found is None:
+        _warn_and_tell(run, reason)
+        return
+    aborting.note(run, found.cause, found.evidence, first_bad_step=found.first_bad_step)
+    call(run, found, f"{found.evidence}; {reason}")
+
+
+def _warn_and_tell(run: Run, reason: str) -> None:
+    with contextlib.suppress(OSError):  # a run whose folder cannot be written to is told of all the same
+        message = plain(reason)[:MAX_REASON]
+        journal.append(run.paths.journal, "warning", run.run_id, kind=UNATTENDED, message=message)
+    status.renew(run)
+    tell_of(run, UNATTENDED, reason)
+
+
 def tell_unwritten(run: Run, incident: Incident, reason: str) -> None:
     """Tell of a run that needs attention where that cannot be written down: the disk is what it is about."""
     _notify(run, _event(run, _fields(run, incident, reason)))
@@ -78,12 +109,12 @@ def _event(run: Run, fields: dict[str, Any]) -> dict[str, Any]:
 def _tell(run: Run, fields: dict[str, Any], *, is_again: bool = False, is_told: bool = False) -> None:
     status.renew(run)
     with _alone(run) as is_alone:
-        if not is_alone or (is_again and not live_marker.was_made_here(run.paths.live_marker)):
+        if not is_alone or (is_again and not live_marker.was_made_here(live_marker.of(run.paths))):
             return  # somebody is telling it, or has told it
         if not is_told:
             _notify(run, _event(run, fields))
         with contextlib.suppress(OSError):
-            run.paths.live_marker.unlink(missing_ok=True)
+            live_marker.remove(run.paths)
 
 
 @contextlib.contextmanager
@@ -91,7 +122,7 @@ def _alone(run: Run) -> Iterator[bool]:
     """Hold the marker while a person is told, which may take longer than a pass; True where there is none."""
     try:
         # For writing: on NFS nobody else may lock.
-        descriptor = os.open(run.paths.live_marker, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(live_marker.of(run.paths), os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         yield True
         return

@@ -15,7 +15,7 @@ from typing import Any
 from ..basics import processes
 from ..basics.errors import UsageError
 from ..basics.terminal import duration, plain
-from . import status
+from . import status, suspended
 from .runs import Run, RunTable
 
 Row = tuple[Run, dict[str, Any]]
@@ -143,7 +143,7 @@ def _number(value: Any) -> int | float | None:
 
 
 def _detail(run: Run, seen: dict[str, Any]) -> str:
-    parts = []
+    parts = [] if run.copy_of is None else [plain(f"a copy of '{run.copy_of}': not taken into account")]
     if run.parent_step is not None and run.record.get("relation") == "branch":
         parts.append("branch")
     if seen["state"] in status.LIVE and _number(seen["pid"]):
@@ -155,7 +155,15 @@ def _detail(run: Run, seen: dict[str, Any]) -> str:
         parts.append(f"{speed:.2f} steps/s, {duration(seen['eta_s'])} left")
     if _number(seen["exit_code"]):
         parts.append(f"exit {seen['exit_code']}")
-    return ", ".join([*parts, *_recovery(run, seen)])
+    return ", ".join([*parts, *_suspended(seen), *_recovery(run, seen)])
+
+
+def _suspended(seen: dict[str, Any]) -> list[str]:
+    """Name the processes that do nothing until CONT, while they matter: of a run that lives or may be taken up."""
+    if seen["state"] not in (*status.LIVE, *status.TAKEN_UP):
+        return []
+    sentence = suspended.words(tuple(suspended.Suspended(**one) for one in seen["suspended"]))
+    return [sentence] if sentence else []
 
 
 def _recovery(run: Run, seen: dict[str, Any]) -> list[str]:

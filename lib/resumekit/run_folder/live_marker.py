@@ -1,38 +1,173 @@
-"""The file in `runs/.live/` that says of a run that somebody has to look at it.
+"""The file in `runs/.live.<uid>/` that says of a run that its user's watcher has to look at it.
 
-A launcher makes it, and it holds its own inode number: in a tree that was copied, restored or unpacked it is another
-file, and the watcher starts nothing that it finds there. Reads and writes that one file.
+The launcher makes it, in a folder of its own user's, and it holds its own inode number: in a tree that was copied,
+restored or unpacked it is another file, and the watcher starts nothing that it finds there. Markers in `runs/.live/`,
+which all users shared, are read and removed, never made. Reads and writes these files alone, and follows no link.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import re
+import stat
+from collections.abc import Iterable
 from pathlib import Path
 
-from ..basics.files import UnreadableFile, fsync_directory, read_bounded, temp_path, write_all
+from ..basics.errors import KitError
+from ..basics.files import temp_path, write_all
+from ..basics.paths import SHARED_LIVE, RunPaths, live_folder
+from .lineage import parse_run_name
+
+_FOLDER = re.compile(rf"{re.escape(SHARED_LIVE)}(\.[0-9]{{1,10}})?")
+_MAX_BYTES = 64
 
 
 def make(path: Path) -> None:
-    """Make the marker; its folder is made if it is not there. Raises OSError."""
-    path.parent.mkdir(exist_ok=True)
-    temp = temp_path(path)
+    """Make the marker; its folder is made if it is not there.
+
+    Raises:
+        KitError: the folder is a link, or belongs to another user.
+        OSError: it cannot be written.
+    """
+    folder = make_folder(path.parent)
+    temp = temp_path(path).name
     try:
-        descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        # For its user alone: a lock on it keeps that user's watcher waiting (recovery/attention.py).
+        descriptor = open_own(folder, path.with_name(temp), os.O_EXCL)
         try:
             write_all(descriptor, b"%d\n" % os.fstat(descriptor).st_ino)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        os.replace(temp, path)
-        fsync_directory(path.parent)  # after a power cut nobody would look at a run without it
+        os.replace(temp, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+        os.fsync(folder)  # after a power cut no watcher would look at a run without it
     except BaseException:
-        temp.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            os.unlink(temp, dir_fd=folder)
         raise
+    finally:
+        os.close(folder)
+
+
+def make_folder(folder: Path) -> int:
+    """Make a folder for markers where there is none; return a descriptor of it, which the caller closes.
+
+    Raises:
+        KitError: a link or a file lies there.
+        OSError: it cannot be made.
+    """
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(0o755)
+    try:
+        return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+            raise
+        raise KitError(f"'{folder}' is to hold the live markers of this user's runs, and is no folder") from error
 
 
 def was_made_here(path: Path) -> bool:
-    """Whether it is the very file that a launcher made."""
+    """Whether it is the very file that a launcher of the caller made: theirs, no link, with its own inode number."""
     try:
-        return read_bounded(path, 64).strip() == b"%d" % os.lstat(path).st_ino
-    except (UnreadableFile, OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError):
         return False
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+            return False
+        return os.read(descriptor, _MAX_BYTES).strip() == b"%d" % found.st_ino
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def of(paths: RunPaths) -> Path:
+    """Return where the run's marker lies: the caller's own, or that of a version before if only this one is there."""
+    if not os.path.lexists(paths.live_marker) and os.path.lexists(paths.shared_marker):
+        return paths.shared_marker
+    return paths.live_marker
+
+
+def remove(paths: RunPaths) -> None:
+    """Remove the caller's marker of a run, wherever a version put it; another user's is theirs to remove.
+
+    Raises:
+        OSError: it is there and cannot be removed.
+    """
+    paths.live_marker.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        if os.lstat(paths.shared_marker).st_uid == os.geteuid():
+            paths.shared_marker.unlink(missing_ok=True)
+
+
+def run_ids(runs_dir: Path) -> set[str]:
+    """Return the ids of the runs that have a marker of the caller's, or one in the folder that all users shared.
+
+    Raises:
+        OSError: a folder of markers is there and cannot be read.
+    """
+    return {name for folder in (live_folder(runs_dir), runs_dir / SHARED_LIVE) for name in _names(folder)}
+
+
+def folders(runs_dir: Path) -> list[Path]:
+    """Return the folders of live markers of all users; one listing of the runs folder. Raises OSError."""
+    return [runs_dir / name for name in filter(_FOLDER.fullmatch, os.listdir(runs_dir))]
+
+
+def run_ids_in(marked: Iterable[Path]) -> set[str]:
+    """Return the ids of the runs that have a marker in these folders; one that cannot be read holds none."""
+    found: set[str] = set()
+    for folder in marked:
+        with contextlib.suppress(OSError):
+            found |= _names(folder)
+    return found
+
+
+def open_own(folder: int, path: Path, flags: int) -> int:
+    """Make or open a file in the folder of the caller's markers, for the caller alone; never through a link.
+
+    Args:
+        folder: a descriptor of its folder, from `make_folder`.
+        path: the file.
+        flags: O_EXCL where it must be new.
+
+    Raises:
+        KitError: the folder belongs to another user.
+        OSError: the file cannot be opened.
+    """
+    try:
+        descriptor = os.open(
+            path.name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | flags, 0o600,
+            dir_fd=folder,
+        )  # fmt: skip
+    except PermissionError:
+        _refuse_others(folder, path.parent, os.geteuid())
+        raise
+    try:
+        # Not the caller's id: where a server gives all files to one user (NFS, CIFS), both are that one's.
+        _refuse_others(folder, path.parent, os.fstat(descriptor).st_uid)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _refuse_others(folder: int, path: Path, own_uid: int) -> None:
+    """Refuse a folder whose owner is not the one that this file system gives to what the caller makes."""
+    uid = os.fstat(folder).st_uid
+    if uid != own_uid:
+        raise KitError(
+            f"'{path}' is to hold the live markers of this user's runs, and belongs to another user (uid {uid}): "
+            "its owner, or that of the runs folder, has to remove it"
+        )
+
+
+def _names(folder: Path) -> set[str]:
+    try:
+        return {name for name in os.listdir(folder) if parse_run_name(name)}
+    except FileNotFoundError:
+        return set()

@@ -7,6 +7,7 @@ Try it: `bin/runs.sh --watch`
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -16,8 +17,7 @@ from typing import Any, NamedTuple
 from ..basics.errors import DONE
 from ..basics.files import utc_now
 from ..basics.screen import Screen
-from . import listing, status
-from .lineage import parse_run_name
+from . import listing, live_marker, status
 from .run_state import State, fold
 from .runs import Run, RunTable, open_run
 
@@ -61,6 +61,8 @@ class LiveView:
         self._made: dict[str, str] = {}  # run id -> when it was made
         self._newest_first: list[str] = []
         self._listed_at: int | None = None
+        self._marked_at: int | None = None
+        self._folders: list[Path] = []
         self._passed_over: set[str] = set()  # markers of runs that are not wanted, or gone
         self._ended: dict[str, Seen] = {}
         self._folds: dict[str, tuple[State, int]] = {}
@@ -85,7 +87,8 @@ class LiveView:
             room: how many runs can be shown.
 
         Returns:
-            Those with a marker in `.live/`, the live before the dead; the newest of the others; how many there are.
+            Those with a live marker of any user's, the live before the dead; the newest of the others; how many there
+            are.
         """
         markers = self._markers()
         self._list(markers)
@@ -105,10 +108,14 @@ class LiveView:
         return marked, others, len(self._made)
 
     def _markers(self) -> set[str]:
-        try:
-            return {name for name in os.listdir(self.runs_dir / ".live") if parse_run_name(name)}
-        except OSError:
-            return set()
+        """The ids with a marker of any user's; who has a folder of markers changes with the runs folder alone."""
+        with contextlib.suppress(OSError):
+            changed_at = os.stat(self.runs_dir).st_mtime_ns
+            if changed_at != self._marked_at:
+                self._folders = live_marker.folders(self.runs_dir)
+                self._marked_at = changed_at if abs(time.time() - changed_at / 1e9) > GRAIN_S else None
+            return live_marker.run_ids_in(self._folders)
+        return set()
 
     def _list(self, markers: set[str]) -> None:
         """Read the names of the runs where the folder has changed, and of the new ones when they were made."""

@@ -31,11 +31,13 @@ class Run:
     Args:
         paths: where its files lie.
         record: run.json, or {} in a folder that the kit did not make (or that was left before it was written).
+        other_id: the run that its run.json says it is, where that is not the folder's name: a copy, or renamed.
     """
 
-    def __init__(self, paths: RunPaths, record: dict[str, Any]) -> None:
+    def __init__(self, paths: RunPaths, record: dict[str, Any], other_id: str | None = None) -> None:
         self.paths = paths
         self.record = record
+        self.other_id = other_id
 
     @property
     def run_id(self) -> str:
@@ -44,6 +46,12 @@ class Run:
     @property
     def is_ours(self) -> bool:
         return bool(self.record)
+
+    @property
+    def copy_of(self) -> str | None:
+        """The run beside it that this folder is a copy of; None for any other, renamed ones too."""
+        is_beside = self.other_id is not None and os.path.isdir(self.paths.run_dir.parent / self.other_id)
+        return self.other_id if is_beside else None
 
     @cached_property
     def experiment(self) -> str | None:
@@ -155,7 +163,8 @@ def run_of(run_dir: Path, record: Any) -> Run:
     """Return the run of a folder whose run.json has been read."""
     paths = RunPaths(run_dir)
     if not isinstance(record, dict) or record.get("run_id") != run_dir.name:
-        return Run(paths, {})  # a copied folder under another name is not the run that it says it is
+        # A copied folder under another name is not the run that it says it is.
+        return Run(paths, {}, _other_id(record))
     folders = record.get("paths")
     if isinstance(folders, dict):
         names = [folders.get(key) for key in ("checkpoints", "logs", "status")]
@@ -221,12 +230,17 @@ class RunTable:
     def heads(self, experiment: str) -> list[Run]:
         """Return the started runs of an experiment that no started run of it came from, newest first.
 
-        A child is newer than its parent, whatever the clocks said; between branches `created_at` decides.
+        A child is newer than its parent, whatever the clocks said; between branches `created_at` decides. A copy of a
+        run beside it is no head: its name says that it is newer, and its checkpoints are another run's.
         """
-        started = [run for run in self.of_experiment(experiment) if run.has_started]
+        started = [run for run in self.of_experiment(experiment) if run.copy_of is None and run.has_started]
         parents = {parent.run_id for run in started if (parent := self.parent(run))}
         leaves = [run for run in started if run.run_id not in parents]
         return sorted(leaves, key=lambda run: (run.created_at, run.run_id), reverse=True)
+
+    def copies(self, experiment: str) -> list[Run]:
+        """Return the folders of an experiment that are copies of runs beside them, sorted by name."""
+        return [run for run in self.of_experiment(experiment) if run.copy_of is not None]
 
     def history(self, run: Run) -> list[tuple[Run, int | None]]:
         """Return (run, highest step that belongs to the history), newest first: the run, its parent, to the root.
@@ -254,6 +268,12 @@ def run_around(table: RunTable, checkpoint: Path) -> Run | None:
         if (folder / "run.json").is_file():
             return open_run(folder)
     return None
+
+
+def _other_id(record: Any) -> str | None:
+    run_id = record.get("run_id") if isinstance(record, dict) else None
+    is_name = isinstance(run_id, str) and len(run_id) <= 255 and parse_run_name(run_id) is not None
+    return run_id if is_name else None
 
 
 def _text(value: Any) -> str | None:

@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 from ..basics import check, claims, journal, processes
 from ..basics.errors import Refused
 from ..basics.files import UnreadableFile, read_json, to_json, utc_now, write_atomic
-from . import run_end
+from . import run_end, suspended
 from .event_values import count, text
 from .run_state import State, fold, measured_speed
 from .runs import Run
 from .save_wait import is_saving
 from .state_types import is_sound
+from .suspended import Suspended
 
 # How a `recovery` event ends: a child goes on, or a person has to.
 RESUMED, NEEDS_ATTENTION = "resumed", "needs_attention"
@@ -42,12 +43,14 @@ class View(NamedTuple):
         trainer, launcher: 'alive', 'dead' or 'unknown', from processes.probe.
         end: exit.json, or None.
         now: seconds since the epoch.
+        suspended: processes of the run that do nothing until CONT.
     """
 
     trainer: str
     launcher: str
     end: dict[str, Any] | None
     now: float
+    suspended: tuple[Suspended, ...] = ()
 
 
 def observe(run: Run, state: State, view: View) -> dict[str, Any]:
@@ -101,6 +104,7 @@ def observe(run: Run, state: State, view: View) -> dict[str, Any]:
         "last_warning": state.get("last_warning"),
         "checks": check.summary(state.get("checks", {})),
         "recovery": state.get("recovery"),
+        "suspended": [one._asdict() for one in view.suspended],
     }
 
 
@@ -194,7 +198,9 @@ def look(run: Run, state: State) -> View:
     launcher_probe = processes.probe(launcher)
     if not run.is_in_our_namespace and claims.is_held(run.paths.status_lock):
         trainer_probe = launcher_probe = processes.UNKNOWN  # who follows it lives, in a container of its own
-    return View(trainer_probe, launcher_probe, run_end.read(run), time.time())
+    end = run_end.read(run)
+    is_over = end is not None and launcher_probe == processes.DEAD  # most runs of a listing: nothing acts on it
+    return View(trainer_probe, launcher_probe, end, time.time(), suspended=() if is_over else suspended.of(run, state))
 
 
 def read_state(run: Run) -> State:

@@ -15,7 +15,7 @@ from ..basics.causes import CHECKS_FAILED, NONFINITE
 from ..basics.claims import locked
 from ..basics.errors import CHECKS_FAILED as CHECKS_FAILED_CODE
 from ..basics.errors import DONE, STOPPED_BY_RULE, KitError
-from ..run_folder import recovery, status, symptoms
+from ..run_folder import live_marker, recovery, status, symptoms
 from ..run_folder.run_state import State
 from ..run_folder.runs import Run, open_run
 from . import aborting
@@ -86,7 +86,7 @@ class Bedside:
         # Of a run whose end nobody saw, somebody has to be told, taken up or not.
         is_somebodys = is_now == "lost" or (is_now in status.TAKEN_UP and is_enabled)
         if not is_somebodys or _went_on(state, self._run):
-            self._run.paths.live_marker.unlink(missing_ok=True)
+            live_marker.remove(self._run.paths)
 
 
 def exit_code(state: State, is_now: str) -> int:
@@ -108,7 +108,7 @@ def _tell_parent(run: Run, fields: dict[str, Any]) -> None:
             return
         journal.append(parent.paths.journal, "recovery", parent.run_id, **fields)
     status.renew(parent)
-    parent.paths.live_marker.unlink(missing_ok=True)
+    live_marker.remove(parent.paths)
 
 
 def _went_on(state: State, run: Run) -> bool:

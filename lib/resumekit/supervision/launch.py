@@ -255,7 +255,7 @@ def _take_back(choice: Choice, paths: RunPaths, launch: Launch | None) -> None:
     if launch is not None:
         seals.release({"run_id": launch.run_id, "token": launch.token})
     with contextlib.suppress(OSError):
-        paths.live_marker.unlink()
+        live_marker.remove(paths)
     run_id = paths.run_dir.name
     if choice.parent is not None and choice.relation == CONTINUE:
         claims.release_continuation(choice.parent.paths, run_id)

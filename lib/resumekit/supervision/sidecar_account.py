@@ -6,9 +6,10 @@ Writes `.sidecar.json` and holds `.status.lock` in the run's folder.
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import Any
 
-from ..basics import journal
+from ..basics import journal, processes
 from ..basics.claims import open_lock, try_lock
 from ..basics.files import UnreadableFile, read_json, to_json, write_atomic
 from ..run_folder.runs import Run
@@ -34,10 +35,12 @@ class Account:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._written: dict[str, Any] = {}
+        own = processes.identify(os.getpid())
+        self._sidecar = own.as_fields() if own else None
 
     def write(self, account: dict[str, Any]) -> None:
         tail = journal.tail(self._run.paths.journal, account["journal_offset"])
-        account = {"run_id": self._run.run_id, **account, "journal_tail": tail}
+        account = {"run_id": self._run.run_id, "sidecar": self._sidecar, **account, "journal_tail": tail}
         if account == self._written:
             return
         with contextlib.suppress(OSError):

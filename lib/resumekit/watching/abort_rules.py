@@ -21,6 +21,7 @@ from .limits import Limits
 SICK, WARNING = "sick", "warning"
 
 FROZEN, ZERO, ODD_STEP, UNSEEN, DISK, INODES = "frozen", "zero", "odd_step", "unseen", "disk", "inodes"
+SUSPENDED = "suspended"
 
 # Who tells a step every hour does not hang after half of one: so many usual intervals are waited for at least.
 HANG_INTERVALS = 5

@@ -2,33 +2,37 @@
 
 Each deed is safe to repeat, whoever is killed in the middle of it: the next pass finishes it. Stopping and taking up
 are processes of their own, so that no run waits for another; what a run's launcher can do is left to its launcher.
+Of a run that is not the caller's nothing is touched, and all processes start with the watcher's own environment.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import stat
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..basics import claims, journal, ownership, processes, recorded_environment
-from ..basics.errors import DONE
-from ..basics.paths import LIB, RunPaths
-from ..run_folder import live_marker, status, trust
+from ..basics import claims, journal, processes, recorded_environment
+from ..basics.errors import DONE, KitError
+from ..basics.paths import LIB, RunPaths, live_folder
+from ..run_folder import live_marker, status
 from ..run_folder.runs import Run, RunTable
 from ..supervision import aborting
+from . import custody, watcher_files
 from .abort_rules import SICK, WARNING
+from .memory import Memory, Wait
 from .watch import ENDED, LIMIT_S, WELL, Look, TooSlow, time_limit
 
 CLI = str(LIB / "resumekit_cli.py")
-LAUNCHER = str(LIB / "launcher.sh")
 # A sidecar keeps account every five seconds; a launcher pauses for 32 s at most before it starts another.
 LEFT_ALONE_S = 90.0
-MAX_LOG_BYTES = 1 << 20
+# A person is told of a run that nothing could be done about in so many passes, and for so long: under cron both are ten
+# minutes. A user who has suspended a launcher on purpose is back by then, and a night is not lost.
+STUCK_PASSES = 10
+STUCK_S = 600.0
 
 
 class Deed(NamedTuple):
@@ -52,29 +56,50 @@ def one_pass_at_a_time(runs_dir: Path) -> Iterator[bool]:
     Raises:
         OSError: the lock cannot be made; then nothing could be written down either.
     """
-    folder = runs_dir / ".live"
-    folder.mkdir(exist_ok=True)
-    # Another user's watcher has other runs.
-    descriptor = claims.open_lock(folder / f".watch.{os.geteuid()}.lock")
+    folder = live_marker.make_folder(live_folder(runs_dir))
     try:
-        yield claims.try_lock(descriptor)
+        lock = watcher_files.of(runs_dir).lock
+        # For this user alone: who may open it for reading could hold it, and no pass would ever look.
+        descriptor = live_marker.open_own(folder, lock, 0)
+        try:
+            yield claims.try_lock(descriptor)
+        finally:
+            os.close(descriptor)
     finally:
-        os.close(descriptor)
+        os.close(folder)
 
 
-def act(runs_dir: Path, looks: Sequence[Look]) -> list[Deed]:
-    """Do what each look asks for; what goes wrong with one run keeps nobody from the next."""
+def act(runs_dir: Path, looks: Sequence[Look], memory: Memory | None = None) -> list[Deed]:
+    """Do what each look asks for; what goes wrong with one run keeps nobody from the next.
+
+    Args:
+        runs_dir: the folder of all runs.
+        looks: what was seen of each run in this pass.
+        memory: what the passes before have left; None where there were none.
+    """
+    memory = Memory() if memory is None else memory
+    memory.forget_waits(look.run_id for look in looks if not look.stuck)
     deeds = []
     for look in looks:
         if look.is_at_rest and not _is_left_alone(RunPaths(runs_dir / look.run_id)):
             continue  # most of them, each minute
-        try:
-            with time_limit(LIMIT_S):
-                deeds += _about(runs_dir, look)
-        except TooSlow:
-            deeds.append(Deed(look.run_id, f"nothing could be done within {LIMIT_S:.0f} s", is_done=False))
-        except Exception as error:  # anything: what one folder holds must not keep anybody from the others
-            deeds.append(Deed(look.run_id, f"nothing could be done: {type(error).__name__}: {error}", is_done=False))
+        deeds += _within_its_time(look, lambda one: _about(runs_dir, one))
+        if look.stuck:
+            deeds += _within_its_time(look, lambda one: _about_stuck(runs_dir, one, memory))
+    return deeds
+
+
+def _within_its_time(look: Look, about: Callable[[Look], Iterator[Deed]]) -> list[Deed]:
+    """Return what is done about one run, in bounded time; whatever goes wrong in it becomes a deed that is not done."""
+    deeds: list[Deed] = []
+    try:
+        with time_limit(LIMIT_S):
+            for deed in about(look):
+                deeds.append(deed)
+    except TooSlow:
+        deeds.append(Deed(look.run_id, f"nothing could be done within {LIMIT_S:.0f} s", is_done=False))
+    except Exception as error:  # anything: what one folder holds must not keep the watcher from the others
+        deeds.append(Deed(look.run_id, f"nothing could be done: {type(error).__name__}: {error}", is_done=False))
     return deeds
 
 
@@ -82,10 +107,13 @@ def stop(runs_dir: Path, run_ids: Sequence[str]) -> list[Deed]:
     """End runs because a person wants it: TERM, grace, KILL; all at once, waited for. Nothing takes them up again."""
     import subprocess  # 11 ms for every pass, and hardly ever
 
+    # What lies behind a link may be a run of another folder, which the name does not mean.
+    links = {name: reason for name in run_ids if (reason := custody.of_link(RunPaths(runs_dir / name)))}
     command = [sys.executable, "-I", "-S", CLI, "stop"]
-    started = [(name, subprocess.Popen([*command, str(runs_dir / name), "TERM"])) for name in run_ids]
+    meant = [name for name in run_ids if name not in links]
+    started = [(name, subprocess.Popen([*command, str(runs_dir / name), "TERM"])) for name in meant]
     codes = [(name, process.wait()) for name, process in started]
-    return [
+    return [Deed(name, f"left alone: {reason}", is_done=False) for name, reason in links.items()] + [
         Deed(name, "stopped" if code == DONE else "could not be stopped", is_done=code == DONE) for name, code in codes
     ]
 
@@ -99,17 +127,15 @@ def _about(runs_dir: Path, look: Look) -> Iterator[Deed]:
         with contextlib.suppress(FileNotFoundError):
             os.lstat(runs_dir / look.run_id)
             return  # there is something, which cannot be read now
-        (runs_dir / ".live" / look.run_id).unlink(missing_ok=True)
+        live_marker.remove(RunPaths(runs_dir / look.run_id))
         return
     if not run.is_ours or not run.config:
         return  # what it was told to do cannot be read now
-    if not ownership.is_callers(run.paths.run_dir, stat.S_IFDIR):
-        is_link = os.path.islink(run.paths.run_dir)
-        words = "is a link" if is_link else "belongs to another user"
-        yield Deed(look.run_id, f"left alone: its folder {words}")
+    if reason := custody.of_marked_run(run.paths):
+        yield Deed(look.run_id, f"left alone: {reason}")
         return
-    if look.verdict == SICK and not live_marker.was_made_here(run.paths.live_marker):
-        yield Deed(look.run_id, "left alone: its marker in .live was not made by a launcher here, but copied")
+    if look.verdict == SICK and not _was_marked_here(run):
+        yield Deed(look.run_id, "left alone: its marker was not made by a launcher here, but copied")
         return
     state = status.read_state(run)
     view = status.look(run, state)
@@ -117,13 +143,37 @@ def _about(runs_dir: Path, look: Look) -> Iterator[Deed]:
         yield from _about_live(run, state, view, look)
     elif look.verdict == SICK:
         yield from _about_over(run, state, view)
-    elif look.state == status.NEEDS_ATTENTION and live_marker.was_made_here(run.paths.live_marker):
+    elif look.state == status.NEEDS_ATTENTION and _was_marked_here(run):
         yield from _about_untold(run, view)
     elif "launched" in state and "exited" not in state:
         if view.launcher == processes.DEAD:
             _start_sidecar(run)  # its end was written down by nobody; whoever does so takes the marker
     elif look.verdict == ENDED and status.name_of(run, state, view) == look.state and not _may_start(run, look):
-        run.paths.live_marker.unlink(missing_ok=True)
+        live_marker.remove(run.paths)
+
+
+def _was_marked_here(run: Run) -> bool:
+    return live_marker.was_made_here(live_marker.of(run.paths))
+
+
+def _about_stuck(runs_dir: Path, look: Look, memory: Memory) -> Iterator[Deed]:
+    """Count the passes in which nothing could be done about a run; have a person told of it, once."""
+    run = RunTable(runs_dir).get(look.run_id)
+    if run is None or not run.config or custody.of_marked_run(run.paths) or not _was_marked_here(run):
+        return
+    now_s = time.time()
+    wait = memory.waits.get(run.run_id, Wait(now_s))
+    wait = wait._replace(passes=wait.passes + 1)
+    # A wall clock that was set back begins the wait anew.
+    wait = wait if wait.since_s <= now_s else Wait(now_s, wait.passes, wait.is_told)
+    # What could not be written down of a run that is over is tried again; one that lives is told of once.
+    is_due = not wait.is_told or (look.state in status.TAKEN_UP and wait.passes % STUCK_PASSES == 0)
+    if is_due and wait.passes >= STUCK_PASSES and now_s - wait.since_s >= STUCK_S:
+        reason = f"the watcher could do nothing about it in {wait.passes} passes: {look.stuck}"
+        _start([sys.executable, "-I", CLI, "escalate", str(run.paths.run_dir), reason], dict(os.environ), _log_of(run))
+        yield Deed(run.run_id, f"a person is told: {reason}")
+        wait = wait._replace(is_told=True)
+    memory.waits[run.run_id] = wait
 
 
 def _may_start(run: Run, look: Look) -> bool:
@@ -159,30 +209,30 @@ def _about_over(run: Run, state: dict[str, Any], view: status.View) -> Iterator[
     if "exited" not in state:
         _start_sidecar(run)
     if run.setting("recover", "enabled") is True:
-        # What it says goes where somebody may look for it; what stands against it for good is in the journal.
-        _start(["bash", LAUNCHER, "recover", str(run.paths.run_dir)], environment_of(run), _log_of(run))
-        yield Deed(run.run_id, f"taking it up, or .live/{_log_path(run).name} in the runs folder says why not")
+        # What it says goes where a user may look for it; what stands against it for good is in the journal.
+        _take_up(run)
+        yield Deed(run.run_id, f"taking it up, or '{_log_path(run)}' says why not")
     elif "exited" in state:
-        run.paths.live_marker.unlink(missing_ok=True)  # it has been said; recover.enabled is false
+        live_marker.remove(run.paths)  # it has been said; recover.enabled is false
 
 
 def _about_untold(run: Run, view: status.View) -> Iterator[Deed]:
     """Tell whom `notify.command` tells, where whoever was to do it was killed before the marker went."""
     if view.launcher == processes.DEAD:
-        _start(["bash", LAUNCHER, "recover", str(run.paths.run_dir)], environment_of(run), _log_of(run))
+        _take_up(run)
         yield Deed(run.run_id, "it needs attention: telling it again")
+
+
+def _take_up(run: Run) -> None:
+    """Start the process that takes a run up. It sets the recorded environment itself, once it trusts the record."""
+    _start([sys.executable, "-I", CLI, "take-up", str(run.paths.run_dir)], dict(os.environ), _log_of(run))
 
 
 def environment_of(run: Run) -> dict[str, str]:
     """Return the environment that a run was started with, as it is recorded; of `trainer.env` what is set here.
 
-    Only where the record is the caller's own word: a PATH in another user's would choose what is executed. Else the
-    environment here; `recover` says then why the run is not taken up.
+    PATH, PYTHON and LD_PRELOAD are in it: only for a run whose record is known to be the caller's.
     """
-    examined = trust.examine(run.paths.run_dir)
-    if not examined.standing.is_callers:
-        return dict(os.environ)
-    run = examined.run
     recorded = run.record.get("environment")
     values = recorded.get("values") if isinstance(recorded, dict) else None
     kept = values if isinstance(values, dict) else {}
@@ -212,17 +262,16 @@ def _is_left_alone(paths: RunPaths) -> bool:
 
 
 def _log_path(run: Run) -> Path:
-    return run.paths.live_marker.with_name(f".recover.{os.geteuid()}.log")
+    return watcher_files.of(run.paths.run_dir.parent).recovery_log
 
 
-def _log_of(run: Run) -> int:
-    """Open the file beside the markers that takes what recoveries without a launcher say; a large one begins anew."""
-    path = _log_path(run)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    descriptor = os.open(path, flags, 0o666)
-    if os.fstat(descriptor).st_size > MAX_LOG_BYTES:
-        os.ftruncate(descriptor, 0)
-    return descriptor
+def _log_of(run: Run) -> int | None:
+    """Open the file that takes what recoveries without a launcher say; None where none can be written."""
+    path = watcher_files.of(run.paths.run_dir.parent, create=True).recovery_log
+    try:
+        return watcher_files.open_log(path)
+    except KitError:
+        return None
 
 
 def _start(command: list[str], environment: dict[str, str], log: int | None = None) -> None:

@@ -1,6 +1,7 @@
 """The command line of bin/abort-watch.sh: what is to be looked at, how often, what is done and said about it.
 
-Reads the config for where the runs lie; writes to stdout what is found, to stderr what is said and done.
+Reads the config for where the runs lie; writes to stdout what is found, to stderr what is said and done, or with --log
+both into a file of its own.
 Try it: `bin/abort-watch.sh --observe --json`
 """
 
@@ -12,12 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..basics.errors import DONE, FAILED, STOPPED_BY_RULE, KitError, UsageError
+from ..basics.errors import DONE, FAILED, STOPPED_BY_RULE, Busy, KitError, UsageError
 from ..basics.files import utc_now
 from ..basics.terminal import plain
 from ..run_folder.lineage import parse_run_name
-from . import watch
+from . import watch, watcher_files
 from .abort_rules import SICK
+from .memory import Memory
+from .watch_log import WatchLog
 
 if TYPE_CHECKING:
     from .acting import Deed
@@ -26,7 +29,8 @@ PROG = "abort-watch.sh"
 MAX_EVERY_S = 86_400
 # With --quiet: a line each minute for a run of another host would fill cron's log.
 _NOT_WORTH_A_LINE = (watch.WELL, watch.PAUSED, watch.REMOTE)
-_SWITCHES = {"--json": "is_json", "--observe": "is_observed", "--quiet": "is_quiet", "--stop": "is_stop"}
+_SWITCHES = {"--json": "is_json", "--observe": "is_observed", "--quiet": "is_quiet",
+             "--stop": "is_stop", "--log": "is_logged"}  # fmt: skip
 
 
 class Asked(NamedTuple):
@@ -38,6 +42,7 @@ class Asked(NamedTuple):
         is_observed: only say what is wrong.
         is_quiet: say nothing of runs that are well, paused, or another host's.
         is_stop: end the wanted runs.
+        is_logged: write what is new into the watcher's log; the terminal gets nothing.
     """
 
     wanted: tuple[str, ...] = ()
@@ -46,6 +51,7 @@ class Asked(NamedTuple):
     is_quiet: bool = False
     is_stop: bool = False
     is_json: bool = False
+    is_logged: bool = False
     runs: Path | None = None
     config: Path | None = None
 
@@ -65,38 +71,86 @@ def main(arguments: Sequence[str]) -> int:
         _say(f"{words} yet")
     if asked.is_stop:
         return _stop(runs_dir, asked.wanted)
+    one_pass = _logged_pass if asked.is_logged else _pass
     if asked.every_s is None:
-        return _pass(runs_dir, asked)
+        return one_pass(runs_dir, asked)
     while True:
         try:
-            _pass(runs_dir, asked)
+            one_pass(runs_dir, asked)
         except KitError as error:
             _say(f"{plain(str(error))}; tried again in {asked.every_s} s")
         time.sleep(asked.every_s)
 
 
 def _pass(runs_dir: Path, asked: Asked) -> int:
+    try:
+        looks, deeds = _looked_and_acted(runs_dir, asked)
+    except Busy as busy:
+        _say(str(busy))
+        return DONE
+    code = _show(looks, asked)
+    return code if _told(deeds) else FAILED
+
+
+def _looked_and_acted(
+    runs_dir: Path, asked: Asked, memory: Memory | None = None
+) -> tuple[list[watch.Look], list[Deed]]:
+    """Look, and act unless the watcher only observes.
+
+    Args:
+        runs_dir: the folder of all runs.
+        asked: the command line.
+        memory: of the passes before; read where None is given.
+
+    Raises:
+        Busy: another pass is at work.
+        KitError: the markers cannot be read, or nothing could be written down.
+    """
     if asked.is_observed:
-        return _show(watch.one_pass(runs_dir, asked.wanted), asked)
+        return watch.one_pass(runs_dir, asked.wanted), []
     from . import acting  # late: who only looks need not pay for it
 
     try:
         with acting.one_pass_at_a_time(runs_dir) as is_ours:
             if not is_ours:
-                _say("another pass is at work")
-                return DONE
+                raise Busy("another pass is at work")
+            memory = Memory(watcher_files.of(runs_dir, create=True).memory) if memory is None else memory
             looks = watch.one_pass(runs_dir, asked.wanted)
-            deeds = acting.act(runs_dir, looks)
+            deeds = acting.act(runs_dir, looks, memory)
+            memory.save()
     except OSError as error:
         raise KitError(f"nothing is stopped that cannot be written down: {error.strerror} ('{runs_dir}')") from error
-    code = _show(looks, asked)
-    return code if _told(deeds) else FAILED
+    return looks, deeds
+
+
+def _logged_pass(runs_dir: Path, asked: Asked) -> int:
+    """Do a pass and write into the log what is new; a log that may not be written to keeps no pass from its work."""
+    files = watcher_files.of(runs_dir, create=True)
+    memory = Memory(files.memory)
+    try:
+        log = WatchLog(files.log, memory)
+    except KitError as error:
+        _say(plain(str(error)))
+        return _pass(runs_dir, asked)
+    try:
+        looks, deeds = _looked_and_acted(runs_dir, asked, memory)
+    except KitError as error:
+        log.fail(str(error))
+        log.end((), lambda _run_id: False)
+        memory.save()
+        return DONE if isinstance(error, Busy) else error.exit_code
+    log.show(_shown(looks, asked))
+    for deed in deeds:
+        log.say(deed.run_id, deed.words)
+    log.end(looks, lambda run_id: not asked.wanted or bool(watch.chosen([run_id], asked.wanted)))
+    memory.save()
+    return _code(looks) if all(deed.is_done for deed in deeds) else FAILED
 
 
 def _stop(runs_dir: Path, wanted: Sequence[str]) -> int:
     if not wanted:
         raise UsageError("--stop ends runs: say which (EXP or RUN_ID)")
-    live = watch.live_runs(runs_dir, wanted)
+    live = watch.live_runs(runs_dir, wanted, of_all_users=True)
     if not live:
         _say("nothing to stop: none of them is live")
         return FAILED
@@ -113,13 +167,21 @@ def _told(deeds: Sequence[Deed]) -> bool:
 
 
 def _show(looks: Sequence[watch.Look], asked: Asked) -> int:
-    shown = [one for one in looks if one.verdict not in _NOT_WORTH_A_LINE] if asked.is_quiet else looks
+    shown = _shown(looks, asked)
     text = watch.as_json(shown) if asked.is_json else watch.as_text(shown)
     if text:
         sys.stdout.buffer.write(text.encode(sys.stdout.encoding or "utf-8", "backslashreplace") + b"\n")
         sys.stdout.flush()
     if shown or not asked.is_quiet:
         _say(f"{utc_now()[:19]}Z {watch.summary(looks)}")
+    return _code(looks)
+
+
+def _shown(looks: Sequence[watch.Look], asked: Asked) -> Sequence[watch.Look]:
+    return [one for one in looks if one.verdict not in _NOT_WORTH_A_LINE] if asked.is_quiet else looks
+
+
+def _code(looks: Sequence[watch.Look]) -> int:
     return STOPPED_BY_RULE if any(one.verdict == SICK for one in looks) else DONE
 
 
@@ -154,6 +216,8 @@ def parse(arguments: Sequence[str]) -> Asked:
             raise UsageError(f"unknown option '{plain(word[:100])}'")
     if asked.is_stop and (asked.is_observed or asked.every_s is not None or asked.is_json):
         raise UsageError("--stop ends runs, once: --observe, --every and --json do not go with it")
+    if asked.is_logged and (asked.is_stop or asked.is_json):
+        raise UsageError("--log writes what is new in a pass into a file: --stop and --json do not go with it")
     return asked
 
 

@@ -29,7 +29,8 @@ def line_of(night: NightWatch) -> bytes:
     """
     words = [f"{name}={shlex.quote(value)}" for name, value in night.environment.items()]
     words += map(shlex.quote, night.command)
-    words += [">>", shlex.quote(str(night.runs / ".watch.log")), "2>&1", _mark(night)]
+    # Nothing is redirected: the watcher opens its log itself, and what keeps it from that is for cron's mail.
+    words.append(_mark(night))
     command = os.fsencode(" ".join(words).replace("%", "\\%"))
     if len(command) > MAX_COMMAND_BYTES:
         raise UsageError(

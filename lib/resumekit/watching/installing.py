@@ -6,16 +6,20 @@ Try it: `make install-cron`
 
 from __future__ import annotations
 
+import os
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..basics.errors import DONE, UsageError
+from ..basics.errors import DONE, KitError, UsageError
+from ..basics.ownership import is_callers
+from ..basics.paths import live_folder
 from ..basics.terminal import plain
-from . import crontab, units
+from . import crontab, units, watcher_files
 from .night import NightWatch, night_watch
 
 PROG = "watch_installer.sh"
@@ -67,17 +71,41 @@ def parse(arguments: Sequence[str]) -> Asked:
 
 
 def _install_cron(night: NightWatch, asked: Asked) -> int:
+    _refuse_what_cannot_be_watched(night)
     line, before = crontab.line_of(night), crontab.read()
     after = crontab.with_line(before, night)
     if after == before:
         return _say(f"the crontab has this line already, nothing was changed: {_shown(line)}")
     if not _agreed(_shown(line), "put this line into your crontab", asked):
         return _say("nothing was changed")
-    night.runs.mkdir(parents=True, exist_ok=True)  # the log goes there, run or no run
+    _make_runs_folder(night)
     crontab.write(after)
     # crontab(1) takes a line also where no cron daemon runs, as in most containers; who does run one has many names.
-    log = f"{night.runs}/.watch.log"
+    log = watcher_files.of(night.runs, create=True).log
     return _say(f"the watcher looks every minute from now on, if cron runs on this machine; what it says is in '{log}'")
+
+
+def _refuse_what_cannot_be_watched(night: NightWatch) -> None:
+    """Refuse a runs folder in which the watcher could write nothing down: each of its passes would fail.
+
+    Raises:
+        KitError: the caller may not write there, or the folder of the caller's live markers is another user's.
+    """
+    folder = night.runs
+    while not os.path.lexists(folder) and folder != folder.parent:
+        folder = folder.parent
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+        raise KitError(
+            f"'{plain(str(folder))}' cannot be written to by this user: a watcher of the runs in "
+            f"'{plain(str(night.runs))}' could stop and take up nothing; nothing was installed"
+        )
+    markers = live_folder(night.runs)
+    if os.path.lexists(markers) and not is_callers(markers, stat.S_IFDIR):
+        raise KitError(f"'{plain(str(markers))}' is no folder of this user's: remove it first; nothing was installed")
+
+
+def _make_runs_folder(night: NightWatch) -> None:
+    night.runs.mkdir(parents=True, exist_ok=True)  # a watcher may be there before the first run
 
 
 def _uninstall_cron(night: NightWatch, asked: Asked) -> int:
@@ -92,6 +120,7 @@ def _uninstall_cron(night: NightWatch, asked: Asked) -> int:
 
 
 def _install_systemd(night: NightWatch, asked: Asked) -> int:
+    _refuse_what_cannot_be_watched(night)
     wanted = units.files(night, asked.name)
     units.check_own(wanted)
     if units.is_written(wanted):
@@ -100,8 +129,10 @@ def _install_systemd(night: NightWatch, asked: Asked) -> int:
         shown = "\n".join(f"--- {path}\n{content}" for path, content in wanted.items())
         if not _agreed(shown, "write these two files", asked):
             return _say("nothing was changed")
+        _make_runs_folder(night)
         units.write(wanted)
     timer = next(path.name for path in wanted if path.suffix == ".timer")
+    _say(f"what it says is in '{watcher_files.of(night.runs, create=True).log}'")
     _say("to begin with it, and to keep it when you have logged out:")
     print(
         f"systemctl --user daemon-reload && systemctl --user enable --now {timer}\nloginctl enable-linger", flush=True

@@ -26,11 +26,13 @@ class NightWatch(NamedTuple):
         runs: the folder of all runs, absolute.
         config: the config file, absolute.
         python: the Python that the kit runs under now; None where it would find the same one by itself.
+        state: XDG_STATE_HOME, where it is set: what the launchers keep of their runs lies there.
     """
 
     runs: Path
     config: Path
     python: Path | None = None
+    state: Path | None = None
 
     @property
     def command(self) -> tuple[str, ...]:
@@ -38,6 +40,7 @@ class NightWatch(NamedTuple):
         return (
             str(KIT_ROOT / "bin" / "abort-watch.sh"),
             "--quiet",
+            "--log",
             "--runs",
             str(self.runs),
             "--config",
@@ -47,7 +50,8 @@ class NightWatch(NamedTuple):
     @property
     def environment(self) -> dict[str, str]:
         """What it needs: neither cron nor systemd hands on a shell's environment."""
-        return {"PATH": PATH, **({"PYTHON": str(self.python)} if self.python else {})}
+        python = {"PYTHON": str(self.python)} if self.python else {}
+        return {"PATH": PATH, **python, **({"XDG_STATE_HOME": str(self.state)} if self.state else {})}
 
     @property
     def mark(self) -> str:
@@ -70,7 +74,7 @@ def night_watch(runs: Path | None, config: Path | None) -> NightWatch:
         runs = _runs_of(config)
     elif not runs.is_dir():
         raise UsageError(f"there is no runs folder '{runs}' (given with --runs)")
-    found = NightWatch(runs.absolute(), (config or KIT_ROOT / "config.yaml").absolute(), _python())
+    found = NightWatch(runs.absolute(), (config or KIT_ROOT / "config.yaml").absolute(), _python(), _state())
     for word in (*found.command, *found.environment.values()):
         _check_is_writable(word)
     return found
@@ -87,6 +91,11 @@ def _runs_of(config: Path | None) -> Path:
 def _python() -> Path | None:
     python = Path(sys.executable)
     return None if python == KIT_ROOT / ".venv" / "bin" / "python" else Path(os.path.abspath(python))
+
+
+def _state() -> Path | None:
+    value = os.environ.get("XDG_STATE_HOME", "")
+    return Path(value) if value.startswith("/") else None  # as basics/ownership.py takes it
 
 
 def _check_is_writable(word: str) -> None:

@@ -1,7 +1,8 @@
 """One look at every live run of this host: who is sick, and by what evidence. It stops nobody: that is `acting`.
 
-What is looked at are the markers in `runs/.live/`, so that finished runs cost nothing. Each run has its own bound in
-time, and what is wrong with one keeps nobody from looking at the next. Reads run folders; writes nothing.
+What is looked at are the caller's live markers (run_folder/live_marker.py), so that finished runs cost nothing. Each
+run has its own bound in time, and what is wrong with one keeps nobody from looking at the next. Reads run folders;
+writes nothing.
 Try it: `bin/abort-watch.sh --observe`
 """
 
@@ -12,27 +13,28 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..basics import claims, processes
 from ..basics.errors import KitError
+from ..basics.paths import RunPaths
 from ..basics.terminal import plain
-from ..run_folder import pace, status
+from ..run_folder import live_marker, pace, status, suspended
 from ..run_folder.event_values import count
 from ..run_folder.lineage import parse_run_name
 from ..run_folder.run_state import measured_speed
 from ..run_folder.runs import Run, RunTable
-from . import abort_rules, sighting
-from .abort_rules import SICK, WARNING, Finding
+from . import abort_rules, custody, sighting
+from .abort_rules import SICK, SUSPENDED, WARNING, Finding
 from .limits import limits_of
 
 # One run may take so long to look at; a disk that does not answer must not hide the others.
 LIMIT_S = 10.0
 # What looks sick is looked at again after so long: a machine that has just woken up, a trainer that ends this moment.
 SECOND_LOOK_S = 2.0
-WELL, ENDED, PAUSED, REMOTE, UNKNOWN = "well", "ended", "paused", "remote", "unknown"
+WELL, ENDED, PAUSED, REMOTE, FOREIGN, UNKNOWN = "well", "ended", "paused", "remote", "foreign", "unknown"
 
 
 class TooSlow(Exception):
@@ -46,10 +48,12 @@ class Look(NamedTuple):
         run_id: the run.
         state: as in status.json; 'unknown' where it could not be told.
         step, max_steps, steps_per_sec: None where they are not known.
-        verdict: 'sick', 'warning', 'well'; 'ended' (a marker that was left behind), 'paused', 'remote', 'unknown'.
+        verdict: 'sick', 'warning', 'well'; 'ended' (a marker that was left behind), 'paused', 'remote', 'foreign' (not
+            the caller's), 'unknown'.
         findings: what is wrong, the worst first.
         note: why it was not judged, for the other verdicts.
         is_at_rest: it trains, its launcher lives, and nobody is ending it: nothing has to be done.
+        stuck: why nothing can be done about it from here, in a sentence; '' where something can, or need not be.
     """
 
     run_id: str
@@ -61,6 +65,7 @@ class Look(NamedTuple):
     findings: tuple[Finding, ...] = ()
     note: str = ""
     is_at_rest: bool = False
+    stuck: str = ""
 
     @property
     def evidence(self) -> str:
@@ -69,7 +74,7 @@ class Look(NamedTuple):
     def as_fields(self) -> dict[str, Any]:
         """Return it as --json shows it."""
         fields = {**self._asdict(), "findings": [one._asdict() for one in self.findings], "evidence": self.evidence}
-        del fields["is_at_rest"]
+        del fields["is_at_rest"], fields["stuck"]
         return fields
 
 
@@ -90,15 +95,23 @@ def one_pass(runs_dir: Path, wanted: Sequence[str] = ()) -> list[Look]:
     return looks
 
 
-def live_runs(runs_dir: Path, wanted: Sequence[str] = ()) -> list[str]:
-    """Return the ids of the runs that have a marker in `.live/`, sorted; one directory listing."""
+def live_runs(runs_dir: Path, wanted: Sequence[str] = (), *, of_all_users: bool = False) -> list[str]:
+    """Return the ids of the runs that have a live marker, the caller's own or those of all users, sorted.
+
+    Raises:
+        KitError: the markers cannot be read.
+    """
     try:
-        names = os.listdir(runs_dir / ".live")
-    except FileNotFoundError:
-        return []
+        listed = live_marker.folders(runs_dir) if of_all_users else []
+        names = live_marker.run_ids_in(listed) if of_all_users else live_marker.run_ids(runs_dir)
     except OSError as error:
-        raise KitError(f"the markers in '{runs_dir}/.live' cannot be read: {error.strerror}") from error
-    known = {name: parsed for name in names if (parsed := parse_run_name(name))}
+        raise KitError(f"the markers in '{error.filename}' cannot be read: {error.strerror}") from error
+    return chosen(names, wanted)
+
+
+def chosen(run_ids: Iterable[str], wanted: Sequence[str]) -> list[str]:
+    """Return the run ids that are wanted, by themselves or by their experiment, sorted; all if nothing is named."""
+    known = {name: parsed for name in run_ids if (parsed := parse_run_name(name))}
     return sorted(name for name, parsed in known.items() if not wanted or {name, parsed.experiment} & set(wanted))
 
 
@@ -113,15 +126,21 @@ def look_at(runs_dir: Path, run_id: str) -> Look:
     """Look at one run, in bounded time; whatever goes wrong in it becomes a sentence."""
     try:
         with time_limit(LIMIT_S):
+            if reason := custody.of_marked_run(RunPaths(runs_dir / run_id)):
+                return Look(run_id, UNKNOWN, FOREIGN, note=f"left alone: {reason}")
             table = RunTable(runs_dir)
             run = table.get(run_id)
             if run is None:
                 return Look(run_id, UNKNOWN, ENDED, note="its folder is gone, the marker was left behind")
             return _judge(run, table)
     except TooSlow:
-        return Look(run_id, UNKNOWN, UNKNOWN, note=f"it could not be read within {LIMIT_S:.0f} s")
+        return _unknown(run_id, f"it could not be read within {LIMIT_S:.0f} s")
     except Exception as error:  # anything: what one folder holds must not hide the other runs
-        return Look(run_id, UNKNOWN, UNKNOWN, note=f"it cannot be read: {type(error).__name__}: {error}")
+        return _unknown(run_id, f"it cannot be read: {type(error).__name__}: {error}")
+
+
+def _unknown(run_id: str, note: str) -> Look:
+    return Look(run_id, UNKNOWN, UNKNOWN, note=note, stuck=note)
 
 
 def confirmed(first: Look, second: Look) -> Look:
@@ -187,7 +206,7 @@ def _judge(run: Run, table: RunTable) -> Look:
     if not run.is_in_our_namespace:
         return Look(run.run_id, UNKNOWN, REMOTE, note="not looked at: it was started in another container")
     if not run.is_ours:
-        return Look(run.run_id, UNKNOWN, UNKNOWN, note="it has no run.json that says whose it is")
+        return _unknown(run.run_id, "it has no run.json that says whose it is")
     state = status.read_state(run)
     view = status.look(run, state)
     name = status.name_of(run, state, view)
@@ -209,8 +228,21 @@ def _judge(run: Run, table: RunTable) -> Look:
         return Look(run.run_id, name, ENDED if table.has_started(child) else WELL, **known, note=sentence)
     limits = limits_of(run.setting)
     found = tuple(abort_rules.findings(state, limits, sighting.sight(run, state, view, table, limits)))
+    if sentence := suspended.words(view.suspended):
+        found = (*found, Finding(SUSPENDED, WARNING, sentence))
     is_at_rest = name == "running" and not found and view.launcher == processes.ALIVE and "aborted" not in state
-    return Look(run.run_id, name, _verdict(found), **known, findings=found, is_at_rest=is_at_rest)
+    return Look(
+        run.run_id, name, _verdict(found), **known, findings=found, is_at_rest=is_at_rest, stuck=_stuck(name, view)
+    )
+
+
+def _stuck(name: str, view: status.View) -> str:
+    """Say why a pass can do nothing about a run: what would act on it is suspended, or cannot be seen."""
+    if sentence := suspended.words(view.suspended):
+        return sentence
+    if name in status.TAKEN_UP and view.launcher == processes.UNKNOWN:
+        return "it is over, and it cannot be seen from here whether its launcher lives"
+    return ""
 
 
 def _verdict(found: Sequence[Finding]) -> str:

@@ -1,0 +1,176 @@
+"""A launcher, shim or sidecar that is suspended: named with the command that mends it, and a person is told once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import Kit, events, wait_until
+from resumekit.basics import processes
+from resumekit.run_folder import status, suspended
+from resumekit.run_folder.runs import open_run
+from resumekit.watching import acting, watch
+from resumekit.watching.abort_rules import SICK, WARNING
+from resumekit.watching.memory import MAX_WAITS, Memory, Wait
+from test_watch import start
+
+PATTERNS = {"step": "^step ([0-9]+)", "loss": "loss ([0-9.a-z]+)"}
+
+
+@pytest.fixture
+def watched(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> Kit:
+    """A lab that is told of what needs it, by a line in `told`; a person is called after the second pass."""
+    kit.config(
+        "--delay", "0.05", trainer={"log_patterns": PATTERNS}, training={"max_steps": 20_000},
+        recover={"enabled": True}, notify={"command": ["sh", "-c", 'cat >> "$0"', str(kit.folder / "told")]},
+    )  # fmt: skip
+    monkeypatch.setattr(acting, "STUCK_PASSES", 2)
+    monkeypatch.setattr(acting, "STUCK_S", 0.0)
+    monkeypatch.setenv("RESUMEKIT_TEST_MARK", kit.mark)
+    return kit
+
+
+@contextlib.contextmanager
+def stopped(*pids: int) -> Iterator[None]:
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+def one_pass(kit: Kit, memory: Memory) -> tuple[watch.Look, list[acting.Deed]]:
+    looks = watch.one_pass(kit.runs)
+    return looks[0], acting.act(kit.runs, looks, memory)
+
+
+def told(kit: Kit) -> list[dict[str, Any]]:
+    with contextlib.suppress(FileNotFoundError):
+        return [json.loads(line) for line in (kit.folder / "told").read_text().splitlines()]
+    return []
+
+
+def test_a_stopped_process_is_told_from_a_running_and_from_another_one() -> None:
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        identity = processes.identify(process.pid)
+        assert identity and not processes.is_stopped(identity)
+        with stopped(process.pid):
+            wait_until(lambda: processes.is_stopped(identity), "it is stopped")
+            assert not processes.is_stopped(identity._replace(start_ticks=identity.start_ticks - 1))
+            assert not processes.is_stopped(identity._replace(host="elsewhere"))
+        wait_until(lambda: not processes.is_stopped(identity), "it goes on")
+        process.kill()
+    assert not processes.is_stopped(identity) and not processes.is_stopped(None)
+
+
+def test_a_launcher_that_is_suspended_while_its_trainer_is_dead_ends_in_a_person_who_is_told_once(
+    watched: Kit,
+) -> None:
+    run = start(watched)
+    (launched,) = events(run, "launched")
+    launcher, trainer = launched["launcher"]["pid"], launched["trainer"]["pid"]
+    memory = Memory()
+    with stopped(launcher):
+        os.kill(trainer, signal.SIGKILL)
+        wait_until(lambda: events(run, "exited"), "its end is written down")
+        look, deeds = one_pass(watched, memory)
+        assert look.verdict == SICK and deeds == []
+        command = f"kill -CONT {launcher}"
+        assert f"its launcher (pid {launcher}) is suspended (state T): {command}" in look.evidence
+        row = next(line for line in watched("runs").stdout.splitlines() if run.name in line)
+        assert command in row and "failed" in row
+        _, (deed,) = one_pass(watched, memory)
+        assert deed.words.startswith("a person is told: the watcher could do nothing about it in 2 passes")
+        (event,) = wait_until(lambda: told(watched), "a person is told")
+        assert event["event"] == "recovery" and command in event["reason"] and "signal 9" in event["reason"]
+        wait_until(lambda: status.current(open_run(run))["state"] == "needs_attention", "it needs attention")
+        for _ in range(3):
+            watch.live_runs(watched.runs) and one_pass(watched, memory)
+    assert len(told(watched)) == 1
+    # The launcher goes on, and starts nothing beside what a person was called for.
+    wait_until(lambda: processes.identify(launcher) is None, "the launcher ends")
+    assert watched.run_dirs() == [run]
+
+
+def test_a_suspended_group_of_a_healthy_run_is_named_whole_and_told_of_once(watched: Kit) -> None:
+    run = start(watched)
+    (launched,) = events(run, "launched")
+    launcher, shim = launched["launcher"]["pid"], launched["shim"]["pid"]
+    account = wait_until(lambda: json.loads((run / ".sidecar.json").read_text()), "an account")
+    sidecar = account["sidecar"]["pid"]
+    memory = Memory()
+    group = os.getpgid(launcher)
+    os.killpg(group, signal.SIGSTOP)
+    try:
+        wait_until(lambda: len(suspended.of(open_run(run), status.read_state(open_run(run)))) >= 3, "all are")
+        look, _ = one_pass(watched, memory)
+        (found,) = [one for one in look.findings if one.cause == "suspended"]
+        assert found.verdict == WARNING
+        assert all(f"{who} (pid {pid})" in found.evidence for who, pid in (("launcher", launcher), ("shim", shim)))
+        one_pass(watched, memory)
+        (event,) = wait_until(lambda: told(watched), "a person is told")
+        assert (event["event"], event["kind"]) == ("warning", "unattended")
+        for _ in range(3):
+            one_pass(watched, memory)
+        named = status.current(open_run(run))["suspended"]
+        assert {"launcher": launcher, "shim": shim, "sidecar": sidecar}.items() <= {
+            one["process"]: one["pid"] for one in named
+        }.items()
+        # The command that is shown mends all of it, the launcher's subshells too.
+        words = found.evidence.partition(": ")[2].partition(" lets")[0].split()
+        subprocess.run(words, check=True)
+    finally:
+        os.killpg(group, signal.SIGCONT)
+    wait_until(lambda: not status.current(open_run(run))["suspended"], "they go on")
+    look, _ = one_pass(watched, memory)
+    assert look.stuck == "" and memory.waits == {}
+    kinds = [event["kind"] for event in events(run, "warning")]
+    assert kinds.count("suspended") == kinds.count("unattended") == len(told(watched)) == 1
+    assert status.current(open_run(run))["state"] == "running" and not events(run, "abort")
+
+
+def test_how_long_nothing_could_be_done_outlives_the_watcher_and_ends_with_its_reason(tmp_path: Path) -> None:
+    path = tmp_path / "memory.json"
+    first = Memory(path)
+    first.waits["T-1_a"] = Wait(time.time() - 700, 9)
+    first.waits["T-1_b"] = Wait(time.time(), 1, is_told=True)
+    first.save()
+    again = Memory(path)
+    assert again.waits == first.waits and path.stat().st_mode & 0o777 == 0o600
+    again.forget_waits(["T-1_b", "T-1_c"])
+    assert list(again.waits) == ["T-1_a"]
+    again.waits = {f"T-1_{number}": Wait(float(number)) for number in range(MAX_WAITS + 5)}
+    again.forget_waits([])
+    assert len(again.waits) == MAX_WAITS and "T-1_4" not in again.waits and "T-1_5" in again.waits
+
+
+def test_ten_passes_and_ten_minutes_have_to_go_by(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    from test_acting import live_run
+
+    kit.runs.mkdir()
+    run = live_run(kit.runs)
+    begun: list[list[str]] = []
+    monkeypatch.setattr(acting, "_start", lambda command, *_: begun.append(command))
+    look = watch.look_at(kit.runs, run.name)._replace(is_at_rest=False, stuck="it cannot be read")
+    memory = Memory()
+    for number in range(acting.STUCK_PASSES + 5):
+        acting.act(kit.runs, [look], memory)
+        assert [command for command in begun if "escalate" in command] == [], number
+    wait = memory.waits[run.name]
+    memory.waits[run.name] = wait._replace(since_s=wait.since_s - acting.STUCK_S)
+    for _ in range(30):
+        acting.act(kit.runs, [look], memory)
+    (command,) = [command for command in begun if "escalate" in command]
+    assert command[-2] == str(run) and "it cannot be read" in command[-1]
