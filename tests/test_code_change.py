@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from conftest import TOY, Kit, events, wait_until
+from conftest import TOY, Kit, events, reseal, wait_until
 from lab_repo import git
 from resumekit.basics.files import read_bounded
 from resumekit.planning import code_change, code_scope, code_state, named_code
@@ -59,6 +59,7 @@ def asked(kit: Kit, run: Path) -> recovering.Outcome:
     config = json.loads((run / "resolved_config.json").read_text())
     config["recover"]["enabled"] = True
     (run / "resolved_config.json").write_text(json.dumps(config))
+    reseal(run)
     live_marker.make(open_run(run).paths.live_marker)
     return recovering.recover(run, os.getpid())
 
@@ -212,6 +213,7 @@ def test_what_is_code_and_has_changed_is_warned_of_once_while_the_run_lives(paus
     config = json.loads((run / "resolved_config.json").read_text())
     config["recover"]["enabled"] = True
     (run / "resolved_config.json").write_text(json.dumps(config))
+    reseal(run)
     told: list[str] = []
 
     def look(times: int) -> None:

@@ -142,3 +142,14 @@ def test_a_file_that_is_still_written_to_while_it_is_read_gets_no_manifest(
     monkeypatch.setattr(grades, "digest", digest)
     looked.rest()
     assert not manifest_path(path).exists()
+
+
+def test_a_whole_file_that_was_written_again_is_not_called_truncated(looked: Any, tmp_path: Path) -> None:
+    for step in (2, 4):
+        write_checkpoint(looked.folder / f"hrm_arc_step_{step}.pt", step)
+    looked.rest()
+    write_checkpoint(tmp_path / "other", 4, more=list(range(50)))
+    (looked.folder / "hrm_arc_step_4.pt").write_bytes((tmp_path / "other").read_bytes())
+    found = select([CheckpointFolder(looked.folder)])
+    assert found.chosen.step == 2
+    assert found.candidates[0].reason == "it was written again since it was attested"

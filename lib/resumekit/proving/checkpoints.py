@@ -86,6 +86,7 @@ class _Entry(NamedTuple):
     name: str
     home: CheckpointFolder
     has_manifest: bool
+    unattested: Unattested | None = None  # why its manifest counts for nothing
 
 
 class _Rules(NamedTuple):
@@ -201,8 +202,8 @@ def _first_good(entries: list[_Entry], rules: _Rules, seen: dict[int, Candidate]
             continue
         try:
             seen[position] = _examined(entry, rules)
-        except Unattested:
-            entries[position] = entry._replace(has_manifest=False)
+        except Unattested as error:
+            entries[position] = entry._replace(has_manifest=False, unattested=error)
             continue
         if seen[position].verdict == CHOSEN:
             return position
@@ -218,7 +219,10 @@ def _passed(entry: _Entry, rules: _Rules, *, is_read: bool) -> Candidate:
     if is_read:
         found = _examined(entry, rules._replace(prove=False, minimum=PLAUSIBLE))
         if found.verdict != CHOSEN:
-            return found
+            broken = entry.unattested and entry.unattested.if_broken
+            return found._replace(reason=broken) if broken else found
+    if entry.unattested:
+        return _candidate(entry, PASSED, PLAUSIBLE, str(entry.unattested))
     grade = PLAUSIBLE if is_read else None
     if rules.minimum == PLAUSIBLE:
         return _candidate(

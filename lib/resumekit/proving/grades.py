@@ -38,7 +38,15 @@ class Unattested(UnreadableFile):
 
     It was torn as it was written, or it is the sidecar's of what the file held before: such a trainer writes none. The
     file is judged as one without.
+
+    Args:
+        reason: of a file that is sound all the same.
+        if_broken: of one that is not; None where what is broken in it says more.
     """
+
+    def __init__(self, reason: str, if_broken: str | None = None) -> None:
+        super().__init__(reason)
+        self.if_broken = if_broken
 
 
 class Grade(NamedTuple):
@@ -85,7 +93,7 @@ def examine(
         if known is not None and name_step not in (None, known.step):
             raise UnreadableFile(f"step {name_step} in the name, {known.step} in its manifest")
         if known is not None and prove and digest(descriptor) != known.sha256:
-            _refuse_if_written_again(path, known)
+            _refuse_if_written_again(path, known, "digest differs from its manifest")
             raise UnreadableFile("digest differs from its manifest")
         inside = archive.summarize(descriptor)
         step, notes = _agreed_step(name_step, known, inside)
@@ -165,7 +173,8 @@ def _manifest_of(path: Path, descriptor: int, run_id: str | None) -> Manifest:
         raise kind(f"its manifest is not usable: {error}") from error
     size = os.fstat(descriptor).st_size
     if size != known.size:
-        _refuse_if_written_again(path, known)
+        broken = f"truncated: {size:,} of {known.size:,} bytes" if size < known.size else None
+        _refuse_if_written_again(path, known, "it was written again since it was attested", broken)
     if size < known.size:
         raise UnreadableFile(f"truncated: {size:,} of {known.size:,} bytes")
     if size > known.size:
@@ -188,10 +197,10 @@ def _without_manifest(path: Path) -> str:
     return f"{what}: its archive is sound, no digest proves it"
 
 
-def _refuse_if_written_again(path: Path, known: Manifest) -> None:
+def _refuse_if_written_again(path: Path, known: Manifest, reason: str, if_broken: str | None = None) -> None:
     """Raise Unattested where the sidecar's manifest does not fit because its trainer has written the file since."""
     if known.writer == SIDECAR and manifest.is_older(path):
-        raise Unattested("it was written again since it was attested")
+        raise Unattested(reason, if_broken)
 
 
 def _agreed_step(
