@@ -20,6 +20,7 @@ from typing import NamedTuple
 # ruff: noqa: E402
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent / "lib")]
 
+import log_traces
 import traces
 from resumekit.run_folder import pace
 from resumekit.run_folder.run_state import CLOCK_GAP, fold
@@ -27,6 +28,10 @@ from resumekit.watching import abort_rules
 from resumekit.watching.abort_rules import Finding, Limits, Sight
 
 PASS_S = 60.0
+# One trace in five is of a trainer that is known by its output alone.
+LOGS = 5
+# An observer that has not read so long is behind.
+BEHIND_S = 30.0
 # Once nothing more happens it does not matter how often somebody looks.
 MAX_PASSES = 100_000
 
@@ -49,12 +54,13 @@ def watched(trace: traces.Trace) -> Verdict:
     for number, life in enumerate(trace.lives):
         # A resumed run's record says where it began.
         begun = {"resumed_step": state["step"]} if "step" in state else {}
-        for state, now_s in _looks(life, begun):
+        for state, now_s, seen in _looks(life, begun):
             passes += 1
             is_dead = bool(life.is_dead_at) and now_s >= life.is_dead_at[0]
             name = "lost" if is_dead else "running" if "step" in state else "starting"
             dead = fruitless + ("step" not in state)
-            sight = Sight(now_s, name, lineage_speed=lineage_speed, fruitless=dead if is_dead else 0)
+            fields = {"lineage_speed": lineage_speed, "fruitless": dead if is_dead else 0, **_observed(seen, now_s)}
+            sight = Sight(now_s, name, **{key: fields[key] for key in fields if key in Sight._fields})
             found = [one for one in abort_rules.findings(state, limits, sight) if one.verdict == abort_rules.SICK]
             is_on_the_way = trace.kind == "no step" and number < len(trace.lives) - 1  # restarted each time
             if found and not is_on_the_way:
@@ -65,9 +71,20 @@ def watched(trace: traces.Trace) -> Verdict:
     return Verdict(None, 0.0, len(trace.lives) - 1, passes)
 
 
-def _looks(life: traces.Life, state: dict) -> Iterator[tuple[dict, float]]:
-    """Yield (state, clock) at every pass of the watcher, until the trace says that it need not look any more."""
-    due_s, waiting = life.begins_s + PASS_S, []
+def _observed(seen: dict, now_s: float) -> dict:
+    """Return what a watcher knows of the observer, as fields of a Sight."""
+    since_s = seen.get("caught_up_s")
+    is_behind = since_s is not None and now_s - since_s > BEHIND_S
+    saved_s = [seen.get("saved_s"), None if seen.get("reads_steps", True) else seen.get("text_s")]
+    return {
+        "behind": "the sidecar is suspended" if is_behind else "",
+        "progress_s": max((one for one in saved_s if one is not None), default=None),
+    }
+
+
+def _looks(life: traces.Life, state: dict) -> Iterator[tuple[dict, float, dict]]:
+    """Yield (state, clock, what the observer has seen) at every pass of the watcher, while the trace wants it to."""
+    due_s, waiting, seen = life.begins_s + PASS_S, [], {}
     for event in life.events:
         count = 0
         if event.get("kind") == CLOCK_GAP:  # whoever looks was asleep too, and comes the moment they wake up
@@ -77,21 +94,24 @@ def _looks(life: traces.Life, state: dict) -> Iterator[tuple[dict, float]]:
                 state, waiting = fold(state, waiting), []
             # Woken up together with the run, the watcher's second look two seconds later is the one that counts.
             if event.get("kind") != CLOCK_GAP or event["mono_s"] > due_s + 2.0:
-                yield state, due_s
+                yield state, due_s, seen
             due_s += PASS_S
             count += 1
             if count > MAX_PASSES:
                 raise AssertionError("a gap of more than two months")
-        waiting.append(event)
+        if event["event"] == log_traces.SEEN:
+            seen = event
+        else:
+            waiting.append(event)
     state = fold(state, waiting)
     while due_s < life.lasts_until[0]:
-        yield state, due_s
+        yield state, due_s, seen
         due_s += PASS_S
 
 
 def judge_healthy(steps: int, seed: int) -> str:
     """Return '' where nothing was found, else what was."""
-    trace = traces.healthy(seed, steps)
+    trace = (log_traces if seed % LOGS == 1 else traces).healthy(seed, steps)
     verdict = watched(trace)
     return f"{trace.habit}: {verdict.finding}, life {verdict.life}" if verdict.finding else ""
 
@@ -99,7 +119,11 @@ def judge_healthy(steps: int, seed: int) -> str:
 def judge_sick(steps: int, item: tuple[int, str | None]) -> tuple[str, str]:
     """Return (cause and kind, '' if it was found in time and by its name, else what came instead)."""
     seed, cause = item
-    trace = traces.sick(seed, cause, steps)
+    if seed % LOGS == 1:
+        causes = sorted(log_traces.FAULTS)
+        trace = log_traces.sick(seed, causes[seed // LOGS % len(causes)], steps)
+    else:
+        trace = traces.sick(seed, cause, steps)
     verdict = watched(trace)
     name = f"{trace.cause}: {trace.kind} ({trace.habit})"
     if verdict.finding is None:
