@@ -1,6 +1,8 @@
 """Steps, losses and their kin, read out of a trainer's lines with `trainer.log_patterns`.
 
-For a trainer that tells us nothing else. Pure: clean lines in, fields of `step` events out.
+For a trainer that tells us nothing else. A number is read as a whole, however far the group of the pattern reaches:
+`8.1e-07` and `12,000` under `([0-9.]+)` too; one that cannot be read as a whole (`1.2k` steps, `3.2.1`) is none.
+Pure: clean lines in, fields of `step` events out. Try it: `python -m pytest tests/test_log_numbers.py`
 """
 
 from __future__ import annotations
@@ -20,23 +22,61 @@ NOT_FINITE = r"([+-]?(?i:nan|inf(?:inity)?))\b"
 _PART = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\(\?(?!P<)|.", re.DOTALL)
 
 
+# A number as trainers print it, with an exponent, and with separators of thousands: 12_000, and 12,000 where the
+# pattern names nothing behind it.
+_TAIL = rb"(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?"
+_DIGITS = rb"[0-9]+(?:_[0-9]+)*"
+_NUMBER = re.compile(rb"[+-]?(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])|" + _DIGITS + rb")?" + _TAIL)
+_WITHOUT_COMMAS = re.compile(rb"[+-]?(?:" + _DIGITS + rb")?" + _TAIL)
+# What goes on behind a number, so that it is none, or only a part of one: a letter, another digit, ",5", ".5".
+_GOES_ON = re.compile(rb"[A-Za-z0-9_]|[.,][0-9]")
+_MULTIPLES = {b"k": 1e3, b"K": 1e3, b"M": 1e6, b"G": 1e9}
+
+
 class Pattern(NamedTuple):
     """A pattern ready for use.
 
     Args:
         number: as it was written; its first group is the number.
         not_finite: the same up to that group, then a NaN or an infinity; tried where no number is found.
+        says_what_follows: whether the pattern itself says which characters stand behind the number (`([0-9.]+)it/s`).
     """
 
     number: re.Pattern[bytes]
     not_finite: re.Pattern[bytes] | None = None
+    says_what_follows: bool = False
 
     def read(self, line: bytes) -> float | None:
         """Return what stands in a line, None if nothing does."""
-        found = _number(self.number.search(line))
-        if found is None and self.not_finite:
-            return _number(self.not_finite.search(line))
+        found = self.value_of(self.number.search(line))
+        if found is None and self.not_finite and (match := self.not_finite.search(line)):
+            return float(match[1])
         return found
+
+    def value_of(self, match: re.Match[bytes] | None, *, is_exact: bool = False) -> float | None:
+        """Return the number that stands where the first group begins; None if it is none, or goes on behind it.
+
+        Args:
+            match: of `number`.
+            is_exact: a step is counted: a rounded `1.2k` is none.
+        """
+        if match is None or match.re.groups == 0 or match[1] is None:
+            return None
+        line, start = match.string, match.start(1)
+        number = match[1].rstrip(b" .,")
+        if not _NUMBER.fullmatch(number):
+            return _plain(match[1])  # a group that takes more than a number: a word, a blank before it
+        form = _WITHOUT_COMMAS if self.says_what_follows else _NUMBER
+        end = max(start + len(number), form.match(line, start).end())
+        if line[start - 1 : start].isdigit():
+            return None  # `.*([0-9]+)`: the end of a number
+        if self.says_what_follows or not _GOES_ON.match(line, end):
+            return _plain(line[start:end])
+        multiple = _MULTIPLES.get(line[end : end + 1])
+        if multiple is None or is_exact or line[end + 1 : end + 2].isalnum():
+            return None
+        value = _plain(line[start:end])
+        return None if value is None else value * multiple
 
 
 Patterns = dict[str, Pattern]
@@ -51,7 +91,8 @@ def compiled(patterns: Any) -> Patterns:
     for name, text in patterns.items() if isinstance(patterns, dict) else ():
         with contextlib.suppress(re.error, TypeError, AttributeError):
             number = re.compile(text.encode(), re.MULTILINE)
-            result[str(name)] = Pattern(number, _not_finite(text) if name == "loss" else None)
+            not_finite = _not_finite(text) if name == "loss" else None
+            result[str(name)] = Pattern(number, not_finite, _says_what_follows(text))
     return result
 
 
@@ -73,8 +114,8 @@ def found_steps(lines: bytes, patterns: Patterns) -> list[dict[str, Any]]:
     result, done = [], 0
     # One search through the whole chunk: line by line it would cost more than all the rest of the sidecar.
     for match in patterns["step"].number.finditer(lines):
-        step = _number(match)
-        if match.start() < done or step is None or not 0 <= step < MAX_STEP:
+        step = patterns["step"].value_of(match, is_exact=True)
+        if match.start() < done or step is None or not 0 <= step < MAX_STEP or step != int(step):
             continue
         start, end = lines.rfind(b"\n", 0, match.start()) + 1, lines.find(b"\n", match.end())
         line, done = lines[start : end if end >= 0 else len(lines)], max(end, match.end())
@@ -100,8 +141,25 @@ def _not_finite(text: str) -> re.Pattern[bytes] | None:
         return None
 
 
-def _number(match: re.Match[bytes] | None) -> float | None:
-    if match:
-        with contextlib.suppress(ValueError, IndexError, TypeError):
-            return float(match[1].replace(b",", b""))
+def _says_what_follows(text: str) -> bool:
+    """Whether a pattern names the characters behind its first group: anything but its end, any sign or a boundary."""
+    depth, is_behind, rest = 0, False, ""
+    for part in _PART.findall(text):
+        if is_behind:
+            rest += part
+        elif part == "(" or (depth and part.startswith("(?")):
+            depth += 1
+        elif part == ")" and depth:
+            depth -= 1
+            is_behind = depth == 0
+    return bool(rest) and not rest.startswith((".", "$", ")", r"\b"))
+
+
+def _plain(number: bytes) -> float | None:
+    """Return a number without its separators of thousands; None where a comma in it separates anything else."""
+    number = number.strip(b" ,")
+    if b"," in number and not _NUMBER.fullmatch(number):
+        return None
+    with contextlib.suppress(ValueError):
+        return float(number.replace(b",", b""))
     return None

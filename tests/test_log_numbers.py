@@ -1,0 +1,141 @@
+"""Numbers as trainers print them, under the patterns that the pages show: resumekit.run_folder.log_patterns."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import ROOT
+from resumekit.configuration import yaml_reader
+from resumekit.run_folder import log_patterns
+from resumekit.supervision.train_log import clean
+
+
+def wide_patterns() -> dict[str, str]:
+    """Return the patterns that docs/adopting.md shows, for whatever a trainer prints."""
+    page = (ROOT / "docs" / "adopting.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^ *(log_patterns: .*)$", page, re.MULTILINE)
+    return yaml_reader.load(line, "adopting.md").data["log_patterns"]
+
+
+def read(line: str, **patterns: str) -> list[dict[str, Any]]:
+    return log_patterns.found_steps(clean(line.encode() + b"\n"), log_patterns.compiled(patterns))
+
+
+@pytest.mark.parametrize(
+    ("printed", "value"),
+    [
+        ("8.1e-07", 8.1e-07),
+        ("1.0E+00", 1.0),
+        ("3e-4", 3e-4),
+        ("12,000", 12000.0),
+        ("12_000.5", 12000.5),
+        ("1.2k", 1200.0),
+        ("3M", 3e6),
+        ("0.5,", 0.5),
+        ("0.5.", 0.5),
+        ("0.5)", 0.5),
+        ("0.5'", 0.5),
+        ("5|", 5.0),
+        # What cannot be read as a whole is not read in part.
+        ("0,345", None),
+        ("3.2.1", None),
+        ("1,2", None),
+        ("3.2ms", None),
+        ("3.2e", None),
+        ("7x", None),
+        ("1.2kB", None),
+    ],
+)
+def test_a_number_is_read_as_a_whole_or_not_at_all(printed: str, value: float | None) -> None:
+    (found,) = read(f"step 7 loss {printed} lr 1", step="step ([0-9]+)", loss="loss ([0-9.]+)")
+    assert found.get("loss") == value
+
+
+@pytest.mark.parametrize(
+    ("line", "step"),
+    [
+        ("step 12,000", 12000),
+        ("step 12_000: loss", 12000),
+        ("step 12.", 12),
+        ("step 12/2000", 12),
+        ("step 12e", None),
+        ("step 1.2k", None),
+        ("step 12k", None),
+        ("step 1.5", None),
+        ("step 1,2", None),
+        ("step 4 of 5, step 1.2k", 4),
+        ("step 1.2k, global step 1234", 1234),
+    ],
+)
+def test_a_step_is_counted_never_rounded(line: str, step: int | None) -> None:
+    assert [one["step"] for one in read(line, step="step ([0-9]+)")] == ([] if step is None else [step])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "line", "value"),
+    [
+        # A pattern that names what follows has the last word on it.
+        ("([0-9.]+)it/s", "step 5, 1.67it/s", 1.67),
+        (r"\(([0-9]+),", "step 5 (3,400)", 3.0),
+        (r"\[ *([0-9,]+)/", "step 5 [  1,234/20,000]", 1234.0),
+        ("speed ([0-9.]+) ?(.*)", "step 5 speed 8.1e-07 it/s", 8.1e-07),
+        # One that names anything, or only an end, has not.
+        ("speed ([0-9.]+).*", "step 5 speed 8.1e-07", 8.1e-07),
+        (r"speed ([0-9.]+)\b", "step 5 speed 8.1e-07", 8.1e-07),
+        ("speed ((?:[0-9]+)(?:[.][0-9]+)?)", "step 5 speed 1.67it/s", None),
+        (".*([0-9]+)", "step 5 speed 1234", None),  # the last digit of a number
+        ("speed (.+)", "step 5 speed 1e3", 1000.0),
+        ("speed (fast)", "step 5 speed fast", None),
+    ],
+)
+def test_what_a_pattern_says_of_what_follows_counts(pattern: str, line: str, value: float | None) -> None:
+    (found,) = read(line, step="step ([0-9]+)", steps_per_sec=pattern)
+    assert found.get("steps_per_sec") == value
+
+
+BAR = "\r  3%|▎         | 60/2000 [00:36<19:24,  1.67it/s, loss=8.1e-07]"
+LINES = {
+    "a plain loop": ("step 12,000 loss 8.1e-07 lr 3e-4", 12000, 8.1e-07),
+    "nanoGPT": ("iter 100: loss 2.3412, time 12.31ms, mfu 3.02%", 100, 2.3412),
+    "torchtitan": ("\x1b[31m[titan] 2026 - root - INFO - step: 10  loss:  7.1234  grad_norm: 1.2\x1b[0m", 10, 7.1234),
+    "Megatron": (" iteration      100/     500 | consumed samples: 800 | lm loss: 1.0E+00 |", 100, 1.0),
+    "a dict": ("{'step': 12, 'loss': '3.251', 'learning_rate': '8.1e-07'}", 12, 3.251),
+    "a blank inside": ("[ 1234/2000] loss=0.5", 1234, 0.5),
+    "a progress bar": (BAR, 60, 8.1e-07),
+}
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_the_patterns_of_the_page_read_what_trainers_print(name: str) -> None:
+    line, step, loss = LINES[name]
+    (found,) = read(line, **wide_patterns())
+    assert (found["step"], found["loss"]) == (step, loss)
+
+
+@pytest.mark.parametrize("word", ["nan", "NaN", "inf", "-inf"])
+@pytest.mark.parametrize("form", ["step 5 loss: {}", "{{'step': 5, 'loss': '{}'}}", "| 5/20 [00:01, loss={}]"])
+def test_the_wide_patterns_see_a_loss_that_is_none(form: str, word: str) -> None:
+    (found,) = read(form.format(word), **wide_patterns())
+    assert str(found["loss"]).lower() == word.lower()
+
+
+FORMS = st.sampled_from(["{!r}", "{:.4f}", "{:.3e}", "{:.3E}", "{:,.2f}", "{:_.2f}", "{:g}"])
+
+
+@given(st.floats(min_value=0.0, max_value=1e30), FORMS, st.sampled_from(["", " ", ",", ")", "|", "'", "."]))
+def test_whatever_python_prints_is_read_as_python_would(value: float, form: str, behind: str) -> None:
+    printed = form.format(value)
+    (found,) = read(f"step 5 loss {printed}{behind}", step="step ([0-9]+)", loss="loss ([0-9.]+)")
+    assert found["loss"] == float(printed.replace(",", ""))
+
+
+@pytest.mark.parametrize(
+    "line", ["[2026-11-29 12:00:01] loading", "epoch 3/90 begins", "time per step: 0.35", "steps per second: 3"]
+)
+def test_the_wide_patterns_take_no_other_number_for_a_step(line: str) -> None:
+    assert read(line, **wide_patterns()) == []
