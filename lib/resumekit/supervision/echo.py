@@ -11,7 +11,8 @@ import select
 import threading
 import time
 from collections import deque
-from pathlib import Path
+
+from .log_source import LogSource
 
 POLL_S = 0.05
 READ_BYTES = 64 * 1024
@@ -21,16 +22,20 @@ class Echo(threading.Thread):
     """Copies a growing file to descriptor 1.
 
     Args:
-        path: logs/output.log.
-        offset: where to begin, in bytes.
+        source: logs/output.log, from where to begin.
     """
 
-    def __init__(self, path: Path, offset: int) -> None:
+    def __init__(self, source: LogSource) -> None:
         super().__init__(daemon=True)
-        self._path = path
+        self._source = source
+        self._unshown = 0
         self._is_over = threading.Event()
         self._notes: deque[bytes] = deque()
-        self.offset = offset
+
+    @property
+    def offset(self) -> int:
+        """How far the output has been shown, in bytes."""
+        return max(0, self._source.offset - self._unshown)
 
     def say(self, line: bytes) -> None:
         """Show a line of our own, between two pieces of the output; never waits for the terminal."""
@@ -47,11 +52,13 @@ class Echo(threading.Thread):
 
     def run(self) -> None:
         with contextlib.suppress(OSError):  # the terminal is gone: nothing to show it on
-            descriptor = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             while True:
                 is_over = self._is_over.is_set()
-                while chunk := os.pread(descriptor, READ_BYTES, self.offset):
-                    self.offset += _write_some(chunk)
+                while chunk := self._source.read(READ_BYTES):
+                    self._unshown = len(chunk)
+                    while chunk:
+                        written = _write_some(chunk)
+                        chunk, self._unshown = chunk[written:], self._unshown - written
                 while self._notes:
                     note = self._notes.popleft()
                     while note:

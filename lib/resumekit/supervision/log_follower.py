@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
-from ..basics.files import UnreadableFile, open_regular
+from ..basics.files import UnreadableFile, read_end
 from ..run_folder import log_patterns
 from ..run_folder.runs import Run
+from .log_source import LogSource
 from .train_log import LineCleaner, stamp
 
 READ_BYTES = 256 * 1024
@@ -23,16 +25,30 @@ PREFIX_DIGITS = 12
 
 
 class LogFollower:
-    """Copies logs/output.log into logs/train.log and keeps account of how far it has come."""
+    """Copies logs/output.log into logs/train.log and keeps account of how far it has come.
 
-    def __init__(self, run: Run, saved: dict[str, Any]) -> None:
+    Args:
+        run: the run.
+        saved: the account of the sidecar before this one.
+        trainer_pid: returns the pid of the trainer while it lives, else None.
+    """
+
+    def __init__(self, run: Run, saved: dict[str, Any], trainer_pid: Callable[[], int | None] = lambda: None) -> None:
         self._run = run
         self._prefix = str(run.record.get("config_hash"))[:PREFIX_DIGITS].encode() + b" "
         self._patterns = log_patterns.compiled(run.setting("trainer", "log_patterns"))
         self._cleaner = LineCleaner()
-        self.offset, self._written = _offsets(run, saved)
-        self._output = -1
+        offset, self._written = _offsets(run, saved)
+        self._source = LogSource(
+            run.paths.output_log, offset, saved.get("log_file"), saved.get("log_mark"), trainer_pid
+        )
         self._bar_since = time.monotonic()
+        self._shown, self._last_line = b"", b""
+        self._has_written = False
+        # (how far there was to read at some moment, that moment): once it is reached, the reader has caught up to it.
+        self._goal = (offset, time.monotonic())
+        self._caught_up_s = self._goal[1]
+        self._text_s = saved.get("text_s")
         self._unwritten = b""
         # What a successor goes on from: all before these offsets is in train.log, nothing after them.
         self._is_closed = bool(self._written) and saved.get("is_closed") is True
@@ -48,9 +64,17 @@ class LogFollower:
     @property
     def left_bytes(self) -> int:
         """How much of the output has not been read yet; none of what came behind the closing line."""
-        with contextlib.suppress(OSError):
-            return 0 if self._is_closed else max(0, os.stat(self._run.paths.output_log).st_size - self.offset)
-        return 0
+        return 0 if self._is_closed else max(0, self._source.size - self._source.offset)
+
+    @property
+    def offset(self) -> int:
+        """How far the output has been read, in bytes."""
+        return self._source.offset
+
+    def notices(self) -> list[str]:
+        """Return once what has happened to the file: that it was cut, or replaced."""
+        found, self._source.notices = self._source.notices, []
+        return found
 
     def pump(self, limit_s: float) -> list[dict[str, Any]]:
         """Copy what has been written since, for at most about `limit_s` seconds: a flood must not hold up the rest.
@@ -59,13 +83,17 @@ class LogFollower:
             The steps that the log patterns found in it.
         """
         steps: list[dict[str, Any]] = []
-        until = time.monotonic() + limit_s
+        started = time.monotonic()
+        self._aim(started)
         while self._write() and (chunk := self._read()):
             lines = self._cleaner.feed(chunk)
             steps += log_patterns.found_steps(lines, self._patterns)
+            self._see_text(lines)
             self._unwritten += stamp(lines, self._prefix)
-            if time.monotonic() > until:
+            if time.monotonic() > started + limit_s:
                 break
+        self._aim(started)
+        steps += self._steps_of_bar()
         self._show_bar()
         self._write()
         return steps
@@ -85,13 +113,20 @@ class LogFollower:
     def _read(self) -> bytes:
         if self._is_closed:
             return b""
-        with contextlib.suppress(OSError, UnreadableFile):
-            if self._output < 0:
-                self._output = open_regular(self._run.paths.output_log)
-            chunk = os.pread(self._output, READ_BYTES, self.offset)
-            self.offset += len(chunk)
-            return chunk
-        return b""
+        beginnings = self._source.beginnings
+        chunk = self._source.read(READ_BYTES)
+        if self._source.beginnings != beginnings:  # what was held of its last line is a line, and ends here
+            self._unwritten += stamp(self._cleaner.flush(), self._prefix)
+            self._goal = (0, self._goal[1])
+            self._keep_what_is_written()
+        return chunk
+
+    def _aim(self, now: float) -> None:
+        """Note up to which moment all that had been printed has been read."""
+        goal, goal_s = self._goal
+        if self._source.offset >= goal:
+            self._caught_up_s = goal_s
+            self._goal = (self._source.size, now)
 
     def _write(self) -> bool:
         """Append what is not yet in train.log; False while it cannot be written (disk full): nothing more is read."""
@@ -100,8 +135,11 @@ class LogFollower:
             try:
                 descriptor = os.open(self._run.paths.train_log, flags, 0o666)
                 try:
-                    # A predecessor may have been killed between its last line and its account of it.
+                    # A predecessor may have been killed between its last line and its account of it. A log that was
+                    # cut by somebody is no shorter for it: it must not get a hole of zeros.
+                    self._written = min(self._written, os.fstat(descriptor).st_size)
                     os.ftruncate(descriptor, self._written)
+                    self._has_written = True
                     while self._unwritten:
                         count = os.pwrite(descriptor, self._unwritten, self._written)
                         self._written += count
@@ -113,12 +151,43 @@ class LogFollower:
         self._keep_account()
         return True
 
+    def _keep_what_is_written(self) -> None:
+        """A successor reads lines again that stand behind its account, but not those of a file that is no more."""
+        if self._has_written:
+            return
+        with contextlib.suppress(OSError, UnreadableFile):
+            tail, found = read_end(self._run.paths.train_log, 1)
+            self._written = found.st_size
+            self._unwritten = (b"" if tail in (b"", b"\n") else b"\n") + self._unwritten
+
     def _keep_account(self) -> None:
+        offset = max(0, self.offset - self._cleaner.held_bytes)
         self.account = {
-            "output_offset": self.offset - self._cleaner.held_bytes,
+            "output_offset": offset,
+            "log_mark": self._source.mark_at(offset),
+            "read_offset": self.offset,
+            "log_file": self._source.identity,
+            "caught_up_s": self._caught_up_s,
+            "text_s": self._text_s,
             "train_log_bytes": self._written,
             "is_closed": self._is_closed,
         }
+
+    def _see_text(self, lines: bytes) -> None:
+        """Note when the text has changed: a line that is said again and again is no new one."""
+        new = set(lines.split(b"\n")) - {self._last_line, b""}
+        if new:
+            self._text_s = time.monotonic()
+            self._last_line = lines.rstrip(b"\n").rpartition(b"\n")[2]
+
+    def _steps_of_bar(self) -> list[dict[str, Any]]:
+        """Return the step that an unfinished line shows: a progress bar may go without a newline for hours."""
+        shown = self._cleaner.shown()
+        if shown == self._shown:
+            return []
+        self._shown = shown
+        self._see_text(shown)
+        return log_patterns.found_steps(shown, self._patterns)
 
     def _show_bar(self) -> None:
         if not self._cleaner.held_bytes:

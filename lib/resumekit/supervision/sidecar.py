@@ -28,6 +28,8 @@ from .best_artifacts import LIMIT_S, BestArtifacts
 from .code_watch import CodeWatch
 from .echo import Echo
 from .log_follower import LogFollower
+from .log_source import LogSource
+from .new_checkpoints import NewCheckpoints
 from .step_order import StepOrder
 from .wakefulness import Wakefulness
 from .witness import Witness
@@ -45,6 +47,8 @@ PUMP_S = 0.5
 LAST_LINES_S = 5.0
 # A launcher that was killed may have left a shim that is just starting.
 NEVER_STARTED_S = 10.0
+# A log that is cut again and again is spoken of no more often.
+NOTICE_S = 600.0
 # How long the end is tried to be written down while the disk is full.
 CATCH_UP_S = 24 * 3600.0
 
@@ -56,24 +60,26 @@ class Sidecar:
         self._run = run
         saved = sidecar_account.saved(run)
         self._state, self._journal_offset = status.saved_state(run)
-        self._log = LogFollower(run, saved)
+        self._log = LogFollower(run, saved, self._trainer_pid)
         is_successor = os.path.lexists(run.paths.status)  # the first one writes it before it tells of a step
         self._step_order = StepOrder(self._log.offset + self._log.left_bytes if is_successor else 0)
         self._witness = Witness(run)
+        self._new_checkpoints = NewCheckpoints(run, saved)
         self._acceptance = _acceptance(run, self._state, self._journal_offset)
         self._account = sidecar_account.Account(run)
         self._bedside = Bedside(run)
         self._code = CodeWatch(run, saved.get("code_changed"), time.monotonic())
         self._best = BestArtifacts(run, self._observed)
         offset = saved.get("echo_offset")
-        self._echo = Echo(run.paths.output_log, offset if type(offset) is int else 0) if has_echo else None
+        shown = LogSource(run.paths.output_log, offset if type(offset) is int else 0, saved.get("log_file"))
+        self._echo = Echo(shown) if has_echo else None
         self._alarm: processes.Alarm | None = None
         self._heartbeat_mtime = 0.0
         self._found_steps: list[dict[str, Any]] = []
         self._found_from = 0
         self._started = time.monotonic()
         self._wakefulness = Wakefulness()
-        self._last_save = self._last_probe = self._last_status = float("-inf")
+        self._last_save = self._last_probe = self._last_status = self._last_notice = float("-inf")
         self._shown_state: str | None = None
 
     def run_until_end(self) -> int:
@@ -103,6 +109,7 @@ class Sidecar:
         self._append_steps()
         self._found_from = self._log.offset
         self._found_steps = self._log.pump(PUMP_S)
+        self._tell_of_cuts()
         now = time.monotonic()
         self._wakefulness.beat(now, self._append)
         if self._milestones() != known:  # a pid, a first step: the status says so at once
@@ -110,6 +117,7 @@ class Sidecar:
         if now - self._last_probe >= PROBE_S and not has_ended:
             self._last_probe = now
             self._witness.look()
+            self._new_checkpoints.look(now)
             self._best.look()
             self._show(now)
             self._bedside.introduce(self._state)
@@ -130,6 +138,18 @@ class Sidecar:
         self._log.note(line)
         if self._echo:
             self._echo.say(line)
+
+    def _tell_of_cuts(self) -> None:
+        for message in self._log.notices():
+            self._save(time.monotonic())  # what a successor would begin from is no more
+            if time.monotonic() - self._last_notice > NOTICE_S:  # `while :; do : >output.log; done` is no news
+                self._last_notice = time.monotonic()
+                self._append("warning", kind="log_truncated", message=message)
+
+    def _trainer_pid(self) -> int | None:
+        """Return the pid of the trainer, if it lives and can be seen from here."""
+        trainer = processes.identity_from((self._state.get("launched") or {}).get("trainer"))
+        return trainer.pid if trainer and processes.probe(trainer) == processes.ALIVE else None
 
     def _milestones(self) -> tuple[bool, bool]:
         return "launched" in self._state, "step" in self._state
@@ -251,11 +271,13 @@ class Sidecar:
     def _save(self, now: float) -> None:
         self._last_save = now
         self._account.write({
+            "mono_s": now,
             "journal_offset": self._journal_offset,
             "state": self._state,
             "echo_offset": self._echo.offset if self._echo else 0,
             "code_changed": self._code.said,
             **self._log.account,
+            **self._new_checkpoints.account,
         })  # fmt: skip
 
 
@@ -266,7 +288,11 @@ def main(run_dir: Path, *, has_echo: bool) -> int:
         0 when its end is written down, or when another sidecar is at it already; 7 where failed checks have ended it,
         8 where a rule has.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP):
+    # In the background of its terminal: what stops the launcher (Ctrl-Z) must not stop who watches the trainer, and
+    # `stty tostop` must not stop who shows its output.
+    with contextlib.suppress(OSError):  # it has a session of its own already: the watcher started it
+        os.setpgid(0, 0)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGTTOU, signal.SIGTTIN):
         signal.signal(number, signal.SIG_IGN)
     run = open_run(run_dir)
     try:

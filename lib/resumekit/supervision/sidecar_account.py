@@ -30,19 +30,15 @@ def saved(run: Run) -> dict[str, Any]:
 
 
 class Account:
-    """Writes down where the sidecar stands, when that has changed."""
+    """Writes down where the sidecar stands, and when: an account that is old says that none follows the run."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._written: dict[str, Any] = {}
         own = processes.identify(os.getpid())
         self._sidecar = own.as_fields() if own else None
 
     def write(self, account: dict[str, Any]) -> None:
         tail = journal.tail(self._run.paths.journal, account["journal_offset"])
         account = {"run_id": self._run.run_id, "sidecar": self._sidecar, **account, "journal_tail": tail}
-        if account == self._written:
-            return
         with contextlib.suppress(OSError):
             write_atomic(self._run.paths.sidecar_state, to_json(account, indent=None))
-            self._written = account

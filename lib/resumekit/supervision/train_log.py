@@ -37,6 +37,7 @@ class LineCleaner:
     def __init__(self) -> None:
         self._pending = b""
         self._held_bytes = 0
+        self._unfinished = b""
 
     @property
     def held_bytes(self) -> int:
@@ -61,6 +62,17 @@ class LineCleaner:
         """Return what is pending as a line of its own: at the end, or to show how far a progress bar has come."""
         body, self._pending, self._held_bytes = self._pending, b"", 0
         return clean(body + b"\n") if body.strip() else b""
+
+    def shown(self) -> bytes:
+        """Return what the line that has no newline yet shows, as a line; b'' where nothing of it is sure.
+
+        What stands behind its last carriage return may have come in part: it counts once it is the same as in the last
+        call, and until then what stood there before it.
+        """
+        before, _, last = self._pending.rpartition(b"\r")
+        is_whole, self._unfinished = last == self._unfinished, last
+        text = last if is_whole and _ESCAPES.sub(b"", last).strip() else before.rpartition(b"\r")[2]
+        return clean(text + b"\n") if text.strip() else b""
 
 
 def clean(lines: bytes) -> bytes:
