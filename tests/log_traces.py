@@ -247,7 +247,7 @@ class _Observer:
     ) -> None:  # fmt: skip
         self.fault_s, self.ends = fault_s, ends
         self.patterns, self.suspensions = log_patterns.compiled(FORMS[form]), suspensions
-        self.cleaner, self.order = LineCleaner(), StepOrder(0)
+        self.cleaner, self.order, self.bar = LineCleaner(), StepOrder(0), b""
         self.begins_s, self.last, self.offset, self.hidden = begins_s, -1, 0, 0
         self.seen: Event = {"reads_steps": bool(FORMS[form])}
         self.seen_at_s = -math.inf
@@ -288,8 +288,8 @@ class _Observer:
         for write in writes:
             if write.is_cut:
                 yield from self._told(text, at_s)
-                # What came before is gone; the reader stands where it stood.
-                text, self.hidden = b"", self.offset
+                # What came before is gone; the reader goes on from the beginning.
+                text, self.hidden = b"", 0
             elif write.file_step is not None:
                 is_saved = True
                 yield self._event("checkpoint", at_s, step=write.file_step, path="p", writer="sidecar", size=1 << 20)
@@ -306,6 +306,9 @@ class _Observer:
         if not shown:
             return
         found = log_patterns.found_steps(self.cleaner.feed(shown), self.patterns)
+        if (bar := self.cleaner.shown()) != self.bar:
+            self.bar = bar
+            found += log_patterns.found_steps(bar, self.patterns)
         for fields in self.order.new(found, self.last, self.offset):
             self.last = fields["step"]
             loss = fields.get("loss")

@@ -162,8 +162,11 @@ def _best(state: State, event: Event) -> None:
 
 
 def _checkpoint(state: State, event: Event) -> None:
-    _take(state, event, "step", count, "last_checkpoint_step")
     step, mono_s = count(event.get("step")), seconds(event.get("mono_s"))
+    is_newer = step is not None and step > state.get("last_checkpoint_step", -1)
+    if is_newer and mono_s is not None and "active_mono_s" in state:  # where no step can be seen, this is progress
+        state["active_mono_s"] = max(mono_s, state["active_mono_s"])
+    _take(state, event, "step", count, "last_checkpoint_step")
     if step is not None and mono_s is not None:
         state["symptoms"] = symptoms.saw_save(state.get("symptoms", {}), event, step, mono_s)
     if event.get("writer") is None:  # the sidecar's witness tells of files that it finds

@@ -54,6 +54,10 @@ class Sight(NamedTuple):
         log_ooms: out-of-memory messages among the last lines of a log that is being written.
         last_words: of one that has ended, what it died of by its log, else its last line; without secrets.
         free_bytes, free_inodes: of the disk that the run writes to; None where nobody knows.
+        behind: that what follows the run has fallen behind it, in a sentence; '' where it has not. Then nothing is
+            known that goes by an age.
+        progress_s: when it last got on by something else than a step (a newer checkpoint, and where no steps can be
+            read, another text), on the clock of `now_s`; None where it did not.
     """
 
     now_s: float | None
@@ -65,6 +69,8 @@ class Sight(NamedTuple):
     last_words: str = ""
     free_bytes: int | None = None
     free_inodes: int | None = None
+    behind: str = ""
+    progress_s: float | None = None
 
 
 class Finding(NamedTuple):
@@ -93,6 +99,8 @@ def findings(state: State, limits: Limits, sight: Sight) -> list[Finding]:
         limits: from its config.
         sight: what can be seen of it now.
     """
+    if sight.behind:
+        sight = sight._replace(now_s=None)
     if sight.run_state == "aborted":
         found = list(_aborted(state))
     elif sight.run_state in ("failed", "lost"):
@@ -135,8 +143,8 @@ def _ended(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]:
     if run_end.is_oom_kill(sight.end):
         memory += "; the kernel killed a process of its cgroup for want of memory"
     if sight.fruitless >= limits.max_attempts:
-        evidence = f"{sight.fruitless} starts in a row without a new step; the last one ended {step} {how}{memory}"
-        yield Finding(CRASH_LOOP, SICK, evidence)
+        starts = f"{sight.fruitless} starts in a row without a new step or checkpoint"
+        yield Finding(CRASH_LOOP, SICK, f"{starts}; the last one ended {step} {how}{memory}")
     elif sight.log_ooms or run_end.is_oom_kill(sight.end):
         yield Finding(OOM, SICK, f"the trainer ended {step} {how}{memory}")
     elif code and not signal and _is_evaluating(state):
@@ -168,6 +176,7 @@ def _stands_still(state: State, sight: Sight) -> bool:
     active_s, usual_s = state.get("active_mono_s"), state["pace"]["typical_s"] if "pace" in state else 0.0
     if "step" not in state or sight.now_s is None or active_s is None or is_waiting(state):
         return False
+    active_s = max(active_s, sight.progress_s or 0.0)
     return sight.now_s - active_s > max(STILL_S, HANG_INTERVALS * usual_s)
 
 
@@ -195,10 +204,11 @@ def _waits_too_long(
 
 
 def _hang(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]:
-    """No step, whatever the heartbeat says: a thread goes on beating while the training stands."""
+    """No progress, whatever the heartbeat says: a thread goes on beating while the training stands."""
     active_s = state.get("active_mono_s")
     if sight.now_s is None or active_s is None:
         return
+    active_s = max(active_s, sight.progress_s or 0.0)
     if is_waiting(state) and state.get("phase") in EVALS | {"checkpoint"}:
         return  # these have limits of their own
     usual_s = state["pace"]["typical_s"] if "pace" in state else 0.0
@@ -223,7 +233,7 @@ def _hang(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]:
 
 def _throughput(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]:
     known = state.get("pace")
-    if known is None:
+    if known is None or sight.behind:
         return
     usual = usual_speed(state, sight)
     if usual is None:

@@ -121,8 +121,8 @@ def stop(runs_dir: Path, run_ids: Sequence[str]) -> list[Deed]:
 def _about(runs_dir: Path, look: Look) -> Iterator[Deed]:
     table = RunTable(runs_dir)
     run = table.get(look.run_id)
-    if look.verdict not in (SICK, WARNING, WELL, ENDED):
-        return  # paused, remote, unknown: nobody's business here
+    if look.verdict not in (SICK, WARNING, WELL, ENDED) and look.state not in status.LIVE:
+        return  # paused, remote, unknown: nobody's business here; one whose sidecar is behind may need another
     if run is None:
         with contextlib.suppress(FileNotFoundError):
             os.lstat(runs_dir / look.run_id)

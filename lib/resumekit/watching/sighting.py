@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import os
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
-from ..run_folder import last_error, log_tail, pace, recovery, status
+from ..run_folder import last_error, log_tail, observer, pace, recovery, status
 from ..run_folder.event_values import count
 from ..run_folder.run_state import State
 from ..run_folder.runs import Run, RunTable
@@ -43,8 +43,10 @@ def sight(run: Run, state: State, view: View, table: RunTable, limits: Limits) -
     name = status.name_of(run, state, view)
     has_ended = name in status.TAKEN_UP
     free_bytes, free_inodes = _free(run)
+    now_s = None if has_ended else status.clock(run, state)
+    account = observer.Observer() if now_s is None else observer.read(run)
     return Sight(
-        now_s=None if has_ended else status.clock(run, state),
+        now_s=now_s,
         run_state=name,
         end=view.end,
         lineage_speed=None if has_ended else lineage_speed(run, table),
@@ -53,6 +55,8 @@ def sight(run: Run, state: State, view: View, table: RunTable, limits: Limits) -
         last_words=_last_words(run, view.end) if has_ended else "",
         free_bytes=free_bytes,
         free_inodes=free_inodes,
+        behind="" if now_s is None else observer.behind(run, account, state, now_s),
+        progress_s=_progress_s(run, state, table, account),
     )
 
 
@@ -60,6 +64,23 @@ def _last_words(run: Run, end: dict[str, Any] | None) -> str:
     """Return what a trainer died of by its log: the exception's line, which need not be the last one."""
     found = last_error.of(run, end["code"]) if end is not None else None
     return found.line if found else "".join(log_tail.last_lines(run, 1))
+
+
+def _progress_s(run: Run, state: State, table: RunTable, account: observer.Observer) -> float | None:
+    """Return when the run was last seen to get on by something else than a step; None where it was not.
+
+    Where no pattern reads steps (there is none, or none that ever fitted), a text that changes has to do.
+    """
+    text_s = None if account.text_s is None or _reads_steps(run, state, table) else account.text_s
+    return max((one for one in (account.saved_s, text_s) if one is not None), default=None)
+
+
+def _reads_steps(run: Run, state: State, table: RunTable) -> bool:
+    """Whether steps of this trainer can be seen: some of this run were, or of the run that it came from."""
+    if state.get("has_stepped") or state.get("tells_phases"):
+        return True
+    parent = table.parent(run) if status.shows_steps(run) else None
+    return parent is not None and "has_stepped" in status.read_state(parent)
 
 
 def lineage_speed(run: Run, table: RunTable) -> float | None:
@@ -79,18 +100,38 @@ def fruitless_starts(run: Run, state: State, table: RunTable, limit: int) -> int
 
     Counted along a chain of recoveries; what a person has started begins a new one. A start brings something if it got
     beyond the step that any before it had reached: where a rule stopped it, `recover.replay_steps` beyond, for such a
-    run is trained again from further back and must not creep towards the same end for ever.
+    run is trained again from further back and must not creep towards the same end for ever. Steps may begin again in
+    each epoch, or be told nowhere: a checkpoint that is newer than those of all starts before it is as good.
     """
     starts = _starts(run, state, table)
-    for number, (begun, reached, further) in enumerate(starts[:limit]):
-        before = [other for _, other, _ in starts[number + 1 :]]
-        if reached > (max(before) + further if before else begun):
+    for number, one in enumerate(starts[:limit]):
+        before = starts[number + 1 :]
+        reached, saved = ([other.reached for other in before], [other.saved for other in before])
+        if one.reached > (max(reached) + one.further if reached else one.begun):
+            return number
+        if one.saved > max([one.begun, *saved]) + one.further:
             return number
     return min(limit, len(starts))
 
 
-def _starts(run: Run, state: State, table: RunTable) -> list[tuple[int, int, int]]:
-    """Return (step it began at, step it reached, how much further than those before it must get), newest first."""
+class _Start(NamedTuple):
+    """What one start brought.
+
+    Args:
+        begun: the step that it began at.
+        reached: the step that it reached.
+        saved: the step of its newest checkpoint, as its name has it; `begun` where it left none.
+        further: how much further than those before it must get.
+    """
+
+    begun: int
+    reached: int
+    saved: int
+    further: int
+
+
+def _starts(run: Run, state: State, table: RunTable) -> list[_Start]:
+    """Return what this run and those that it recovers brought, newest first."""
     starts = []
     for one in recovery.chain(run, table):
         seen = state if one is run else status.read_state(one)
@@ -98,9 +139,11 @@ def _starts(run: Run, state: State, table: RunTable) -> list[tuple[int, int, int
             break
         begun, reached = one.parent_step or 0, seen.get("step", 0)
         bad = (seen.get("aborted") or {}).get("first_bad_step")
-        reached = reached if bad is None else min(reached, bad - 1)
+        saved = seen.get("last_checkpoint_step", begun)
+        if bad is not None:
+            reached, saved = min(reached, bad - 1), min(saved, bad - 1)
         further = count(run.setting("recover", "replay_steps")) if "aborted" in seen else 0
-        starts.append((begun, max(begun, reached), further or 0))
+        starts.append(_Start(begun, max(begun, reached), max(begun, saved), further or 0))
     return starts
 
 

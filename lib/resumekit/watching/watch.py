@@ -51,7 +51,7 @@ class Look(NamedTuple):
         verdict: 'sick', 'warning', 'well'; 'ended' (a marker that was left behind), 'paused', 'remote', 'foreign' (not
             the caller's), 'unknown'.
         findings: what is wrong, the worst first.
-        note: why it was not judged, for the other verdicts.
+        note: why it was not judged, or not by its ages, for the other verdicts.
         is_at_rest: it trains, its launcher lives, and nobody is ending it: nothing has to be done.
         stuck: why nothing can be done about it from here, in a sentence; '' where something can, or need not be.
     """
@@ -69,7 +69,7 @@ class Look(NamedTuple):
 
     @property
     def evidence(self) -> str:
-        return "; ".join(f"{one.cause}: {one.evidence}" for one in self.findings) or self.note
+        return "; ".join([*(f"{one.cause}: {one.evidence}" for one in self.findings), *filter(None, [self.note])])
 
     def as_fields(self) -> dict[str, Any]:
         """Return it as --json shows it."""
@@ -149,7 +149,7 @@ def confirmed(first: Look, second: Look) -> Look:
     kept = tuple(one for one in second.findings if one.verdict != SICK or one.cause in causes)
     if len(kept) == len(second.findings):
         return second
-    return second._replace(findings=kept, verdict=_verdict(kept))
+    return second._replace(findings=kept, verdict=_verdict(kept, second.note))
 
 
 def as_text(looks: Sequence[Look]) -> str:
@@ -227,12 +227,15 @@ def _judge(run: Run, table: RunTable) -> Look:
         # Until its child has a trainer the claim may still become void: the marker stays.
         return Look(run.run_id, name, ENDED if table.has_started(child) else WELL, **known, note=sentence)
     limits = limits_of(run.setting)
-    found = tuple(abort_rules.findings(state, limits, sighting.sight(run, state, view, table, limits)))
+    seen = sighting.sight(run, state, view, table, limits)
+    found = tuple(abort_rules.findings(state, limits, seen))
     if sentence := suspended.words(view.suspended):
         found = (*found, Finding(SUSPENDED, WARNING, sentence))
-    is_at_rest = name == "running" and not found and view.launcher == processes.ALIVE and "aborted" not in state
+    is_seen = not found and not seen.behind and "aborted" not in state
+    is_at_rest = name == "running" and is_seen and view.launcher == processes.ALIVE
+    verdict, stuck = _verdict(found, seen.behind), _stuck(name, view)
     return Look(
-        run.run_id, name, _verdict(found), **known, findings=found, is_at_rest=is_at_rest, stuck=_stuck(name, view)
+        run.run_id, name, verdict, **known, findings=found, note=seen.behind, is_at_rest=is_at_rest, stuck=stuck
     )
 
 
@@ -245,9 +248,9 @@ def _stuck(name: str, view: status.View) -> str:
     return ""
 
 
-def _verdict(found: Sequence[Finding]) -> str:
+def _verdict(found: Sequence[Finding], behind: str) -> str:
     verdicts = {one.verdict for one in found}
-    return SICK if SICK in verdicts else WARNING if WARNING in verdicts else WELL
+    return SICK if SICK in verdicts else UNKNOWN if behind else WARNING if WARNING in verdicts else WELL
 
 
 def _progress(one: Look) -> str:
