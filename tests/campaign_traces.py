@@ -24,6 +24,7 @@ import log_traces
 import traces
 from resumekit.run_folder import pace
 from resumekit.run_folder.run_state import CLOCK_GAP, fold
+from resumekit.run_folder.state_types import WAITING_PHASES
 from resumekit.watching import abort_rules
 from resumekit.watching.abort_rules import Finding, Limits, Sight
 
@@ -37,25 +38,52 @@ MAX_PASSES = 100_000
 
 
 class Verdict(NamedTuple):
-    """What came of a trace: the first sick finding, when, the number of the life, and how many passes there were."""
+    """What came of a trace: the first sick finding, when, the number of the life, and when there was no training.
+
+    `idle` are pairs (clock, seconds so far in which the machine slept, seconds so far of evaluations and saves that the
+    trainer told of), one for each pass of the last life.
+    """
 
     finding: Finding | None
     at_s: float
     life: int
-    passes: int
+    idle: list[tuple[float, float, float]]
+
+
+class Idle:
+    """Adds up when a life did not train: the rules count neither, and it is not the rules that are late."""
+
+    def __init__(self) -> None:
+        self.slept_s = self.waited_s = 0.0
+        self.since_s: float | None = None
+        self.told: list[tuple[float, float, float]] = []
+
+    def take(self, event: dict) -> None:
+        if event.get("kind") == CLOCK_GAP:
+            self.slept_s += event["seconds"]
+        elif event["event"] == "phase":
+            if self.since_s is not None:
+                self.waited_s += event["mono_s"] - self.since_s
+            self.since_s = event["mono_s"] if event["phase"] in WAITING_PHASES else None
+
+    def look(self, now_s: float) -> None:
+        waits_s = 0.0 if self.since_s is None else max(0.0, now_s - self.since_s)
+        self.told.append((now_s, self.slept_s, self.waited_s + waits_s))
 
 
 def watched(trace: traces.Trace) -> Verdict:
     """Let a watcher look at a trace once a minute; return its first sick finding, or that there was none."""
     limits = Limits(divergence=trace.divergence)
     lineage_speed: float | None = None
-    fruitless = passes = 0
+    fruitless = 0
+    idle = Idle()
     state: dict = {}
     for number, life in enumerate(trace.lives):
         # A resumed run's record says where it began.
         begun = {"resumed_step": state["step"]} if "step" in state else {}
-        for state, now_s, seen in _looks(life, begun):
-            passes += 1
+        idle = Idle()
+        for state, now_s, seen in _looks(life, begun, idle):
+            idle.look(now_s)
             is_dead = bool(life.is_dead_at) and now_s >= life.is_dead_at[0]
             name = "lost" if is_dead else "running" if "step" in state else "starting"
             dead = fruitless + ("step" not in state)
@@ -64,11 +92,11 @@ def watched(trace: traces.Trace) -> Verdict:
             found = [one for one in abort_rules.findings(state, limits, sight) if one.verdict == abort_rules.SICK]
             is_on_the_way = trace.kind == "no step" and number < len(trace.lives) - 1  # restarted each time
             if found and not is_on_the_way:
-                return Verdict(found[0], now_s, number, passes)
+                return Verdict(found[0], now_s, number, idle.told)
         fruitless = fruitless + 1 if "step" not in state else 0
         own = pace.baseline(state.get("pace"))
         lineage_speed = max((one for one in (lineage_speed, own) if one is not None), default=None)
-    return Verdict(None, 0.0, len(trace.lives) - 1, passes)
+    return Verdict(None, 0.0, len(trace.lives) - 1, idle.told)
 
 
 def _observed(seen: dict, now_s: float) -> dict:
@@ -82,7 +110,7 @@ def _observed(seen: dict, now_s: float) -> dict:
     }
 
 
-def _looks(life: traces.Life, state: dict) -> Iterator[tuple[dict, float, dict]]:
+def _looks(life: traces.Life, state: dict, idle: Idle) -> Iterator[tuple[dict, float, dict]]:
     """Yield (state, clock, what the observer has seen) at every pass of the watcher, while the trace wants it to."""
     due_s, waiting, seen = life.begins_s + PASS_S, [], {}
     for event in life.events:
@@ -99,6 +127,7 @@ def _looks(life: traces.Life, state: dict) -> Iterator[tuple[dict, float, dict]]
             count += 1
             if count > MAX_PASSES:
                 raise AssertionError("a gap of more than two months")
+        idle.take(event)
         if event["event"] == log_traces.SEEN:
             seen = event
         else:
@@ -132,8 +161,16 @@ def judge_sick(steps: int, item: tuple[int, str | None]) -> tuple[str, str]:
         return name, f"called sick before its fault: {verdict.finding}"
     if verdict.finding.cause != trace.cause:
         return name, f"called {verdict.finding}"
-    late_s = verdict.at_s - trace.fault_s[0]
+    late_s = _awake_s(verdict, trace.fault_s[0], is_training=trace.cause == "throughput")
     return name, f"late, after {late_s:.0f} s" if late_s > trace.patience_s else ""
+
+
+def _awake_s(verdict: Verdict, fault_s: float, *, is_training: bool) -> float:
+    """Return how long after the fault it was found, sleep left out; for a slowness in seconds of training."""
+    before = next((one for one in reversed(verdict.idle) if one[0] <= fault_s), (0.0, 0.0, 0.0))
+    _, slept_s, waited_s = verdict.idle[-1]
+    waited_s = waited_s - before[2] if is_training else 0.0
+    return verdict.at_s - fault_s - (slept_s - before[1]) - waited_s
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -25,7 +25,7 @@ LONG_INTERVALS = 4.0
 LONG_S = 60.0
 LONG_IN_A_ROW = 3
 SLOW_INTERVALS = 12.0
-# A log that is read in bursts has intervals of nothing.
+# Steps that are told closer together are one telling: a log is read in bursts, and a pipe on the way hands on blocks.
 MIN_INTERVAL_S = 0.01
 # Speeds are counted in levels of 4.4 %: 16 to the factor of two, from 2^-32 to 2^32 steps/s.
 LEVELS = 16
@@ -61,8 +61,10 @@ def told(pace: Pace, step: int, mono_s: float, *, counts: bool = True) -> Pace:
     if pace["at_s"] is None or not counts:
         return result
     result["steps"] += max(0, step - pace["step"])
-    result["told"] += 1
     interval_s = max(0.0, mono_s - pace["at_s"])
+    if interval_s < MIN_INTERVAL_S:
+        return {**result, "at_s": pace["at_s"]}
+    result["told"] += 1
     is_long = pace["typical_s"] > 0 and interval_s > LONG_INTERVALS * pace["typical_s"]
     result["long_in_a_row"] = min(pace["long_in_a_row"] + 1, LONG_IN_A_ROW) if is_long else 0
     if result["long_in_a_row"] == 1:
@@ -122,13 +124,14 @@ def recent_speed(pace: Pace | None) -> float | None:
 def slack_s(pace: Pace, usual_s: float) -> float:
     """Return by how much a row of slow buckets may be longer than the slow stretch in it, where tellings are rare.
 
-    The first and the last of them may have been slow in one telling alone, with all the others at the usual speed.
+    The first and the last of them may have been slow in one telling alone, with all the others at the usual speed; and
+    in each an evaluation that nobody told of may count in full, as long as it is no longer than LONG_INTERVALS.
 
     Args:
         pace: the run's.
         usual_s: seconds between two tellings at the usual speed; who never was but slow has learned too many.
     """
-    return max(0.0, 2 * (MIN_TOLD - 1) * min(pace["typical_s"], usual_s) - BUCKET_S)
+    return max(0.0, 2 * (MIN_TOLD - 1 + LONG_INTERVALS - 1) * min(pace["typical_s"], usual_s) - BUCKET_S)
 
 
 def is_sound(pace: object) -> bool:

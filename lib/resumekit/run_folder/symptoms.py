@@ -46,10 +46,11 @@ def saw_loss(known: Symptoms, loss: Any, step: int, mono_s: float) -> Symptoms:
     if same and same["loss"] == loss:
         result["same"]["step"] = same["step"]
     if loss > 0:
-        log = math.log(loss)
+        log, told = math.log(loss), result["loss_told"]
         smooth = known.get("smooth", log)
-        smooth += (log - smooth) / SMOOTHED
-        best = known.get("best", smooth)
+        smooth += (log - smooth) / min(told, SMOOTHED)
+        # What is not smoothed yet is no best: one happy batch at the beginning would be it for thousands of steps.
+        best = known.get("best", smooth) if told > SMOOTHED else smooth
         result["smooth"], result["best"] = smooth, min(smooth, best + (smooth - best) / (SMOOTHED * FORGETS))
         if smooth <= best:
             result["best_step"] = step
