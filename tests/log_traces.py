@@ -85,11 +85,14 @@ def sick(seed: int, cause: str, steps: int = STEPS) -> Trace:
     dice = random.Random(f"sick log {seed} {cause}")
     kind = dice.choice(FAULTS[cause])
     habits = _habits(dice, ["bar"] if kind == "bar stands" else sorted(set(FORMS) - {"files"}))
-    well = int(3600 / habits.step_s) + 50 * habits.every
+    telling = habits.every
+    if habits.block_bytes:  # a block is a telling
+        telling = max(telling, min(habits.every * habits.block_bytes // 40, int(BLOCK_S / habits.step_s)))
+    well = int(3600 / habits.step_s) + 50 * telling
     total = max(steps, 4 * well)
     at = dice.randrange(well + 2 + int(300 / habits.step_s), total // 2)
     fault_s: list[float] = []
-    telling_s = habits.every * habits.step_s
+    telling_s = telling * habits.step_s
     patience_s = max(3600.0, 60 * telling_s) if cause == "throughput" else max(2 * 3600.0, 12 * telling_s)
     life = _Printer(dice.random(), habits, 0, total, kind, at, fault_s).life()
     return Trace((life,), cause, kind, f"log {habits.form}", None, fault_s, patience_s)

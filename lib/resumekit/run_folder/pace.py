@@ -18,8 +18,8 @@ BUCKET_S = 30.0
 MIN_TOLD = 5
 # The first one says no more than how often steps are told.
 FIRST_TOLD = 3
-# One interval of more than so many usual ones is an evaluation that nobody told of, a save, a stall: it counts as a
-# usual one. A second in a row counts up to LONG_S or so many usual ones: beyond is the hang's affair. From the third on
+# One interval of more than so many usual ones is an evaluation that nobody told of, a save, a stall: it counts as
+# those before it. A second in a row counts up to LONG_S or so many usual ones: beyond is the hang's affair. From the third on
 # they are slowness, and count for more: who tells a step every ten minutes instead of every one is found in time.
 LONG_INTERVALS = 4.0
 LONG_S = 60.0
@@ -68,7 +68,7 @@ def told(pace: Pace, step: int, mono_s: float, *, counts: bool = True) -> Pace:
     is_long = pace["typical_s"] > 0 and interval_s > LONG_INTERVALS * pace["typical_s"]
     result["long_in_a_row"] = min(pace["long_in_a_row"] + 1, LONG_IN_A_ROW) if is_long else 0
     if result["long_in_a_row"] == 1:
-        result["seconds"] += pace["typical_s"]
+        result["seconds"] += _usual_now(pace)
     elif result["long_in_a_row"] == LONG_IN_A_ROW:
         result["seconds"] += min(interval_s, max(LONG_S, SLOW_INTERVALS * pace["typical_s"]))
     else:
@@ -144,6 +144,12 @@ def is_sound(pace: object) -> bool:
     if not all(map(_is_time, numbers)) or not all(type(n) is int and 0 <= n < 1 << 53 for n in counts):
         return False
     return _are_pairs(pace["levels"], _is_level, _is_count) and _are_pairs(pace["peaks"], _is_time, _is_time)
+
+
+def _usual_now(pace: Pace) -> float:
+    """Return how long an interval is just now: a long one among slow ones hides none of their slowness."""
+    now_s = pace["seconds"] / pace["told"] if pace["told"] else 0.0
+    return min(max(pace["typical_s"], now_s), LONG_INTERVALS * pace["typical_s"])
 
 
 def _counted(pace: Pace, seconds: float) -> float:
