@@ -85,6 +85,11 @@ def sick(seed: int, cause: str, steps: int = STEPS) -> Trace:
     dice = random.Random(f"sick log {seed} {cause}")
     kind = dice.choice(FAULTS[cause])
     habits = _habits(dice, ["bar"] if kind == "bar stands" else sorted(set(FORMS) - {"files"}))
+    if cause == "throughput":  # of what nobody tells of there is so little that half the speed is half of what is seen
+        habits = habits._replace(
+            eval_s=min(habits.eval_s, 0.2 * habits.per_epoch * habits.step_s),
+            save_s=min(habits.save_s, 0.1 * habits.save_every * habits.step_s), block_bytes=0,
+        )  # fmt: skip
     telling = habits.every
     if habits.block_bytes:  # a block is a telling
         telling = max(telling, min(habits.every * habits.block_bytes // 40, int(BLOCK_S / habits.step_s)))

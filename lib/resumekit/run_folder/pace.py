@@ -19,8 +19,9 @@ MIN_TOLD = 5
 # The first one says no more than how often steps are told.
 FIRST_TOLD = 3
 # One interval of more than so many usual ones is an evaluation that nobody told of, a save, a stall: it counts as
-# those before it. A second in a row counts up to LONG_S or so many usual ones: beyond is the hang's affair. From the third on
-# they are slowness, and count for more: who tells a step every ten minutes instead of every one is found in time.
+# those before it. A second in a row counts up to LONG_S or so many usual ones: beyond is the hang's affair. From the
+# third on they are slowness, and count for more: who tells a step every ten minutes instead of every one is found in
+# time.
 LONG_INTERVALS = 4.0
 LONG_S = 60.0
 LONG_IN_A_ROW = 3
