@@ -49,6 +49,8 @@ RECOVERY = "tests/test_recovery.py::"
 SAVING = "tests/test_saving.py::"
 CODE = "tests/test_code_change.py::"
 LAUNCHER = "tests/test_launcher.py::"
+PROGRESS = "tests/test_progress.py::"
+LOG_SOURCE = "tests/test_log_source.py::"
 WAITS = "tests/test_bounded_waits.py::"
 F_SIDECAR = "tests/faults/test_f_sidecar.py::"
 H_SHELL = "tests/faults/test_h_shell.py::"
@@ -772,6 +774,104 @@ PATCHES = (
         ' if not name.startswith("RESUMEKIT_")}',
         "}",
         ("tests/test_best_artifacts.py::test_the_process_that_extracts_is_no_part_of_the_run",),
+    ),
+    Patch(
+        "an observer that is behind knows no age",
+        "resumekit/watching/abort_rules.py",
+        "        sight = sight._replace(now_s=None)\n",
+        "        pass\n",
+        (PROGRESS + "test_nothing_that_goes_by_an_age_is_said_while_the_observer_is_behind",),
+    ),
+    Patch(
+        "an observer says that it is behind",
+        "resumekit/run_folder/observer.py",
+        "    if not is_behind:\n",
+        "    if True:\n",
+        (PROGRESS + "test_when_an_observer_is_behind",),
+    ),
+    Patch(
+        "a checkpoint is progress for the observer",
+        "resumekit/supervision/new_checkpoints.py",
+        "            self._saved_s = now\n",
+        "            pass\n",
+        (PROGRESS + "test_a_checkpoint_that_is_new_or_renewed_is_progress",),
+    ),
+    Patch(
+        "starts that leave newer checkpoints for the observer",
+        "resumekit/watching/sighting.py",
+        "        if one.saved > max([one.begun, *saved]) + one.further:\n",
+        "        if False:\n",
+        (PROGRESS + "test_starts_that_leave_newer_checkpoints_are_not_fruitless",),
+    ),
+    Patch(
+        "a process group of the observer's own",
+        "resumekit/supervision/sidecar.py",
+        "        os.setpgid(0, 0)\n",
+        "        pass\n",
+        (PROGRESS + "test_a_launcher_that_is_stopped_at_its_terminal_leaves_the_sidecar_at_work",),
+    ),
+    Patch(
+        "an observer that its terminal does not stop",
+        "resumekit/supervision/sidecar.py",
+        ", signal.SIGTTOU, signal.SIGTTIN)",
+        ")",
+        (PROGRESS + "test_a_launcher_that_is_stopped_at_its_terminal_leaves_the_sidecar_at_work",),
+    ),
+    Patch(
+        "the step of a bar for the observer",
+        "resumekit/supervision/log_follower.py",
+        "        steps += self._steps_of_bar()\n",
+        "",
+        (PROGRESS + "test_the_step_of_a_line_without_its_end_is_read",),
+    ),
+    Patch(
+        "a number that has come in part is none for the observer",
+        "resumekit/supervision/train_log.py",
+        "is_whole, self._unfinished = last == self._unfinished, last",
+        "is_whole, self._unfinished = True, last",
+        (PROGRESS + "test_a_number_that_has_come_in_part_is_no_step",),
+    ),
+    Patch(
+        "a log that is cut is observed from its beginning",
+        "resumekit/supervision/log_source.py",
+        "        if size < self.offset:\n",
+        "        if False:\n",
+        (LOG_SOURCE + "test_a_log_that_is_cut_is_read_from_its_beginning",),
+    ),
+    Patch(
+        "a log that was cut and has grown is observed from its beginning",
+        "resumekit/supervision/log_source.py",
+        "            elif self._mark is not None and self.mark_at(self.offset) != self._mark:\n",
+        "            elif False:\n",
+        (LOG_SOURCE + "test_a_log_that_was_cut_and_has_grown_since_is_known_by_what_stood_before",),
+    ),
+    Patch(
+        "the trainer's own file is observed, not the name",
+        "resumekit/supervision/log_source.py",
+        "        return _output_of(self._trainer_pid()) != self.identity\n",
+        "        return True\n",
+        (LOG_SOURCE + "test_what_a_trainer_writes_is_followed_through_a_rotation_by_rename",),
+    ),
+    Patch(
+        "a number is observed as a whole",
+        "resumekit/run_folder/log_patterns.py",
+        "        end = max(start + len(number), form.match(line, start).end())\n",
+        "        end = start + len(number)\n",
+        ("tests/test_log_numbers.py::test_a_number_is_read_as_a_whole_or_not_at_all",),
+    ),
+    Patch(
+        "a burst that is observed is one telling",
+        "resumekit/run_folder/pace.py",
+        "    if interval_s < MIN_INTERVAL_S:\n",
+        "    if False:\n",
+        ("tests/test_pace.py::test_a_block_of_lines_is_one_telling",),
+    ),
+    Patch(
+        "what is observed for the first time is no best",
+        "resumekit/run_folder/symptoms.py",
+        " if told > SMOOTHED else smooth\n",
+        "\n",
+        ("tests/test_pace.py::test_a_first_loss_that_happens_to_be_small_is_no_best",),
     ),
 )
 
