@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -145,8 +146,22 @@ def judge_healthy(steps: int, seed: int) -> str:
     return f"{trace.habit}: {verdict.finding}, life {verdict.life}" if verdict.finding else ""
 
 
-def judge_sick(steps: int, item: tuple[int, str | None]) -> tuple[str, str]:
-    """Return (cause and kind, '' if it was found in time and by its name, else what came instead)."""
+class Judged(NamedTuple):
+    """What came of a sick trace.
+
+    Args:
+        name: cause, kind and habit.
+        said: '' if it was found in time and by its name, else what came instead.
+        share: of its patience that was needed; infinite where it was not found by its name.
+    """
+
+    name: str
+    said: str
+    share: float = math.inf
+
+
+def judge_sick(steps: int, item: tuple[int, str | None]) -> Judged:
+    """Let a watcher look at a sick trace, and judge what it found."""
     seed, cause = item
     if seed % LOGS == 1:
         causes = sorted(log_traces.FAULTS)
@@ -156,13 +171,14 @@ def judge_sick(steps: int, item: tuple[int, str | None]) -> tuple[str, str]:
     verdict = watched(trace)
     name = f"{trace.cause}: {trace.kind} ({trace.habit})"
     if verdict.finding is None:
-        return name, "missed"
+        return Judged(name, "missed")
     if not trace.fault_s or verdict.life < len(trace.lives) - 1:
-        return name, f"called sick before its fault: {verdict.finding}"
+        return Judged(name, f"called sick before its fault: {verdict.finding}")
     if verdict.finding.cause != trace.cause:
-        return name, f"called {verdict.finding}"
+        return Judged(name, f"called {verdict.finding}")
     late_s = _awake_s(verdict, trace.fault_s[0], is_training=trace.cause == "throughput")
-    return name, f"late, after {late_s:.0f} s" if late_s > trace.patience_s else ""
+    said = f"late, after {late_s:.0f} s" if late_s > trace.patience_s else ""
+    return Judged(name, said, late_s / trace.patience_s)
 
 
 def _awake_s(verdict: Verdict, fault_s: float, *, is_training: bool) -> float:
@@ -171,6 +187,31 @@ def _awake_s(verdict: Verdict, fault_s: float, *, is_training: bool) -> float:
     _, slept_s, waited_s = verdict.idle[-1]
     waited_s = waited_s - before[2] if is_training else 0.0
     return verdict.at_s - fault_s - (slept_s - before[1]) - waited_s
+
+
+def interval(wrong: int, tried: int) -> str:
+    """Return the 95 % interval of a rate by Clopper and Pearson: exact, and wide where little is known."""
+
+    def bound(is_upper: bool) -> float:
+        low, high = 0.0, 1.0
+        for _ in range(60):
+            rate = (low + high) / 2
+            fewer = _at_most(wrong if is_upper else wrong - 1, tried, rate)
+            is_beyond = fewer < 0.025 if is_upper else fewer < 0.975
+            low, high = (low, rate) if is_beyond else (rate, high)
+        return low
+
+    lower, upper = (0.0 if wrong == 0 else bound(False)), (1.0 if wrong == tried else bound(True))
+    return f"{wrong / tried:.3%} (95 %: {lower:.3%} to {upper:.3%})"
+
+
+def _at_most(count: int, tried: int, rate: float) -> float:
+    """Return the probability of at most `count` among `tried`."""
+    term = total = math.exp(tried * math.log1p(-rate)) if rate < 1.0 else 0.0
+    for number in range(count):
+        term *= (tried - number) / (number + 1) * rate / (1.0 - rate)
+        total += term
+    return total if count >= 0 else 0.0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -193,7 +234,7 @@ def main(argv: list[str] | None = None) -> int:
         ]
         print(
             f"{options.healthy} healthy traces of {options.steps} steps, seed {options.seed}: {len(wrong)} "
-            f"false aborts ({time.monotonic() - started:.0f} s)",
+            f"false aborts, {interval(len(wrong), options.healthy)} ({time.monotonic() - started:.0f} s)",
             flush=True,
         )
         for seed, said in wrong[:20]:
@@ -201,14 +242,16 @@ def main(argv: list[str] | None = None) -> int:
         started, causes = time.monotonic(), sorted(traces.FAULTS)
         items = [(first + number, causes[number % len(causes)]) for number in range(options.sick)]
         judged = list(pool.map(partial(judge_sick, options.steps), items, chunksize=2))
-    missed = [(item, name, said) for item, (name, said) in zip(items, judged, strict=True) if said]
+    missed = [(item, one) for item, one in zip(items, judged, strict=True) if one.said]
+    latest = max((one.share for one in judged if one.share < math.inf), default=0.0)
     print(
-        f"{options.sick} sick traces, seed {options.seed}: {len(missed)} missed or misnamed "
+        f"{options.sick} sick traces, seed {options.seed}: {len(missed)} missed, late or misnamed, "
+        f"{interval(len(missed), options.sick)}; the latest after {latest:.2f} of its limit "
         f"({time.monotonic() - started:.0f} s)"
     )
-    for item, name, said in missed[:20]:
-        print(f"  {item[0]} {name}: {said}")
-    kinds = collections.Counter(name for name, _ in judged)
+    for item, one in missed[:20]:
+        print(f"  {item[0]} {one.name}: {one.said}")
+    kinds = collections.Counter(one.name for one in judged)
     print("  " + ", ".join(f"{name} {count}" for name, count in sorted(kinds.items())))
     return int(bool(wrong or missed))
 
