@@ -869,7 +869,7 @@ PATCHES = (
     Patch(
         "what is observed for the first time is no best",
         "resumekit/run_folder/symptoms.py",
-        " if told > SMOOTHED else smooth\n",
+        " if told > STEADY else smooth\n",
         "\n",
         ("tests/test_pace.py::test_a_first_loss_that_happens_to_be_small_is_no_best",),
     ),

@@ -65,3 +65,10 @@ def test_a_first_loss_that_happens_to_be_small_is_no_best() -> None:
     told = [step(number, float(number), loss) for number, loss in enumerate(losses, 1)]
     found = abort_rules.findings(fold({}, told), Limits(divergence=3.0), Sight(3001.0, "running"))
     assert found == []
+
+
+def test_a_drift_that_comes_soon_after_a_restart_is_found() -> None:
+    losses = [1.0] * 20 + [1.0 * min(50.0, 1.1**number) for number in range(2000)]
+    told = [step(number, float(number), loss) for number, loss in enumerate(losses, 1)]
+    found = abort_rules.findings(fold({}, told[:1500]), Limits(divergence=3.0), Sight(1501.0, "running"))
+    assert "diverged" in [one.cause for one in found]

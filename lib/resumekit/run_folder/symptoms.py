@@ -19,6 +19,8 @@ MAX_OOMS = 64
 MAX_LOSS = 1e30
 # Tellings over which the loss is smoothed, on a scale of factors: a spike of a few steps does not move it.
 SMOOTHED = 200
+# Of so many tellings at least: the average begins as a mean, and a drift that comes soon must not become the best.
+STEADY = 10
 # So many times slower the best follows upwards: "recent best".
 FORGETS = 20
 # From one telling to the next a step does not get further than so many of the longest ways before, nor than so many
@@ -49,8 +51,8 @@ def saw_loss(known: Symptoms, loss: Any, step: int, mono_s: float) -> Symptoms:
         log, told = math.log(loss), result["loss_told"]
         smooth = known.get("smooth", log)
         smooth += (log - smooth) / min(told, SMOOTHED)
-        # What is not smoothed yet is no best: one happy batch at the beginning would be it for thousands of steps.
-        best = known.get("best", smooth) if told > SMOOTHED else smooth
+        # One happy batch at the beginning is no best: it would be one for thousands of steps.
+        best = known.get("best", smooth) if told > STEADY else smooth
         result["smooth"], result["best"] = smooth, min(smooth, best + (smooth - best) / (SMOOTHED * FORGETS))
         if smooth <= best:
             result["best_step"] = step
