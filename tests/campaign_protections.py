@@ -848,9 +848,9 @@ PATCHES = (
     Patch(
         "the trainer's own file is observed, not the name",
         "resumekit/supervision/log_source.py",
-        "        return _output_of(self._trainer_pid()) != self.identity\n",
-        "        return True\n",
-        (LOG_SOURCE + "test_what_a_trainer_writes_is_followed_through_a_rotation_by_rename",),
+        "        descriptor = _of_trainer(self._trainer_pid(), self._wanted)\n",
+        "        descriptor = -1\n",
+        (LOG_SOURCE + "test_a_successor_finds_what_the_trainer_writes_by_the_trainer_itself",),
     ),
     Patch(
         "a number is observed as a whole",
