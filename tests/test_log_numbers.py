@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import ROOT
@@ -127,6 +127,7 @@ def test_the_wide_patterns_see_a_loss_that_is_none(form: str, word: str) -> None
 FORMS = st.sampled_from(["{!r}", "{:.4f}", "{:.3e}", "{:.3E}", "{:,.2f}", "{:_.2f}", "{:g}"])
 
 
+@settings(deadline=None)
 @given(st.floats(min_value=0.0, max_value=1e30), FORMS, st.sampled_from(["", " ", ",", ")", "|", "'", "."]))
 def test_whatever_python_prints_is_read_as_python_would(value: float, form: str, behind: str) -> None:
     printed = form.format(value)
