@@ -60,6 +60,7 @@ def asked(kit: Kit, run: Path) -> recovering.Outcome:
     config["recover"]["enabled"] = True
     (run / "resolved_config.json").write_text(json.dumps(config))
     reseal(run)
+    reseal(run)
     live_marker.make(open_run(run).paths.live_marker)
     return recovering.recover(run, os.getpid())
 
@@ -213,6 +214,7 @@ def test_what_is_code_and_has_changed_is_warned_of_once_while_the_run_lives(paus
     config = json.loads((run / "resolved_config.json").read_text())
     config["recover"]["enabled"] = True
     (run / "resolved_config.json").write_text(json.dumps(config))
+    reseal(run)
     reseal(run)
     told: list[str] = []
 

@@ -7,6 +7,7 @@ looked for on its own host and boot, a recovery wants the versions of its interp
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sys
@@ -42,6 +43,9 @@ def old(tmp_path: Path) -> Iterator[Kit]:
                 path.write_text(text)
         record = json.loads((kit.runs / name / "run.json").read_text())
         record["versions"] = dict.fromkeys(record["versions"])  # of another interpreter than this one
+        copy = (kit.runs / name / "config.yaml").read_bytes()  # other bytes, with the places of this machine in them
+        record["environment"]["values"]["HOME"] = str(lab)  # of a user who has no seals yet, as after an upgrade
+        record["config_sha256"] = hashlib.sha256(copy).hexdigest()
         (kit.runs / name / "run.json").write_text(json.dumps(record))
     marker = kit.runs / ".live" / SECOND
     marker.parent.mkdir()
