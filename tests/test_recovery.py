@@ -275,7 +275,10 @@ def test_the_watcher_takes_up_a_run_that_lost_everything_in_the_environment_that
     assert "taking it up" in done.stderr
     second = recovered.started(2)
     launched = events(second, "launched")[0]
-    environment = Path(f"/proc/{launched['trainer']['pid']}/environ").read_bytes().split(b"\0")
+    environ = Path(f"/proc/{launched['trainer']['pid']}/environ")
+    environment = wait_until(environ.read_bytes, "the trainer's exec is over: in the middle of it it has none").split(
+        b"\0"
+    )
     assert {b"CUDA_VISIBLE_DEVICES=3,1", b"VIRTUAL_ENV=/lab/venv", b"HOME=/lab"} <= set(environment)
     assert not any(word.startswith(b"TERM=") for word in environment)
     over(recovered, second, "finished")
