@@ -59,6 +59,7 @@ def test_a_killed_trainer_goes_on_from_its_newest_proven_checkpoint(warm_night: 
 
 @pytest.mark.fault("A2", by="night_trainer: save_checkpoint; status.py: preempted; recovering.py: nothing to take up")
 def test_a_preempted_trainer_has_saved_is_left_alone_and_loses_no_step(warm_night: Night) -> None:
+    warm_night.env["SLURM_JOB_ID"] = "48123"
     warm_night.config("--delay", "0.01", "--every", "1000", training={"max_steps": 60})
     process = warm_night.popen("run", "T-1")
     first = warm_night.started()
