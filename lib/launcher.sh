@@ -147,12 +147,17 @@ kit_supervise_one() { # <run-id> <run-dir> <cwd> <token> <config-hash> <output-l
     return "$KIT_TOOL_MISSING"
   fi
   if [[ ! -e $KIT_RUN_DIR/exit.json ]]; then
-    kit_say "the process that watches the trainer was killed; following the run until the trainer ends"
+    if ((code == 137)); then
+      kit_say "the process that watches the trainer was killed; following the run until the trainer ends"
+      code=$KIT_FAILED
+    else
+      kit_say "the trainer ended with code $code, which cannot be written down in '$KIT_RUN_DIR' (is the disk full?)"
+    fi
     kit_wait_for "$keeper" || KIT_KEEPER_CODE=$?
     if ((KIT_KEEPER_CODE == KIT_CHECKS_FAILED || KIT_KEEPER_CODE == KIT_STOPPED_BY_RULE)); then
       return "$KIT_KEEPER_CODE"
     fi
-    return "$KIT_FAILED"
+    return "$code"
   fi
   kit_wait_for_last_lines "$keeper" || return "$?"
   if ((code != 0 && KIT_SIGNALS == 0)) && [[ -n $KIT_CHECKPOINT ]] && kit_checkpoint_is_damaged; then
