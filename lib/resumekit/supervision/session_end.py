@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -137,9 +138,12 @@ class _Session:
         if asked is None and name is None:
             return
         self._stop, self._stopped_at = str(asked or name), time.monotonic()
-        self._was_job = any(self._stopped_at - at < SAME_STOP_S for at in self._ears.seen.values())
+        to_the_job = [number for number, at in self._ears.seen.items() if self._stopped_at - at < SAME_STOP_S]
+        self._was_job = bool(to_the_job)
         if self._was_job or has_handled_it:
-            self._survivors.have_heard(self._number(), self._members)
+            # A script's trap may hand on another one than it got.
+            numbers = to_the_job if self._was_job else (self._number(), signal.SIGTERM)
+            self._survivors.have_heard(numbers, self._members)
             self._is_doubtful = True
 
     def _tell(self) -> None:

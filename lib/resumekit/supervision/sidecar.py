@@ -166,7 +166,12 @@ class Sidecar:
     def _is_over_unseen(self) -> bool:
         """Whether nobody will ever say how the trainer ended: its shim is dead too, or never came."""
         has_waited = time.monotonic() - self._started > NEVER_STARTED_S
-        is_dead = self._shown_state in ("lost", "stopped", "aborted")  # an end that was seen is none of these here
+        is_dead = self._shown_state in (
+            "lost",
+            "stopped",
+            "preempted",
+            "aborted",
+        )  # an end that was seen is none of these here
         return is_dead or (self._shown_state == "never_started" and has_waited)
 
     def _sleep(self) -> None:

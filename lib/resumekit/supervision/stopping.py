@@ -228,7 +228,7 @@ def _wait_for_what_is_left(
     survivors = Survivors(trainer)
     members = survivors.members()
     if has_heard:
-        survivors.have_heard(number, members)
+        survivors.have_heard([number], members)
     while members and time.monotonic() < deadline:
         if _shim(run) is None:
             survivors.tell(number, members)

@@ -8,6 +8,7 @@ save, and would reach torchrun's ranks twice. So a process is told once, and onl
 from __future__ import annotations
 
 import signal
+from collections.abc import Collection
 from typing import Any
 
 from ..basics import process_details, processes
@@ -59,12 +60,11 @@ class Survivors:
             if _key(orphan) not in self._told and processes.send(orphan, signal_for(orphan.pid, number)):
                 self._told.add(_key(orphan))
 
-    def have_heard(self, number: int, members: list[Identity]) -> None:
-        """Take note that these may have got the signal: it went to the whole job, or a wrapper has handed it on.
+    def have_heard(self, numbers: Collection[int], members: list[Identity]) -> None:
+        """Take note that these may have got one of some signals: it went to the whole job, or a wrapper handed it on.
 
-        One that has no handler for it and is still there has not got it.
+        One that has no handler for them and is still there has not got it.
         """
-        numbers = (number, signal.SIGTERM)
         self._told.update(
             _key(member) for member in members if any(process_details.catches(member.pid, each) for each in numbers)
         )
