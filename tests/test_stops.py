@@ -79,7 +79,16 @@ def test_a_dozen_stops_lose_no_step(tmp_path: Path, seed: int) -> None:
     assert [outcome for outcome in outcomes if outcome.fault] == []
 
 
-@pytest.mark.parametrize(("kind", "way"), [("torchrun", "TERM"), ("torchrun", "all TERM"), ("workers", "all TERM")])
+@pytest.mark.parametrize(
+    ("kind", "way"),
+    [
+        ("torchrun", "TERM"),
+        ("torchrun", "all TERM"),
+        ("workers", "all TERM"),
+        ("script with a trap", "all INT"),
+        ("script in the background", "all INT"),
+    ],
+)
 def test_a_stop_of_many_processes_loses_no_step(kit: Kit, kind: str, way: str) -> None:
     assert campaign_stops.one_stop(kit, kind, way, random.Random(7)).fault is None
 

@@ -142,8 +142,8 @@ class _Session:
         self._was_job = bool(to_the_job)
         if self._was_job or has_handled_it:
             # A script's trap may hand on another one than it got.
-            numbers = to_the_job if self._was_job else (self._number(), signal.SIGTERM)
-            self._survivors.have_heard(numbers, self._members)
+            handed_on = [self._number(), signal.SIGTERM] if has_handled_it else []
+            self._survivors.have_heard([*to_the_job, *handed_on], self._members)
             self._is_doubtful = True
 
     def _tell(self) -> None:
