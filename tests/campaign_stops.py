@@ -39,7 +39,7 @@ SCRIPTS = {
     "script in a script": 'bash -c \'"$@"; true\' x "$@"',
 }
 # How often each is drawn; torch takes seconds to start.
-KINDS = {"plain": 25, **dict.fromkeys(SCRIPTS, 10), "workers": 12, "torchrun": 13}
+KINDS = {"plain": 25, **dict.fromkeys(SCRIPTS, 10), "workers": 7, "forked": 6, "torchrun": 12}
 QUICK = {"plain": 1, **dict.fromkeys(SCRIPTS, 1)}
 WAYS = ("TERM", "INT", "USR1", "TERM again", "group TERM", "all TERM", "all INT", "ctrl-c", "ctrl-c bounces",
         "--stop", "trainer TERM")  # fmt: skip
@@ -65,8 +65,8 @@ def stops(folder: Path, draw: random.Random, count: int, kinds: dict[str, int] =
         kind = draw.choices(list(kinds), list(kinds.values()))[0]
         kit = Kit(folder / f"stop{number}")
         try:
-            # A `tee` that gets the signal itself is gone before the trainer has saved: no launcher can mend that.
-            ways = [way for way in WAYS if not (kind == "pipe" and way.startswith("all "))]
+            # What dies of a signal that a scheduler sends it is gone before the trainer has saved: no launcher mends that.
+            ways = [way for way in WAYS if not (kind in ("pipe", "workers") and way.startswith("all "))]
             yield one_stop(kit, kind, draw.choice(ways), draw)
         finally:
             kit.clean_up()
@@ -102,7 +102,7 @@ def configure(kit: Kit, kind: str, delay_s: float, save_s: float) -> None:
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
         command = [*python, *torchrun, trainer, *own, "--kind", "ranks"]
     else:
-        command = [*python, trainer, *own, "--kind", "workers" if kind == "workers" else "plain"]
+        command = [*python, trainer, *own, "--kind", kind if kind in ("workers", "forked") else "plain"]
     if kind in SCRIPTS:
         script = kit.folder / "train.sh"
         script.write_text(f"#!/usr/bin/env bash\n{SCRIPTS[kind]}\n")

@@ -84,7 +84,8 @@ def test_a_dozen_stops_lose_no_step(tmp_path: Path, seed: int) -> None:
     [
         ("torchrun", "TERM"),
         ("torchrun", "all TERM"),
-        ("workers", "all TERM"),
+        ("workers", "TERM"),
+        ("forked", "all TERM"),
         ("script with a trap", "all INT"),
         ("script in the background", "all INT"),
     ],
