@@ -65,7 +65,7 @@ def stops(folder: Path, draw: random.Random, count: int, kinds: dict[str, int] =
         kind = draw.choices(list(kinds), list(kinds.values()))[0]
         kit = Kit(folder / f"stop{number}")
         try:
-            # What dies of a signal that a scheduler sends it is gone before the trainer has saved: no launcher mends that.
+            # What dies of the signal that a scheduler sends it is gone before the save: no launcher mends that.
             ways = [way for way in WAYS if not (kind in ("pipe", "workers") and way.startswith("all "))]
             yield one_stop(kit, kind, draw.choice(ways), draw)
         finally:
