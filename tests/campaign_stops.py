@@ -39,7 +39,7 @@ SCRIPTS = {
     "script in a script": 'bash -c \'"$@"; true\' x "$@"',
 }
 # How often each is drawn; torch takes seconds to start.
-KINDS = {"plain": 25, **dict.fromkeys(SCRIPTS, 10), "workers": 7, "forked": 6, "torchrun": 12}
+KINDS = {"plain": 25, **dict.fromkeys(SCRIPTS, 10), "workers": 7, "deaf": 6, "torchrun": 12}
 QUICK = {"plain": 1, **dict.fromkeys(SCRIPTS, 1)}
 WAYS = ("TERM", "INT", "USR1", "TERM again", "group TERM", "all TERM", "all INT", "ctrl-c", "ctrl-c bounces",
         "--stop", "trainer TERM")  # fmt: skip
@@ -102,7 +102,7 @@ def configure(kit: Kit, kind: str, delay_s: float, save_s: float) -> None:
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
         command = [*python, *torchrun, trainer, *own, "--kind", "ranks"]
     else:
-        command = [*python, trainer, *own, "--kind", kind if kind in ("workers", "forked") else "plain"]
+        command = [*python, trainer, *own, "--kind", kind if kind in ("workers", "deaf") else "plain"]
     if kind in SCRIPTS:
         script = kit.folder / "train.sh"
         script.write_text(f"#!/usr/bin/env bash\n{SCRIPTS[kind]}\n")

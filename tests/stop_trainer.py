@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """A trainer of a lab's own that saves when it is stopped, and takes a second signal for "now": unsaved, code 99.
 
---kind plain: no torch. --kind workers: its batches come from two data workers that die of a
-signal; forked: from two that have inherited its handler, as torch's do. --kind ranks: one of torchrun's, which
+--kind plain: no torch. --kind workers: its batches come from two data workers, which die of a
+TERM as torch's do; deaf: from two that ignore it (worker_init_fn). --kind ranks: one of torchrun's, which
 agree over gloo on the step after which all stop; a second signal is borne there, for torchrun hands one on to each rank
 that a scheduler has signalled as well.
 
@@ -32,7 +32,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--delay", type=float, default=0.1, help="seconds per step")
     parser.add_argument("--save-s", type=float, default=0.0, help="seconds of a save")
-    parser.add_argument("--kind", choices=("plain", "workers", "forked", "ranks"), default="plain")
+    parser.add_argument("--kind", choices=("plain", "workers", "deaf", "ranks"), default="plain")
     options = parser.parse_args()
     asked: list[int] = []
 
@@ -46,8 +46,8 @@ def main() -> int:
     for number in numbers:
         signal.signal(number, ask)
     rank, agree = _ranks(asked) if options.kind == "ranks" else (0, lambda: bool(asked))
-    is_fed = options.kind in ("workers", "forked")
-    batches = _batches(numbers if options.kind == "workers" else []) if is_fed else None
+    deaf_to = numbers if options.kind == "deaf" else []
+    batches = _batches(deaf_to) if options.kind in ("workers", "deaf") else None
     for step in range(1, options.steps + 1):
         if batches is not None:
             next(batches)
@@ -68,11 +68,11 @@ def main() -> int:
 def _batches(numbers: list[int]) -> Iterator[object]:
     import torch
 
-    def plain(_worker: int) -> None:
-        for number in numbers:  # what it was forked with is the trainer's
-            signal.signal(number, signal.SIG_DFL)
+    def ignore(_worker: int) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
 
-    return iter(torch.utils.data.DataLoader(range(10**6), num_workers=2, worker_init_fn=plain))
+    return iter(torch.utils.data.DataLoader(range(10**6), num_workers=2, worker_init_fn=ignore))
 
 
 def _ranks(asked: list[int]) -> tuple[int, Callable[[], bool]]:

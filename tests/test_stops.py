@@ -85,7 +85,7 @@ def test_a_dozen_stops_lose_no_step(tmp_path: Path, seed: int) -> None:
         ("torchrun", "TERM"),
         ("torchrun", "all TERM"),
         ("workers", "TERM"),
-        ("forked", "all TERM"),
+        ("deaf", "all TERM"),
         ("script with a trap", "all INT"),
         ("script in the background", "all INT"),
     ],
