@@ -132,6 +132,18 @@ def test_a_training_in_the_background_ends_the_run_with_its_own_code(kit: Kit) -
     assert (process.returncode, last_step(run), kit.status(run)["state"]) == (3, 60, "failed")
 
 
+@pytest.mark.parametrize(("code", "state"), [(0, "finished"), (3, "failed")])
+def test_a_training_whose_wrapper_was_killed_ends_the_run_with_its_own_code(kit: Kit, code: int, state: str) -> None:
+    wrapped(kit, WRAPPERS["then"], "--delay", "0.05", "--exit", str(code), abort={"grace_s": 30})
+    config = json.loads(kit.config_file.read_text())
+    config["training"]["max_steps"] = 80
+    kit.config_file.write_text(json.dumps(config))
+    process, run = begun(kit)
+    assert processes.send(processes.identity_from(events(run, "launched")[0]["trainer"]), signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert (process.returncode, last_step(run), kit.status(run)["state"]) == (code, 80, state)
+
+
 def test_what_is_left_behind_and_trains_nothing_does_not_hold_up_the_end(kit: Kit) -> None:
     """A TensorBoard: the run has ended with its training, and the journal names what is left."""
     wrapped(kit, f"sleep 300 &\n{PYTHON}", "--at", "3", "exit=4", abort={"grace_s": 60})

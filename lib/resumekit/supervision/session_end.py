@@ -208,7 +208,8 @@ class _Session:
         """Return the first process's end, or, where that one did not wait for the training, the training's own."""
         end = dict(self._first)
         own = [status for pid, status in self._statuses.items() if pid in self._heirs]
-        counts = self._stop if end["signal"] else self._has_trained_on and (end["signal"] or end["code"] == 0)
+        has_not_waited = end["signal"] or end["code"] == 0
+        counts = (self._stop and end["signal"]) or (self._has_trained_on and has_not_waited)
         if own and counts:
             last = _of_status(own[-1])
             is_stop = last["code"] == 0 or run_end.stopped_by(last)
