@@ -772,6 +772,8 @@ PATCHES = (
         ' if not name.startswith("RESUMEKIT_")}',
         "}",
         ("tests/test_best_artifacts.py::test_the_process_that_extracts_is_no_part_of_the_run",),
+    ),
+    Patch(
         "a launcher within a run is no part of it",
         "command_line.sh",
         "  unset RESUMEKIT_RUN_TOKEN\n",
