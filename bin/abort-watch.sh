@@ -3,7 +3,7 @@
 #
 # Usage: abort-watch.sh [EXP | RUN_ID]... [--observe] [--every SECONDS] [--quiet] [--json | --log]
 #                       [--runs DIR] [--config FILE]
-#        abort-watch.sh --stop EXP | RUN_ID... [--runs DIR] [--config FILE]
+#        abort-watch.sh --stop [--now] EXP | RUN_ID... [--runs DIR] [--config FILE]
 #        abort-watch.sh --version
 #
 # Made for cron, once a minute: needs no terminal, no HOME, no more PATH than /usr/bin:/bin. Prints
@@ -16,6 +16,7 @@
 #   EXP | RUN_ID     only the live runs of this experiment, or this run; several may be named
 #   --observe        only say what is sick: nothing is stopped, started or written
 #   --stop           end these runs: TERM, grace, KILL; what a person ended is never taken up again
+#   --now            with --stop: KILL at once, nothing is saved
 #   --every SECONDS  look again and again, until INT
 #   --quiet          say nothing of runs that are well, paused or another host's
 #   --json           one JSON array per look, on one line
@@ -45,10 +46,14 @@ source "${KIT_SELF%/*}/../lib/command_line.sh"
 
 main() { # <argument>...
   kit_setup "$KIT_SELF" "$@"
-  KIT_SWITCHES=' --observe --stop --quiet --json --log ' KIT_OPTIONS=' --every --runs --config '
+  KIT_SWITCHES=' --observe --stop --now --quiet --json --log ' KIT_OPTIONS=' --every --runs --config '
   KIT_EXPERIMENT=many
   kit_parse_options "$@"
   exec "$KIT_PYTHON" -I "$KIT_LIB/resumekit_cli.py" watch "${KIT_QUESTION[@]}"
 }
 
-main "$@"
+# One compound command, which Bash has read whole before it runs: a file that is copied over this one meanwhile is not.
+{
+  main "$@"
+  exit
+}

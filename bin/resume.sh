@@ -59,4 +59,8 @@ main() { # <argument>...
   kit_start resume
 }
 
-main "$@"
+# One compound command, which Bash has read whole before it runs: a file that is copied over this one meanwhile is not.
+{
+  main "$@"
+  exit
+}

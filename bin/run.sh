@@ -25,7 +25,8 @@
 #   --               everything behind it goes to the trainer (trainer.extra_args)
 #
 # In the foreground the trainer's output goes to the terminal. Ctrl-C once: the trainer saves and
-# ends; twice: now. Closing the terminal stops nothing.
+# ends; once more, after a second: now. TERM, USR1 and USR2 are the same stop as the first one,
+# however often they come. Closing the terminal stops nothing.
 #
 # Example:
 #   bin/run.sh EXP-01 --set training.max_steps=200 --notes "first try"
@@ -55,4 +56,8 @@ main() { # <argument>...
   kit_start start
 }
 
-main "$@"
+# One compound command, which Bash has read whole before it runs: a file that is copied over this one meanwhile is not.
+{
+  main "$@"
+  exit
+}

@@ -13,6 +13,8 @@ source "${BASH_SOURCE[0]%/*}/command_line.sh"
 readonly KIT_FAILED=1 KIT_CHECKS_FAILED=7 KIT_STOPPED_BY_RULE=8
 # How long the last lines of the log are waited for when the trainer has ended.
 readonly KIT_LAST_LINES_S=15
+# A Ctrl-C that comes sooner after the first one is the same: a key that bounces, a job that gets INT twice.
+readonly KIT_AGAIN_US=1000000
 
 kit_start() { # <verb>: ask Python what to do, then do it, or with --dry-run only say it
   local question=("$1" "--launcher-pid=$$" "${KIT_QUESTION[@]}")
@@ -54,7 +56,7 @@ os.execvp(sys.argv[1], sys.argv[1:])' \
 
 kit_supervise() { # <field>...: a run, and every run that takes its place; return the last trainer's code, or 7, or 8
   local code
-  KIT_RUN_DIR="$2" KIT_SIGNALS=0 KIT_IS_RECOVERY="${KIT_IS_RECOVERY:-0}"
+  KIT_RUN_DIR="$2" KIT_SIGNALS=0 KIT_WARNINGS=0 KIT_INT_US='' KIT_IS_RECOVERY="${KIT_IS_RECOVERY:-0}"
   KIT_SAYERS=() KIT_HELD=()
   kit_hold_signals # the first run is to be there before it is ended
   trap 'kit_on_hangup' HUP
@@ -81,6 +83,7 @@ kit_recover() { # <run-dir>: let Python decide whether the run is taken up; true
   # What a person has just started and waits for is not tried again where it cannot succeed: that is said instead.
   ((KIT_DETACHED || KIT_IS_RECOVERY)) || attended=(--attended)
   while ((KIT_SIGNALS == 0)); do
+    KIT_WARNINGS=0
     kit_ask recover "$1" "--launcher-pid=$$" "${attended[@]}" || return 1
     case ${#KIT_ANSWER[@]} in
       0) return 1 ;;
@@ -94,7 +97,7 @@ kit_recover() { # <run-dir>: let Python decide whether the run is taken up; true
 kit_pause() { # <seconds>: until then, or until a signal comes
   local never left
   exec {never}<> <(:) # nothing ever comes from there, and no process is left behind
-  for ((left = $1; left > 0 && KIT_SIGNALS == 0; left--)); do
+  for ((left = $1; left > 0 && KIT_SIGNALS == 0 && KIT_WARNINGS == 0; left--)); do
     read -r -t 1 -u "$never" || true
   done
   exec {never}<&-
@@ -103,12 +106,16 @@ kit_pause() { # <seconds>: until then, or until a signal comes
 kit_hold_signals() { # until kit_let_signals: a trap between a job's start and the look at its pid would change $!
   trap 'KIT_HELD+=(INT)' INT
   trap 'KIT_HELD+=(TERM)' TERM
+  trap 'KIT_HELD+=(USR1)' USR1
+  trap 'KIT_HELD+=(USR2)' USR2
 }
 
 kit_let_signals() {
   local name held
   trap 'kit_on_signal INT' INT
   trap 'kit_on_signal TERM' TERM
+  trap 'kit_on_signal USR1' USR1
+  trap 'kit_on_signal USR2' USR2
   held=("${KIT_HELD[@]:+${KIT_HELD[@]}}") KIT_HELD=() # now, when nothing more is added
   for name in "${held[@]}"; do
     if [[ -n $name ]]; then kit_on_signal "$name"; fi
@@ -140,12 +147,17 @@ kit_supervise_one() { # <run-id> <run-dir> <cwd> <token> <config-hash> <output-l
     return "$KIT_TOOL_MISSING"
   fi
   if [[ ! -e $KIT_RUN_DIR/exit.json ]]; then
-    kit_say "the process that watches the trainer was killed; following the run until the trainer ends"
+    if ((code == 137)); then
+      kit_say "the process that watches the trainer was killed; following the run until the trainer ends"
+      code=$KIT_FAILED
+    else
+      kit_say "the trainer ended with code $code, which cannot be written down in '$KIT_RUN_DIR' (is the disk full?)"
+    fi
     kit_wait_for "$keeper" || KIT_KEEPER_CODE=$?
     if ((KIT_KEEPER_CODE == KIT_CHECKS_FAILED || KIT_KEEPER_CODE == KIT_STOPPED_BY_RULE)); then
       return "$KIT_KEEPER_CODE"
     fi
-    return "$KIT_FAILED"
+    return "$code"
   fi
   kit_wait_for_last_lines "$keeper" || return "$?"
   if ((code != 0 && KIT_SIGNALS == 0)) && [[ -n $KIT_CHECKPOINT ]] && kit_checkpoint_is_damaged; then
@@ -157,8 +169,8 @@ kit_supervise_one() { # <run-id> <run-dir> <cwd> <token> <config-hash> <output-l
 }
 
 kit_run_trainer() { # <argv>...: become the shim that starts the trainer in a session of its own
-  # Until the shim ignores them itself; it gives the trainer their defaults back.
-  trap '' INT TERM HUP
+  # Until the shim blocks them itself; it gives the trainer their defaults back.
+  trap '' INT TERM HUP USR1 USR2
   export RESUMEKIT_RUN_DIR="$KIT_RUN_DIR" RESUMEKIT_RUN_ID="$KIT_RUN_ID" RESUMEKIT_RUN_TOKEN="$KIT_TOKEN"
   export RESUMEKIT_CONFIG_HASH="$KIT_HASH" PYTHONUNBUFFERED=1
   unset RESUMEKIT_PLAN # a run that was started from within another one has no part in that one's plan
@@ -178,7 +190,7 @@ kit_run_trainer() { # <argv>...: become the shim that starts the trainer in a se
 }
 
 kit_keep_sidecar() { # start the sidecar again until it has written down the end: 0; 7 or 8 if checks or a rule did it
-  trap '' INT TERM HUP
+  trap '' INT TERM HUP USR1 USR2
   local pause_s=1 started code echo=()
   ((KIT_DETACHED)) || echo=(--echo)
   while [[ -d $KIT_RUN_DIR ]]; do
@@ -194,7 +206,10 @@ kit_keep_sidecar() { # start the sidecar again until it has written down the end
 
 kit_prove_checkpoint() { # compute the checkpoint's digest beside the trainer's start; its load waits for it
   [[ -n $KIT_CHECKPOINT ]] || return 0
-  "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit_cli.py" prove "$KIT_RUN_DIR" "$KIT_CHECKPOINT" </dev/null >/dev/null &
+  (
+    trap '' HUP USR1 USR2
+    exec "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit_cli.py" prove "$KIT_RUN_DIR" "$KIT_CHECKPOINT"
+  ) </dev/null >/dev/null &
 }
 
 kit_checkpoint_is_damaged() {
@@ -249,17 +264,49 @@ kit_wait_for_last_lines() { # <keeper's pid>: bounded, a grandchild may hold the
   if ((code == KIT_CHECKS_FAILED || code == KIT_STOPPED_BY_RULE)); then return "$code"; fi
 }
 
-kit_on_signal() { # <INT|TERM>: pass the first one on, let the second one mean now
-  KIT_SIGNALS=$((KIT_SIGNALS + 1))
-  local now=() words="$1: the trainer saves and ends; once more to end it now"
-  if ((KIT_SIGNALS > 1)); then
-    now=(--now) words="$1 again: ending the trainer now"
-  fi
-  # In the background, where it does not get the terminal's next INT itself.
-  "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit_cli.py" stop "$KIT_RUN_DIR" "$1" "${now[@]}" </dev/null >/dev/null &
+kit_on_signal() { # <INT|TERM|USR1|USR2>: have the trainer stopped, once; a person's second Ctrl-C means now
+  local now=() words="$1: the trainer saves and ends"
+  case $1 in
+    USR*)
+      # A trainer that knows it gets it as it is (trainer.pass_signals), and then it stops nothing: Python decides.
+      KIT_WARNINGS=$((KIT_WARNINGS + 1))
+      words="$1: handed to the trainer if trainer.pass_signals names it, else it saves and ends"
+      ;;
+    INT)
+      if kit_is_again; then
+        now=(--now) words="INT again: ending the trainer now"
+      elif ((KIT_SIGNALS)); then
+        words="INT again: the same stop goes on; after a second, once more ends the trainer now"
+      else
+        words+="; once more to end it now"
+      fi
+      ;;
+    *)
+      # A scheduler sends it to the whole job, and again: it never means now.
+      if ((KIT_SIGNALS)); then words="$1 again: the same stop goes on; 'abort-watch.sh --stop --now' ends it now"; fi
+      ;;
+  esac
+  if [[ $1 != USR* ]]; then KIT_SIGNALS=$((KIT_SIGNALS + 1)); fi
+  # In the background, where it does not get the terminal's next INT itself; the job's next signal does not end it.
+  (
+    trap '' INT TERM HUP USR1 USR2
+    exec "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit_cli.py" stop "$KIT_RUN_DIR" "$1" --launcher "${now[@]}"
+  ) </dev/null >/dev/null &
   # After it, and not waited for: a terminal that is held (Ctrl-S) or gone must not keep anybody from stopping.
   kit_say "$words" &
   KIT_SAYERS+=("$!")
+}
+
+kit_is_again() { # whether this INT is a person's second one: at a terminal, and not the first one once more
+  local now_us='' first_us="$KIT_INT_US"
+  kit_now_us now_us
+  KIT_INT_US="${KIT_INT_US:-$now_us}"
+  [[ -n $first_us ]] && ((now_us - first_us >= KIT_AGAIN_US)) && { : </dev/tty; } 2>/dev/null
+}
+
+kit_now_us() { # <output-variable>: microseconds; of whole seconds where this Bash (4.4) has no finer clock
+  local clock="${EPOCHREALTIME:-${SECONDS}000000}"
+  printf -v "$1" '%s' "${clock//[!0-9]/}"
 }
 
 kit_end_sayers() { # what is still waiting to be said, on a terminal that nobody reads, ends with the launcher
@@ -281,7 +328,7 @@ kit_main() { # supervise <python> <command> <number of its arguments> <argument>
   if [[ $1 == recover ]]; then
     # For a run that has no launcher any more: whoever starts this has set the environment.
     kit_setup "$KIT_ROOT/bin/resume.sh"
-    KIT_SIGNALS=0 KIT_IS_RECOVERY=1
+    KIT_SIGNALS=0 KIT_WARNINGS=0 KIT_IS_RECOVERY=1
     kit_ask recover "$2" "--launcher-pid=$$" || return "$?"
     ((${#KIT_ANSWER[@]} > 1)) || return 0 # not now: the watcher's next pass asks again
     set -- "${KIT_ANSWER[@]}"
@@ -293,4 +340,8 @@ kit_main() { # supervise <python> <command> <number of its arguments> <argument>
   kit_supervise "$@"
 }
 
-[[ ${BASH_SOURCE[0]} != "$0" ]] || kit_main "$@"
+# One compound command, which Bash has read whole before it runs: a file that is copied over this one meanwhile is not.
+if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
+  kit_main "$@"
+  exit
+fi

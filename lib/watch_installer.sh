@@ -38,4 +38,8 @@ main() { # <argument>...
   exec "$KIT_PYTHON" -I "$KIT_LIB/resumekit_cli.py" install-watch "${KIT_QUESTION[@]}"
 }
 
-main "$@"
+# One compound command, which Bash has read whole before it runs: a file that is copied over this one meanwhile is not.
+{
+  main "$@"
+  exit
+}

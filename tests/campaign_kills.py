@@ -5,6 +5,7 @@ Launcher, trainer, sidecar and watcher of a small training (tests/faults/night_t
 the watcher comes back as cron would bring it. Nights of some twenty kills each, until there were so many. Judged by the
 oracle (never two trainers, no step lost beyond the newest proven checkpoint, one event per incident), and by the last
 checkpoint and every loss: those of a training that nobody has disturbed.
+With --wrapper a `train.sh` stands before the trainer: then the script is killed, or the Python inside it.
 Try it: `python tests/campaign_kills.py --kills 30 --seed 1`
 """
 
@@ -88,15 +89,18 @@ def configure(night: Night, delay_s: float = DELAY_S) -> None:
     )  # fmt: skip
 
 
-def one_night(night: Night, whole: Path, draw: random.Random, most: int) -> Outcome:
+def one_night(night: Night, whole: Path, draw: random.Random, most: int, *, has_wrapper: bool = False) -> Outcome:
     """Start a training and kill `most` times at most; wait until it is done.
 
     Args:
         night: an empty folder of its own.
         whole: the run to compare with.
         draw: moments and victims.
+        has_wrapper: whether the trainer is started by a script.
     """
     begun = time.monotonic()
+    if has_wrapper:
+        night.wrap()
     configure(night)
     try:
         with Oracle(night.runs, night.next_launch, is_forked=night.is_warm) as oracle:
@@ -127,11 +131,14 @@ def disturb(night: Night, draw: random.Random, most: int) -> Counter[str]:
     return kills
 
 
-def nights(folder: Path, server: Server, draw: random.Random, kills: int) -> Iterator[Outcome]:
+def nights(
+    folder: Path, server: Server, draw: random.Random, kills: int, *, has_wrapper: bool = False
+) -> Iterator[Outcome]:
     """Spend night after night in folders of their own until so many were killed, or one in which nobody was."""
     whole, left, number = reference(Night(folder / "whole", server)), kills, 0
     while left > 0:
-        outcome = one_night(Night(folder / f"night{number}", server), whole, draw, min(left, NIGHT_KILLS))
+        night = Night(folder / f"night{number}", server)
+        outcome = one_night(night, whole, draw, min(left, NIGHT_KILLS), has_wrapper=has_wrapper)
         yield outcome
         left, number = left - (outcome.kills.total() or left), number + 1
 
@@ -193,6 +200,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--wrapper", action="store_true", help="a train.sh stands before the trainer")
     parser.add_argument("--keep", type=Path, help="where the nights are kept; else they are removed")
     args = parser.parse_args(argv)
     outcomes = []
@@ -200,7 +208,7 @@ def main(argv: list[str] | None = None) -> int:
         folder = args.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         server = Server(place, "faults.night_trainer")
         stack.callback(server.close)
-        for outcome in nights(folder, server, random.Random(args.seed), args.kills):
+        for outcome in nights(folder, server, random.Random(args.seed), args.kills, has_wrapper=args.wrapper):
             outcomes.append(outcome)
             told = f"{outcome.kills.total()} kills, {outcome.runs} runs, {outcome.elapsed_s:.0f} s"
             print(f"night {len(outcomes)}: {told}", *outcome.faults[:5], sep="\n  ", flush=True)

@@ -19,6 +19,7 @@ import pytest
 from conftest import LIB, events
 from resumekit.basics import claims, processes
 from resumekit.basics.errors import Busy
+from resumekit.basics.paths import RunPaths
 from resumekit.recovery import attention
 from resumekit.supervision import stopping
 
@@ -70,14 +71,14 @@ def test_a_process_that_does_not_end_is_waited_for_no_longer_than_was_said(sleep
 
 @pytest.mark.fault("G13", by="stopping.py: KILL after the grace, to whoever is left")
 def test_what_a_trainer_leaves_behind_has_until_the_end_of_the_grace(
-    sleeper: processes.Identity, monkeypatch: pytest.MonkeyPatch
+    sleeper: processes.Identity, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    run: Any = SimpleNamespace(setting=lambda *_: 0.2)
+    run: Any = SimpleNamespace(setting=lambda *_: 0.2, paths=RunPaths(tmp_path))
     monkeypatch.setattr(processes, "send", lambda *_: True)
     monkeypatch.setattr(processes, "wait_for_end", lambda *_: True)  # the trainer itself has gone
     killed: list[processes.Identity] = []
     monkeypatch.setattr(processes, "kill_session", lambda leader, _wait_s: killed.append(leader) or 0)
-    assert outcome(lambda: stopping._end(run, sleeper, "TERM", is_now=False)) == 0
+    assert outcome(lambda: stopping._end(run, sleeper, "TERM")) == 0
     assert killed == [sleeper]
 
 

@@ -108,16 +108,21 @@ def test_a_resumed_run_has_the_losses_evals_and_final_state_of_an_uninterrupted_
     assert differences(child / LAST, uninterrupted / LAST) == []
 
 
-def test_a_second_signal_ends_the_trainer_at_once(server, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "pause_s", "saves"),
+    [(signal.SIGTERM, 0.1, True), (signal.SIGINT, 0.1, True), (signal.SIGINT, 1.2, False)],
+)
+def test_only_a_person_s_second_ctrl_c_ends_the_trainer_at_once(server, tmp_path, number, pause_s, saves):
+    """A scheduler sends TERM to the whole job, and again; a key bounces."""
     config = CONFIG | {"validation": {"fast_eval_every": 1000, "full_eval_every": 1000}}
     config = config | {"training": CONFIG["training"] | {"batch_size": 48, "grad_accum_steps": 40}}  # a step of seconds
     trainer = server.start(tmp_path / "run", config=config)
     wait_for(tmp_path / "run", in_phase("train"))
     for _ in range(2):
-        os.kill(trainer.pid, signal.SIGTERM)
-        time.sleep(0.2)
-    assert trainer.finish()[0] == 143
-    assert events(tmp_path / "run", "step") == []
+        os.kill(trainer.pid, number)
+        time.sleep(pause_s)
+    assert trainer.finish()[0] == 128 + number
+    assert bool(events(tmp_path / "run", "step")) == bool(events(tmp_path / "run", "checkpoint")) == saves
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_unsaved_with_one_sentence(server, tmp_path):

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-import pty
 import select
 import signal
-import struct
 import subprocess
 import sys
-import termios
 import time
 from pathlib import Path
 
@@ -20,6 +16,7 @@ import pytest
 
 from conftest import LIB, LIVE, Kit, events, marked_pids, wait_until
 from resumekit.basics import processes
+from terminal import Terminal
 
 pytestmark = pytest.mark.usefixtures("valid_records")
 
@@ -33,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("valid_records")
         (("--exit", "256"), 0, "finished"),
         (("--at", "2", "exit=256"), 0, "ended_early"),
         (("--at", "2", "exit=0"), 0, "ended_early"),
-        (("--at", "2", "exit=143"), 143, "preempted"),
+        (("--at", "2", "exit=143"), 143, "stopped"),
         (("--at", "2", "kill"), 137, "failed"),
         (("--at", "2", "segv"), 139, "failed"),
         (("--at", "2", "raise"), 1, "failed"),
@@ -113,45 +110,6 @@ def test_under_an_open_umask_nothing_is_everybody_s_to_change(kit: Kit) -> None:
     assert [path for path in made if not path.is_symlink() and path.stat().st_mode & 0o002] == []
 
 
-class Terminal:
-    """A pseudo terminal with a command in its foreground."""
-
-    def __init__(
-        self, kit: Kit, *args: str, env: dict[str, str] | None = None, hangup: signal.Handlers = signal.SIG_DFL
-    ) -> None:
-        self.pid, self.master = pty.fork()
-        if self.pid == 0:
-            with contextlib.suppress(OSError):
-                signal.signal(signal.SIGHUP, hangup)  # not as the tests were started: by hand, by nohup
-                fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 31, 117, 0, 0))
-                os.execve(kit.argv(*args)[0], kit.argv(*args), {**kit.env, "TERM": "xterm-256color", **(env or {})})
-            os._exit(127)
-        self.shown = b""
-
-    def read_on(self, timeout_s: float = 0.05) -> None:
-        if select.select([self.master], [], [], timeout_s)[0]:
-            with contextlib.suppress(OSError):  # EIO: everybody has closed it
-                self.shown += os.read(self.master, 65536)
-
-    def wait(self) -> int:
-        """Read until the command has ended; return its exit code."""
-
-        def ended() -> tuple[int, int] | None:
-            self.read_on()
-            found = os.waitpid(self.pid, os.WNOHANG)
-            return found if found[0] else None
-
-        _, status = wait_until(ended, "the command in the terminal ended")
-        self.read_on()
-        return os.waitstatus_to_exitcode(status)
-
-    def wait_for(self, text: bytes) -> None:
-        wait_until(lambda: self.read_on() or text in self.shown, f"{text!r} on the terminal")
-
-    def press(self, key: bytes) -> None:
-        os.write(self.master, key)
-
-
 RICH = """
 from rich.console import Console
 console = Console()
@@ -181,6 +139,8 @@ def test_no_colour_where_none_is_wanted(kit: Kit, env: dict[str, str]) -> None:
     assert b"red step 1" in terminal.shown and b"\x1b[1;31m" not in terminal.shown
 
 
+# A second Ctrl-C that comes sooner is the first one once more.
+MOMENT_S = 1.2
 LONG = {"training": {"max_steps": 10**6}, "abort": {"grace_s": 60}}
 
 
@@ -201,22 +161,39 @@ def test_ctrl_c_once_saves_and_ends(kit: Kit) -> None:
 
 @pytest.mark.fault("A5", by="launcher.sh: kit_on_signal, twice; stopping.py: KILL to the session")
 def test_ctrl_c_twice_ends_now(kit: Kit) -> None:
-    kit.config("--delay", "0.02", "--ignore", "INT", "--save-every", "3", **LONG)
+    kit.config("--delay", "0.02", "--ignore", "TERM,INT", "--save-every", "3", **LONG)
     terminal = Terminal(kit, "run", "T-1")
     terminal.wait_for(b"saved step 3")
     terminal.press(b"\x03")
     terminal.wait_for(b"once more to end it now")
+    time.sleep(MOMENT_S)
     terminal.press(b"\x03")
     assert terminal.wait() == 137
+    assert b"INT again: ending the trainer now" in terminal.shown
     (run,) = kit.run_dirs()
     assert kit.status(run)["state"] == "stopped"
     assert any(e["now"] for e in events(run, "stopped"))  # two processes write them, in whatever order
     assert (run / "checkpoints" / "hrm_arc_step_3.pt").exists()
 
 
+def test_a_ctrl_c_that_bounces_is_one(kit: Kit) -> None:
+    """Two of them within a second, or a job that gets INT twice: the trainer takes a second one for "now"."""
+    kit.config("--delay", "0.3", **LONG)
+    terminal = Terminal(kit, "run", "T-1")
+    terminal.wait_for(b"step 3 ")
+    terminal.press(b"\x03\x03")
+    terminal.wait_for(b"once more")
+    terminal.press(b"\x03")
+    assert terminal.wait() == 130
+    (run,) = kit.run_dirs()
+    assert (kit.status(run)["state"], len(list((run / "checkpoints").glob("*.pt")))) == ("stopped", 1)
+    assert b"ending the trainer now" not in terminal.shown
+
+
 @pytest.mark.fault("H5", by="launcher.sh: background and wait, forwarded at once")
 @pytest.mark.fault("J8", by="launcher.sh: forwarded at once; save_checkpoint is whole or absent")
 def test_term_once_and_twice_to_the_launcher(kit: Kit) -> None:
+    """A scheduler sends it again: it never means now, and the trainer gets one of them."""
     kit.config("--delay", "0.02", **LONG)
     process = kit.popen("run", "T-1")
     run = kit.started()
@@ -225,19 +202,115 @@ def test_term_once_and_twice_to_the_launcher(kit: Kit) -> None:
     process.communicate(timeout=60)
     assert (process.returncode, kit.status(run)["state"]) == (143, "stopped")
 
-    kit.config("--delay", "0.02", "--ignore", "TERM", **LONG)
+    kit.config("--delay", "0.5", **LONG)
     process = kit.popen("run", "T-1", "--fresh")
     run = kit.started(2)
     wait_until(lambda: b"step 2 " in (run / "logs" / "output.log").read_bytes(), "the second step")
-    process.send_signal(signal.SIGTERM)
-    wait_until(lambda: events(run, "stopped"), "the first one has come through")
+    for _ in range(3):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, kit.status(run)["state"]) == (143, "stopped")
+    assert b"TERM again: the same stop goes on" in said
+    assert len(list((run / "checkpoints").glob("*.pt"))) == 1
+
+
+@pytest.mark.parametrize("name", ["TERM", "INT"])
+def test_a_signal_to_every_process_of_the_job_is_one_stop(kit: Kit, name: str) -> None:
+    """Slurm's linuxproc, systemd's control-group: the trainer has it from there; another one means "now" to it."""
+    kit.config("--delay", "0.3", **LONG)
+    for number in range(1, 4):
+        process = kit.popen("run", "T-1", "--fresh")
+        run = kit.started(number)
+        wait_until(lambda run=run: b"step 2 " in (run / "logs" / "output.log").read_bytes(), "the second step")
+        for pid in marked_pids(f"RESUMEKIT_TEST_MARK={kit.mark}"):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.Signals[f"SIG{name}"])
+        out, _ = process.communicate(timeout=60)
+        assert (process.returncode, kit.status(run)["state"]) == (128 + signal.Signals[f"SIG{name}"], "stopped")
+        assert b"saved step" in out
+        assert [event["by"] for event in events(run, "signalled")] == [name]
+
+
+@pytest.mark.parametrize("name", ["USR1", "USR2"])
+def test_a_scheduler_s_warning_is_a_stop_that_is_said(kit: Kit, name: str) -> None:
+    """Without this the launcher dies of it, and everything since the last checkpoint is lost."""
+    kit.config("--delay", "0.1", **LONG)
+    process = kit.popen("run", "T-1")
+    run = kit.started()
+    wait_until(lambda: b"step 2 " in (run / "logs" / "output.log").read_bytes(), "the second step")
+    for _ in range(3):
+        process.send_signal(signal.Signals[f"SIG{name}"])
+        time.sleep(0.05)
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert (kit.status(run)["state"], kit.status(run)["stopped_by"]) == ("preempted", name)
+    assert len(list((run / "checkpoints").glob("*.pt"))) == 1
+    assert f"by {name}" in kit("runs", "T-1").stdout
+
+
+@pytest.mark.parametrize("name", ["USR1", "USR2", "HUP"])
+def test_every_process_of_ours_survives_a_scheduler_s_warning(kit: Kit, name: str) -> None:
+    go = kit.folder / "go"
+    kit.config("--at", "3", f"wait={go}", trainer={"pass_signals": ["USR1", "USR2"]}, training={"max_steps": 9})
+    process = kit.popen("run", "T-1")
+    run = kit.started()
+    wait_until(lambda: (run / "status.json").exists() and b"step 3" in (run / "logs" / "output.log").read_bytes(), "3")
+    trainer = events(run, "launched")[0]["trainer"]["pid"]
+    before = {pid for pid in marked_pids(f"RESUMEKIT_TEST_MARK={kit.mark}") if pid != trainer}
+    for pid in before - {process.pid}:
+        os.kill(pid, signal.Signals[f"SIG{name}"])
+    time.sleep(0.3)
+    assert before <= set(marked_pids(f"RESUMEKIT_TEST_MARK={kit.mark}"))
+    go.touch()
+    process.communicate(timeout=60)
+    assert (process.returncode, kit.status(run)["state"]) == (0, "finished")
+
+
+KNOWS_USR1 = """
+import os, signal, sys, time
+got = []
+signal.signal(signal.SIGUSR1, lambda *_: (got.append(1), print(f"checkpoint {len(got)} on USR1", flush=True)))
+for step in range(1, 400):
+    print(f"step {step} loss 1.0", flush=True)
+    time.sleep(0.05)
+    if len(got) == 2:
+        sys.exit(0)
+"""
+
+
+def test_a_signal_that_a_trainer_knows_is_handed_on_each_time_and_stops_nothing(kit: Kit) -> None:
+    script = kit.folder / "knows.py"
+    script.write_text(KNOWS_USR1)
+    kit.config(trainer={"command": ["{python}", str(script)], "pass_signals": ["USR1"]}, **LONG)
+    process = kit.popen("run", "T-1")
+    run = kit.started()
+    log = run / "logs" / "output.log"
+    wait_until(lambda: b"step 2 " in log.read_bytes(), "the second step")
+    for number in (1, 2):
+        process.send_signal(signal.SIGUSR1)
+        wait_until(
+            lambda number=number: f"checkpoint {number} on USR1".encode() in log.read_bytes(), "it was handed on"
+        )
+    process.communicate(timeout=60)
+    assert (process.returncode, events(run, "stopped")) == (0, [])
+
+
+def test_the_trainer_gets_the_signal_that_it_saves_on(kit: Kit) -> None:
+    script = kit.folder / "knows.py"
+    script.write_text(KNOWS_USR1.replace("== 2", "== 1"))
+    kit.config(trainer={"command": ["{python}", str(script)], "stop_signal": "USR1"}, **LONG)
+    process = kit.popen("run", "T-1")
+    run = kit.started()
+    wait_until(lambda: b"step 2 " in (run / "logs" / "output.log").read_bytes(), "the second step")
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
-    assert (process.returncode, kit.status(run)["state"]) == (137, "stopped")
+    assert (process.returncode, kit.status(run)["state"]) == (0, "stopped")
+    assert b"checkpoint 1 on USR1" in (run / "logs" / "output.log").read_bytes()
 
 
-def test_term_to_everybody_at_once_is_term_once(kit: Kit) -> None:
-    """As a scheduler does it: the whole process group hears it, the trainer has one of its own."""
+def test_term_to_the_launcher_s_process_group_is_term_once(kit: Kit) -> None:
+    """The trainer has a session of its own, and has not got it."""
     kit.config("--delay", "0.02", **LONG)
     process = kit.popen("run", "T-1", start_new_session=True)
     run = kit.started()
@@ -249,12 +322,13 @@ def test_term_to_everybody_at_once_is_term_once(kit: Kit) -> None:
 
 
 @pytest.mark.fault("H5", by="launcher.sh: traps before the start")
-def test_a_signal_while_the_trainer_is_just_starting_is_not_lost(kit: Kit) -> None:
+@pytest.mark.parametrize("name", ["TERM", "USR1"])
+def test_a_signal_while_the_trainer_is_just_starting_is_not_lost(kit: Kit, name: str) -> None:
     kit.config("--delay", "0.02", **LONG)
     process = kit.popen("run", "T-1")
     wait_until(lambda: list(kit.runs.glob("*/logs/output.log")), "the run folder")
-    wait_until(lambda: catches(process.pid, signal.SIGTERM), "the launcher's traps")
-    process.send_signal(signal.SIGTERM)
+    wait_until(lambda: catches(process.pid, signal.Signals[f"SIG{name}"]), "the launcher's traps")
+    process.send_signal(signal.Signals[f"SIG{name}"])
     process.communicate(timeout=60)
     assert process.returncode == 143
 

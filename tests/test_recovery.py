@@ -208,7 +208,14 @@ def test_a_signal_in_the_pause_before_the_next_start_ends_the_run_for_good(recov
 
 
 @pytest.mark.parametrize(
-    ("end", "state"), [("exit=0", "ended_early"), ("exit=143", "preempted")], ids=["ended_early", "preempted"]
+    ("end", "state"),
+    [
+        ("exit=0", "ended_early"),
+        ("exit=143", "stopped"),
+        ("exit=130", "stopped"),
+        ("term", "stopped"),
+        ("int", "stopped"),
+    ],
 )
 def test_an_end_that_is_no_incident_is_left_alone(recovered: Kit, end: str, state: str):
     configure(recovered, "--at", "7", end)
@@ -392,8 +399,9 @@ def test_what_a_dead_trainer_left_running_is_ended_before_the_next_one_starts(re
     configure(recovered, "--at", "11", "child", "--at", "12", "kill", training={"max_steps": 30})
     done = recovered("run", "T-1", code=None)
     first, second = recovered.run_dirs()[:2]
-    (warning,) = events(first, "warning")
-    assert warning["kind"] == "orphans_killed" and "0 do not end" in warning["message"], done.stderr
+    left, warning = events(first, "warning")
+    assert (left["kind"], warning["kind"]) == ("left_behind", "orphans_killed")
+    assert "0 do not end" in warning["message"], done.stderr
     assert events(second, "recovery")[0]["cause"] == "died"
 
 

@@ -35,7 +35,7 @@ from checkpoint_tools import (
 from resumekit.basics.errors import KitError
 from resumekit.proving import manifest, pruning
 from resumekit.proving.checkpoints import CheckpointFolder, select
-from resumekit.trainer import saving
+from resumekit.trainer import deferred_signals, saving
 from resumekit.trainer.saving import save_checkpoint
 from save_crashes import die_at_call, in_child, kill_during_saves
 
@@ -468,7 +468,10 @@ def test_a3_a_signal_in_a_save_is_handed_on_after_it(tmp_path: Path, number: int
 
 
 @pytest.mark.fault("B20", by="deferred_signals.py, saving.py: what is dropped never gets its name")
-def test_b20_a_second_signal_is_handed_on_at_once_and_the_half_saved_file_is_dropped(tmp_path: Path) -> None:
+def test_b20_a_person_s_second_int_is_handed_on_at_once_and_the_half_saved_file_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deferred_signals, "MOMENT_S", 0.0)
     save(tmp_path, 1)
 
     def act(k: int, name: str, _arguments: object) -> None:
@@ -479,6 +482,24 @@ def test_b20_a_second_signal_is_handed_on_at_once_and_the_half_saved_file_is_dro
         save(tmp_path, 2)
     assert steps_in(tmp_path) == [1] and leftovers(tmp_path) == []
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("sent", ["TERM TERM TERM", "TERM INT", "INT INT", "INT TERM INT"])
+def test_a_stop_that_comes_more_than_once_in_a_save_is_handed_on_once_when_it_is_done(
+    tmp_path: Path, sent: str
+) -> None:
+    """A scheduler sends it to the whole job and again; a trainer may take a second one for "now"."""
+    numbers = [signal.Signals[f"SIG{name}"] for name in sent.split()]
+    got: list[tuple[int, list[int]]] = []
+    before = {number: signal.signal(number, lambda n, _f: got.append((n, steps_in(tmp_path)))) for number in numbers}
+    left = list(numbers)
+    try:
+        with os_calls(lambda k, _n, _a: os.kill(os.getpid(), left.pop(0)) if k > 9 and left else None):
+            assert save(tmp_path, 1) is not None
+        assert got == [(numbers[0], [1])] and not left
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.fault("B20", by="saving.py: only a save that came to its end is published")

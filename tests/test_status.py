@@ -53,8 +53,12 @@ def end(code: int, signal: int | None = None) -> dict[str, Any]:
         (STEPPED, DEAD, ALIVE, end(1), "failed"),
         ({**STEPPED, "step": 100}, DEAD, ALIVE, end(3), "failed"),
         (STEPPED, DEAD, ALIVE, end(137, 9), "failed"),
-        (STEPPED, DEAD, ALIVE, end(143), "preempted"),  # it saved and ended on a TERM from elsewhere
-        (STEPPED, DEAD, ALIVE, end(143, 15), "failed"),  # it did not
+        (STEPPED, DEAD, ALIVE, end(143), "stopped"),  # a TERM from elsewhere; it saved
+        (STEPPED, DEAD, ALIVE, end(143, 15), "stopped"),  # it did not
+        (STEPPED, DEAD, ALIVE, end(130, 2), "stopped"),  # what Python makes of KeyboardInterrupt
+        (STEPPED, DEAD, ALIVE, {**end(1), "by": "TERM"}, "stopped"),  # torchrun
+        ({**STEPPED, "stopped": {"by": "USR1"}}, DEAD, ALIVE, end(143), "preempted"),
+        ({**STEPPED, "stopped": {"by": "USR1"}}, DEAD, DEAD, None, "preempted"),
         (STOPPED, DEAD, ALIVE, end(143), "stopped"),
         (STOPPED, DEAD, ALIVE, end(0), "stopped"),
         (STOPPED, DEAD, ALIVE, end(137, 9), "stopped"),
@@ -63,6 +67,21 @@ def end(code: int, signal: int | None = None) -> dict[str, Any]:
 )
 def test_the_state_has_a_name(state: dict, trainer: str, launcher: str, ended: dict | None, name: str) -> None:
     assert status.state_of(state, View(trainer, launcher, ended, 0.0), 100) == name
+
+
+@pytest.mark.parametrize(
+    ("ended", "name"),
+    [(end(143), "preempted"), (end(130, 2), "preempted"), (end(137, 9), "failed"), (end(1), "failed")],
+)
+def test_in_a_scheduler_s_job_a_stop_that_no_person_asked_for_is_the_scheduler_s(ended: dict, name: str) -> None:
+    assert status.state_of(STEPPED, View(DEAD, ALIVE, ended, 0.0), 100, is_in_a_job=True) == name
+    assert status.state_of(STOPPED, View(DEAD, ALIVE, ended, 0.0), 100, is_in_a_job=True) == "stopped"
+
+
+def test_a_code_of_a_stop_may_be_an_incident_on_a_host_with_a_memory_guard() -> None:
+    view = View(DEAD, ALIVE, end(143, 15), 0.0)
+    assert status.state_of(STEPPED, view, 100, incident_codes=frozenset({143})) == "failed"
+    assert status.state_of(STOPPED, view, 100, incident_codes=frozenset({143})) == "stopped"
 
 
 def test_a_trainer_whose_steps_cannot_be_seen_and_that_was_stopped_has_not_finished() -> None:

@@ -136,4 +136,4 @@ def test_a_grace_that_is_no_number_does_not_take_the_grace_away(kit: Kit, grace:
     kit.runs.mkdir()
     run = Run(RunPaths(kit.runs), {})
     run.paths.resolved_json.write_text(json.dumps({"abort": {"grace_s": grace}}))
-    assert stopping._grace_s(run) == seconds
+    assert stopping.grace_s(run) == seconds

@@ -74,10 +74,13 @@ def _options() -> argparse.Namespace:
 
 
 def _act(action: str) -> None:
-    """Do one thing: kill, segv, raise, hang, exit=CODE, nan, bar=N, raw=HEX, long=BYTES, lines=N, wait=PATH, child."""
+    """Do one thing: a signal (kill, term, int, segv), raise, hang, exit=CODE, nan, bar=N, raw=HEX, long=BYTES, ..."""
     name, _, value = action.partition("=")
     if name == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    elif name in ("term", "int"):  # as a trainer without a handler dies of it
+        signal.signal(number := signal.Signals[f"SIG{name.upper()}"], signal.SIG_DFL)
+        os.kill(os.getpid(), number)
     elif name == "segv":
         os.kill(os.getpid(), signal.SIGSEGV)
     elif name == "raise":

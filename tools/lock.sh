@@ -23,4 +23,8 @@ main() {
   } >requirements.lock
 }
 
-main "$@"
+# One compound command, which Bash has read whole before it runs: a file that is copied over this one meanwhile is not.
+{
+  main "$@"
+  exit
+}

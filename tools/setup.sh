@@ -32,4 +32,8 @@ main() {
   printf 'setup: done\n' >&2
 }
 
-main "$@"
+# One compound command, which Bash has read whole before it runs: a file that is copied over this one meanwhile is not.
+{
+  main "$@"
+  exit
+}

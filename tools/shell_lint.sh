@@ -17,4 +17,8 @@ main() { # <python> [--write]
   "$tools/shfmt" -i 2 -ci "$([[ ${2:-} == --write ]] && printf -- -w || printf -- -d)" "${files[@]}"
 }
 
-main "$@"
+# One compound command, which Bash has read whole before it runs: a file that is copied over this one meanwhile is not.
+{
+  main "$@"
+  exit
+}

@@ -30,10 +30,16 @@ def find_helpers() -> ModuleType:
 
 
 class StopRequest:
-    """TERM or INT: the first one asks for a stop after the step, the second one ends the process at once."""
+    """TERM or INT asks for a stop after the step. A second one is the same stop, but for a second INT after a moment.
+
+    A scheduler sends TERM to the whole job, and again; a person who presses Ctrl-C once more means now.
+    """
+
+    MOMENT_S = 1.0
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._first_int_s: float | None = None
 
     def listen(self) -> None:
         """Take over TERM and INT."""
@@ -44,9 +50,12 @@ class StopRequest:
         return self.signal is not None
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
-            os._exit(128 + number)
-        self.signal = number
+        if number == signal.SIGINT:
+            now_s = time.monotonic()
+            if self._first_int_s is not None and now_s - self._first_int_s >= self.MOMENT_S:
+                os._exit(128 + number)
+            self._first_int_s = self._first_int_s or now_s
+        self.signal = self.signal or number
 
 
 class Speed:

@@ -216,7 +216,10 @@ def _stop(arguments: list[str]) -> int:
     from .supervision import stopping
 
     how = arguments[2:]
-    return stopping.stop(Path(arguments[0]), arguments[1], is_now="--now" in how, is_aborted="--aborted" in how)
+    return stopping.stop(
+        Path(arguments[0]), arguments[1], is_now="--now" in how, is_aborted="--aborted" in how,
+        is_launcher_s="--launcher" in how,
+    )  # fmt: skip
 
 
 def _version(arguments: list[str]) -> int:

@@ -56,11 +56,17 @@ def at_once(found: list[Trainer]) -> int:
 
 
 def trainers() -> Iterator[tuple[int, str]]:
-    """Yield (pid, run token) of each live process that leads a session of its own and carries a token."""
+    """Yield (pid, run token) of each live process but a shim that leads a session of its own and carries a token."""
     for pid in _pids():
         with contextlib.suppress(OSError):
-            if os.getsid(pid) == pid and (token := _token(pid)) is not None and _state(pid) not in (b"Z", b"X"):
+            if os.getsid(pid) != pid or (token := _token(pid)) is None or _is_shim(pid):
+                continue
+            if _state(pid) not in (b"Z", b"X"):
                 yield pid, token
+
+
+def _is_shim(pid: int) -> bool:
+    return any(word.endswith(b"/shim.py") for word in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:5])
 
 
 def os_session(pid: int) -> int | None:

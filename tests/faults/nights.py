@@ -32,6 +32,7 @@ class Night(Kit):
         self._server = server
         self.once = folder / "once"  # what a trainer does once leaves a file here
         self.once.mkdir(parents=True)
+        self.wrapper: list[str] = []  # what stands before the warm trainer's command
         super().__init__(folder)
 
     def config(self, *trainer_args: str, **sections: dict[str, Any]) -> None:
@@ -43,9 +44,15 @@ class Night(Kit):
             super().config(*trainer_args, trainer=trainer, recover=recover, **own)
             return
         where = ("--dir", "{checkpoints_dir}", "--steps", "{training.max_steps}", "--once", _plain(self.once))
-        command = self._server.command("faults.night_trainer", *where, *map(_plain, trainer_args))
+        command = [*self.wrapper, *self._server.command("faults.night_trainer", *where, *map(_plain, trainer_args))]
         trainer = {"command": command, "loads_with_kit": True, **trainer}
         super().config(trainer=trainer, recover=recover, **own)
+
+    def wrap(self) -> None:
+        """Put a script before the trainer, as nearly every lab has one: no exec, no trap."""
+        script = self.folder / "train.sh"
+        script.write_text('#!/usr/bin/env bash\n"$@"\ncode=$?\necho "the script ends with $code"\nexit "$code"\n')
+        self.wrapper = ["bash", _plain(script)]
 
     def start(self, *args: str, env: dict[str, str] | None = None, steps: int = 1) -> Path:
         """Start T-1 detached; return its folder when `steps` of its steps are in the journal."""

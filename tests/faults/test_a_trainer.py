@@ -42,6 +42,15 @@ def test_kill_nine_at_random_moments_loses_nothing_and_changes_no_bit(
     assert sum(night.kills.total() for night in nights) == 25
 
 
+def test_kill_nine_behind_a_script_loses_nothing_and_starts_nothing_beside_it(
+    tmp_path: Path, warm_server: Server
+) -> None:
+    """A train.sh stands before the trainer: the script is killed, or the Python inside it; a dozen of 300 kills."""
+    nights = list(campaign_kills.nights(tmp_path, warm_server, random.Random(21), kills=12, has_wrapper=True))
+    assert [fault for night in nights for fault in night.faults] == []
+    assert sum(night.kills.total() for night in nights) == 12
+
+
 @pytest.mark.fault("A1", by="launcher.sh: recover; replay.py: the newest proven checkpoint")
 def test_a_killed_trainer_goes_on_from_its_newest_proven_checkpoint(warm_night: Night) -> None:
     warm_night.config("--delay", "0.01", training={"max_steps": 60})
@@ -59,6 +68,7 @@ def test_a_killed_trainer_goes_on_from_its_newest_proven_checkpoint(warm_night: 
 
 @pytest.mark.fault("A2", by="night_trainer: save_checkpoint; status.py: preempted; recovering.py: nothing to take up")
 def test_a_preempted_trainer_has_saved_is_left_alone_and_loses_no_step(warm_night: Night) -> None:
+    warm_night.env["SLURM_JOB_ID"] = "48123"
     warm_night.config("--delay", "0.01", "--every", "1000", training={"max_steps": 60})
     process = warm_night.popen("run", "T-1")
     first = warm_night.started()

@@ -204,16 +204,19 @@ def test_a_job_that_is_told_usr1_saves_ends_with_143_and_goes_on_where_it_was_wh
     assert [event["step"] for event in events(again, "step")] == list(range(last + 1, 61))
 
 
-@pytest.mark.fault("J7", by="shim.py: a session of its own; acting.py: a sidecar for what has lost its launcher")
-def test_a_usr1_that_nobody_passes_on_ends_the_launcher_and_not_the_training(night: Night) -> None:
-    night.config("--delay", "0.02", training={"max_steps": 100_000})
-    process = night.popen("run", "T-1")
-    run = night.started()
-    wait_until(lambda: events(run, "step"), "a step")
+@pytest.mark.fault("J7", by="launcher.sh: kit_on_signal; stopping.py; status.py: preempted")
+def test_a_launcher_that_is_told_usr1_has_its_trainer_saved_and_is_preempted(warm_night: Night) -> None:
+    """`--signal=B:USR1@60` and `exec run.sh`: nothing is lost, nothing takes it up, the requeued job goes on."""
+    warm_night.config("--delay", "0.01", "--every", "1000", training={"max_steps": 60})
+    process = warm_night.popen("run", "T-1")
+    run = warm_night.started()
+    wait_until(lambda: len(events(run, "step")) > 5, "some steps")
     process.send_signal(signal.SIGUSR1)
-    assert process.wait(60) == -signal.SIGUSR1
-    told = len(events(run, "step"))
-    night.watch(code=0)
-    wait_until(lambda: len(events(run, "step")) > told + 10, "it trains on, and is followed")
-    night.state_is(run, "unsupervised")
-    assert not events(run, "abort") and night.run_dirs() == [run]
+    process.communicate(timeout=60)
+    last = events(run, "step")[-1]["step"]
+    assert (process.returncode, proven_steps(run)) == (143, [last])
+    assert (warm_night.state(run), warm_night.status(run)["stopped_by"]) == ("preempted", "USR1")
+    warm_night.watch(code=0)
+    assert not events(run, "abort") and warm_night.run_dirs() == [run]
+    warm_night("run", "T-1")
+    assert events(warm_night.run_dirs()[-1], "step")[0]["step"] == last + 1

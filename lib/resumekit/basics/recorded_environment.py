@@ -6,6 +6,7 @@ Try it: `grep -A40 '"environment"' runs/<run_id>/run.json`
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 NAMES = (
@@ -16,6 +17,24 @@ NAMES = (
     "SLURM_JOB_PARTITION", "VIRTUAL_ENV", "CONDA_PREFIX", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LANG", "LC_ALL", "TZ",
     "XDG_STATE_HOME", "RESUMEKIT_TRAINER_PYTHON",
 )  # fmt: skip
+
+# Which variable a scheduler names its job with, the first that is set; Kubernetes names none.
+_JOBS = {
+    "slurm": "SLURM_JOB_ID", "pbs": "PBS_JOBID", "lsf": "LSB_JOBID", "flux": "FLUX_JOB_ID", "oar": "OAR_JOB_ID",
+    "cobalt": "COBALT_JOBID", "condor": "_CONDOR_SLOT", "kubernetes": "KUBERNETES_SERVICE_HOST",
+}  # fmt: skip
+_GRID_ENGINE = ("SGE_TASK_ID", "JOB_ID")  # JOB_ID alone may be anybody's
+_MAX_JOB_CHARACTERS = 100
+
+
+def scheduler(environment: Mapping[str, str]) -> dict[str, str | None] | None:
+    """Return which scheduler's job this environment is of, as {name, job}; None outside of any."""
+    for name, variable in _JOBS.items():
+        if job := environment.get(variable):
+            return {"name": name, "job": None if name == "kubernetes" else job[:_MAX_JOB_CHARACTERS]}
+    if all(environment.get(variable) for variable in _GRID_ENGINE):
+        return {"name": "grid_engine", "job": environment["JOB_ID"][:_MAX_JOB_CHARACTERS]}
+    return None
 
 
 def passed_names(recorded: Any) -> list[str]:

@@ -130,7 +130,7 @@ def nearest(name: str, known: list[str]) -> str:
     if close := _near(own, siblings) or next(iter(elsewhere), None) or (None if siblings else _near(name, known)):
         return f"; the nearest known is {show(close)}"
     shown = siblings or known
-    return f"; known are {', '.join(shown)}" if len(shown) <= 12 else ""
+    return f"; known are {', '.join(shown)}" if len(shown) <= 14 else ""
 
 
 def _near(name: str, known: list[str]) -> str | None:

@@ -15,7 +15,7 @@ from ..basics.causes import NEVER_RECOVERED, OOM
 from ..basics.errors import KitError
 from ..planning import code_change, environment
 from ..planning.code_state import Code
-from ..run_folder import run_end
+from ..run_folder import run_end, status
 from ..run_folder.runs import Run
 from .incident import Incident
 
@@ -25,7 +25,15 @@ _BY_THE_INTERPRETER = ("python", "torch", "cuda")
 
 def before_a_choice(run: Run, incident: Incident) -> str | None:
     """Return what stands against going on from this incident, as run and incident say; None if nothing does."""
-    rules: Sequence[Callable[[Run, Incident], str | None]] = (_never, _done, _budget, _own_rate, _memory, _environment)
+    rules: Sequence[Callable[[Run, Incident], str | None]] = (
+        _never,
+        _code,
+        _done,
+        _budget,
+        _own_rate,
+        _memory,
+        _environment,
+    )
     return next((reason for rule in rules if (reason := rule(run, incident))), None)
 
 
@@ -71,6 +79,15 @@ def in_the_versions(run: Run, versions: Mapping[str, Any]) -> str | None:
 
 def _never(run: Run, incident: Incident) -> str | None:
     return incident.evidence or incident.cause if incident.cause in NEVER_RECOVERED else None
+
+
+def _code(run: Run, incident: Incident) -> str | None:
+    """Say of an exit code that the lab has said never to go on from."""
+    code = (run_end.read(run) or {}).get("code")
+    listed = run.setting("recover", "never_codes")
+    if "aborted" not in status.read_state(run) and isinstance(listed, list) and code in listed:
+        return f"{incident.evidence}; recover.never_codes says that nothing goes on from code {code} by itself"
+    return None
 
 
 def _done(run: Run, incident: Incident) -> str | None:

@@ -90,8 +90,10 @@ def _failed_by_itself(run: Run) -> bool:
 def _ended_before_a_step(run: Run) -> bool:
     if not status.shows_steps(run):
         return False  # nobody knows how many it made
+    if run_end.stopped_by(run_end.read(run)):
+        return False  # a stop says nothing
     state = status.read_state(run)
-    # A signal that was ours says nothing.
+    # Nor does a signal that was ours.
     return "aborted" not in state and "stopped" not in state and not _made_steps(run)
 
 

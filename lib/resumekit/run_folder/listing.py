@@ -155,6 +155,8 @@ def _detail(run: Run, seen: dict[str, Any]) -> str:
         parts.append(f"{speed:.2f} steps/s, {duration(seen['eta_s'])} left")
     if _number(seen["exit_code"]):
         parts.append(f"exit {seen['exit_code']}")
+    if seen.get("stopped_by"):
+        parts.append(f"by {plain(seen['stopped_by'])}")
     return ", ".join([*parts, *_suspended(seen), *_recovery(run, seen)])
 
 

@@ -21,11 +21,26 @@ def read(run: Run) -> dict[str, Any] | None:
     return end if is_end else None
 
 
+# A trainer that ends on one of these was stopped, whoever sent it: it has saved and says so by its code, or has died of
+# it. KILL is none of them.
+STOPS = {"INT": 130, "TERM": 143}
+
+
+def stopped_by(end: dict[str, Any] | None) -> str | None:
+    """Return which stop a trainer ended on, 'INT' or 'TERM'; None where it ended otherwise."""
+    if end is None:
+        return None
+    if end.get("by") in STOPS:
+        return str(end["by"])
+    return next((name for name, code in STOPS.items() if end.get("code") == code), None)
+
+
 def words(end: dict[str, Any] | None) -> str:
     """Say how a trainer ended: 'ended (code 137; signal 9), elapsed 12.3 s'."""
     if end is None:
         return f"ended, nobody saw how (its shim was killed too), {utc_now()}"
     by_signal = f"; signal {end['signal']}" if end.get("signal") else ""
+    by_signal += f"; on {end['by']}" if end.get("by") in STOPS else ""
     by_signal += "; killed for want of memory" if is_oom_kill(end) else ""
     elapsed_s = end.get("elapsed_s")
     elapsed = f", elapsed {elapsed_s:.1f} s" if isinstance(elapsed_s, (int, float)) else ""
@@ -35,7 +50,8 @@ def words(end: dict[str, Any] | None) -> str:
 def fields(end: dict[str, Any] | None) -> dict[str, Any]:
     """Return what the `exited` event says of it."""
     seen = {key: end.get(key) if end else None for key in ("code", "signal", "elapsed_s", "pid")}
-    return {**seen, "oom_kill": True} if is_oom_kill(end) else seen
+    by = {"by": end["by"]} if end and end.get("by") in STOPS else {}
+    return {**seen, **by, **({"oom_kill": True} if is_oom_kill(end) else {})}
 
 
 def is_oom_kill(end: dict[str, Any] | None) -> bool:

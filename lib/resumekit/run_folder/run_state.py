@@ -242,7 +242,8 @@ def _recovery(state: State, event: Event) -> None:
 
 
 def _stopped(state: State, event: Event) -> None:
-    state["stopped"] = {"by": text(event.get("by")), "at": at(event.get("at"))}
+    # The first one: a scheduler that warns with USR1 sends TERM when its patience is over.
+    state.setdefault("stopped", {"by": text(event.get("by")), "at": at(event.get("at"))})
 
 
 def _exited(state: State, event: Event) -> None:

@@ -32,6 +32,8 @@ TAKEN_UP = frozenset({"failed", "lost", "aborted"})
 LIVE = frozenset({"starting", "running", "unsupervised"})
 # Whoever holds the status lock for longer is at work on it, and will write what is new itself.
 RENEW_WAIT_S = 2.0
+# What a scheduler sends before it ends a job; who asks for a stop with one of these wants the run to go on later.
+_WARNINGS = frozenset({"USR1", "USR2"})
 # Thirty years: nobody waits for more, and the calendar may not reach there.
 MAX_ETA_S = 1e9
 
@@ -104,16 +106,23 @@ def observe(run: Run, state: State, view: View) -> dict[str, Any]:
         "last_warning": state.get("last_warning"),
         "checks": check.summary(state.get("checks", {})),
         "recovery": state.get("recovery"),
+        "stopped_by": stop_of(state, view.end) if is_now in ("stopped", "preempted") else None,
         "suspended": [one._asdict() for one in view.suspended],
     }
 
 
 def name_of(run: Run, state: State, view: View) -> str:
     """Name the state of a run, whatever is in its config."""
-    return state_of(state, view, count(run.setting("training", "max_steps")), shows_steps=shows_steps(run))
+    return state_of(
+        state, view, count(run.setting("training", "max_steps")), shows_steps=shows_steps(run),
+        is_in_a_job=has_scheduler(run), incident_codes=_codes(run.setting("recover", "always_codes")),
+    )  # fmt: skip
 
 
-def state_of(state: State, view: View, max_steps: int | None, *, shows_steps: bool = True) -> str:
+def state_of(
+    state: State, view: View, max_steps: int | None, *, shows_steps: bool = True, is_in_a_job: bool = False,
+    incident_codes: frozenset[int] = frozenset(),
+) -> str:  # fmt: skip
     """Name the state of a run; a trainer is never called dead on doubt.
 
     Args:
@@ -121,15 +130,18 @@ def state_of(state: State, view: View, max_steps: int | None, *, shows_steps: bo
         view: processes, end and clock.
         max_steps: where the run is whole; None if that is not known.
         shows_steps: whether steps can be expected to be seen. Without, a trainer that is there counts as running.
+        is_in_a_job: whether a scheduler started it: a stop that is not a person's is the scheduler's then.
+        incident_codes: exit codes that are an incident even where they are those of a stop.
     """
     if needs_attention(state):
         return "needs_attention"
     if view.end is not None:
-        return _end_state(state, view.end, max_steps, shows_steps)
+        by = None if view.end.get("code") in incident_codes else run_end.stopped_by(view.end)
+        return _end_state(state, view.end, max_steps, shows_steps, by and ("preempted" if is_in_a_job else "stopped"))
     if not state.get("launched"):
         return "starting" if view.launcher == processes.ALIVE else "never_started"
     if view.trainer == processes.DEAD:  # and nobody saw how
-        return "stopped" if state.get("stopped") else "aborted" if state.get("aborted") else "lost"
+        return _asked_state(state) or ("aborted" if state.get("aborted") else "lost")
     if view.launcher == processes.DEAD:
         return "unsupervised"
     has_begun = "step" in state or state.get("phase") not in ("startup", "compile")
@@ -141,21 +153,43 @@ def needs_attention(state: State) -> bool:
     return (state.get("recovery") or {}).get("outcome") == NEEDS_ATTENTION
 
 
-def _end_state(state: State, end: dict[str, Any], max_steps: int | None, shows_steps: bool) -> str:
+def stop_of(state: State, end: dict[str, Any] | None) -> str | None:
+    """Return the signal that a run was stopped with: what asked for it, else what its trainer ended on."""
+    return (state.get("stopped") or {}).get("by") or run_end.stopped_by(end)
+
+
+def has_scheduler(run: Run) -> bool:
+    """Whether a scheduler's job started the run, by run.json; one from before that field may name Slurm's job."""
+    known = run.record.get("scheduler")
+    environment = run.record.get("environment")
+    values = environment.get("values") if isinstance(environment, dict) else None
+    return isinstance(known, dict) or (isinstance(values, dict) and "SLURM_JOB_ID" in values)
+
+
+def _codes(value: Any) -> frozenset[int]:
+    return frozenset(code for code in value if type(code) is int) if isinstance(value, list) else frozenset()
+
+
+def _asked_state(state: State) -> str | None:
+    """Name the end of a run that somebody has asked for; None where nobody has."""
+    stopped = state.get("stopped")
+    return None if not stopped else "preempted" if stopped.get("by") in _WARNINGS else "stopped"
+
+
+def _end_state(state: State, end: dict[str, Any], max_steps: int | None, shows_steps: bool, stopped: str | None) -> str:
     code, step = end.get("code"), state.get("step")
     has_reached_end = step is not None and max_steps is not None and step >= max_steps
     if code == 0 and has_reached_end:
         return "finished"
-    if state.get("stopped"):
-        return "stopped"
+    if asked := _asked_state(state):
+        return asked
     if state.get("aborted"):
         return "aborted"
     if code == 0:
         # Where steps can be seen and there is an end, code 0 alone proves nothing; where they cannot, it has to do.
         is_unseen = step is None and (not shows_steps or state.get("last_checkpoint_step") is not None)
         return "finished" if max_steps is None or is_unseen else "ended_early"
-    # 143: a trainer that saved and ended on the scheduler's TERM; one that was killed by it has a signal instead.
-    return "preempted" if code == 143 and end.get("signal") is None else "failed"
+    return stopped or "failed"
 
 
 def shows_steps(run: Run) -> bool:

@@ -60,6 +60,7 @@ def record(
         "launcher": launcher.as_fields() if launcher else None,
         "versions": dict(versions),
         "environment": environment(resolved["trainer"]["env"]),
+        "scheduler": recorded_environment.scheduler(os.environ),
         "seed": config.get(resolved, "training.seed"),
         "created_at": utc_now(),
         "kit_version": kit_version.version(),

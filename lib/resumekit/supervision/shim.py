@@ -1,7 +1,9 @@
 """The process between the launcher and the trainer: starts it in a session of its own, waits, writes exit.json.
 
-It is why the trainer's end is known when the launcher is gone. It knows nothing else, and nothing can make it stop
-but KILL. Run by path with `python -I -S`: it imports only the standard library, `basics` and one module beside it.
+It is why the trainer's end is known when the launcher is gone. Nothing can make it stop but KILL. It has a session of
+its own and blocks signals: one that comes to it was sent to the whole job, which it journals (`signalled`). It takes in
+what its trainer leaves behind, and where that is more than nothing, `session_end` says when the training is over.
+Run by path with `python -I -S`: it imports only the standard library, `basics` and one module beside it.
 
     python -I -S lib/resumekit/supervision/shim.py RUN_DIR LAUNCHER_PID [HEAD_DIR] -- COMMAND ARG...
 """
@@ -28,13 +30,20 @@ from resumekit.supervision import memory_kills
 
 # The launcher's background jobs ignore INT and QUIT, Python ignores PIPE and XFSZ: a trainer must not inherit that.
 _TRAINER_DEFAULTS = (
-    signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ,
+    signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGUSR1,
+    signal.SIGUSR2,
 )  # fmt: skip
+# What it blocks, and waits for: a child's end, and what may be sent to a whole job.
+_OF_THE_JOB = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+_AWAITED = (signal.SIGCHLD, *_OF_THE_JOB)
+# A scheduler may repeat its signal every second.
+_SAY_AGAIN_S = 1.0
+_SET_CHILD_SUBREAPER = 36  # prctl(2)
 # More than exit.json ever has.
 _END_BYTES = 512
 # What a trainer that was killed ends with; a shell around it hands it on as a code.
 _KILLED = 128 + signal.SIGKILL
-_SHIM_IGNORES = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP)
+_SHIM_IGNORES = (*_OF_THE_JOB, signal.SIGQUIT, signal.SIGHUP)
 
 
 def main(argv: list[str]) -> int:
@@ -51,10 +60,12 @@ def main(argv: list[str]) -> int:
     head, command = "".join(argv[2:split]), argv[split + 1 :]
     for number in _SHIM_IGNORES:
         signal.signal(number, signal.SIG_IGN)
+    with contextlib.suppress(OSError):  # the leader of a group cannot; then a signal to that group is taken for more
+        os.setsid()
     reserved = _reserve(run)
     started = time.monotonic()
     # Blocked, not ignored: a signal that comes before the exec waits for it, an ignored one would be lost.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _TRAINER_DEFAULTS)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (*_TRAINER_DEFAULTS, signal.SIGCHLD))
     try:
         pid = os.fork()
     except OSError as error:
@@ -63,17 +74,93 @@ def main(argv: list[str]) -> int:
         return FAILED
     if pid == 0:
         _become_trainer(run, launcher_pid, head, command, mask)
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    counter = memory_kills.counter()  # the trainer is on its way already, and does not wait for this
+    leader = processes.identify(pid, os.environ.get(processes.TOKEN_VARIABLE))
+    is_subreaper = _become_subreaper()  # the trainer is on its way already, and does not wait for this
+    counter = memory_kills.counter()
     before = memory_kills.kills(counter)
-    _, status = os.waitpid(pid, 0)
-    number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
-    code = 128 + number if number else os.waitstatus_to_exitcode(status)
-    end = {"code": code, "signal": number, "pid": pid, "at": utc_now(), "elapsed_s": time.monotonic() - started}
-    if code == _KILLED and before is not None and (memory_kills.kills(counter) or 0) > before:
+    job = _Job(run)
+    end = _of_status(job.wait_for(pid)) | {"pid": pid}
+    end = _outlasted(run, leader, end, job, is_subreaper=is_subreaper)
+    end |= {"at": utc_now(), "elapsed_s": time.monotonic() - started}
+    if end["code"] == _KILLED and before is not None and (memory_kills.kills(counter) or 0) > before:
         end["oom_kill"] = True  # evidence, and only where there is some: others send KILL too
     _write_end(run, reserved, end)
-    return code
+    return int(end["code"])
+
+
+class _Job:
+    """The shim's children, and the signals that were sent to the whole job that it is a part of."""
+
+    def __init__(self, run: RunPaths) -> None:
+        self._run = run
+        self._ended: dict[int, int] = {}
+        self.seen: dict[int, float] = {}
+
+    def wait_for(self, pid: int) -> int:
+        """Return the wait status of a child, once it has ended; others are taken in meanwhile."""
+        while pid not in self._ended:
+            self._hear(signal.sigwaitinfo(_AWAITED))
+            self._ended.update(self.reap() or {})
+        return self._ended[pid]
+
+    def wait(self, timeout_s: float) -> None:
+        """Sleep for so long at most; a child's end or a signal to the job ends it."""
+        self._hear(signal.sigtimedwait(_AWAITED, timeout_s))
+
+    def reap(self) -> dict[int, int] | None:
+        """Take in the children that have ended, as pid -> wait status; None where there is no child at all."""
+        ended: dict[int, int] = {}
+        try:
+            while (found := os.waitpid(-1, os.WNOHANG))[0]:
+                ended[found[0]] = found[1]
+        except ChildProcessError:
+            return ended or None
+        return ended
+
+    def _hear(self, heard: signal.struct_siginfo | None) -> None:
+        if heard is None or heard.si_signo == signal.SIGCHLD:
+            return
+        now, last = time.monotonic(), self.seen.get(heard.si_signo)
+        self.seen[heard.si_signo] = now
+        if last is not None and now - last < _SAY_AGAIN_S:
+            return
+        with contextlib.suppress(OSError):
+            if os.path.getsize(self._run.journal):  # `launched` is the first event of a run with a trainer
+                name = signal.Signals(heard.si_signo).name.removeprefix("SIG")
+                journal.append(self._run.journal, "signalled", os.environ.get("RESUMEKIT_RUN_ID"), by=name)
+
+
+def _outlasted(
+    run: RunPaths, leader: processes.Identity | None, end: dict[str, object], job: _Job, *, is_subreaper: bool
+) -> dict[str, object]:
+    """Return how the training has ended whose first process has: most leave nothing behind, and pay for no more."""
+    has_children = job.reap() is not None
+    is_left = has_children if is_subreaper or leader is None else bool(processes.session_members(leader))
+    if not is_left and end["code"] != FAILED:
+        return end
+    with contextlib.suppress(Exception):  # whatever it is: the end has to be written down
+        from resumekit.supervision import session_end  # late: rare, and 30 ms
+
+        if is_left and leader is not None:
+            return session_end.outlast(run.run_dir, leader, end, session_end.Ears(job.seen, job.wait, job.reap))
+        if by := session_end.stopped_by(run.run_dir, end):
+            return end | {"by": by}
+    return end
+
+
+def _of_status(status: int) -> dict[str, object]:
+    number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+    return {"code": 128 + number if number else os.waitstatus_to_exitcode(status), "signal": number}
+
+
+def _become_subreaper() -> bool:
+    """Have what the trainer leaves behind become children of this process, so that it need not look for them."""
+    try:
+        import ctypes  # late: 10 ms
+
+        return ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+    except (ImportError, OSError, AttributeError):
+        return False
 
 
 def _become_trainer(run: RunPaths, launcher_pid: int, head: str, command: list[str], mask: set[signal.Signals]) -> None:

@@ -49,7 +49,8 @@ LAST_LINES_S = 5.0
 NEVER_STARTED_S = 10.0
 # A log that is cut again and again is spoken of no more often.
 NOTICE_S = 600.0
-# How long the end is tried to be written down while the disk is full.
+# How long the end is tried to be written down while the disk is full: by the launcher's side, and then without it.
+CONCLUDE_S = 3.0
 CATCH_UP_S = 24 * 3600.0
 
 
@@ -92,15 +93,43 @@ class Sidecar:
             if end is not None or self._is_over_unseen():
                 break
             self._sleep()
-        give_up = time.monotonic() + CATCH_UP_S
-        while not self._conclude(end) and time.monotonic() < give_up:
-            time.sleep(PROBE_S)
+        is_concluded = self._try_to_conclude(end, CONCLUDE_S)
         if self._echo:
             self._echo.finish(LAST_LINES_S)
+        if not is_concluded:
+            return self._leave_it_to_a_child(end)
         # The launcher waits for the code, and not for long.
         code = exit_code(self._state, self._observed()["state"])
         self._best.finish(LIMIT_S if code == DONE else LAST_LINES_S)
         return code
+
+    def _try_to_conclude(self, end: dict[str, Any] | None, limit_s: float) -> bool:
+        give_up = time.monotonic() + limit_s
+        while not (is_concluded := self._conclude(end)) and time.monotonic() < give_up:
+            time.sleep(PROBE_S)
+        return is_concluded
+
+    def _leave_it_to_a_child(self, end: dict[str, Any] | None) -> int:
+        """Say what cannot be written down, and let a child go on trying: the launcher and its pipe wait for no disk.
+
+        The child holds the status lock on, and nothing that anybody reads from.
+        """
+        where = self._run.paths.run_dir
+        words = f"the end of '{self._run.run_id}' cannot be written down now in '{where}' (is the disk full?)"
+        with contextlib.suppress(OSError):
+            os.write(2, f"resumekit: {words}: {run_end.words(end)}; it is tried again for a day\n".encode())
+        if os.fork():
+            return exit_code(self._state, self._observed()["state"])
+        code = FAILED
+        try:
+            os.setsid()
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            for descriptor in (0, 1, 2):
+                os.dup2(nowhere, descriptor)
+            self._echo = None
+            code = DONE if self._try_to_conclude(end, CATCH_UP_S) else FAILED
+        finally:
+            os._exit(code)
 
     def _beat(self, *, has_ended: bool) -> None:
         known = self._milestones()
@@ -157,7 +186,12 @@ class Sidecar:
     def _is_over_unseen(self) -> bool:
         """Whether nobody will ever say how the trainer ended: its shim is dead too, or never came."""
         has_waited = time.monotonic() - self._started > NEVER_STARTED_S
-        is_dead = self._shown_state in ("lost", "stopped", "aborted")  # an end that was seen is none of these here
+        is_dead = self._shown_state in (
+            "lost",
+            "stopped",
+            "preempted",
+            "aborted",
+        )  # an end that was seen is none of these here
         return is_dead or (self._shown_state == "never_started" and has_waited)
 
     def _sleep(self) -> None:

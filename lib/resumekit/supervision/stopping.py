@@ -1,7 +1,9 @@
-"""Ending a run because a person, or a signal to the launcher, asked for it.
+"""Ending a run because a person, a scheduler or a rule asked for it.
 
-The signal goes to the trainer, which saves and ends; after the grace, or the second time, KILL goes to everything in
-its session. `stopped` is in the journal before the signal is sent: what was ended on purpose is never recovered.
+One stop is one stop, however often it is asked for. The signal goes to the trainer's first process, which saves and
+ends; what it has left behind is told by the shim (`session_end`), or from here where that is dead. After the grace, or
+where a person wants it now, KILL goes to all of it. `stopped` is in the journal before the signal is sent: what was
+ended on purpose is never recovered.
 """
 
 from __future__ import annotations
@@ -14,10 +16,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ..basics import claims, journal, processes
+from ..basics import claims, journal, process_details, processes
 from ..basics.errors import DONE, FAILED
 from ..run_folder import recovery, run_end
 from ..run_folder.runs import Run, open_run
+from .survivors import SETTLE_S, Progress, Survivors, signal_for
 
 # How long a trainer that is just being started is waited for before a stop gives up on it.
 START_WAIT_S = 10.0
@@ -25,35 +28,115 @@ START_WAIT_S = 10.0
 SEND_TRIES = 10
 # How long KILL is given to work: a process in uninterruptible sleep does not end on it.
 KILL_WAIT_S = 10.0
+# How long a signal to the launcher is held back for the shim to hear the same one: then the trainer has got it too.
+JOB_WAIT_S = 0.3
+# How old what the shim has heard may be.
+SAME_STOP_S = 5.0
+LOOK_S = 0.25
+# What the end takes to be written down.
+END_WAIT_S = 5.0
+STOP_SIGNALS = ("TERM", "INT", "USR1", "USR2")
 
 
-def stop(run_dir: Path, signal_name: str, *, is_now: bool = False, is_aborted: bool = False) -> int:
+def stop(
+    run_dir: Path, signal_name: str, *, is_now: bool = False, is_aborted: bool = False, is_launcher_s: bool = False
+) -> int:
     """Stop a run's trainer.
 
     Args:
         run_dir: its run folder.
-        signal_name: 'INT' or 'TERM', passed on to the trainer.
-        is_now: KILL its whole session at once.
+        signal_name: 'INT', 'TERM', 'USR1' or 'USR2': what asks for it. One of `trainer.pass_signals` stops nothing, it
+            is handed on as it is.
+        is_now: KILL all of it at once.
         is_aborted: a check or a rule ends it, not a person: its `abort` event is in the journal already.
+        is_launcher_s: the signal came to the launcher, and may have come to the trainer too.
 
     Returns:
         0 when it has ended, 1 when there was nothing to stop or it cannot be stopped from here.
     """
     run = open_run(run_dir)
     if is_aborted:
-        return _alone(run, lambda: _end(run, _wait_for_trainer(run), signal_name, is_now=False))
+        return _alone(run, lambda: _end(run, _wait_for_trainer(run), signal_name))
     trainer = _wait_for_trainer(run)
     if not run.is_in_our_namespace:
         _say(f"'{run.run_id}' was started in another container: it can be stopped from there alone")
         return FAILED
     if trainer is not None and _stays_unknown(trainer) and _is_unknown(run, trainer):
         return FAILED  # nothing is written down: it may be taken up where it can be seen
+    has_heard = is_launcher_s and trainer is not None and _was_sent_to_the_job(run, signal_name)
+    if signal_name in _passed_on(run):
+        return _pass_on(trainer, signal_name, has_heard=has_heard)
     is_over = trainer is None and _awaits_recovery(run)
     if trainer is not None or is_over:
         _write_down(run, signal_name, is_now=is_now)
     if is_over:
         return _stop_the_next(run, signal_name, is_now=is_now)
-    return _end(run, trainer, signal_name, is_now=is_now)
+    if is_now or trainer is None:
+        return _end_now(run, trainer)
+    return _alone(run, lambda: _end(run, trainer, signal_name, has_heard=has_heard))
+
+
+def stop_signal(run: Run, signal_name: str) -> int:
+    """Return what the trainer gets at a stop: `trainer.stop_signal`; INT stays INT where that is TERM."""
+    wanted = run.setting("trainer", "stop_signal", "TERM")
+    wanted = wanted if wanted in STOP_SIGNALS else "TERM"
+    name = "INT" if wanted == "TERM" and signal_name == "INT" else wanted
+    return signal.Signals[f"SIG{name}"]
+
+
+def grace_s(run: Run) -> float:
+    """Return abort.grace_s; a config that cannot be read does not take the grace away."""
+    seconds = run.setting("abort", "grace_s", 60)
+    return float(seconds) if type(seconds) in (int, float) and 0 <= seconds < 1e6 else 60.0
+
+
+def _passed_on(run: Run) -> list[str]:
+    names = run.setting("trainer", "pass_signals", [])
+    return [name for name in names if name in ("USR1", "USR2")] if isinstance(names, list) else []
+
+
+def _pass_on(trainer: processes.Identity | None, signal_name: str, *, has_heard: bool) -> int:
+    """Hand a signal on to a trainer that knows it: to its first process; where that has ended, to what it has left."""
+    if trainer is None:
+        return FAILED
+    number = signal.Signals[f"SIG{signal_name}"]
+    if not has_heard and not _send(trainer, number):
+        survivors = Survivors(trainer)
+        for orphan in survivors.orphans(survivors.members()):
+            if process_details.catches(orphan.pid, number):
+                processes.send(orphan, number)
+    return DONE
+
+
+def _was_sent_to_the_job(run: Run, signal_name: str) -> bool:
+    """Whether the shim got the signal too: it has a session of its own, so it was sent to every process of the job.
+
+    Schedulers do that (Slurm's linuxproc, systemd's KillMode=control-group), and then the trainer has it already.
+    """
+    number = signal.Signals[f"SIG{signal_name}"]
+    give_up = time.monotonic() + JOB_WAIT_S
+    while True:
+        shim = _shim(run)
+        with contextlib.suppress(OSError):
+            heard = journal.newest(run.paths.journal, "signalled")
+            at = heard.get("mono_s") if heard and heard.get("by") == signal_name else None
+            if type(at) in (int, float) and abs(time.monotonic() - at) < SAME_STOP_S:
+                return True
+        if shim is None or process_details.is_pending(shim.pid, number):
+            return shim is not None
+        if time.monotonic() > give_up:
+            return False
+        time.sleep(0.02)
+
+
+def _shim(run: Run) -> processes.Identity | None:
+    """Return the run's shim while it lives."""
+    with contextlib.suppress(OSError):
+        for event, _ in journal.read(run.paths.journal):
+            if event["event"] == "launched":
+                shim = processes.identity_from(event.get("shim"))
+                return shim if shim and processes.probe(shim) == processes.ALIVE else None
+    return None
 
 
 def _stop_the_next(run: Run, signal_name: str, *, is_now: bool) -> int:
@@ -82,13 +165,18 @@ def _write_down(run: Run, signal_name: str, *, is_now: bool) -> None:
 
 
 def _alone(run: Run, end: Callable[[], int]) -> int:
-    """Let one process at a time stop a run that a rule has ended: a trainer that is saving takes a second TERM for now.
+    """Let one process at a time stop a run: a trainer that is saving may take a second signal for "now".
 
-    Whoever comes second leaves it to the first; if that one is killed, the lock is free again.
+    One that comes second waits for the first; if that is killed, the lock is free again.
     """
     descriptor = claims.open_lock(run.paths.stop_lock)
     try:
-        return end() if claims.try_lock(descriptor) else DONE
+        give_up = time.monotonic() + grace_s(run) + KILL_WAIT_S + END_WAIT_S
+        while not claims.try_lock(descriptor):
+            if run_end.read(run) is not None or time.monotonic() > give_up:
+                return DONE
+            time.sleep(LOOK_S)
+        return end() if run_end.read(run) is None else DONE
     finally:
         os.close(descriptor)
 
@@ -99,22 +187,67 @@ def _awaits_recovery(run: Run) -> bool:
     return run.has_started and (end is None or end["code"] != 0)
 
 
-def _end(run: Run, trainer: processes.Identity | None, signal_name: str, *, is_now: bool) -> int:
+def _end(run: Run, trainer: processes.Identity | None, signal_name: str, *, has_heard: bool = False) -> int:
     if trainer is None:
         return FAILED
-    if not is_now:
-        grace_s = _grace_s(run)
-        deadline = time.monotonic() + grace_s
-        if not _send(trainer, signal.Signals[f"SIG{signal_name}"]) and _is_unknown(run, trainer):
-            return FAILED
-        if processes.wait_for_end(trainer, grace_s):
-            # What it has left behind (data workers) may still be putting away its things.
-            while processes.session_members(trainer) and time.monotonic() < deadline:
-                time.sleep(0.05)
+    deadline = time.monotonic() + grace_s(run)
+    number = stop_signal(run, signal_name)
+    if not has_heard and not _tell_first(trainer, number) and _is_unknown(run, trainer):
+        return FAILED
+    if has_heard:
+        _tell_if_it_trains_on(run, trainer, number, deadline)
+    if processes.wait_for_end(trainer, deadline - time.monotonic()):
+        _wait_for_what_is_left(run, trainer, number, deadline, has_heard=has_heard)
+    return _end_now(run, trainer)
+
+
+def _tell_first(trainer: processes.Identity, number: int) -> bool:
+    return _send(trainer, signal_for(trainer.pid, number))
+
+
+def _tell_if_it_trains_on(run: Run, trainer: processes.Identity, number: int, deadline: float) -> None:
+    """Watch a trainer that has got the signal from elsewhere; one that begins further steps has not."""
+    progress = Progress(run)
+    settled_at = time.monotonic() + SETTLE_S
+    while time.monotonic() < deadline and not processes.wait_for_end(trainer, LOOK_S):
+        progress.look()
+        if time.monotonic() < settled_at:
+            progress.begin_anew()
+        elif progress.trains_on:
+            _tell_first(trainer, number)
+            return
+
+
+def _wait_for_what_is_left(
+    run: Run, trainer: processes.Identity, number: int, deadline: float, *, has_heard: bool
+) -> None:
+    """Wait for the rest of a training whose first process has ended: a wrapper's Python may still be saving.
+
+    The shim tells it to stop. Where the shim is dead too, it is told from here.
+    """
+    survivors = Survivors(trainer)
+    members = survivors.members()
+    if has_heard:
+        survivors.have_heard([number], members)
+    while members and time.monotonic() < deadline:
+        if _shim(run) is None:
+            survivors.tell(number, members)
+        time.sleep(0.1)
+        members = survivors.members()
+
+
+def _end_now(run: Run, trainer: processes.Identity | None) -> int:
+    if trainer is None:
+        return FAILED
     if left := processes.kill_session(trainer, KILL_WAIT_S):
         _warn(run, "cannot_be_killed", f"{left} processes of session {trainer.pid} do not end on KILL")
         return FAILED
-    return FAILED if _is_unknown(run, trainer) else DONE
+    if _is_unknown(run, trainer):
+        return FAILED
+    give_up = time.monotonic() + END_WAIT_S
+    while run_end.read(run) is None and _shim(run) is not None and time.monotonic() < give_up:
+        time.sleep(0.02)
+    return DONE
 
 
 def _send(trainer: processes.Identity, number: int) -> bool:
@@ -157,20 +290,21 @@ def _say(sentence: str) -> None:
         print(f"resumekit: {sentence}", file=sys.stderr, flush=True)
 
 
-def _grace_s(run: Run) -> float:
-    """Return abort.grace_s; a config that cannot be read does not take the grace away."""
-    grace_s = run.setting("abort", "grace_s", 60)
-    return float(grace_s) if type(grace_s) in (int, float) and 0 <= grace_s < 1e6 else 60.0
-
-
 def _wait_for_trainer(run: Run) -> processes.Identity | None:
-    """Return the live trainer; None when it has ended already or never comes."""
+    """Return the trainer's first process while anything of the training lives; None when all has ended, or none comes.
+
+    A wrapper may have ended before what it wrapped: its shim says when the training has.
+    """
     deadline = time.monotonic() + START_WAIT_S
     while time.monotonic() < deadline and run_end.read(run) is None:
         with contextlib.suppress(OSError):  # a network drive may answer the next time
             for event, _ in journal.read(run.paths.journal):
                 if event["event"] == "launched":
                     trainer = processes.identity_from(event.get("trainer"))
-                    return trainer if trainer and processes.probe(trainer) != processes.DEAD else None
+                    return trainer if trainer and _is_there(trainer) else None
         time.sleep(0.05)
     return None
+
+
+def _is_there(trainer: processes.Identity) -> bool:
+    return processes.probe(trainer) != processes.DEAD or bool(processes.session_members(trainer))

@@ -1,7 +1,8 @@
 """Hold back INT and TERM while a checkpoint is saved, and hand them on when it is done.
 
-A signal in the middle of torch.save would finalise the archive on its way out. A second signal means now: both are
-handed on at once, and what was being saved is dropped.
+A signal in the middle of torch.save would finalise the archive on its way out. One stop is one stop: a scheduler sends
+TERM to the whole job, and again, so what comes while one is held back is that one once more. A person's second INT,
+after a moment, means now: it is handed on at once, and what was being saved is dropped.
 """
 
 from __future__ import annotations
@@ -9,12 +10,17 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-DEFERRED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+DEFERRED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+# Each of these asks for the same, and only the first one is handed on; the others may mean something of the lab's.
+_STOPS = frozenset({signal.SIGINT, signal.SIGTERM})
+# A second INT that comes sooner is a key that bounces, or a job that gets it twice.
+MOMENT_S = 1.0
 
 
 @contextmanager
@@ -29,12 +35,19 @@ def deferred_signals() -> Iterator[None]:
         number: handler
         for number in DEFERRED
         if (handler := signal.getsignal(number)) not in (signal.SIG_IGN, None)
-        and not (number == signal.SIGUSR1 and handler == signal.SIG_DFL)
+        and not (number not in _STOPS and handler == signal.SIG_DFL)
     }
+    first_int_s: list[float] = []
 
     def hold(number: int, frame: FrameType | None) -> None:
-        pending.append(number)
-        if len(pending) > 1:
+        now_s = time.monotonic()
+        is_now = number == signal.SIGINT and bool(first_int_s) and now_s - first_int_s[0] >= MOMENT_S
+        if number == signal.SIGINT and not first_int_s:
+            first_int_s.append(now_s)
+        if number not in pending and not (number in _STOPS and _STOPS & set(pending)):
+            pending.append(number)
+        elif is_now:
+            pending.append(number)
             _put_back(before)
             _hand_on(pending)
 

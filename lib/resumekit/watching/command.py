@@ -30,7 +30,7 @@ MAX_EVERY_S = 86_400
 # With --quiet: a line each minute for a run of another host would fill cron's log.
 _NOT_WORTH_A_LINE = (watch.WELL, watch.PAUSED, watch.REMOTE)
 _SWITCHES = {"--json": "is_json", "--observe": "is_observed", "--quiet": "is_quiet",
-             "--stop": "is_stop", "--log": "is_logged"}  # fmt: skip
+             "--stop": "is_stop", "--now": "is_now", "--log": "is_logged"}  # fmt: skip
 
 
 class Asked(NamedTuple):
@@ -42,6 +42,7 @@ class Asked(NamedTuple):
         is_observed: only say what is wrong.
         is_quiet: say nothing of runs that are well, paused, or another host's.
         is_stop: end the wanted runs.
+        is_now: without a grace.
         is_logged: write what is new into the watcher's log; the terminal gets nothing.
     """
 
@@ -50,6 +51,7 @@ class Asked(NamedTuple):
     is_observed: bool = False
     is_quiet: bool = False
     is_stop: bool = False
+    is_now: bool = False
     is_json: bool = False
     is_logged: bool = False
     runs: Path | None = None
@@ -70,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
             raise UsageError(f"{words} (runs.sh lists them)")
         _say(f"{words} yet")
     if asked.is_stop:
-        return _stop(runs_dir, asked.wanted)
+        return _stop(runs_dir, asked)
     one_pass = _logged_pass if asked.is_logged else _pass
     if asked.every_s is None:
         return one_pass(runs_dir, asked)
@@ -147,16 +149,16 @@ def _logged_pass(runs_dir: Path, asked: Asked) -> int:
     return _code(looks) if all(deed.is_done for deed in deeds) else FAILED
 
 
-def _stop(runs_dir: Path, wanted: Sequence[str]) -> int:
-    if not wanted:
+def _stop(runs_dir: Path, asked: Asked) -> int:
+    if not asked.wanted:
         raise UsageError("--stop ends runs: say which (EXP or RUN_ID)")
-    live = watch.live_runs(runs_dir, wanted, of_all_users=True)
+    live = watch.live_runs(runs_dir, asked.wanted, of_all_users=True)
     if not live:
         _say("nothing to stop: none of them is live")
         return FAILED
     from . import acting
 
-    return DONE if _told(acting.stop(runs_dir, live)) else FAILED
+    return DONE if _told(acting.stop(runs_dir, live, is_now=asked.is_now)) else FAILED
 
 
 def _told(deeds: Sequence[Deed]) -> bool:
@@ -218,6 +220,8 @@ def parse(arguments: Sequence[str]) -> Asked:
         raise UsageError("--stop ends runs, once: --observe, --every and --json do not go with it")
     if asked.is_logged and (asked.is_stop or asked.is_json):
         raise UsageError("--log writes what is new in a pass into a file: --stop and --json do not go with it")
+    if asked.is_now and not asked.is_stop:
+        raise UsageError("--now goes with --stop alone: it ends runs without a grace")
     return asked
 
 

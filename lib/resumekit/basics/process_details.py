@@ -1,0 +1,78 @@
+"""What /proc tells of a process beside its identity: its parent, its signals, its pipes, its processor time.
+
+Each answer is of one moment; a process that is gone, or that may not be looked at, has none of these. Writes nothing.
+Try it: `grep -E 'Sig|Shd' /proc/self/status`
+"""
+
+from __future__ import annotations
+
+import os
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+# A shell that waits for a foreground child acts on INT only when that child has ended.
+_SHELLS = frozenset({"ash", "bash", "busybox", "dash", "ksh", "ksh93", "mksh", "sh", "yash", "zsh"})
+
+
+def parent_of(pid: int) -> int | None:
+    """Return the pid of a process's parent."""
+    fields = _stat_fields(pid)
+    return int(fields[1]) if fields else None
+
+
+def cpu_s(pid: int) -> float:
+    """Return the processor time that a process has used, in seconds; 0 where that is not known."""
+    fields = _stat_fields(pid)
+    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S if fields else 0.0
+
+
+def is_shell(pid: int) -> bool:
+    """Whether a process runs a shell, by the name of its program."""
+    return os.path.basename(_link(pid, "exe") or "") in _SHELLS
+
+
+def is_pending(pid: int, number: int) -> bool:
+    """Whether a signal was sent to a process that blocks it and has not taken it yet."""
+    return _has_bit(pid, ("SigPnd", "ShdPnd"), number)
+
+
+def catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal; one without it dies of it, or ignores it."""
+    return _has_bit(pid, ("SigCgt",), number)
+
+
+def ignores(pid: int, number: int) -> bool:
+    return _has_bit(pid, ("SigIgn",), number)
+
+
+def reads_from(pid: int, others: list[int]) -> bool:
+    """Whether a process's standard input is a pipe into which one of `others` writes its output (`python | tee`)."""
+    pipe = _link(pid, "fd/0")
+    if pipe is None or not pipe.startswith("pipe:"):
+        return False
+    return any(other != pid and pipe in (_link(other, "fd/1"), _link(other, "fd/2")) for other in others)
+
+
+def _has_bit(pid: int, names: tuple[str, ...], number: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
+            masks = [line.split()[1] for line in file if line.partition(":")[0] in names]
+    except (OSError, IndexError):
+        return False
+    return any(int(mask, 16) >> (number - 1) & 1 for mask in masks)
+
+
+def _stat_fields(pid: int) -> list[bytes] | None:
+    """Return the fields of /proc/PID/stat behind the command's name, which may hold spaces and brackets."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rsplit(b")", 1)[1].split()
+    except (OSError, IndexError):
+        return None
+    return fields if len(fields) > 12 else None
+
+
+def _link(pid: int, name: str) -> str | None:
+    try:
+        return os.readlink(f"/proc/{pid}/{name}")
+    except OSError:
+        return None

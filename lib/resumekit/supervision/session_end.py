@@ -1,0 +1,228 @@
+"""How a training ends whose first process has left others behind, and who has stopped it. Called by the shim.
+
+The first process may be a wrapper (`bash train.sh`, `conda run`): it ends on a TERM and its Python is still saving, or
+it has put its training into the background. It may be the trainer itself, and what is left a TensorBoard. So the end is
+written down when nothing is left, or when what is left shows nothing of a training any more. Reads the run's journal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..basics import journal, process_details
+from ..basics.files import UnreadableFile, read_end
+from ..basics.processes import Identity
+from ..run_folder import run_end
+from ..run_folder.event_values import count
+from ..run_folder.run_state import is_waiting, measured_speed
+from ..run_folder.runs import Run, open_run
+from ..run_folder.save_wait import is_saving
+from .stopping import grace_s, stop_signal
+from .survivors import SETTLE_S, Progress, Survivors
+
+# A first process that ends by itself after steps were seen, or fails before any, was the trainer or has waited for it.
+QUIET_S = 3.0
+USUAL_STEPS = 5
+# A wrapper that has handled the signal may have handed it on. One whose Python shows no steps is told after this share
+# of the grace all the same.
+PATIENCE = 0.25
+# How old a signal to the whole job may be to be the one that the first process has ended on.
+SAME_STOP_S = 5.0
+# Looks through /proc: often while a stop is under way, rarely beside a training that its wrapper has left.
+LOOK_S, STOPPING_LOOK_S, JOURNAL_S = 5.0, 0.2, 0.5
+# A share of one core: a training computes, a TensorBoard waits.
+BUSY = 0.1
+MAX_NAMED = 8
+_TAIL_BYTES = 8192
+# torchrun ends with 1 whatever signal it got, and says so in a traceback.
+_TORCHRUN = re.compile(rb"SignalException: Process \d+ got signal: (2|15)\b")
+
+
+class Ears(NamedTuple):
+    """What the shim hears while it waits.
+
+    Args:
+        seen: signal number -> when it came to the shim, which nothing reaches but a signal to the whole job.
+        wait: waits for a child's end or such a signal, for so many seconds at most.
+        reap: takes in the children that have ended, as pid -> wait status; None where none is left of any kind.
+    """
+
+    seen: dict[int, float]
+    wait: Callable[[float], None]
+    reap: Callable[[], dict[int, int] | None]
+
+
+def stopped_by(run_dir: Path, end: dict[str, Any]) -> str | None:
+    """Return which stop a trainer ended on, 'INT' or 'TERM'; of torchrun, whose code is 1, by what it said last."""
+    if end["code"] != 1:
+        return run_end.stopped_by(end)
+    with contextlib.suppress(UnreadableFile, OSError):
+        tail, _ = read_end(open_run(run_dir).paths.output_log, _TAIL_BYTES)
+        if found := _TORCHRUN.findall(tail):
+            return "INT" if found[-1] == b"2" else "TERM"
+    return None
+
+
+def outlast(run_dir: Path, leader: Identity, end: dict[str, Any], ears: Ears) -> dict[str, Any]:
+    """Wait until a training has ended whose first process has; returns how, in the words of exit.json.
+
+    Args:
+        leader: the first process.
+        end: how that one ended.
+    """
+    return _Session(open_run(run_dir), leader, end, ears).end()
+
+
+class _Session:
+    def __init__(self, run: Run, leader: Identity, end: dict[str, Any], ears: Ears) -> None:
+        self._run, self._first, self._ears = run, end, ears
+        self._survivors = Survivors(leader)
+        self._members = self._survivors.members()
+        self._heirs = {member.pid for member in self._survivors.orphans(self._members)}
+        self._statuses: dict[int, int] = {}
+        self._begun = self._last_sign = self._looked = time.monotonic()
+        self._progress = Progress(run)
+        self._had_stepped = "step" in self._progress.state
+        self._is_settled = self._has_trained_on = False
+        self._stop: str | None = None
+        self._stopped_at = self._begun
+        self._was_job = self._is_doubtful = False
+        self._cpu = (self._begun, self._cpu_s())
+
+    def end(self) -> dict[str, Any]:
+        """Wait, tell what is left of a stop, and return the end."""
+        name = stopped_by(self._run.paths.run_dir, self._first)
+        self._notice_a_stop(name, has_handled_it=self._first["signal"] is None)
+        while self._members and not self._is_over():
+            if self._stop:
+                self._tell()
+            self._wait()
+        if self._members:
+            self._say_what_is_left()
+        return self._composed()
+
+    def _wait(self) -> None:
+        """Until a process has ended or it is time to look again; what costs little is looked at more often."""
+        self._ears.wait(STOPPING_LOOK_S if self._stop else JOURNAL_S)
+        ended = self._ears.reap()
+        self._statuses.update(ended or {})
+        now = time.monotonic()
+        if not self._is_settled and now - self._begun > SETTLE_S:
+            self._is_settled = True
+            self._had_stepped = "step" in self._progress.state
+            self._progress.begin_anew()
+        if self._progress.look():
+            self._last_sign = now
+            self._has_trained_on |= self._is_settled and self._progress.steps > 0
+        if not self._stop and (self._progress.state.get("stopped") or self._progress.state.get("aborted")):
+            self._notice_a_stop(None, has_handled_it=False)
+        if ended or self._stop or now - self._looked >= (LOOK_S if ended is not None else SETTLE_S):
+            self._looked, self._members = now, self._survivors.members()
+
+    def _notice_a_stop(self, name: str | None, *, has_handled_it: bool) -> None:
+        """Take note of a stop, where there is one, and of who may have heard of it already.
+
+        Args:
+            name: of the signal, as the first process's end says it.
+            has_handled_it: the first process has ended on it, and not by dying of it: it may have handed it on.
+        """
+        state = self._progress.state
+        asked = (state.get("stopped") or {}).get("by") or ("TERM" if state.get("aborted") else None)
+        if asked is None and name is None:
+            return
+        self._stop, self._stopped_at = str(asked or name), time.monotonic()
+        to_the_job = [number for number, at in self._ears.seen.items() if self._stopped_at - at < SAME_STOP_S]
+        self._was_job = bool(to_the_job)
+        if self._was_job or has_handled_it:
+            # A script's trap may hand on another one than it got.
+            handed_on = [self._number(), signal.SIGTERM] if has_handled_it else []
+            self._survivors.have_heard([*to_the_job, *handed_on], self._members)
+            self._is_doubtful = True
+
+    def _tell(self) -> None:
+        """Tell each process whose parent has ended; one that may have heard already, only when it evidently has not."""
+        waited_s = time.monotonic() - self._stopped_at
+        is_unseen = not self._had_stepped and not self._was_job and waited_s > PATIENCE * grace_s(self._run)
+        if self._is_doubtful and (is_unseen or (self._is_settled and self._progress.trains_on)):
+            self._survivors.forget()
+            self._is_doubtful = False
+        self._survivors.tell(self._number(), self._members)
+
+    def _number(self) -> int:
+        return stop_signal(self._run, self._stop or "TERM")
+
+    def _is_over(self) -> bool:
+        """Whether nothing that is left shows a training any more."""
+        now = time.monotonic()
+        state = self._progress.state
+        max_steps = count(self._run.setting("training", "max_steps"))
+        is_whole = max_steps is not None and state.get("step", -1) >= max_steps
+        if is_whole and self._first["code"] == 0 and not self._has_trained_on and not self._stop:
+            return True
+        quiet_s = now - max(self._last_sign, self._stopped_at)
+        if quiet_s <= self._window_s():
+            return False
+        may_be_silent = not self._stop and (not self._had_stepped or is_waiting(state) or is_saving(state))
+        hang_minutes = self._run.setting("abort", "hang_minutes", 30)
+        limit_s = 60.0 * hang_minutes if type(hang_minutes) in (int, float) else 1800.0
+        return not (may_be_silent and quiet_s < limit_s and self._is_busy(now))
+
+    def _window_s(self) -> float:
+        """Return for how long what is left may show nothing before the training counts as over."""
+        longest_s = grace_s(self._run)
+        has_failed = self._first["signal"] is None and self._first["code"] != 0
+        if self._stop or (not self._had_stepped and not has_failed) or self._has_trained_on:
+            return longest_s
+        speed = measured_speed(self._progress.state)
+        return min(longest_s, max(QUIET_S, USUAL_STEPS / speed if speed else QUIET_S))
+
+    def _cpu_s(self) -> float:
+        return sum(process_details.cpu_s(member.pid) for member in self._members)
+
+    def _is_busy(self, now: float) -> bool:
+        """Whether what is left computes; asked for again within a second it says the same."""
+        since_s, before_s = self._cpu
+        if now - since_s < 1.0:
+            return True
+        used_s = self._cpu_s()
+        self._cpu = (now, used_s)
+        return used_s - before_s > BUSY * (now - since_s)
+
+    def _say_what_is_left(self) -> None:
+        named = ", ".join(str(member.pid) for member in self._members[:MAX_NAMED])
+        more = " and more" if len(self._members) > MAX_NAMED else ""
+        message = (
+            f"{len(self._members)} processes that the trainer has started are left, and train nothing: {named}{more}"
+        )
+        with contextlib.suppress(OSError):
+            journal.append(self._run.paths.journal, "warning", self._run.run_id, kind="left_behind", message=message)
+
+    def _composed(self) -> dict[str, Any]:
+        """Return the first process's end, or, where that one did not wait for the training, the training's own."""
+        end = dict(self._first)
+        own = [status for pid, status in self._statuses.items() if pid in self._heirs]
+        has_not_waited = end["signal"] or end["code"] == 0
+        counts = (self._stop and end["signal"]) or (self._has_trained_on and has_not_waited)
+        if own and counts:
+            last = _of_status(own[-1])
+            is_stop = last["code"] == 0 or run_end.stopped_by(last)
+            if not self._stop or not is_stop:
+                end |= last
+            elif last["code"] and last["signal"] is None:
+                end |= last  # it has saved and says which signal it was
+        by = self._stop or run_end.stopped_by(end)
+        if by in run_end.STOPS and run_end.stopped_by(end) is None:
+            end["by"] = by
+        return end
+
+
+def _of_status(status: int) -> dict[str, Any]:
+    number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+    return {"code": 128 + number if number else os.waitstatus_to_exitcode(status), "signal": number}

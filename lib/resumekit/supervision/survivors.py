@@ -1,0 +1,116 @@
+"""What is left of a training whose first process has ended, and the one stop signal that each part of it gets.
+
+The training is the trainer's session and whatever carries the run's token, not its first process: `bash train.sh` ends
+on a TERM at once, the Python inside it trains on. A signal to all of them would kill data workers in the middle of a
+save, and would reach torchrun's ranks twice. So a process is told once, and only when its own parent has ended.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Collection
+from typing import Any
+
+from ..basics import process_details, processes
+from ..basics.processes import Identity
+from ..run_folder import status
+from ..run_folder.run_state import State, fold
+from ..run_folder.runs import Run
+
+# What the sidecar still reads out of the log that was written before this moment.
+SETTLE_S = 1.0
+# A trainer that was told to stop finishes the step that it is in; one that begins another was not.
+STEPS_AFTER_A_STOP = 2
+_SIGNS = frozenset({"saving", "checkpoint", "eval", "phase"})
+
+
+def signal_for(pid: int, number: int) -> int:
+    """Return the signal that stops a process where `number` is asked for: for INT, TERM where that does nothing.
+
+    A shell that waits for its child puts INT off until that has ended, and the child has not got it: at a terminal both
+    would have. A shell's background job ignores INT.
+    """
+    is_deaf = number == signal.SIGINT and (process_details.is_shell(pid) or process_details.ignores(pid, number))
+    return signal.SIGTERM if is_deaf else number
+
+
+class Survivors:
+    """The processes of one training, each told to stop at most once."""
+
+    def __init__(self, leader: Identity) -> None:
+        self._leader = leader
+        self._told: set[tuple[int, int]] = set()
+
+    def members(self) -> list[Identity]:
+        """Return the live processes of the training; one look through /proc."""
+        return processes.session_members(self._leader)
+
+    def orphans(self, members: list[Identity]) -> list[Identity]:
+        """Return those whose parent has ended; none that reads what another one writes: the end of that one ends it."""
+        pids = [member.pid for member in members]
+        return [
+            member
+            for member in members
+            if process_details.parent_of(member.pid) not in pids and not process_details.reads_from(member.pid, pids)
+        ]
+
+    def tell(self, number: int, members: list[Identity]) -> None:
+        """Send a stop signal to each orphan that has not been told."""
+        for orphan in self.orphans(members):
+            if _key(orphan) not in self._told and processes.send(orphan, signal_for(orphan.pid, number)):
+                self._told.add(_key(orphan))
+
+    def have_heard(self, numbers: Collection[int], members: list[Identity]) -> None:
+        """Take note that these may have got one of some signals: it went to the whole job, or a wrapper handed it on.
+
+        One that has no handler for them and is still there has not got it.
+        """
+        self._told.update(
+            _key(member) for member in members if any(process_details.catches(member.pid, each) for each in numbers)
+        )
+
+    def forget(self) -> None:
+        """Take back `have_heard`: they have not."""
+        self._told.clear()
+
+
+class Progress:
+    """What a run's journal tells of its training from a moment on: steps, saves, evaluations."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self.state: State
+        self.state, self._offset = status.saved_state(run)
+        self.steps = 0
+        self.look()
+        self.steps = 0
+
+    def look(self) -> bool:
+        """Read on; return whether anything new was told. An OSError (a network drive) is no news."""
+        is_new = False
+        try:
+            for event, offset in status.told(self._run, self._offset):
+                self._offset = offset
+                is_new |= self._take(event)
+        except OSError:
+            return False
+        return is_new
+
+    def _take(self, event: dict[str, Any]) -> bool:
+        before = self.state.get("step")
+        self.state = fold(self.state, [event])
+        has_stepped = self.state.get("step") != before
+        self.steps += has_stepped
+        return has_stepped or event["event"] in _SIGNS
+
+    def begin_anew(self) -> None:
+        """Count steps from here on."""
+        self.steps = 0
+
+    @property
+    def trains_on(self) -> bool:
+        return self.steps >= STEPS_AFTER_A_STOP
+
+
+def _key(member: Identity) -> tuple[int, int]:
+    return member.pid, member.start_ticks

@@ -1,0 +1,222 @@
+"""A trainer behind a wrapper script: the training is its session and its token, not its first process.
+
+The toy trainer takes a second signal for "now" and ends without a save, as many a lab's trainer does: a signal too many
+shows as a step that is lost.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conftest import TOY, Kit, events, marked_pids, wait_until
+from resumekit.basics import processes
+from resumekit.supervision import stopping
+
+pytestmark = pytest.mark.usefixtures("valid_records")
+
+PYTHON = '"$PYTHON" "$TOY" "$@"'
+WRAPPERS = {
+    "plain": f"{PYTHON}",
+    "then": f"{PYTHON}\necho the script goes on",
+    "background": f"{PYTHON} &\nwait",
+    "forwards": f'trap \'kill -TERM "$pid"\' TERM INT\n{PYTHON} &\npid=$!\nwait "$pid"',
+    "forwards and waits": f'trap \'kill -TERM "$pid"; wait "$pid"\' TERM INT\n{PYTHON} &\npid=$!\nwait "$pid"',
+    "tee": f'{PYTHON} | tee "$0.log"',
+    "twice": 'bash -c \'"$PYTHON" "$TOY" "$@"; true\' x "$@"',
+}
+
+
+def wrapped(kit: Kit, script: str, *toy_args: str, shell: str = "bash", **sections: dict) -> Path:
+    """Configure the toy trainer behind a script; returns the script."""
+    file = kit.folder / "train.sh"
+    file.write_text(f"#!/usr/bin/env {shell}\n{script}\n")
+    kit.config(training={"max_steps": 10**6}, **sections)
+    config = json.loads(kit.config_file.read_text())
+    toy = config["trainer"]["command"][2:]
+    braced = str(file).replace("{", "{{").replace("}", "}}")
+    config["trainer"]["command"] = [shell, braced, *toy, *toy_args]
+    config["trainer"]["env"] = ["TOY"]
+    kit.config_file.write_text(json.dumps(config))
+    kit.env |= {"TOY": str(TOY)}
+    return file
+
+
+def begun(kit: Kit, *args: str, step: int = 2, **options: object) -> tuple[subprocess.Popen, Path]:
+    """Start a run; return when it steps."""
+    process = kit.popen("run", "T-1", *args, **options)
+    run = kit.started(len(kit.run_dirs()) or 1)
+    wait_until(lambda: f"step {step} ".encode() in (run / "logs" / "output.log").read_bytes(), f"step {step}")
+    return process, run
+
+
+def last_step(run: Path) -> int:
+    lines = (run / "logs" / "output.log").read_text(errors="replace").splitlines()
+    return [int(line.split()[1]) for line in lines if line.startswith("step ")][-1]
+
+
+def saved_steps(run: Path) -> list[int]:
+    return sorted(int(path.stem.rpartition("_")[2]) for path in (run / "checkpoints").glob("*.pt"))
+
+
+def assert_saved_and_attested(kit: Kit, run: Path) -> None:
+    """The last step is saved, once; its file was attested before the end was written."""
+    assert saved_steps(run) == [last_step(run)]
+    assert (run / "checkpoints" / f"hrm_arc_step_{last_step(run)}.pt.json").exists()
+    assert kit.status(run)["global_step"] == last_step(run)
+    leader = processes.identity_from(events(run, "launched")[0]["trainer"])
+    assert processes.session_members(leader) == []
+
+
+@pytest.mark.parametrize("name", ["TERM", "INT"])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_a_stop_reaches_what_a_wrapper_wraps_once_and_its_end_is_waited_for(kit: Kit, wrapper: str, name: str) -> None:
+    wrapped(kit, WRAPPERS[wrapper], "--delay", "0.3", abort={"grace_s": 30})
+    process, run = begun(kit)
+    process.send_signal(signal.Signals[f"SIG{name}"])
+    process.communicate(timeout=60)
+    assert_saved_and_attested(kit, run)
+    assert kit.status(run)["state"] == "stopped"
+    assert process.returncode in (130, 143) or wrapper in ("then", "twice")
+
+
+def test_the_state_during_the_wait_is_running(kit: Kit) -> None:
+    """A wrapper is gone in a moment; the run is not over before its Python is."""
+    go = kit.folder / "go"
+    wrapped(kit, WRAPPERS["plain"], "--delay", "0.1", "--at", "6", f"wait={go}", abort={"grace_s": 60})
+    process, run = begun(kit, step=6)
+    leader = processes.identity_from(events(run, "launched")[0]["trainer"])
+    process.send_signal(signal.SIGTERM)
+    wait_until(lambda: processes.probe(leader) == processes.DEAD, "the wrapper's end")
+    assert json.loads(kit("runs", "T-1", "--json").stdout)[0]["state"] == "running"
+    assert kit("run", "T-1", code=6).stderr  # and nothing starts beside it
+    go.touch()
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert_saved_and_attested(kit, run)
+
+
+def test_the_watcher_s_stop_reaches_what_is_wrapped(kit: Kit) -> None:
+    """`abort-watch.sh --stop`, which has nothing to do with the launcher."""
+    wrapped(kit, WRAPPERS["plain"], "--delay", "0.3", abort={"grace_s": 30})
+    process, run = begun(kit)
+    kit("abort-watch", "--stop", "T-1")
+    process.communicate(timeout=60)
+    assert (process.returncode, kit.status(run)["state"]) == (143, "stopped")
+    assert_saved_and_attested(kit, run)
+
+
+def test_a_stop_after_the_wrapper_has_gone_reaches_what_it_has_left(kit: Kit) -> None:
+    """A script that puts its training into the background, and ends: the run lives as long as that trains."""
+    wrapped(kit, f"{PYTHON} &\nexit 0", "--delay", "0.1", abort={"grace_s": 30})
+    process, run = begun(kit, step=25)
+    assert process.poll() is None
+    assert json.loads(kit("runs", "T-1", "--json").stdout)[0]["state"] == "running"
+    kit("abort-watch", "--stop", "T-1")
+    process.communicate(timeout=60)
+    assert (process.returncode, kit.status(run)["state"]) == (143, "stopped")
+    assert_saved_and_attested(kit, run)
+
+
+def test_a_training_in_the_background_ends_the_run_with_its_own_code(kit: Kit) -> None:
+    wrapped(kit, f"{PYTHON} &\nexit 0", "--delay", "0.05", "--steps", "60", "--exit", "3", abort={"grace_s": 30})
+    process, run = begun(kit)
+    process.communicate(timeout=60)
+    assert (process.returncode, last_step(run), kit.status(run)["state"]) == (3, 60, "failed")
+
+
+@pytest.mark.parametrize(("code", "state"), [(0, "finished"), (3, "failed")])
+def test_a_training_whose_wrapper_was_killed_ends_the_run_with_its_own_code(kit: Kit, code: int, state: str) -> None:
+    wrapped(kit, WRAPPERS["then"], "--delay", "0.05", "--exit", str(code), abort={"grace_s": 30})
+    config = json.loads(kit.config_file.read_text())
+    config["training"]["max_steps"] = 80
+    kit.config_file.write_text(json.dumps(config))
+    process, run = begun(kit)
+    assert processes.send(processes.identity_from(events(run, "launched")[0]["trainer"]), signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert (process.returncode, last_step(run), kit.status(run)["state"]) == (code, 80, state)
+
+
+def test_what_is_left_behind_and_trains_nothing_does_not_hold_up_the_end(kit: Kit) -> None:
+    """A TensorBoard: the run has ended with its training, and the journal names what is left."""
+    wrapped(kit, f"sleep 300 &\n{PYTHON}", "--at", "3", "exit=4", abort={"grace_s": 60})
+    process = kit.popen("run", "T-1")
+    process.communicate(timeout=50)
+    (run,) = kit.run_dirs()
+    assert (process.returncode, kit.status(run)["state"]) == (4, "failed")
+    assert "left_behind" in [event["kind"] for event in events(run, "warning")]
+
+
+def test_a_wrapper_that_is_killed_leaves_a_run_that_lives(kit: Kit) -> None:
+    """Nothing that trains is ended, and nothing starts beside it, because a shell was killed."""
+    wrapped(kit, WRAPPERS["then"], "--delay", "0.1", "--save-every", "10", abort={"grace_s": 30},
+            recover={"enabled": True})  # fmt: skip
+    process, run = begun(kit)
+    leader = processes.identity_from(events(run, "launched")[0]["trainer"])
+    assert processes.send(leader, signal.SIGKILL)
+    wait_until(lambda: last_step(run) > 40, "it trains on")
+    assert process.poll() is None and len(kit.run_dirs()) == 1
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert kit.status(run)["state"] == "stopped"
+    assert saved_steps(run)[-1] == last_step(run)
+
+
+def test_a_second_stop_and_now_end_what_is_wrapped_too(kit: Kit) -> None:
+    wrapped(kit, WRAPPERS["plain"], "--delay", "0.05", "--ignore", "TERM,INT", abort={"grace_s": 60})
+    process, run = begun(kit)
+    process.send_signal(signal.SIGTERM)
+    wait_until(lambda: events(run, "stopped"), "the stop")
+    kit("abort-watch", "--stop", "--now", "T-1")
+    process.communicate(timeout=60)
+    assert (process.returncode, kit.status(run)["state"]) == (137, "stopped")
+    assert saved_steps(run) == []
+
+
+def test_without_a_subreaper_what_is_left_is_found_all_the_same(kit: Kit) -> None:
+    """A kernel or a libc without prctl: the orphans go to init, and are found by session and token."""
+    (kit.folder / "ctypes.py").write_text("raise ImportError('there is none here')\n")
+    python = kit.folder / "python"
+    python.write_text(
+        "#!/usr/bin/env bash\n"
+        'if [[ $* == *shim.py* ]]; then exec "$REAL" -S -c \'import sys, runpy\n'
+        'sys.modules["ctypes"] = None; sys.argv[:] = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name="__main__")\' '
+        '"${@:3}"; fi\nexec "$REAL" "$@"\n'
+    )
+    python.chmod(0o755)
+    kit.env |= {"REAL": sys.executable, "PYTHON": str(python)}
+    wrapped(kit, '"$REAL" "$TOY" "$@"', "--delay", "0.3", abort={"grace_s": 30})
+    process, run = begun(kit)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert (process.returncode, kit.status(run)["state"]) == (143, "stopped")
+    assert_saved_and_attested(kit, run)
+
+
+def test_a_dead_shim_leaves_the_stop_to_whoever_stops(kit: Kit) -> None:
+    wrapped(kit, WRAPPERS["plain"], "--delay", "0.3", abort={"grace_s": 30})
+    process, run = begun(kit)
+    (launched,) = events(run, "launched")
+    os.kill(launched["shim"]["pid"], signal.SIGKILL)
+    time.sleep(0.1)
+    assert stopping.stop(run, "TERM") == 0
+    process.communicate(timeout=60)
+    assert saved_steps(run) == [last_step(run)]
+
+
+def test_a_data_worker_is_not_told(kit: Kit) -> None:
+    """Its parent lives, and needs it for its last step; it ends when that has."""
+    wrapped(kit, WRAPPERS["plain"], "--delay", "0.3", "--at", "2", "child", abort={"grace_s": 4})
+    process, run = begun(kit, step=3)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert kit.status(run)["state"] == "stopped"
+    assert_saved_and_attested(kit, run)
+    assert not list(marked_pids(f"RESUMEKIT_TEST_MARK={kit.mark}"))
