@@ -31,6 +31,7 @@ from .log_follower import LogFollower
 from .log_source import LogSource
 from .new_checkpoints import NewCheckpoints
 from .step_order import StepOrder
+from .stop_request import Obedience
 from .wakefulness import Wakefulness
 from .witness import Witness
 
@@ -69,6 +70,7 @@ class Sidecar:
         self._account = sidecar_account.Account(run)
         self._bedside = Bedside(run)
         self._code = CodeWatch(run, saved.get("code_changed"), time.monotonic())
+        self._obedience = Obedience(run)
         self._best = BestArtifacts(run, self._observed)
         offset = saved.get("echo_offset")
         shown = LogSource(run.paths.output_log, offset if type(offset) is int else 0, saved.get("log_file"))
@@ -94,6 +96,9 @@ class Sidecar:
             self._sleep()
         give_up = time.monotonic() + CATCH_UP_S
         while not self._conclude(end) and time.monotonic() < give_up:
+            if not os.path.isdir(self._run.paths.logs):
+                print(f"sidecar: the folder of run '{self._run.run_id}' is gone: its end is not kept", file=sys.stderr)
+                return FAILED
             time.sleep(PROBE_S)
         if self._echo:
             self._echo.finish(LAST_LINES_S)
@@ -122,6 +127,7 @@ class Sidecar:
             self._show(now)
             self._bedside.introduce(self._state)
             self._code.look(now, self._append)
+            self._obedience.look(self._state, now)
         if not has_ended:
             self._accept(has_ended=False)
             self._bedside.look(self._state, now)
@@ -173,7 +179,7 @@ class Sidecar:
             time.sleep(START_POLL_S if time.monotonic() - self._started < PROBE_S else POLL_S)
 
     def _observed(self) -> dict[str, Any]:
-        return status.observe(self._run, self._state, status.look(self._run, self._state))
+        return status.observe(self._run, self._state, status.look(self._run, self._state, is_follower=True))
 
     def _show(self, now: float) -> None:
         """Write status.json if its interval is over or the state has changed; a full disk is tried again."""

@@ -16,13 +16,17 @@ from pathlib import Path
 
 from ..basics import claims, journal, processes
 from ..basics.errors import DONE, FAILED
-from ..run_folder import recovery, run_end
+from ..run_folder import life_signs, recovery, run_end, status
+from ..run_folder.liveness import HERE, OURS
+from ..run_folder.run_state import State
 from ..run_folder.runs import Run, open_run
 
 # How long a trainer that is just being started is waited for before a stop gives up on it.
 START_WAIT_S = 10.0
 # A twentieth of a second apart.
 SEND_TRIES = 10
+# Of another user, host or container: its own sidecar stops it, because it was asked to.
+ASKED = 9
 # How long KILL is given to work: a process in uninterruptible sleep does not end on it.
 KILL_WAIT_S = 10.0
 
@@ -37,23 +41,69 @@ def stop(run_dir: Path, signal_name: str, *, is_now: bool = False, is_aborted: b
         is_aborted: a check or a rule ends it, not a person: its `abort` event is in the journal already.
 
     Returns:
-        0 when it has ended, 1 when there was nothing to stop or it cannot be stopped from here.
+        0 when it has ended, 1 when there was nothing to stop or it cannot be stopped from here, ASKED when its own
+        sidecar is stopping it.
     """
     run = open_run(run_dir)
     if is_aborted:
-        return _alone(run, lambda: _end(run, _wait_for_trainer(run), signal_name, is_now=False))
+        return _alone(run, lambda: _end(run, _signalable(run), signal_name, is_now=False))
     trainer = _wait_for_trainer(run)
-    if not run.is_in_our_namespace:
-        _say(f"'{run.run_id}' was started in another container: it can be stopped from there alone")
-        return FAILED
-    if trainer is not None and _stays_unknown(trainer) and _is_unknown(run, trainer):
-        return FAILED  # nothing is written down: it may be taken up where it can be seen
+    if (code := _out_of_reach(run, trainer)) is not None:
+        return code  # nothing is written down: it may be taken up where it can be seen
     is_over = trainer is None and _awaits_recovery(run)
     if trainer is not None or is_over:
         _write_down(run, signal_name, is_now=is_now)
     if is_over:
         return _stop_the_next(run, signal_name, is_now=is_now)
     return _end(run, trainer, signal_name, is_now=is_now)
+
+
+def _signalable(run: Run) -> processes.Identity | None:
+    """Return the live trainer of a run that a rule ends; None where it is not this folder's, or is out of reach."""
+    trainer = _wait_for_trainer(run)
+    sight = life_signs.examine(run, status.read_state(run))
+    return trainer if sight.place == HERE and sight.evidence.whose == OURS else None
+
+
+def _out_of_reach(run: Run, trainer: processes.Identity | None) -> int | None:
+    """Ask the run's own sidecar where its trainer may not be signalled from here; None where it may be.
+
+    Another host, container or user, a process that cannot be told from a stranger; and a copy of a live run, whose
+    trainer writes into another folder: that one is stopped there, not here.
+    """
+    state = status.read_state(run)
+    sight = life_signs.examine(run, state)
+    if sight.evidence.is_ended or (sight.place == HERE and trainer is None):
+        return None
+    if sight.evidence.whose != OURS:
+        copied = life_signs.original_of(run, state)
+        _say(f"'{run.run_id}' was not stopped: {sight.verdict.words} ({copied}): stop it there, with that --runs")
+        return FAILED
+    if sight.place == HERE and processes.may_signal(trainer):
+        return FAILED if _stays_unknown(trainer) and _is_unknown(run, trainer) else None
+    if sight.verdict.what == processes.DEAD:
+        return None if sight.place == HERE else _nothing_to_stop(run, sight.verdict.words)
+    return _ask(run, state)
+
+
+def _nothing_to_stop(run: Run, words: str) -> int:
+    _say(f"'{run.run_id}' was not stopped: {words}")
+    return FAILED
+
+
+def _ask(run: Run, state: State) -> int:
+    """Ask through the run's folder; ASKED where its sidecar obeys."""
+    from . import stop_request  # what can be signalled needs none
+
+    try:
+        _say(stop_request.ask(run, state))
+    except OSError as error:
+        _say(f"'{run.run_id}' cannot be signalled from here, nor be asked to stop: {error.strerror} (its folder)")
+        return FAILED
+    if stop_request.is_obeyed(run):
+        return ASKED
+    _say(f"'{run.run_id}': {stop_request.why_it_is_not_obeyed(run)}")
+    return FAILED
 
 
 def _stop_the_next(run: Run, signal_name: str, *, is_now: bool) -> int:
@@ -171,6 +221,9 @@ def _wait_for_trainer(run: Run) -> processes.Identity | None:
             for event, _ in journal.read(run.paths.journal):
                 if event["event"] == "launched":
                     trainer = processes.identity_from(event.get("trainer"))
-                    return trainer if trainer and processes.probe(trainer) != processes.DEAD else None
+                    is_there = trainer and (
+                        processes.probe(trainer) != processes.DEAD or processes.session_members(trainer)
+                    )
+                    return trainer if is_there else None
         time.sleep(0.05)
     return None
