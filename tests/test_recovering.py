@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from conftest import LIVE, Kit, events, reseal, wait_until
+from conftest import LIVE, Kit, age, events, reseal, wait_until
 from resumekit.basics import claims, journal, processes
 from resumekit.basics.errors import KitError
 from resumekit.basics.paths import RunPaths
@@ -229,6 +229,18 @@ def test_a_run_that_another_container_follows_is_nobodys_to_continue(
     assert stopping.stop(sick, "TERM") == 1 and not events(sick, "stopped")
     with claims.locked(run.paths.status_lock):
         assert "is alive" in kit("resume", "T-1", "--dry-run", code=6).stderr
+
+
+def test_a_run_of_a_container_that_is_gone_can_be_stopped_for_good(kit: Kit, sick: Path) -> None:
+    """It is dead by proof and awaits a recovery: a person's stop keeps it from being taken up, as for one of here."""
+    record = json.loads((sick / "run.json").read_text())
+    (sick / "run.json").write_text(json.dumps({**record, "pid_namespace": "pid:[1]"}))
+    without_its_end(sick)
+    age(sick)
+    assert stopping.stop(sick, "TERM") == 0
+    assert events(sick, "stopped") and not (sick / "stop_request.json").exists()
+    age(sick)  # what the stop has written is a change as well
+    assert kit("runs", "T-1").stdout.split()[1] == "stopped"
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,8 @@ def stop(run_dir: Path, signal_name: str, *, is_now: bool = False, is_aborted: b
     trainer = _wait_for_trainer(run)
     if (code := _out_of_reach(run, trainer)) is not None:
         return code  # nothing is written down: it may be taken up where it can be seen
+    if trainer is not None and life_signs.place_of(run, trainer) != HERE:
+        trainer = None  # dead by proof, or by a person's word: nothing is signalled, and nothing takes it up
     is_over = trainer is None and _awaits_recovery(run)
     if trainer is not None or is_over:
         _write_down(run, signal_name, is_now=is_now)
@@ -81,14 +83,7 @@ def _out_of_reach(run: Run, trainer: processes.Identity | None) -> int | None:
         return FAILED
     if sight.place == HERE and processes.may_signal(trainer):
         return FAILED if _stays_unknown(trainer) and _is_unknown(run, trainer) else None
-    if sight.verdict.what == processes.DEAD:
-        return None if sight.place == HERE else _nothing_to_stop(run, sight.verdict.words)
-    return _ask(run, state)
-
-
-def _nothing_to_stop(run: Run, words: str) -> int:
-    _say(f"'{run.run_id}' was not stopped: {words}")
-    return FAILED
+    return None if sight.verdict.what == processes.DEAD else _ask(run, state)
 
 
 def _ask(run: Run, state: State) -> int:
