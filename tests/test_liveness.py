@@ -572,3 +572,22 @@ def test_a_trainer_that_is_seen_to_run_costs_two_stats_more(kit: Kit, monkeypatc
     monkeypatch.setattr(life_signs, "_identity", lambda *args: asked.append(args) or real(*args))
     assert life_signs.examine(seen, state).verdict.what == ALIVE
     assert len(asked) == 2
+
+
+@pytest.mark.parametrize(("changed_s_ago", "ahead_s", "is_fresh"), [
+    (10, 0, True), (3600, 0, False), (3600, -3590, True), (10, 3600, True), (-10**9, 0, False), (-100, 0, True),
+])  # fmt: skip
+def test_a_change_is_told_by_the_file_systems_own_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed_s_ago: float, ahead_s: float, is_fresh: bool
+) -> None:
+    """A network drive's clock may be behind or ahead; a time that was set far into the future is no change at all."""
+    run = open_run(tmp_path)
+    monkeypatch.setitem(life_signs._clock_offsets, os.stat(tmp_path).st_dev, ahead_s)
+    assert life_signs._is_fresh(run, life_signs.Sign(time.time() - changed_s_ago, "output.log")) is is_fresh
+
+
+def test_the_file_systems_clock_is_asked_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "T-1_x"
+    run.mkdir(parents=True)
+    assert abs(life_signs._offset(open_run(run))) < 60
+    assert os.listdir(tmp_path / "runs") == ["T-1_x"]

@@ -110,8 +110,13 @@ def place_of(run: Run, process: processes.Identity | None) -> str:
     return HOST if isinstance(machine, str) and own is not None and machine != own else BOOT
 
 
-def last_sign(run: Run, *, is_of_trainer: bool = False, is_brief: bool = False) -> Sign | None:
-    """Return the newest change of the run's files; None where there is none.
+def last_sign(run: Run, *, is_of_trainer: bool = False) -> Sign | None:
+    """Return the newest change of the run's files; None where there is none. The argument is `signs`'."""
+    return max(signs(run, is_of_trainer=is_of_trainer), default=None)
+
+
+def signs(run: Run, *, is_of_trainer: bool = False, is_brief: bool = False) -> list[Sign]:
+    """Return when each of the run's files changed.
 
     Args:
         is_of_trainer: leave out what the sidecar and other commands write too: journal, account, status, manifests.
@@ -122,9 +127,7 @@ def last_sign(run: Run, *, is_of_trainer: bool = False, is_brief: bool = False) 
     if not is_of_trainer:
         files += [paths.checkpoints, paths.sidecar_state, paths.status, paths.journal]
     found = [sign for path in files if (sign := _sign(str(path), path.name))]
-    if not is_brief:
-        found += _saved(run)
-    return max(found, default=None)
+    return found if is_brief else [*found, *_saved(run)]
 
 
 def _saved(run: Run) -> list[Sign]:
@@ -199,19 +202,21 @@ def _more(
         lock = HELPERS
     has_word = _has_word(run, state, lock)
     # The word itself is in the journal, and is no sign of life.
-    sign = last_sign(run, is_of_trainer=is_follower or has_word, is_brief=seen.is_ended)
-    is_fresh = sign is not None and _age_s(run, sign) < FRESH_S
+    changes = signs(run, is_of_trainer=is_follower or has_word, is_brief=seen.is_ended)
+    is_fresh = any(_is_fresh(run, sign) for sign in changes)
     seen = seen._replace(
         session_lock=lock, status_lock=status_lock, members=members, is_fresh=is_fresh,
         has_word=has_word,
     )  # fmt: skip
-    return seen, sign
+    return seen, max(changes, default=None)
 
 
-def _age_s(run: Run, sign: Sign) -> float:
-    age_s = time.time() - sign.at_s
-    # Only where our own clock calls it old does the file system's matter: asking that one makes a file.
-    return age_s if age_s < FRESH_S else now_of(run) - sign.at_s
+def _is_fresh(run: Run, sign: Sign) -> bool:
+    """Whether a file has changed within FRESH_S; a time that was set far into the future is no change."""
+    if 0 <= time.time() - sign.at_s < FRESH_S:
+        return True
+    # Only where our own clock denies it does the file system's matter: asking that one makes a file.
+    return abs(now_of(run) - sign.at_s) < FRESH_S
 
 
 def _members(seen: Evidence, trainer: processes.Identity | None, lock: str) -> int:

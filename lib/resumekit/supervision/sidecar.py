@@ -127,7 +127,8 @@ class Sidecar:
             self._show(now)
             self._bedside.introduce(self._state)
             self._code.look(now, self._append)
-            self._obedience.look(self._state, now)
+            if self._shown_state in status.LIVE:  # what is over may be continued, and is not stopped for that
+                self._obedience.look(self._state, now)
         if not has_ended:
             self._accept(has_ended=False)
             self._bedside.look(self._state, now)
