@@ -3,7 +3,7 @@
 #
 # Usage: resume.sh EXP [--step N | --best | --checkpoint PATH] [--from RUN_ID] [--name NAME]
 #                  [--set KEY=VALUE]... [--reresolve] [--notes TEXT] [--runs DIR] [--config FILE]
-#                  [--accept] [--detach] [--dry-run [--json]] [-- TRAINER ARGS...]
+#                  [--accept] [--take-over] [--detach] [--dry-run [--json]] [-- TRAINER ARGS...]
 #        resume.sh --version
 #
 # Takes the latest stable checkpoint along the history of EXP's newest run: the run's own, then its
@@ -25,6 +25,8 @@
 #   --runs DIR         where the runs lie (default: paths.runs of the config)
 #   --config FILE      the config (default: the kit's config.yaml)
 #   --accept           agree to what the plan needs consent for; the plan says what and why
+#   --take-over        say that a run is dead of which that cannot be told from here (its host is
+#                      gone), and go on from it; not taken where it is seen to be alive
 #   --detach           leave the terminal altogether; print the run id and return
 #   --dry-run          show the plan: checkpoint, changes, components, learning rates, verdict; touch
 #                      nothing (--json: for programs; exit 5 and 6 as below)
@@ -53,7 +55,7 @@ source "${KIT_SELF%/*}/../lib/launcher.sh"
 
 main() { # <argument>...
   kit_setup "$KIT_SELF" "$@"
-  KIT_SWITCHES=' --best --reresolve --accept --detach --dry-run --json ' KIT_OPTIONS=' --step --checkpoint --from --name --set --notes --runs --config '
+  KIT_SWITCHES=' --best --reresolve --accept --take-over --detach --dry-run --json ' KIT_OPTIONS=' --step --checkpoint --from --name --set --notes --runs --config '
   KIT_EXPERIMENT=needed
   kit_parse_options "$@"
   kit_start resume

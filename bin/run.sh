@@ -2,7 +2,7 @@
 # Summary: start an experiment, or continue it where it stands
 #
 # Usage: run.sh EXP [--fresh | --resume PATH] [--name NAME] [--set KEY=VALUE]... [--notes TEXT]
-#               [--runs DIR] [--config FILE] [--accept] [--detach] [--dry-run [--json]]
+#               [--runs DIR] [--config FILE] [--accept] [--take-over] [--detach] [--dry-run [--json]]
 #               [-- TRAINER ARGS...]
 #        run.sh --version
 #
@@ -19,6 +19,8 @@
 #   --runs DIR       where the runs lie (default: paths.runs of the config)
 #   --config FILE    the config (default: the kit's config.yaml)
 #   --accept         agree to what the plan needs consent for; it says what and why
+#   --take-over      say that a run is dead of which that cannot be told from here (its host is gone),
+#                    and go on from it; not taken where it is seen to be alive
 #   --detach         leave the terminal altogether; print the run id and return
 #   --dry-run        say what would be done, and touch nothing (--json: for programs)
 #   --version        print which kit this is, with a digest of its code
@@ -50,7 +52,7 @@ source "${KIT_SELF%/*}/../lib/launcher.sh"
 
 main() { # <argument>...
   kit_setup "$KIT_SELF" "$@"
-  KIT_SWITCHES=' --fresh --accept --detach --dry-run --json ' KIT_OPTIONS=' --resume --name --set --notes --runs --config '
+  KIT_SWITCHES=' --fresh --accept --take-over --detach --dry-run --json ' KIT_OPTIONS=' --resume --name --set --notes --runs --config '
   KIT_EXPERIMENT=needed
   kit_parse_options "$@"
   kit_start start

@@ -51,6 +51,8 @@ kit_setup() { # <path of the command> <argument>...: tracing, and the Python tha
   KIT_ARGUMENTS=("$@")
   # Started from within a run, a launcher is no part of that one.
   unset RESUMEKIT_RUN_TOKEN
+  # Nor does it hold the lock of that one's session (supervision/session_lock.py).
+  exec 900>&-
   umask o-w # what a run writes is not everybody's to change, under `umask 000` neither
   if [[ ${RESUMEKIT_DEBUG:-} == 1 ]]; then
     PS4='+ ${BASH_SOURCE##*/}:${LINENO}:${FUNCNAME[0]:-main}: '

@@ -140,6 +140,11 @@ kit_supervise_one() { # <run-id> <run-dir> <cwd> <token> <config-hash> <output-l
   keeper=$!
   kit_let_signals
   kit_wait_for "$shim" || code=$?
+  if [[ ! -d $KIT_RUN_DIR ]]; then
+    kit_say "the folder '$KIT_RUN_DIR' was removed while its trainer ran, which has ended with code $code: nothing of it is kept"
+    kit_wait_for_last_lines "$keeper" || true
+    return "$code"
+  fi
   if [[ ! -e $KIT_RUN_DIR/exit.json && ! -e $KIT_RUN_DIR/journal.jsonl ]]; then
     kit_say "the trainer was never started; the last lines of '$KIT_OUTPUT_LOG' say why"
     # The sidecar waits for a launcher that lives: nobody else will come.

@@ -199,6 +199,13 @@ def events(run: Path, kind: str | None = None) -> list[dict[str, Any]]:
     return []
 
 
+def age(run: Path, seconds: float = 3600.0) -> None:
+    """Let all files of a run be of an hour ago: nothing of it changes any more."""
+    then = time.time() - seconds
+    for path in [run, *run.rglob("*")]:
+        os.utime(path, (then, then), follow_symlinks=False)
+
+
 @pytest.fixture
 def in_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The trainer's side cannot tell the test from a process of its own: no launcher, no save before, one thread."""

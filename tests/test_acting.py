@@ -17,8 +17,9 @@ from resumekit.basics import journal, processes
 from resumekit.run_folder import listing, live_marker, status
 from resumekit.run_folder.runs import open_run
 from resumekit.watching import acting, watch
-from test_watch import journal_of, made
+from test_watch import its_own_process_may_stand_for_a_trainer, journal_of, made
 
+__all__ = ["its_own_process_may_stand_for_a_trainer"]  # a fixture, for every test of this file too
 LOSS_OF_NOTHING = [("step", {"step": number, "loss": 0.0}) for number in range(1, 30)]
 
 

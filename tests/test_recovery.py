@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from conftest import LIVE, ROOT, Kit, answers_of, askers, events, reseal, wait_until
+from conftest import LIVE, ROOT, Kit, age, answers_of, askers, events, marked_pids, reseal, wait_until
 from lab_repo import git, make_lab
 from resumekit.basics import journal, processes
 from resumekit.recovery import recovering
@@ -433,17 +434,36 @@ def test_checkpoints_that_cannot_be_listed_are_no_reason_to_begin_anew(recovered
     assert "no checkpoint" in reason and recovered.run_dirs() == [run]
 
 
-def test_a_run_of_another_container_is_not_looked_at(recovered: Kit):
+def test_a_run_of_another_container_is_taken_up_when_its_lock_and_its_files_say_that_it_is_dead(recovered: Kit):
     recovered("run", "T-1", "--detach")
     run = recovered.started()
     wait_until(lambda: reached(run, 3), "step 3")
-    kill_all_of(run)
+    family = list(marked_pids(f"RESUMEKIT_TEST_MARK={recovered.mark}"))
+    for number in (signal.SIGSTOP, signal.SIGKILL):  # as with a container: nothing of it starts a sidecar again
+        for pid in family:
+            os.kill(pid, number)
     record = json.loads((run / "run.json").read_text())
     record["pid_namespace"] = "pid:[1]"
     (run / "run.json").write_text(json.dumps(record))
     reseal(run)
-    assert "remote" in watch_as_cron(recovered, code=0).stdout
+    said = watch_as_cron(recovered, code=0).stdout
+    assert "its files are changing" in said and "look again once nothing has changed" in said
     assert recovered.run_dirs() == [run] and live(recovered) == [run.name]
+    age(run)
+    with open(run / "trainer.lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "remote" in watch_as_cron(recovered, code=0).stdout
+    assert recovered.run_dirs() == [run] and live(recovered) == [run.name]
+    (run / "trainer.lock").rename(run / "kept")  # a run of the version before: nothing proves its death
+    said = watch_as_cron(recovered, code=0).stdout
+    assert "unknown" in said and "--take-over" in said and recovered.run_dirs() == [run]
+    (run / "kept").rename(run / "trainer.lock")
+    age(run)
+    assert "lost" in recovered("runs", "T-1").stdout
+    watch_as_cron(recovered, code=8)
+    wait_until(lambda: len(recovered.run_dirs()) == 2, "it is taken up")
+    (child,) = [one for one in recovered.run_dirs() if one != run]
+    wait_until(lambda: events(child, "recovery"), "it trains")
 
 
 @pytest.mark.fault("K2", by="live_marker.py: a marker holds its own inode number")

@@ -19,6 +19,7 @@ from lab_repo import git
 from toy_trainer import write_checkpoint
 
 FRESH_FILES = {
+    "trainer.lock",
     "run.json", "resolved_config.yaml", "resolved_config.json", "config.yaml", "journal.jsonl", "status.json", "logs",
     "checkpoints", "command.sh", "exit.json",
 }  # fmt: skip

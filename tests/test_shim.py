@@ -55,7 +55,7 @@ def test_the_end_is_passed_on_and_written_down(
     (launched,) = events(weird_tmp_path, "launched")
     assert_valid("event", launched)
     assert launched["trainer"]["pid"] == end["pid"] and launched["trainer"]["token"] == "6f1ed002"
-    assert sorted(os.listdir(weird_tmp_path)) == ["exit.json", "journal.jsonl"]
+    assert sorted(os.listdir(weird_tmp_path)) == ["exit.json", "journal.jsonl", "trainer.lock"]
 
 
 @pytest.mark.parametrize(("python", "code"), [("sys.exit(256)", 0), ("sys.exit(-1)", 255), ("raise OSError", 1)])

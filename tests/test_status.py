@@ -165,7 +165,8 @@ def test_processes_are_looked_at_before_the_end_is_read(tmp_path: Path, monkeypa
 
 
 def test_a_live_shim_says_that_the_end_is_being_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    who = {"host": "h", "boot_id": "b", "start_ticks": 1, "token": None}
+    where = {"host": processes.host_name(), "boot_id": processes.boot_id()}
+    who = {**where, "start_ticks": 1, "token": None}
     launched = {"trainer": {**who, "pid": 70}, "shim": {**who, "pid": 71}, "launcher": None, "at": None, "mono_s": 1.0}
     monkeypatch.setattr(processes, "probe", lambda known: ALIVE if known and known.pid == 71 else DEAD)
     assert status.look(make_run(tmp_path, {}), {"launched": launched}).trainer == ALIVE

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from conftest import Kit, events, wait_until
+from conftest import Kit, events, marked_pids, wait_until
 from resumekit.basics import processes
-from resumekit.supervision import stopping
+from resumekit.run_folder.runs import open_run
+from resumekit.supervision import stop_request, stopping
 
 pytestmark = pytest.mark.usefixtures("valid_records")
 
@@ -117,15 +120,63 @@ def test_what_has_ended_is_not_stopped(kit: Kit) -> None:
     assert events(run, "stopped") == []
 
 
-@pytest.mark.fault("G8", by="processes.py: another host is unknown")
-def test_a_trainer_of_another_host_is_left_alone_and_said(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
-    process, run = started(kit, abort={"grace_s": 0.2})
+@pytest.mark.fault("G8", by="stop_request.py: a host that cannot signal asks, the run's own sidecar obeys")
+def test_a_trainer_of_another_host_is_stopped_by_its_own_sidecar(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    process, run = started(kit)
     monkeypatch.setattr(processes, "host_name", lambda: "elsewhere")
-    assert stopping.stop(run, "TERM") == 1
-    assert events(run, "warning")[-1]["kind"] == "not_signalled"
-    assert process.poll() is None
-    process.kill()  # the rest of it is killed when the test is over
+    sent: list[Any] = []
+    monkeypatch.setattr(processes, "send", lambda *args: sent.append(args))
+    assert stopping.stop(run, "TERM") == stopping.ASKED
+    process.communicate()
+    assert process.returncode == 143 and not sent, "nothing was signalled from here"
+    (stopped,) = events(run, "stopped")
+    assert stopped["asked_by"].endswith(f"(uid {os.getuid()}) on host elsewhere")
+    assert kit.status(run)["state"] == "stopped"
+
+
+def test_a_request_whose_sidecar_is_dead_is_not_obeyed_and_that_is_said(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    process, run = started(kit)
+    trainer = trainer_of(run)
+    spared = {events(run, "launched")[0][name]["pid"] for name in ("trainer", "shim")}
+    family = [pid for pid in marked_pids(f"RESUMEKIT_TEST_MARK={kit.mark}") if pid not in spared]
+    for number in (signal.SIGSTOP, signal.SIGKILL):  # stopped first: none of them starts another
+        for pid in family:
+            os.kill(pid, number)
     process.wait()
+    monkeypatch.setattr(processes, "host_name", lambda: "elsewhere")
+    monkeypatch.setattr(stop_request, "OBEY_WAIT_S", 0.5)
+    assert stopping.stop(run, "TERM") == 1
+    said = capsys.readouterr().err
+    assert "its sidecar" in said and "--take-over" in said
+    monkeypatch.undo()
+    assert not events(run, "stopped") and processes.probe(trainer) == processes.ALIVE
+
+
+def test_a_request_about_another_trainer_counts_for_nothing(kit: Kit) -> None:
+    """One of before this trainer's start, or from a copied folder; and one that is a link, a FIFO or no JSON."""
+    process, run = started(kit)
+    launched = events(run, "launched")[0]["trainer"]
+    state = {"launched": {"trainer": launched}}
+    request = open_run(run).paths.stop_request
+    obedience = stop_request.Obedience(open_run(run))
+    stop_request.ask(open_run(run), {"launched": {"trainer": {**launched, "start_ticks": 1}}})
+    assert obedience._asked(state) is None
+    request.unlink()
+    os.mkfifo(request)
+    assert obedience._asked(state) is None
+    request.unlink()
+    request.symlink_to("/etc/passwd")
+    assert obedience._asked(state) is None
+    request.unlink()
+    request.write_text('{"trainer": ' + "[" * 5000)
+    assert obedience._asked(state) is None
+    time.sleep(1.5)  # its own sidecar looks each second
+    assert not events(run, "stopped") and process.poll() is None
+    stop_request.ask(open_run(run), state)
+    process.communicate()
+    assert process.returncode == 143
 
 
 @pytest.mark.parametrize(("grace", "seconds"), [(5, 5.0), ("5", 60.0), (-1, 60.0), (True, 60.0), (None, 60.0)])

@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 
-from conftest import DEADLINE_S, LIVE, ROOT, Kit, events, wait_until
+from conftest import DEADLINE_S, LIVE, ROOT, Kit, age, events, wait_until
 from resumekit.basics import journal, processes
 from resumekit.basics.errors import KitError, UsageError
 from resumekit.basics.files import utc_now
 from resumekit.basics.terminal import plain
+from resumekit.run_folder import life_signs
+from resumekit.run_folder.liveness import OURS
 from resumekit.run_folder.run_state import CLOCK_GAP, fold
 from resumekit.run_folder.runs import RunTable, open_run
 from resumekit.supervision.sidecar_account import Account
@@ -199,6 +201,13 @@ def made(runs_dir: Path, run_id: str, **files: bytes) -> Path:
     return run
 
 
+@pytest.fixture(autouse=True)
+def its_own_process_may_stand_for_a_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not write into a run's output.log, as a trainer does."""
+    real = life_signs._whose
+    monkeypatch.setattr(life_signs, "_whose", lambda run, pid: OURS if pid == os.getpid() else real(run, pid))
+
+
 def own_identity() -> dict[str, Any]:
     found = processes.identify(os.getpid())
     assert found
@@ -288,6 +297,9 @@ def test_a_trainer_of_another_boot_is_dead_and_its_clock_says_nothing(tmp_path: 
     who = {**own_identity(), "boot_id": "before"}
     journal.append(run / "journal.jsonl", "launched", run.name, trainer=who, shim=who, launcher=who)
     (look,) = watch.one_pass(tmp_path)
+    assert (look.verdict, look.state) == (UNKNOWN, "unknown") and "its files are changing" in look.note
+    age(run)  # a clone of this machine that trains on the same disk would have changed them
+    (look,) = watch.one_pass(tmp_path)
     assert (look.state, [one.cause for one in look.findings]) == ("lost", ["died"])
 
 
@@ -303,6 +315,7 @@ def test_starts_without_a_step_are_counted_along_the_lineage(tmp_path: Path) -> 
         journal.append(run / "journal.jsonl", "launched", name, trainer=who, shim=who, launcher=who)
         # The first one came to step 40; a heartbeat of the others tells where they began.
         journal.append(run / "journal.jsonl", "heartbeat", name, global_step=40)
+        age(run)
     for marker in names[:3]:
         (tmp_path / LIVE / marker).unlink()
     (look,) = watch.one_pass(tmp_path)

@@ -20,6 +20,8 @@ from .files import NO_HARD_LINKS, UnreadableFile, fsync_directory, read_json, te
 from .paths import RunPaths
 
 LOCK_WAIT_S = 10.0
+# What a lock file answers. UNASKED: it is there, and the file system does not say.
+HELD, FREE, MISSING, UNASKED = "held", "free", "missing", "unasked"
 
 HasStarted = Callable[[str], bool]
 
@@ -79,44 +81,73 @@ def is_held(path: Path) -> bool:
         os.close(descriptor)
 
 
+def lock_state(path: Path) -> str:
+    """Say whether a process holds a lock file: HELD, FREE, MISSING, or UNASKED where that cannot be asked.
+
+    A shared lock is tried, which needs no right to write and hinders no other command that asks.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return MISSING
+    except OSError:
+        return UNASKED
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return FREE
+    except BlockingIOError:
+        return HELD
+    except OSError:
+        return UNASKED
+    finally:
+        os.close(descriptor)
+
+
 def continuation_of(run: RunPaths) -> dict[str, object] | None:
     """Return the claim of whoever continues this head, or None if nobody has claimed it."""
     try:
-        claim = read_json(run.claims / "continued.json")
+        claim = read_json(run.continuation)
     except UnreadableFile:
         return None
     return claim if isinstance(claim, dict) else None
 
 
-def held_by_other(run: RunPaths, has_started: HasStarted) -> str | None:
+def held_by_other(run: RunPaths, has_started: HasStarted, *, is_taken_over: bool = False) -> str | None:
     """Return the sentence that says who continues this head already, or None: nobody does, or only a dead claim.
 
     Args:
         run: the head.
         has_started: `has_started(run_id)`, whether a child of that name ever had a trainer.
+        is_taken_over: a person's word that the processes which cannot be seen from here are dead.
     """
     claim = continuation_of(run)
     if claim is None:
         return None
     owner, child = processes.identity_from(claim.get("claimer")), str(claim.get("run_id"))
     # The claimer first: asked the other way round, a child that starts between the two looks like none.
-    if processes.probe(owner) == processes.DEAD and not has_started(child):
+    claimer, is_void = processes.probe(owner), not has_started(child)
+    if is_void and (claimer == processes.DEAD or (is_taken_over and claimer == processes.UNKNOWN)):
         return None
     where = f"pid {owner.pid} on {owner.host}" if owner else "by an unknown process"
+    is_unseen = is_void and claimer == processes.UNKNOWN
     return (
         f"'{run.run_dir.name}' is continued already by '{child}' ({where}): "
         "resume that one, or name a step with --step to branch"
+        + (f"; it has no trainer yet: where {where} is gone for good, --take-over says so" if is_unseen else "")
     )
 
 
-def claim_continuation(run: RunPaths, child_run_id: str, claimer: processes.Identity, has_started: HasStarted) -> None:
+def claim_continuation(
+    run: RunPaths, child_run_id: str, claimer: processes.Identity, has_started: HasStarted, *,
+    is_taken_over: bool = False,
+) -> None:  # fmt: skip
     """Claim this head for `child_run_id`, for good.
 
     Args:
         run: the head that is continued.
         child_run_id: the run that continues it.
         claimer: the process that starts the child.
-        has_started: as in `held_by_other`.
+        has_started, is_taken_over: as in `held_by_other`; the claim says that it was.
 
     Raises:
         Refused: another run continues it already. A claim whose child never started and whose claimer is dead counts
@@ -124,11 +155,12 @@ def claim_continuation(run: RunPaths, child_run_id: str, claimer: processes.Iden
         OSError: the folder cannot be written to.
     """
     with locked(run.lock):
-        if sentence := held_by_other(run, has_started):
+        if sentence := held_by_other(run, has_started, is_taken_over=is_taken_over):
             raise Refused(sentence)
-        path = run.claims / "continued.json"
+        path = run.continuation
         path.unlink(missing_ok=True)  # a dead claim, or one that cannot be read
-        _write_claim(path, {"run_id": child_run_id, "claimer": claimer.as_fields(), "at": utc_now()})
+        claim = {"run_id": child_run_id, "claimer": claimer.as_fields(), "at": utc_now()}
+        _write_claim(path, {**claim, "taken_over": True} if is_taken_over else claim)
 
 
 def still_continues(parent: RunPaths, child_run_id: str) -> bool:
@@ -145,7 +177,7 @@ def release_continuation(run: RunPaths, child_run_id: str) -> None:
     """Take back a claim of ours for a child that could not be made."""
     with contextlib.suppress(OSError, Refused), locked(run.lock):
         if still_continues(run, child_run_id):
-            (run.claims / "continued.json").unlink()
+            run.continuation.unlink()
 
 
 def pin_step(run: RunPaths, step: int, child_run_id: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from .files import UnreadableFile, open_regular, read_end, utc_now
 
 # These are fsynced: after a power cut they say which run, which checkpoint and which end there was.
-DURABLE_EVENTS = frozenset({"launched", "checkpoint", "abort", "recovery", "stopped", "exited"})
+DURABLE_EVENTS = frozenset({"launched", "checkpoint", "abort", "recovery", "stopped", "taken_over", "exited"})
 # A line above this is no event of ours; a reader skips it instead of taking it into memory.
 MAX_LINE_BYTES = 1 << 20
 TAIL_BYTES = 128

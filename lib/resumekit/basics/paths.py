@@ -101,6 +101,21 @@ class RunPaths(NamedTuple):
         return self.run_dir / ".stop.lock"
 
     @property
+    def session_lock(self) -> Path:
+        """Held by the trainer and its children, through a descriptor that they inherit; free when all have ended."""
+        return self.run_dir / "trainer.lock"
+
+    @property
+    def stop_request(self) -> Path:
+        """A stop that another user, host or container asks for; the run's own sidecar obeys."""
+        return self.run_dir / "stop_request.json"
+
+    @property
+    def continuation(self) -> Path:
+        """The claim of the run that continues this one."""
+        return self.claims / "continued.json"
+
+    @property
     def sidecar_state(self) -> Path:
         return self.run_dir / ".sidecar.json"
 

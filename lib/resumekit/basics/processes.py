@@ -139,6 +139,17 @@ def send(identity: Identity, number: int) -> bool:
             os.close(descriptor)
 
 
+def may_signal(identity: Identity) -> bool:
+    """Whether this user may signal the process; a process that is gone may be."""
+    try:
+        os.kill(identity.pid, 0)
+    except PermissionError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def wait_for_end(identity: Identity, timeout_s: float) -> bool:
     """Wait until the process has ended, at most `timeout_s` seconds; True if it has."""
     deadline = time.monotonic() + timeout_s
@@ -218,6 +229,60 @@ def session_members(leader: Identity) -> list[Identity]:
     return [*members, *elsewhere] if is_ours else elsewhere
 
 
+def carriers(token: str) -> list[int]:
+    """Return the live processes that can be seen from here with this run token in their environment, whatever they are.
+
+    For a run of another container: its pids are other numbers here, its token is the same.
+    """
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isascii() and entry.isdigit():
+            with contextlib.suppress(OSError):
+                seen = _stat(int(entry))
+                if seen and seen[0] not in "ZX" and _entry(token) in _environment(int(entry)):
+                    found.append(int(entry))
+    return found
+
+
+def variable(pid: int, name: str) -> str | None:
+    """Return one variable of a process's environment, as it was when it began; None where it has none or is hidden."""
+    with contextlib.suppress(OSError):
+        begins = name.encode() + b"="
+        for entry in _environment(pid):
+            if entry.startswith(begins):
+                return os.fsdecode(entry[len(begins) :])
+    return None
+
+
+def lock_holders(path: str | os.PathLike[str]) -> list[int]:
+    """Return the processes that can be seen from here to hold the lock of a file, by an inherited descriptor too.
+
+    Reads every descriptor in /proc; the kernel says in `fdinfo` through which of them a lock is held.
+    """
+    try:
+        lock = os.stat(path)
+    except OSError:
+        return []
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isascii() and entry.isdigit():
+            with contextlib.suppress(OSError):
+                if any(_holds(entry, number, lock) for number in os.listdir(f"/proc/{entry}/fd")):
+                    found.append(int(entry))
+    return found
+
+
+def _holds(pid: str, number: str, lock: os.stat_result) -> bool:
+    try:
+        seen = os.stat(f"/proc/{pid}/fd/{number}")
+        if (seen.st_dev, seen.st_ino) != (lock.st_dev, lock.st_ino):
+            return False
+        with open(f"/proc/{pid}/fdinfo/{number}", "rb") as file:
+            return b"FLOCK" in file.read()
+    except OSError:
+        return False
+
+
 def _open_pidfd(pid: int) -> int | None:
     """Return a descriptor for a process; None if it has none, or the kernel knows no such thing."""
     try:
@@ -234,6 +299,15 @@ def pid_namespace() -> str | None:
     """Return which numbering of processes this one lives in; in another container a pid means another process."""
     try:
         return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return None
+
+
+def machine_id() -> str | None:
+    """Return the id of this installation, /etc/machine-id; None where there is none (many containers)."""
+    try:
+        with open("/etc/machine-id", "rb") as file:
+            return file.read(64).decode("ascii", "replace").strip() or None
     except OSError:
         return None
 

@@ -15,7 +15,7 @@ from ..basics.errors import NeedsAccept, Refused, UsageError
 from ..configuration import config
 from ..configuration.changes import Change
 from ..proving.checkpoints import Candidate
-from ..run_folder import status, trust
+from ..run_folder import life_signs, liveness, status, trust
 from ..run_folder.lineage import check_name
 from ..run_folder.recovery import Recovery
 from ..run_folder.runs import Run, RunTable
@@ -48,6 +48,7 @@ class Choice(NamedTuple):
         settled: those of them that the parent had changed already: consent was given then.
         origin: the run that `changed` is about, where it is not the parent.
         consents: what a person must agree to before anything of it is started: words or files of another user.
+        is_taken_over: a person has said that the parent, which cannot be told alive or dead, is dead.
         said: sentences for the person.
         recovery: of the incident that the new run recovers from; None where a person starts it.
     """
@@ -68,6 +69,7 @@ class Choice(NamedTuple):
     settled: frozenset[str] = frozenset()
     origin: Run | None = None
     consents: tuple[str, ...] = ()
+    is_taken_over: bool = False
 
     @property
     def base(self) -> Run | None:
@@ -116,7 +118,8 @@ def choose_start(request: Request) -> Choice:
     if heads.has_checkpoints(found, table):
         said = f"'{head.run_id}' has checkpoints: resuming it as resume.sh does (--fresh begins anew)"
         return _resume(request, table, found, said)
-    _refuse_live(head, "wait for its first checkpoint, or begin another with --fresh")
+    advice = "wait for its first checkpoint, or begin another with --fresh"
+    _refuse_live(head, advice, is_taken_over=request.take_over)
     said = f"'{head.run_id}' has no checkpoint: beginning anew"
     others = f"; other branches, for resume.sh --from: {heads.listed(found.others)}" if found.others else ""
     return _anew(_fresh(request, table, (said + others,)), head, request, found.another)
@@ -140,17 +143,22 @@ def choose_resume(request: Request) -> Choice:
     return _resume(request, table, found)
 
 
-def refuse_what_cannot_be_continued(parent: Run, table: RunTable) -> None:
-    """Raise Refused where a head is alive, has left processes behind, is finished, or is continued already."""
-    seen = _refuse_live(parent, "stop it first, or branch from one of its steps with --step")
-    _refuse_orphans(parent, "branch from one of its steps with --step")
+def refuse_what_cannot_be_continued(parent: Run, table: RunTable, *, is_taken_over: bool = False) -> None:
+    """Raise Refused where a head is alive, has left processes behind, is finished, or is continued already.
+
+    Args:
+        is_taken_over: a person says that it is dead: enough where that cannot be told, never where it is alive.
+    """
+    branch = "branch from one of its steps with --step"
+    seen = _refuse_live(parent, f"stop it first, or {branch}", is_taken_over=is_taken_over)
+    _refuse_orphans(parent, branch, is_taken_over=is_taken_over)
     _refuse_finished(parent, seen)
-    refuse_continued(parent, table)
+    refuse_continued(parent, table, is_taken_over=is_taken_over)
 
 
-def refuse_continued(parent: Run, table: RunTable) -> None:
+def refuse_continued(parent: Run, table: RunTable, *, is_taken_over: bool = False) -> None:
     """Raise Refused if another run continues `parent` already."""
-    if sentence := claims.held_by_other(parent.paths, table.has_started):
+    if sentence := claims.held_by_other(parent.paths, table.has_started, is_taken_over=is_taken_over):
         raise Refused(sentence)
 
 
@@ -174,14 +182,14 @@ def _anew(choice: Choice, head: Run, request: Request, another: str | None) -> C
     """
     if not head.is_ours or choice.name != head.name:
         return choice
-    _refuse_orphans(head, "begin another with --fresh")
-    refuse_continued(head, choice.table)
+    _refuse_orphans(head, "begin another with --fresh", is_taken_over=request.take_over)
+    refuse_continued(head, choice.table, is_taken_over=request.take_over)
     advice = f"--accept begins anew in the place of '{head.run_id}', with your own words; --fresh begins beside it"
     asked: tuple[str, ...] = ()
     if head.config:
         asked = executed_words.consents(head, trust.standing(head), head.config, request, choice.experiment, advice)
     asked += _of_another_project(head, another)
-    return choice._replace(relation=CONTINUE, parent=head, step=0, consents=asked)
+    return choice._replace(relation=CONTINUE, parent=head, step=0, consents=asked, is_taken_over=request.take_over)
 
 
 def _of_another_project(head: Run, another: str | None) -> tuple[str, ...]:
@@ -223,7 +231,7 @@ def _resume(request: Request, table: RunTable, found: heads.Found, *said: str) -
     if request.goes_back:
         said = (*said, *heads.warned(found, table))
     if relation == CONTINUE:
-        refuse_what_cannot_be_continued(parent, table)
+        refuse_what_cannot_be_continued(parent, table, is_taken_over=request.take_over)
     asked, noted = _words_of(parent, new, request, experiment)
     consents = (*asked, *_of_another_project(parent or found.head, found.another))
     consents += checkpoint_trust.consents(candidate, new.resolved)
@@ -234,6 +242,7 @@ def _resume(request: Request, table: RunTable, found: heads.Found, *said: str) -
         found.selection.candidates, new.differences.changed,
         (*said, *noted, *new.said, *heads.passed_over(found.selection), *_also_said(request, table, new.resolved)),
         settled=new.differences.settled, origin=since.run if since and since.between else None, consents=consents,
+        is_taken_over=relation == CONTINUE and request.take_over,
     )  # fmt: skip
 
 
@@ -256,13 +265,32 @@ def _relation(request: Request, experiment: str, parent: Run | None, new: Resume
     return BRANCH if any(schema.hashed(change.key) for change in new.differences.asked) else CONTINUE
 
 
-def _refuse_live(run: Run, advice: str) -> dict[str, Any]:
-    """Return the status of a run that has ended; refuse one that is alive."""
-    seen = status.current(run)
-    if run.is_ours and seen["state"] in status.LIVE:
-        where = f"pid {seen['pid']} on {seen['host']}" if seen["pid"] else "it is starting"
-        raise Refused(f"'{run.run_id}' is alive ({seen['state']}, {where}): {advice}")
-    return seen
+def _refuse_live(run: Run, advice: str, *, is_taken_over: bool = False) -> dict[str, Any]:
+    """Return the status of a run that has ended; refuse one that is alive, or that cannot be told dead from here."""
+    state = status.read_state(run)
+    view = status.look(run, state)
+    seen = status.observe(run, state, view)
+    if not run.is_ours or seen["state"] not in status.LIVE:
+        return seen
+    if view.is_unknown:
+        _refuse_unknown(run, state, view, advice, is_taken_over=is_taken_over)
+        return seen
+    where = f"pid {seen['pid']} on {seen['host']}" if seen["pid"] else "it is starting"
+    if view.sight.verdict.code != "process":
+        where += f"; {view.sight.verdict.words}"
+    raise Refused(f"'{run.run_id}' is alive ({seen['state']}, {where}): {advice}")
+
+
+def _refuse_unknown(run: Run, state: Any, view: status.View, advice: str, *, is_taken_over: bool) -> None:
+    """Refuse a run that cannot be told alive or dead from here, unless a person has said that it is dead."""
+    verdict = view.sight.verdict
+    if is_taken_over and verdict.can_take_over:
+        return
+    copied = f" ({life_signs.original_of(run, state)})" if verdict.code == liveness.COPY else ""
+    raise Refused(
+        f"'{run.run_id}' cannot be told alive or dead from here: {verdict.words}{copied}; "
+        f"{life_signs.age_words(view.sight, run)}: {verdict.way_out}; or {advice}"
+    )
 
 
 def _refuse_starting(table: RunTable, experiment: str) -> None:
@@ -272,19 +300,27 @@ def _refuse_starting(table: RunTable, experiment: str) -> None:
             raise Refused(f"'{run.run_id}' is just being started by another command: wait for it, or use --fresh")
 
 
-def _refuse_orphans(run: Run, otherwise: str) -> None:
-    """Refuse while processes of its trainer's session still live: a wrapper may have died before what it wrapped."""
-    launched = status.read_state(run).get("launched") or {}
+def _refuse_orphans(run: Run, otherwise: str, *, is_taken_over: bool = False) -> None:
+    """Refuse while what an ended trainer left still runs: a wrapper may have died before what it wrapped."""
+    state = status.read_state(run)
+    launched = state.get("launched") or {}
     leader = processes.identity_from(launched.get("trainer"))
     give_up = time.monotonic() + ORPHANS_WAIT_S
-    while (left := processes.session_members(leader) if leader else []) and time.monotonic() < give_up:
+    while (view := status.look(run, state, is_thorough=True)).trainer != processes.DEAD and time.monotonic() < give_up:
+        if view.is_unknown and is_taken_over and view.sight.verdict.can_take_over:
+            return
         time.sleep(0.2)
-    if left:
-        pids = ", ".join(str(member.pid) for member in left)
-        raise Refused(
-            f"'{run.run_id}' has ended, but processes of its trainer still run (pid {pids}): end them first, "
-            f"or {otherwise}"
-        )
+    if view.trainer == processes.DEAD:
+        return
+    if view.is_unknown:
+        holders = processes.lock_holders(run.paths.session_lock)
+        pids = f" (pid {', '.join(map(str, holders))})" if holders else ""
+        raise Refused(f"'{run.run_id}' has ended, but {view.sight.verdict.words}{pids}: {view.sight.verdict.way_out}")
+    left = processes.session_members(leader) if leader else []
+    pids = ", ".join(str(member.pid) for member in left)
+    raise Refused(
+        f"'{run.run_id}' has ended, but processes of its trainer still run (pid {pids}): end them first, or {otherwise}"
+    )
 
 
 def _refuse_finished(parent: Run, seen: dict[str, Any]) -> None:

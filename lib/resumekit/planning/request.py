@@ -16,7 +16,7 @@ from ..configuration import config
 from ..configuration.config import ConfigFile
 
 _VALUES = ("experiment", "config", "runs", "name", "notes", "step", "checkpoint", "resume", "from", "launcher-pid")
-_SWITCHES = ("fresh", "best", "reresolve", "dry-run", "json", "accept", "watch")
+_SWITCHES = ("fresh", "best", "reresolve", "dry-run", "json", "accept", "watch", "take-over")
 _NAMES_A_CHECKPOINT = ("step", "best", "checkpoint", "resume")
 
 
@@ -34,6 +34,7 @@ class Request(NamedTuple):
         step, best, checkpoint, from_run: where to start from.
         reresolve: take the config as the file has it now.
         is_accepted: `--accept`: a person agrees to what needs consent.
+        take_over: a person says that a head which cannot be told alive or dead is dead.
     """
 
     experiment: str
@@ -65,6 +66,8 @@ class Request(NamedTuple):
         if self.extra_args is not None:
             resolved["trainer"]["extra_args"] = list(self.extra_args)
         return resolved
+
+    take_over: bool = False
 
     @property
     def goes_back(self) -> bool:
@@ -132,6 +135,7 @@ class Options(NamedTuple):
             reresolve="reresolve" in self.switches,
             is_dry_run="dry-run" in self.switches,
             is_accepted="accept" in self.switches,
+            take_over="take-over" in self.switches,
         )
 
     def _path(self, name: str) -> Path | None:

@@ -146,17 +146,22 @@ def _detail(run: Run, seen: dict[str, Any]) -> str:
     parts = [] if run.copy_of is None else [plain(f"a copy of '{run.copy_of}': not taken into account")]
     if run.parent_step is not None and run.record.get("relation") == "branch":
         parts.append("branch")
-    if seen["state"] in status.LIVE and _number(seen["pid"]):
-        parts.append(f"pid {seen['pid']}")
+    is_unknown = seen["state"] in status.LIVE and seen["liveness"] == processes.UNKNOWN
+    if is_unknown:
+        parts.append(_last_heard(run, seen))
+    elif seen["state"] in status.LIVE and _number(seen["pid"]):
+        parts.append(f"pid {seen['pid']}" + _elsewhere(seen))
     score, best_step, speed = (_number(seen[key]) for key in ("best_eval_acc", "best_step", "steps_per_sec"))
     if score is not None:
         parts.append(f"best {score:.4f}" + (f" at {best_step}" if best_step is not None else ""))
-    if seen["state"] in status.LIVE and speed is not None and _number(seen["eta_s"]) is not None:
+    if seen["state"] in status.LIVE and not is_unknown and speed is not None and _number(seen["eta_s"]) is not None:
         parts.append(f"{speed:.2f} steps/s, {duration(seen['eta_s'])} left")
     if _number(seen["exit_code"]):
         parts.append(f"exit {seen['exit_code']}")
     if seen.get("stopped_by"):
         parts.append(f"by {plain(seen['stopped_by'])}")
+    if word := seen["taken_over"]:
+        parts.append(plain(f"taken over by {word['by']} on {word['host']}"))
     return ", ".join([*parts, *_suspended(seen), *_recovery(run, seen)])
 
 
@@ -166,6 +171,20 @@ def _suspended(seen: dict[str, Any]) -> list[str]:
         return []
     sentence = suspended.words(tuple(suspended.Suspended(**one) for one in seen["suspended"]))
     return [sentence] if sentence else []
+
+
+def _last_heard(run: Run, seen: dict[str, Any]) -> str:
+    """Say of a run that cannot be told alive or dead from here when it was last heard of, and where it was started."""
+    host = seen["host"] or run.record.get("host")
+    where = plain(f" on host {host[:100]}") if isinstance(host, str) else ""
+    if seen["last_heard_at"] is None:
+        return f"alive or dead? never heard of{where}"
+    return f"alive or dead? last heard of {seen['last_heard_at'][:16].replace('T', ' ')} UTC{where}"
+
+
+def _elsewhere(seen: dict[str, Any]) -> str:
+    host = seen["host"]
+    return plain(f" on host {host[:100]}") if isinstance(host, str) and host != processes.host_name() else ""
 
 
 def _recovery(run: Run, seen: dict[str, Any]) -> list[str]:

@@ -244,6 +244,12 @@ def _recovery(state: State, event: Event) -> None:
 def _stopped(state: State, event: Event) -> None:
     # The first one: a scheduler that warns with USR1 sends TERM when its patience is over.
     state.setdefault("stopped", {"by": text(event.get("by")), "at": at(event.get("at"))})
+    _take(state, event, "asked_by", text, "stop_asked_by")
+
+
+def _taken_over(state: State, event: Event) -> None:
+    typed = {"by": text, "host": text, "child_run_id": text, "at": at, "last_sign_s": number, "session_lock": text}
+    state["taken_over"] = {key: of(event.get(key)) for key, of in typed.items()}
 
 
 def _exited(state: State, event: Event) -> None:
@@ -255,7 +261,7 @@ _FOLDS: dict[str, Callable[[State, Event], None]] = {
     "launched": _launched, "resumed": _resumed, "step": _step, "phase": _phase, "eval": _eval, "best": _best,
     "checkpoint": _checkpoint, "heartbeat": _heartbeat, "warning": _warning, "stopped": _stopped,
     "exited": _exited, "check": _check, "swap": _swap, "abort": _abort, "recovery": _recovery,
-    "saving": save_wait.begun,
+    "saving": save_wait.begun, "taken_over": _taken_over,
     "nonfinite": _ailment, "oom": _ailment, "eval_crashed": _ailment,
 }  # fmt: skip
 

@@ -54,7 +54,7 @@ _TYPES: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("events", "step", "first_step", "resumed_step", "epoch", "last_fast_eval_step", "warnings",
                      "last_full_eval_step", "best_step", "last_checkpoint_step", "swap_from_step"), count),
     "phase": lambda value: value if text(value) in PHASES else None,
-    **dict.fromkeys(("optimizer", "scheduler_phase", "last_warning"), text),
+    **dict.fromkeys(("optimizer", "scheduler_phase", "last_warning", "stop_asked_by"), text),
     "last_progress_at": at,
     "warned_of": _texts,
     "tells_steps": flag,
@@ -70,5 +70,6 @@ _TYPES: dict[str, Callable[[Any], Any]] = {
     ),
     "recovery": fields(**RECOVERY),
     "stopped": fields(by=text, at=at),
+    "taken_over": fields(by=text, host=text, child_run_id=text, at=at, last_sign_s=number, session_lock=text),
     "exited": fields(code=integer, signal=integer, at=at),
 }  # fmt: skip

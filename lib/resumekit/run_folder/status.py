@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 from ..basics import check, claims, journal, processes
 from ..basics.errors import Refused
 from ..basics.files import UnreadableFile, read_json, to_json, utc_now, write_atomic
-from . import run_end, suspended
+from . import life_signs, run_end, suspended
 from .event_values import count, text
+from .liveness import HERE
 from .run_state import State, fold, measured_speed
 from .runs import Run
 from .save_wait import is_saving
@@ -42,10 +43,11 @@ class View(NamedTuple):
     """What is known of a run beside its journal, at one moment.
 
     Args:
-        trainer, launcher: 'alive', 'dead' or 'unknown', from processes.probe.
+        trainer, launcher: 'alive', 'dead' or 'unknown', as liveness judges.
         end: exit.json, or None.
         now: seconds since the epoch.
         suspended: processes of the run that do nothing until CONT.
+        sight: what liveness saw; None where nothing was looked at.
     """
 
     trainer: str
@@ -53,6 +55,18 @@ class View(NamedTuple):
     end: dict[str, Any] | None
     now: float
     suspended: tuple[Suspended, ...] = ()
+    sight: life_signs.Sight | None = None
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether it cannot be told from here whether the trainer lives: nothing may be started or ended."""
+        return self.sight is not None and self.sight.verdict.what == processes.UNKNOWN
+
+    @property
+    def last_heard_at(self) -> str | None:
+        """When a trainer that cannot be told alive or dead was last heard of (UTC, ISO 8601)."""
+        sign = self.sight.sign if self.sight and self.is_unknown else None
+        return utc_now(sign.at_s) if sign else None
 
 
 def observe(run: Run, state: State, view: View) -> dict[str, Any]:
@@ -100,7 +114,7 @@ def observe(run: Run, state: State, view: View) -> dict[str, Any]:
         "pid_started_at": launched.get("at"),
         "pid_start_ticks": trainer.get("start_ticks"),
         "started_at": launched.get("at"),
-        "heartbeat_at": ended_at if is_now in ENDED and ended_at else utc_now(view.now),
+        "heartbeat_at": ended_at if is_now in ENDED and ended_at else view.last_heard_at or utc_now(view.now),
         "last_progress_at": state.get("last_progress_at"),
         "exit_code": view.end.get("code") if view.end else None,
         "last_warning": state.get("last_warning"),
@@ -108,7 +122,15 @@ def observe(run: Run, state: State, view: View) -> dict[str, Any]:
         "recovery": state.get("recovery"),
         "stopped_by": stop_of(state, view.end) if is_now in ("stopped", "preempted") else None,
         "suspended": [one._asdict() for one in view.suspended],
+        "liveness": view.trainer,
+        "last_heard_at": view.last_heard_at,
+        "taken_over": _taken_over(state),
     }
+
+
+def _taken_over(state: State) -> dict[str, Any] | None:
+    word = state.get("taken_over")
+    return {key: word[key] for key in ("by", "host", "child_run_id", "at")} if word else None
 
 
 def name_of(run: Run, state: State, view: View) -> str:
@@ -139,7 +161,8 @@ def state_of(
         by = None if view.end.get("code") in incident_codes else run_end.stopped_by(view.end)
         return _end_state(state, view.end, max_steps, shows_steps, by and ("preempted" if is_in_a_job else "stopped"))
     if not state.get("launched"):
-        return "starting" if view.launcher == processes.ALIVE else "never_started"
+        is_coming = processes.ALIVE in (view.launcher, view.trainer)
+        return "starting" if is_coming else "never_started"
     if view.trainer == processes.DEAD:  # and nobody saw how
         return _asked_state(state) or ("aborted" if state.get("aborted") else "lost")
     if view.launcher == processes.DEAD:
@@ -219,22 +242,12 @@ def _etas(run: Run, step: int | None, speed: float | None, max_steps: int | None
     }
 
 
-def look(run: Run, state: State) -> View:
-    """Probe the run's processes and its exit.json, now."""
-    launched = state.get("launched") or {}
-    launcher = processes.identity_from(launched.get("launcher") or run.record.get("launcher"))
-    trainer = processes.identity_from(launched.get("trainer"))
-    # Processes before exit.json: read the other way round, an end between the two would look like a lost trainer.
-    trainer_probe = processes.probe(trainer)
-    shim = processes.identity_from(launched.get("shim"))
-    if trainer_probe == processes.DEAD and processes.probe(shim) == processes.ALIVE:
-        trainer_probe = processes.ALIVE  # its end is being written down
-    launcher_probe = processes.probe(launcher)
-    if not run.is_in_our_namespace and claims.is_held(run.paths.status_lock):
-        trainer_probe = launcher_probe = processes.UNKNOWN  # who follows it lives, in a container of its own
-    end = run_end.read(run)
-    is_over = end is not None and launcher_probe == processes.DEAD  # most runs of a listing: nothing acts on it
-    return View(trainer_probe, launcher_probe, end, time.time(), suspended=() if is_over else suspended.of(run, state))
+def look(run: Run, state: State, *, is_thorough: bool = False, is_follower: bool = False) -> View:
+    """Look at the run's processes and its exit.json, now; the arguments are life_signs.examine's."""
+    sight = life_signs.examine(run, state, is_thorough=is_thorough, is_follower=is_follower)
+    is_over = sight.end is not None and sight.launcher == processes.DEAD  # most runs of a listing: nothing acts on it
+    stopped = () if is_over or sight.place != HERE else suspended.of(run, state)
+    return View(sight.verdict.what, sight.launcher, sight.end, time.time(), stopped, sight)
 
 
 def read_state(run: Run) -> State:

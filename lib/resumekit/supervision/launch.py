@@ -173,13 +173,19 @@ def _claim_head(choice: Choice, parent: Run, run_id: str, launcher: processes.Id
     if launcher is None:
         raise Busy("the launcher that asks has ended")  # the next who asks may have one
     try:
-        claims.claim_continuation(parent.paths, run_id, launcher, choice.table.has_started)
+        claims.claim_continuation(
+            parent.paths, run_id, launcher, choice.table.has_started, is_taken_over=choice.is_taken_over
+        )
     except OSError as error:
-        refuse_continued(parent, choice.table)
+        refuse_continued(parent, choice.table, is_taken_over=choice.is_taken_over)
         raise Refused(
             f"'{parent.run_id}' cannot be claimed ({error.strerror}): it may belong to somebody else; "
             "name a step with --step to branch from it"
         ) from error
+    if choice.is_taken_over:
+        from . import take_over  # once in the life of a host
+
+        take_over.write_down(parent, run_id)
 
 
 def _to_prove(choice: Choice) -> Path | None:

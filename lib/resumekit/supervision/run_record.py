@@ -55,6 +55,7 @@ def record(
         "code": {"changed": code.changed, "files": code.files},
         "host": processes.host_name(),
         "boot_id": processes.boot_id(),
+        "machine_id": processes.machine_id(),
         "pid_namespace": processes.pid_namespace(),
         "token": token,
         "launcher": launcher.as_fields() if launcher else None,

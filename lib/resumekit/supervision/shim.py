@@ -26,7 +26,7 @@ from resumekit.basics import journal, processes
 from resumekit.basics.errors import FAILED, KitError, Refused
 from resumekit.basics.files import fsync_directory, temp_path, to_json, utc_now, write_atomic
 from resumekit.basics.paths import RunPaths
-from resumekit.supervision import memory_kills
+from resumekit.supervision import memory_kills, session_lock
 
 # The launcher's background jobs ignore INT and QUIT, Python ignores PIPE and XFSZ: a trainer must not inherit that.
 _TRAINER_DEFAULTS = (
@@ -174,6 +174,7 @@ def _become_trainer(run: RunPaths, launcher_pid: int, head: str, command: list[s
         own = processes.identify(os.getpid(), os.environ[processes.TOKEN_VARIABLE])
         launcher, shim = processes.identify(launcher_pid), processes.identify(os.getppid())
         with _claim(head, run_id):
+            session_lock.take(run.session_lock)  # before `launched`: a trainer that is known of is known by it too
             journal.append(
                 run.journal, "launched", run_id, trainer=own.as_fields(), shim=shim.as_fields(),
                 launcher=launcher.as_fields() if launcher else None,
@@ -244,6 +245,8 @@ def _write_end(run: RunPaths, reserved: tuple[Path, int] | None, end: dict[str, 
             write_atomic(run.exit_json, data, durable=True)
             return
         except OSError as error:
+            if not os.path.isdir(run.run_dir):
+                return  # the folder was removed: there is nowhere to write it, and nothing to wait for
             _say(f"exit.json could not be written: {error.strerror}")
             time.sleep(pause_s)
 

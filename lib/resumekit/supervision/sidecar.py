@@ -31,6 +31,7 @@ from .log_follower import LogFollower
 from .log_source import LogSource
 from .new_checkpoints import NewCheckpoints
 from .step_order import StepOrder
+from .stop_request import Obedience
 from .wakefulness import Wakefulness
 from .witness import Witness
 
@@ -70,6 +71,7 @@ class Sidecar:
         self._account = sidecar_account.Account(run)
         self._bedside = Bedside(run)
         self._code = CodeWatch(run, saved.get("code_changed"), time.monotonic())
+        self._obedience = Obedience(run)
         self._best = BestArtifacts(run, self._observed)
         offset = saved.get("echo_offset")
         shown = LogSource(run.paths.output_log, offset if type(offset) is int else 0, saved.get("log_file"))
@@ -96,6 +98,9 @@ class Sidecar:
         is_concluded = self._try_to_conclude(end, CONCLUDE_S)
         if self._echo:
             self._echo.finish(LAST_LINES_S)
+        if not is_concluded and not self._has_folder():
+            print(f"sidecar: the folder of run '{self._run.run_id}' is gone: its end is not kept", file=sys.stderr)
+            return FAILED
         if not is_concluded:
             return self._leave_it_to_a_child(end)
         # The launcher waits for the code, and not for long.
@@ -105,9 +110,12 @@ class Sidecar:
 
     def _try_to_conclude(self, end: dict[str, Any] | None, limit_s: float) -> bool:
         give_up = time.monotonic() + limit_s
-        while not (is_concluded := self._conclude(end)) and time.monotonic() < give_up:
+        while not (is_concluded := self._conclude(end)) and self._has_folder() and time.monotonic() < give_up:
             time.sleep(PROBE_S)
         return is_concluded
+
+    def _has_folder(self) -> bool:
+        return os.path.isdir(self._run.paths.logs)
 
     def _leave_it_to_a_child(self, end: dict[str, Any] | None) -> int:
         """Say what cannot be written down, and let a child go on trying: the launcher and its pipe wait for no disk.
@@ -151,6 +159,8 @@ class Sidecar:
             self._show(now)
             self._bedside.introduce(self._state)
             self._code.look(now, self._append)
+            if self._shown_state in status.LIVE:  # what is over may be continued, and is not stopped for that
+                self._obedience.look(self._state, now)
         if not has_ended:
             self._accept(has_ended=False)
             self._bedside.look(self._state, now)
@@ -207,7 +217,7 @@ class Sidecar:
             time.sleep(START_POLL_S if time.monotonic() - self._started < PROBE_S else POLL_S)
 
     def _observed(self) -> dict[str, Any]:
-        return status.observe(self._run, self._state, status.look(self._run, self._state))
+        return status.observe(self._run, self._state, status.look(self._run, self._state, is_follower=True))
 
     def _show(self, now: float) -> None:
         """Write status.json if its interval is over or the state has changed; a full disk is tried again."""

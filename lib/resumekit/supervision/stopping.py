@@ -18,7 +18,9 @@ from pathlib import Path
 
 from ..basics import claims, journal, process_details, processes
 from ..basics.errors import DONE, FAILED
-from ..run_folder import recovery, run_end
+from ..run_folder import life_signs, recovery, run_end, status
+from ..run_folder.liveness import HERE, OURS
+from ..run_folder.run_state import State
 from ..run_folder.runs import Run, open_run
 from .survivors import SETTLE_S, Progress, Survivors, signal_for
 
@@ -26,6 +28,8 @@ from .survivors import SETTLE_S, Progress, Survivors, signal_for
 START_WAIT_S = 10.0
 # A twentieth of a second apart.
 SEND_TRIES = 10
+# Of another user, host or container: its own sidecar stops it, because it was asked to.
+ASKED = 9
 # How long KILL is given to work: a process in uninterruptible sleep does not end on it.
 KILL_WAIT_S = 10.0
 # How long a signal to the launcher is held back for the shim to hear the same one: then the trainer has got it too.
@@ -52,17 +56,17 @@ def stop(
         is_launcher_s: the signal came to the launcher, and may have come to the trainer too.
 
     Returns:
-        0 when it has ended, 1 when there was nothing to stop or it cannot be stopped from here.
+        0 when it has ended, 1 when there was nothing to stop or it cannot be stopped from here, ASKED when its own
+        sidecar is stopping it.
     """
     run = open_run(run_dir)
     if is_aborted:
-        return _alone(run, lambda: _end(run, _wait_for_trainer(run), signal_name))
+        return _alone(run, lambda: _end(run, _signalable(run), signal_name))
     trainer = _wait_for_trainer(run)
-    if not run.is_in_our_namespace:
-        _say(f"'{run.run_id}' was started in another container: it can be stopped from there alone")
-        return FAILED
-    if trainer is not None and _stays_unknown(trainer) and _is_unknown(run, trainer):
-        return FAILED  # nothing is written down: it may be taken up where it can be seen
+    if (code := _out_of_reach(run, trainer)) is not None:
+        return code  # nothing is written down: it may be taken up where it can be seen
+    if trainer is not None and life_signs.place_of(run, trainer) != HERE:
+        trainer = None  # dead by proof, or by a person's word: nothing is signalled, and nothing takes it up
     has_heard = is_launcher_s and trainer is not None and _was_sent_to_the_job(run, signal_name)
     if signal_name in _passed_on(run):
         return _pass_on(trainer, signal_name, has_heard=has_heard)
@@ -137,6 +141,47 @@ def _shim(run: Run) -> processes.Identity | None:
                 shim = processes.identity_from(event.get("shim"))
                 return shim if shim and processes.probe(shim) == processes.ALIVE else None
     return None
+
+
+def _signalable(run: Run) -> processes.Identity | None:
+    """Return the live trainer of a run that a rule ends; None where it is not this folder's, or is out of reach."""
+    trainer = _wait_for_trainer(run)
+    sight = life_signs.examine(run, status.read_state(run))
+    return trainer if sight.place == HERE and sight.evidence.whose == OURS else None
+
+
+def _out_of_reach(run: Run, trainer: processes.Identity | None) -> int | None:
+    """Ask the run's own sidecar where its trainer may not be signalled from here; None where it may be.
+
+    Another host, container or user, a process that cannot be told from a stranger; and a copy of a live run, whose
+    trainer writes into another folder: that one is stopped there, not here.
+    """
+    state = status.read_state(run)
+    sight = life_signs.examine(run, state)
+    if sight.evidence.is_ended or (sight.place == HERE and trainer is None):
+        return None
+    if sight.evidence.whose != OURS:
+        copied = life_signs.original_of(run, state)
+        _say(f"'{run.run_id}' was not stopped: {sight.verdict.words} ({copied}): stop it there, with that --runs")
+        return FAILED
+    if sight.place == HERE and processes.may_signal(trainer):
+        return FAILED if _stays_unknown(trainer) and _is_unknown(run, trainer) else None
+    return None if sight.verdict.what == processes.DEAD else _ask(run, state)
+
+
+def _ask(run: Run, state: State) -> int:
+    """Ask through the run's folder; ASKED where its sidecar obeys."""
+    from . import stop_request  # what can be signalled needs none
+
+    try:
+        _say(stop_request.ask(run, state))
+    except OSError as error:
+        _say(f"'{run.run_id}' cannot be signalled from here, nor be asked to stop: {error.strerror} (its folder)")
+        return FAILED
+    if stop_request.is_obeyed(run):
+        return ASKED
+    _say(f"'{run.run_id}': {stop_request.why_it_is_not_obeyed(run)}")
+    return FAILED
 
 
 def _stop_the_next(run: Run, signal_name: str, *, is_now: bool) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..basics.files import to_json, utc_now, write_atomic
+from .fence import end_if_taken_over
 from .output_guard import guard_output
 from .trainer_env import journal_event, lineage, run_dir
 
@@ -65,6 +66,7 @@ class StatusWriter:
         self()
 
     def _beat(self) -> None:
+        end_if_taken_over()
         payload = dict(self._payload_fn())
         if run_dir() is not None:
             journal_event("heartbeat", **{name: value for name, value in payload.items() if name != "run_id"})

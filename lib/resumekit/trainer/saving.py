@@ -25,6 +25,7 @@ from ..proving.manifest import Manifest
 from . import checkpoint_content, lr_hook
 from .deferred_signals import deferred_signals
 from .durable_file import DurableFile
+from .fence import end_if_taken_over
 from .trainer_env import checkpoint_patterns, journal_event, lineage, run_dir
 
 # Two in a row: the disk is dying, and training on would only pretend to be saved.
@@ -93,6 +94,7 @@ def save_checkpoint(
     target = folder / checkpoint_name(pattern, step)
     kinds = {"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "ema": ema, "swa": swa}
     counters = {"epoch": epoch, "best_val_loss": best_val_loss, **lr_hook.fields(optimizer, lr_scale, lr_ramp)}
+    end_if_taken_over()
     journal_event("saving", step=step)
     content = checkpoint_content.collect(step, model=model, data_state=data_state, extra=extra, **kinds, **counters)
     try:

@@ -21,6 +21,7 @@ from ..basics.paths import LIB, RunPaths, live_folder
 from ..run_folder import live_marker, status
 from ..run_folder.runs import Run, RunTable
 from ..supervision import aborting
+from ..supervision.stopping import ASKED
 from . import custody, watcher_files
 from .abort_rules import SICK, WARNING
 from .memory import Memory, Wait
@@ -118,8 +119,9 @@ def stop(runs_dir: Path, run_ids: Sequence[str], *, is_now: bool = False) -> lis
     meant = [name for name in run_ids if name not in links]
     started = [(name, subprocess.Popen([*command, str(runs_dir / name), *how])) for name in meant]
     codes = [(name, process.wait()) for name, process in started]
+    words = {DONE: "stopped", ASKED: "its own launcher is stopping it"}
     return [Deed(name, f"left alone: {reason}", is_done=False) for name, reason in links.items()] + [
-        Deed(name, "stopped" if code == DONE else "could not be stopped", is_done=code == DONE) for name, code in codes
+        Deed(name, words.get(code, "could not be stopped"), is_done=code in words) for name, code in codes
     ]
 
 

@@ -152,13 +152,25 @@ def _logged_pass(runs_dir: Path, asked: Asked) -> int:
 def _stop(runs_dir: Path, asked: Asked) -> int:
     if not asked.wanted:
         raise UsageError("--stop ends runs: say which (EXP or RUN_ID)")
-    live = watch.live_runs(runs_dir, asked.wanted, of_all_users=True)
+    known = watch.live_runs(runs_dir, asked.wanted, of_all_users=True)
+    live = sorted({*known, *_live_of_others(runs_dir, asked.wanted)})
     if not live:
         _say("nothing to stop: none of them is live")
         return FAILED
     from . import acting
 
     return DONE if _told(acting.stop(runs_dir, live, is_now=asked.is_now)) else FAILED
+
+
+def _live_of_others(runs_dir: Path, wanted: Sequence[str]) -> list[str]:
+    """Return the wanted runs that live and have no marker of this user's: another user's, or in a copied folder."""
+    from ..run_folder import status
+    from ..run_folder.runs import RunTable
+
+    table = RunTable(runs_dir)
+    names = [name for name in table.names if name in wanted or parse_run_name(name).experiment in wanted]
+    runs = [run for run in map(table.get, names) if run is not None and run.is_ours and run.has_started]
+    return [run.run_id for run in runs if status.current(run)["state"] in status.LIVE]
 
 
 def _told(deeds: Sequence[Deed]) -> bool:

@@ -21,7 +21,7 @@ from ..basics import claims, processes
 from ..basics.errors import KitError
 from ..basics.paths import RunPaths
 from ..basics.terminal import plain
-from ..run_folder import live_marker, pace, status, suspended
+from ..run_folder import life_signs, live_marker, liveness, pace, status, suspended
 from ..run_folder.event_values import count
 from ..run_folder.lineage import parse_run_name
 from ..run_folder.run_state import measured_speed
@@ -200,19 +200,13 @@ def time_limit(limit_s: float) -> Iterator[None]:
 def _judge(run: Run, table: RunTable) -> Look:
     if os.path.lexists(run.paths.paused):
         return Look(run.run_id, UNKNOWN, PAUSED, note="not looked at: there is a file 'paused' in its folder")
-    host = run.record.get("host")
-    if isinstance(host, str) and host != processes.host_name():
-        return Look(run.run_id, UNKNOWN, REMOTE, note=f"not looked at: it runs on '{host[:100]}'")
-    if not run.is_in_our_namespace:
-        return Look(run.run_id, UNKNOWN, REMOTE, note="not looked at: it was started in another container")
     if not run.is_ours:
         return _unknown(run.run_id, "it has no run.json that says whose it is")
     state = status.read_state(run)
     view = status.look(run, state)
+    if note := _unjudged(run, view):
+        return note
     name = status.name_of(run, state, view)
-    trainer = (state.get("launched") or {}).get("trainer") or {}
-    if trainer and trainer["host"] != processes.host_name():
-        return Look(run.run_id, UNKNOWN, REMOTE, note=f"not looked at: its trainer is on '{trainer['host'][:100]}'")
     known = {
         "step": state.get("step"),
         "max_steps": count(run.setting("training", "max_steps")),
@@ -246,6 +240,33 @@ def _stuck(name: str, view: status.View) -> str:
     if name in status.TAKEN_UP and view.launcher == processes.UNKNOWN:
         return "it is over, and it cannot be seen from here whether its launcher lives"
     return ""
+
+
+def _unjudged(run: Run, view: status.View) -> Look | None:
+    """Return what is said of a run that is another host's or container's, or cannot be told alive or dead from here.
+
+    One whose death is proven here is judged like any other: a container that was started again, a machine.
+    """
+    sight = view.sight
+    if view.is_unknown:
+        verdict = sight.verdict
+        note = f"not looked at: {verdict.words}; {life_signs.age_words(sight, run)}: {verdict.way_out}"
+        return Look(run.run_id, UNKNOWN, UNKNOWN, note=note, stuck=verdict.words)
+    if sight.place == liveness.HOST:
+        host = run.record.get("host")
+        is_elsewhere = isinstance(host, str) and host != processes.host_name()
+        where = f"it runs on '{host[:100]}'" if is_elsewhere else f"its trainer is on {_trainer_host(run)}"
+        return Look(run.run_id, UNKNOWN, REMOTE, note=f"not looked at: {where}")
+    if sight.place == liveness.NAMESPACE and processes.DEAD not in (view.trainer, view.launcher):
+        return Look(run.run_id, UNKNOWN, REMOTE, note="not looked at: it was started in another container")
+    if sight.place == liveness.NAMESPACE and view.launcher != processes.DEAD:
+        return Look(run.run_id, UNKNOWN, REMOTE, note="not looked at: its launcher, in another container, may live")
+    return None
+
+
+def _trainer_host(run: Run) -> str:
+    trainer = (status.read_state(run).get("launched") or {}).get("trainer") or {}
+    return f"'{str(trainer.get('host'))[:100]}'"
 
 
 def _verdict(found: Sequence[Finding], behind: str) -> str:

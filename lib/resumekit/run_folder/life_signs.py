@@ -1,0 +1,312 @@
+"""The signs of a run's life, and what liveness makes of them: /proc, the locks, the journal's fold, the files.
+
+Reads; the one thing it may write is an empty file that is gone at once, to ask a network drive for its time.
+Try it: `bin/runs.sh EXP-01`
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from typing import Any, NamedTuple
+
+from ..basics import claims, processes
+from ..basics.claims import FREE, HELD
+from ..basics.files import temp_path, utc_now
+from ..basics.paths import MANIFEST_SUFFIX
+from ..basics.processes import ALIVE, DEAD, UNKNOWN
+from . import run_end
+from .liveness import BOOT, COPY, FRESH_S, HELPERS, HERE, HOST, NAMESPACE, OURS, UNSEEN, Evidence, Verdict, judge
+from .run_state import State
+from .runs import Run
+
+# A folder with more checkpoints than this is not read to its end: its own time tells of new names.
+MAX_CHECKPOINTS = 1000
+
+
+class Sign(NamedTuple):
+    """The last sign of life: when a file of the run changed, by the file system's clock, and which."""
+
+    at_s: float
+    name: str
+
+
+class Sight(NamedTuple):
+    """A verdict with what a person is shown beside it.
+
+    Args:
+        verdict: the verdict.
+        launcher: ALIVE, DEAD or UNKNOWN.
+        end: exit.json, or None.
+        place: as in Evidence.
+        sign: the last sign of life; None where it was not needed, or there is none.
+        evidence: what was judged.
+    """
+
+    verdict: Verdict
+    launcher: str
+    end: dict[str, Any] | None
+    place: str
+    sign: Sign | None
+    evidence: Evidence
+
+
+def examine(run: Run, state: State, *, is_thorough: bool = False, is_follower: bool = False) -> Sight:
+    """Look at a run's trainer, now.
+
+    A trainer that is seen to run costs two system calls beyond the probe of its process.
+
+    Args:
+        run: the run.
+        state: its folded journal.
+        is_thorough: look for what an ended trainer has left too (a scan of /proc): before another one is started.
+        is_follower: the run's own sidecar asks, whose lock and files are no sign of the trainer's life.
+    """
+    launched = state.get("launched") or {}
+    trainer, shim = (processes.identity_from(launched.get(name)) for name in ("trainer", "shim"))
+    launcher = processes.identity_from(launched.get("launcher") or run.record.get("launcher"))
+    # Processes before exit.json: read the other way round, an end between the two would look like a lost trainer.
+    place = place_of(run, trainer or launcher)
+    probed, whose = _probe(run, trainer, place)
+    launcher_probe = processes.probe(launcher)
+    shim_probe = processes.probe(shim) if probed == DEAD else UNKNOWN
+    end = run_end.read(run)
+    if not launched and launcher is None:
+        launcher_probe = DEAD  # a folder that the kit did not make, or one whose launcher had ended before
+    elif place != HERE:  # its pids are other processes' here
+        probed = shim_probe = launcher_probe = UNKNOWN
+    is_ended = end is not None or "exited" in state
+    seen = Evidence(place, bool(launched), is_ended, probed, shim_probe, launcher_probe, whose)
+    sign = None
+    if _needs_more(seen, is_thorough):
+        seen, sign = _more(run, state, seen, trainer, is_thorough=is_thorough, is_follower=is_follower)
+    verdict = judge(seen)
+    return Sight(verdict, _launcher(seen), end, seen.place, sign, seen)
+
+
+def _probe(run: Run, trainer: processes.Identity | None, place: str) -> tuple[str, str]:
+    """Return (what its process is, whose output it writes); a process that ends just now loses what it is known by."""
+    probed = processes.probe(trainer)
+    if trainer is None or place != HERE or probed != ALIVE:
+        return probed, OURS
+    whose = _whose(run, trainer.pid)
+    if whose == UNSEEN and (again := processes.probe(trainer)) != ALIVE:
+        return again, OURS
+    return probed, whose
+
+
+def place_of(run: Run, process: processes.Identity | None) -> str:
+    """Return HERE, NAMESPACE, BOOT or HOST; a run that does not say where it was started is another host's."""
+    record = run.record
+    host = process.host if process else record.get("host")
+    boot = process.boot_id if process else record.get("boot_id")
+    if host != processes.host_name() or record.get("host", host) != host:
+        return HOST
+    if boot == processes.boot_id():
+        return HERE if run.is_in_our_namespace else NAMESPACE
+    # A clone of a machine may have its name; the kernel of one boot has one id, whatever the files of a container say.
+    machine, own = record.get("machine_id"), processes.machine_id()
+    return HOST if isinstance(machine, str) and own is not None and machine != own else BOOT
+
+
+def last_sign(run: Run, *, is_of_trainer: bool = False) -> Sign | None:
+    """Return the newest change of the run's files; None where there is none. The argument is `signs`'."""
+    return max(signs(run, is_of_trainer=is_of_trainer), default=None)
+
+
+def signs(run: Run, *, is_of_trainer: bool = False, is_brief: bool = False) -> list[Sign]:
+    """Return when each of the run's files changed.
+
+    Args:
+        is_of_trainer: leave out what the sidecar and other commands write too: journal, account, status, manifests.
+        is_brief: leave out the single checkpoints.
+    """
+    paths = run.paths
+    files = [paths.output_log, paths.heartbeat_json]
+    if not is_of_trainer:
+        files += [paths.checkpoints, paths.sidecar_state, paths.status, paths.journal]
+    found = [sign for path in files if (sign := _sign(str(path), path.name))]
+    return found if is_brief else [*found, *_saved(run)]
+
+
+def _saved(run: Run) -> list[Sign]:
+    """Return when each checkpoint was written; a manifest may be a child's work."""
+    found = []
+    with contextlib.suppress(OSError), os.scandir(run.paths.checkpoints) as entries:
+        for _, entry in zip(range(MAX_CHECKPOINTS), entries, strict=False):
+            if not entry.name.endswith(MANIFEST_SUFFIX) and (sign := _sign(entry.path, entry.name)):
+                found.append(sign)
+    return found
+
+
+def age_words(sight: Sight, run: Run) -> str:
+    """Say when a run was last heard of: 'last heard of 2026-11-29 22:14:03 UTC (2 h ago, output.log) on host n1'."""
+    host = run.record.get("host")
+    where = f" on host {host[:100]}" if isinstance(host, str) else ""
+    if sight.sign is None:
+        return f"never heard of{where}"
+    from ..basics.terminal import duration  # only where a person is told
+
+    age = duration(max(0.0, now_of(run) - sight.sign.at_s))
+    return f"last heard of {utc_now(sight.sign.at_s)[:16].replace('T', ' ')} UTC ({age} ago, {sight.sign.name}){where}"
+
+
+def now_of(run: Run) -> float:
+    """Return the time by the clock of the file system that a run lies on: a network drive has one of its own."""
+    try:
+        device = os.stat(run.paths.run_dir).st_dev
+    except OSError:
+        return time.time()
+    if device not in _clock_offsets:
+        _clock_offsets[device] = _offset(run)
+    return time.time() + _clock_offsets[device]
+
+
+_clock_offsets: dict[int, float] = {}
+
+
+def _offset(run: Run) -> float:
+    """Return how far the file system's clock is ahead, by a file that is made and removed; 0 where none may be made."""
+    path = temp_path(run.paths.run_dir.parent / "clock")
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return 0.0
+    try:
+        return os.fstat(descriptor).st_mtime - time.time()
+    except OSError:
+        return 0.0
+    finally:
+        os.close(descriptor)
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _needs_more(seen: Evidence, is_thorough: bool) -> bool:
+    if seen.is_ended:
+        return is_thorough or seen.place in (NAMESPACE, BOOT)  # there it says whether the launcher lives
+    if not seen.is_launched:
+        return seen.launcher != ALIVE
+    return seen.place != HERE or seen.trainer != ALIVE or seen.whose != OURS
+
+
+def _more(
+    run: Run, state: State, seen: Evidence, trainer: processes.Identity | None, *, is_thorough: bool, is_follower: bool
+) -> tuple[Evidence, Sign | None]:
+    """Ask what is not asked of a trainer that is seen to run: locks, what is left of its session, files."""
+    lock = claims.lock_state(run.paths.session_lock)
+    status_lock = FREE if is_follower else claims.lock_state(run.paths.status_lock)
+    members = _members(seen, trainer, lock) if is_thorough or not seen.is_ended else 0
+    if lock == HELD and seen.place == HERE and not members and _are_helpers(run):
+        lock = HELPERS
+    has_word = _has_word(run, state, lock)
+    # The word itself is in the journal, and is no sign of life.
+    changes = signs(run, is_of_trainer=is_follower or has_word, is_brief=seen.is_ended)
+    is_fresh = any(_is_fresh(run, sign) for sign in changes)
+    seen = seen._replace(
+        session_lock=lock, status_lock=status_lock, members=members, is_fresh=is_fresh,
+        has_word=has_word,
+    )  # fmt: skip
+    return seen, max(changes, default=None)
+
+
+def _is_fresh(run: Run, sign: Sign) -> bool:
+    """Whether a file has changed within FRESH_S; a time that was set far into the future is no change."""
+    if 0 <= time.time() - sign.at_s < FRESH_S:
+        return True
+    # Only where our own clock denies it does the file system's matter: asking that one makes a file.
+    return abs(now_of(run) - sign.at_s) < FRESH_S
+
+
+def _members(seen: Evidence, trainer: processes.Identity | None, lock: str) -> int:
+    if trainer is None or seen.trainer == ALIVE or seen.shim == ALIVE:
+        return 0
+    if seen.place == HERE:
+        return len(processes.session_members(trainer))
+    # From outside of a container its processes are seen, under other pids.
+    is_seen = seen.place == NAMESPACE and lock != HELD and trainer.token is not None
+    return len(processes.carriers(trainer.token)) if is_seen else 0
+
+
+def _are_helpers(run: Run) -> bool:
+    """Whether all that is seen to hold the lock was started to outlive the trainer: with its run id, without its token.
+
+    What a wrapper in Bash starts inherits the lock; `env -u RESUMEKIT_RUN_TOKEN` says that it is no part of the run.
+    """
+    holders = processes.lock_holders(run.paths.session_lock)
+    return bool(holders) and all(
+        processes.variable(pid, "RESUMEKIT_RUN_ID") == run.run_id
+        and processes.variable(pid, processes.TOKEN_VARIABLE) is None
+        for pid in holders
+    )
+
+
+def _whose(run: Run, pid: int) -> str:
+    """Say whether a live process writes into this very folder, into another one, or cannot be told."""
+    own = _identity(run.paths.output_log, os.lstat)  # a link would let a folder pass for another one
+    for number in (1, 2):
+        if own is not None and own == _identity(f"/proc/{pid}/fd/{number}"):
+            return OURS
+    named = processes.variable(pid, "RESUMEKIT_RUN_DIR")
+    if not named:
+        return UNSEEN
+    theirs = f"/proc/{pid}/root{named}"
+    folder = _identity(theirs)
+    if folder is None:
+        return UNSEEN
+    if folder == _identity(run.paths.run_dir):
+        return OURS
+    # One folder under two mounts may have two identities, but what is written shows in both.
+    log = f"{theirs}/{os.path.relpath(run.paths.output_log, run.paths.run_dir)}"
+    return COPY if _written(log) not in (None, _written(str(run.paths.output_log))) else UNSEEN
+
+
+def original_of(run: Run, state: State) -> str:
+    """Say where the live trainer of a copied run writes: 'pid 4711, which writes into '/runs/X''."""
+    trainer = processes.identity_from((state.get("launched") or {}).get("trainer"))
+    if trainer is None:
+        return "an unknown process"
+    named = processes.variable(trainer.pid, "RESUMEKIT_RUN_DIR")
+    return f"pid {trainer.pid}" + (f", which writes into '{named}'" if named else "")
+
+
+def _identity(path: os.PathLike[str] | str, look: Any = os.stat) -> tuple[int, int] | None:
+    try:
+        found = look(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _written(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_mtime_ns, found.st_size
+
+
+def _sign(path: str, name: str) -> Sign | None:
+    try:
+        return Sign(os.lstat(path).st_mtime, name)
+    except (OSError, ValueError):
+        return None
+
+
+def _has_word(run: Run, state: State, lock: str) -> bool:
+    """Whether a person has taken the run over, and neither a file of its trainer nor its lock says otherwise since."""
+    word = state.get("taken_over")
+    if not word:
+        return False
+    sign, until_s = last_sign(run, is_of_trainer=True), word.get("last_sign_s")
+    is_still = sign is None or (until_s is not None and sign.at_s <= until_s)
+    return is_still and (lock != HELD or word.get("session_lock") == HELD)
+
+
+def _launcher(seen: Evidence) -> str:
+    """Say whether the launcher lives; where it cannot be seen it is dead if nothing of the run moves any more."""
+    if seen.place == HERE or seen.launcher == ALIVE:
+        return seen.launcher
+    is_still = HELD not in (seen.session_lock, seen.status_lock) and not seen.is_fresh and not seen.members
+    return DEAD if seen.place in (NAMESPACE, BOOT) and is_still else UNKNOWN
