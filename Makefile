@@ -63,7 +63,7 @@ campaign: $(READY) ## the long versions of the sampled tests (some three hours)
 	@$(PY) tests/campaign_traces.py --seed 8
 	@$(PY) tests/campaign_fuzz.py --seed 1
 	@$(PY) tests/campaign_kills.py --kills 1000 --seed 2
-	@$(PY) tests/campaign_kills.py --kills 300 --seed 3 --wrapper
+	@$(PY) tests/campaign_kills.py --kills 300 --seed 4 --wrapper
 	@$(PY) tests/campaign_stops.py --stops 100 --seed 2
 	@$(PY) tests/campaign_storm.py --minutes 20 --seed 1
 	@$(PY) tests/campaign_protections.py

@@ -18,7 +18,7 @@ import pytest
 
 from conftest import TOY, Kit, events, marked_pids, wait_until
 from resumekit.basics import processes
-from resumekit.supervision import stopping
+from resumekit.supervision import session_end, stopping
 
 pytestmark = pytest.mark.usefixtures("valid_records")
 
@@ -130,6 +130,21 @@ def test_a_training_in_the_background_ends_the_run_with_its_own_code(kit: Kit) -
     process, run = begun(kit)
     process.communicate(timeout=60)
     assert (process.returncode, last_step(run), kit.status(run)["state"]) == (3, 60, "failed")
+
+
+def test_what_is_in_its_exec_when_its_wrapper_ends_is_not_overlooked(monkeypatch: pytest.MonkeyPatch, kit: Kit) -> None:
+    """It has no environment for a moment, and shows no token: no process of the run can be seen then."""
+    kit.config("--at", "2", "exit=0", training={"max_steps": 10**6})
+    kit("run", "T-1")
+    (run,) = kit.run_dirs()
+    leader = processes.identity_from(events(run, "launched")[0]["trainer"])
+    child = leader._replace(pid=4_000_000)
+    looks = iter([[], [], [child], [child]])
+    monkeypatch.setattr(processes, "session_members", lambda _leader: next(looks, []))
+    waited: list[float] = []
+    ears = session_end.Ears({}, waited.append, lambda: {child.pid: 3 << 8} if len(waited) == 4 else {})
+    end = session_end.outlast(run, leader, {"code": 0, "signal": None, "pid": leader.pid}, ears)
+    assert len(waited) >= 4 and end["code"] == 0
 
 
 @pytest.mark.parametrize(("code", "state"), [(0, "finished"), (3, "failed")])

@@ -87,6 +87,7 @@ class _Session:
         self._members = self._survivors.members()
         self._heirs = {member.pid for member in self._survivors.orphans(self._members)}
         self._statuses: dict[int, int] = {}
+        self._has_children = True
         self._begun = self._last_sign = self._looked = time.monotonic()
         self._progress = Progress(run)
         self._had_stepped = "step" in self._progress.state
@@ -100,7 +101,7 @@ class _Session:
         """Wait, tell what is left of a stop, and return the end."""
         name = stopped_by(self._run.paths.run_dir, self._first)
         self._notice_a_stop(name, has_handled_it=self._first["signal"] is None)
-        while self._members and not self._is_over():
+        while self._is_somebody_left() and not self._is_over():
             if self._stop:
                 self._tell()
             self._wait()
@@ -108,10 +109,18 @@ class _Session:
             self._say_what_is_left()
         return self._composed()
 
+    def _is_somebody_left(self) -> bool:
+        """Whether a process of the training lives; for a moment also one that cannot be told from another's yet.
+
+        A wrapper may end while what it has just forked is in its exec, and has no environment to show its token in.
+        """
+        return bool(self._members) or (self._has_children and not self._is_settled)
+
     def _wait(self) -> None:
         """Until a process has ended or it is time to look again; what costs little is looked at more often."""
         self._ears.wait(STOPPING_LOOK_S if self._stop else JOURNAL_S)
         ended = self._ears.reap()
+        self._has_children = ended is not None
         self._statuses.update(ended or {})
         now = time.monotonic()
         if not self._is_settled and now - self._begun > SETTLE_S:
@@ -123,8 +132,11 @@ class _Session:
             self._has_trained_on |= self._is_settled and self._progress.steps > 0
         if not self._stop and (self._progress.state.get("stopped") or self._progress.state.get("aborted")):
             self._notice_a_stop(None, has_handled_it=False)
-        if ended or self._stop or now - self._looked >= (LOOK_S if ended is not None else SETTLE_S):
+        is_due = now - self._looked >= (LOOK_S if ended is not None else SETTLE_S)
+        if ended or self._stop or is_due or not self._members:
             self._looked, self._members = now, self._survivors.members()
+            if not self._is_settled:
+                self._heirs |= {member.pid for member in self._survivors.orphans(self._members)}
 
     def _notice_a_stop(self, name: str | None, *, has_handled_it: bool) -> None:
         """Take note of a stop, where there is one, and of who may have heard of it already.
