@@ -66,6 +66,7 @@ def main(argv: list[str]) -> int:
     started = time.monotonic()
     # Blocked, not ignored: a signal that comes before the exec waits for it, an ignored one would be lost.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, (*_TRAINER_DEFAULTS, signal.SIGCHLD))
+    ready, tell_ready = os.pipe()
     try:
         pid = os.fork()
     except OSError as error:
@@ -73,9 +74,12 @@ def main(argv: list[str]) -> int:
         _write_end(run, reserved, {"code": FAILED, "signal": None, "pid": None, "at": utc_now(), "elapsed_s": 0.0})
         return FAILED
     if pid == 0:
-        _become_trainer(run, launcher_pid, head, command, mask)
+        os.close(tell_ready)
+        _become_trainer(run, launcher_pid, head, command, mask, ready)
     leader = processes.identify(pid, os.environ.get(processes.TOKEN_VARIABLE))
-    is_subreaper = _become_subreaper()  # the trainer is on its way already, and does not wait for this
+    is_subreaper = _become_subreaper()  # beside the child's own preparations, and before it becomes the trainer
+    os.close(tell_ready)
+    os.close(ready)
     counter = memory_kills.counter()
     before = memory_kills.kills(counter)
     job = _Job(run)
@@ -163,7 +167,9 @@ def _become_subreaper() -> bool:
         return False
 
 
-def _become_trainer(run: RunPaths, launcher_pid: int, head: str, command: list[str], mask: set[signal.Signals]) -> None:
+def _become_trainer(
+    run: RunPaths, launcher_pid: int, head: str, command: list[str], mask: set[signal.Signals], ready: int
+) -> None:
     """In the child: a new session, the `launched` event, then the trainer. Never returns.
 
     The event is on disk before the trainer's first instruction: no trainer ever runs that nobody knows of.
@@ -180,6 +186,7 @@ def _become_trainer(run: RunPaths, launcher_pid: int, head: str, command: list[s
                 launcher=launcher.as_fields() if launcher else None,
             )  # fmt: skip
             fsync_directory(run.journal.parent)  # the journal's first event: its name is new
+        os.read(ready, 1)  # a wrapper that ends at once leaves its training to the shim, not to init
         for number in _TRAINER_DEFAULTS:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # a stop that came since `launched` ends it here
