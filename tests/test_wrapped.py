@@ -197,12 +197,11 @@ def test_a_second_stop_and_now_end_what_is_wrapped_too(kit: Kit) -> None:
 
 def test_without_a_subreaper_what_is_left_is_found_all_the_same(kit: Kit) -> None:
     """A kernel or a libc without prctl: the orphans go to init, and are found by session and token."""
-    (kit.folder / "ctypes.py").write_text("raise ImportError('there is none here')\n")
     python = kit.folder / "python"
     python.write_text(
         "#!/usr/bin/env bash\n"
         'if [[ $* == *shim.py* ]]; then exec "$REAL" -S -c \'import sys, runpy\n'
-        'sys.modules["ctypes"] = None; sys.argv[:] = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name="__main__")\' '
+        'sys.modules["_ctypes"] = None; sys.argv[:] = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name="__main__")\' '
         '"${@:3}"; fi\nexec "$REAL" "$@"\n'
     )
     python.chmod(0o755)

@@ -66,7 +66,8 @@ def main(argv: list[str]) -> int:
     started = time.monotonic()
     # Blocked, not ignored: a signal that comes before the exec waits for it, an ignored one would be lost.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, (*_TRAINER_DEFAULTS, signal.SIGCHLD))
-    ready, tell_ready = os.pipe()
+    # Before the fork: a wrapper that ends at once leaves its training to this process, not to init.
+    is_subreaper = _become_subreaper()
     try:
         pid = os.fork()
     except OSError as error:
@@ -74,13 +75,9 @@ def main(argv: list[str]) -> int:
         _write_end(run, reserved, {"code": FAILED, "signal": None, "pid": None, "at": utc_now(), "elapsed_s": 0.0})
         return FAILED
     if pid == 0:
-        os.close(tell_ready)
-        _become_trainer(run, launcher_pid, head, command, mask, ready)
+        _become_trainer(run, launcher_pid, head, command, mask)
     leader = processes.identify(pid, os.environ.get(processes.TOKEN_VARIABLE))
-    is_subreaper = _become_subreaper()  # beside the child's own preparations, and before it becomes the trainer
-    os.close(tell_ready)
-    os.close(ready)
-    counter = memory_kills.counter()
+    counter = memory_kills.counter()  # the trainer is on its way already, and does not wait for this
     before = memory_kills.kills(counter)
     job = _Job(run)
     end = _of_status(job.wait_for(pid)) | {"pid": pid}
@@ -160,16 +157,15 @@ def _of_status(status: int) -> dict[str, object]:
 def _become_subreaper() -> bool:
     """Have what the trainer leaves behind become children of this process, so that it need not look for them."""
     try:
-        import ctypes  # late: 10 ms
+        import _ctypes  # its C part alone: all of ctypes would cost each start 10 ms
 
-        return ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+        prctl = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl")
+        return _ctypes.call_function(prctl, (_SET_CHILD_SUBREAPER, 1, 0, 0, 0)) == 0
     except (ImportError, OSError, AttributeError):
         return False
 
 
-def _become_trainer(
-    run: RunPaths, launcher_pid: int, head: str, command: list[str], mask: set[signal.Signals], ready: int
-) -> None:
+def _become_trainer(run: RunPaths, launcher_pid: int, head: str, command: list[str], mask: set[signal.Signals]) -> None:
     """In the child: a new session, the `launched` event, then the trainer. Never returns.
 
     The event is on disk before the trainer's first instruction: no trainer ever runs that nobody knows of.
@@ -186,7 +182,6 @@ def _become_trainer(
                 launcher=launcher.as_fields() if launcher else None,
             )  # fmt: skip
             fsync_directory(run.journal.parent)  # the journal's first event: its name is new
-        os.read(ready, 1)  # a wrapper that ends at once leaves its training to the shim, not to init
         for number in _TRAINER_DEFAULTS:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # a stop that came since `launched` ends it here
