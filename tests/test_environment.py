@@ -22,6 +22,8 @@ def in_venv(kit: Kit) -> dict[str, str]:
     python.chmod(0o755)
     (kit.folder / "venv" / "torch").mkdir(parents=True)
     (kit.folder / "venv" / "torch" / "version.py").write_text("__version__ = '2.13.0'\ncuda = None\n")
+    for name in ("PYTHONPATH", "VIRTUAL_ENV", "CUDA_VISIBLE_DEVICES"):
+        kit.env.pop(name, None)  # the shell that runs the tests may have them
     return {"PYTHONPATH": str(kit.folder / "venv"), "VIRTUAL_ENV": "/lab/venv", "CUDA_VISIBLE_DEVICES": "3"}
 
 

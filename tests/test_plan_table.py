@@ -189,6 +189,8 @@ def test_another_number_of_ranks_leaves_the_generators_as_they_are(monkeypatch: 
 
 
 def test_another_number_of_threads_costs_nothing_and_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in environment.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     differs = environment.changes({"environment": {"values": {"OMP_NUM_THREADS": "4"}}}, {}, None)
     assert [(one.key, one.old, one.new) for one in differs] == [("OMP_NUM_THREADS", "4", "2")]

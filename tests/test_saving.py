@@ -395,7 +395,7 @@ def test_b1_b12_b14_death_before_any_call_leaves_the_newest_or_the_one_before_pr
         assert found.chosen is not None and found.chosen.grade == "proven"
         assert found.chosen.step in (4, 5), at
         passed = [one for one in found.candidates if one.verdict == "passed"]
-        assert all(one.reason.startswith("no manifest") for one in passed), at
+        assert all("no manifest" in one.reason for one in passed), at
         assert len([s for s in steps_in(folder) if (folder / f"hrm_arc_step_{s}.pt.json").exists()]) >= 2
         saving._swept.clear()  # the next process
         assert save(folder, 6) is not None and leftovers(folder) == []  # it sweeps what the dead writer left

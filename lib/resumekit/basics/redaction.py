@@ -56,6 +56,11 @@ _SECRET_VALUE = re.compile(r"(?![0-9.eE+-]+$)[A-Za-z0-9][^\s]{7,}")
 _SHAPES = _PATTERNS[:4]
 
 
+def redacted_text(text: str) -> str:
+    """Return a text without what looks like a secret."""
+    return redact(text.encode("utf-8", "surrogatepass"))[0].decode("utf-8", "surrogatepass")
+
+
 def secret_line(text: bytes) -> int | None:
     """Return the line, from 1, of the first secret that is known by its own shape; None without one."""
     found = [match.start() for pattern in _SHAPES if (match := pattern.search(text))]

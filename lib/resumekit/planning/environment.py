@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from ..basics.redaction import redacted_text
 from ..configuration.changes import Change
 from .code_state import Code
 
@@ -42,7 +43,9 @@ def changes(record: Mapping[str, Any], versions: Mapping[str, Any], code: Code |
     """
     if not record:
         return []
-    before, now = _facts_of(record), {**versions, **_processes(os.environ), **_variables(os.environ)}
+    # A record holds no secret; what is compared with it, and shown, holds none either.
+    own = {name: redacted_text(os.environ[name]) for name in VARIABLES if name in os.environ}
+    before, now = _facts_of(record), {**versions, **_processes(os.environ), **_variables(own)}
     if code is not None:
         now |= {"git.commit": code.commit, "git.diff_sha256": code.diff_sha256}
     return [

@@ -12,7 +12,7 @@ from typing import Any
 from ..basics import kit_version, processes, recorded_environment
 from ..basics.files import utc_now
 from ..basics.paths import RunPaths, relative_to_run
-from ..basics.redaction import redact
+from ..basics.redaction import redacted_text
 from ..configuration import config
 from ..planning.choice import Choice
 from ..planning.code_state import Code
@@ -31,7 +31,7 @@ def record(
         "run_id": paths.run_dir.name,
         "experiment": choice.experiment,
         "name": choice.name,
-        "notes": notes and _clean(notes),
+        "notes": notes and redacted_text(notes),
         "parent_run_id": parent.run_id if parent else None,
         "parent_step": choice.step,
         "checkpoint": relative_to_run(candidate.path.absolute(), paths.run_dir) if candidate else None,
@@ -44,7 +44,7 @@ def record(
         "config_sha256": request.config_file.sha256,
         "settings": list(choice.settings),
         "argv": list(argv),
-        "kit_argv": [_clean(word) for word in kit_argv],
+        "kit_argv": [redacted_text(word) for word in kit_argv],
         "cwd": str(cwd),
         "root": str(root),
         "paths": {key: resolved["paths"][key] for key in ("checkpoints", "logs", "status")},
@@ -72,13 +72,8 @@ def record(
 def environment(extra_names: Sequence[str]) -> dict[str, Any]:
     """Return the recorded part of the environment; of `trainer.env` the names that are set, never the values."""
     kept = {
-        name: _clean(sys.executable if name == "PYTHON" else os.environ[name])
+        name: redacted_text(sys.executable if name == "PYTHON" else os.environ[name])
         for name in recorded_environment.NAMES
         if name in os.environ
     }
     return {"values": kept, "passed": [name for name in extra_names if name in os.environ]}
-
-
-def _clean(text: str) -> str:
-    """Return a text of the person's without what looks like a secret."""
-    return redact(text.encode("utf-8", "surrogatepass"))[0].decode("utf-8", "surrogatepass")
