@@ -12,8 +12,8 @@ import hashlib
 import os
 from collections.abc import Iterator
 
-from . import ownership
-from .files import UnreadableFile, read_bounded, write_atomic
+from . import remembered
+from .files import UnreadableFile, read_bounded
 from .paths import KIT_ROOT
 
 FOLDERS = ("bin", "lib", "schemas")
@@ -31,13 +31,7 @@ def digest() -> str:
     found = sorted(_files())
     listed = "\n".join(f"{name}\0{one.st_size}\0{one.st_mtime_ns}\0{one.st_ino}" for name, one in found)
     key = hashlib.sha256(listed.encode("utf-8", "surrogateescape")).hexdigest()
-    if (kept := _kept(key)) is not None:
-        return kept
-    value = _of([name for name, _ in found])
-    with contextlib.suppress(OSError):
-        if (folder := ownership.state_folder(create=True)) is not None:
-            write_atomic(folder / _KEPT, f"{key} {value}\n".encode(), mode=0o600)
-    return value
+    return remembered.value(_KEPT, key, lambda: _of([name for name, _ in found])) or ""
 
 
 def _files() -> Iterator[tuple[str, os.stat_result]]:
@@ -72,14 +66,3 @@ def _of(names: list[str]) -> str:
         whole.update(f"{name}\0{len(content)}\0".encode("utf-8", "surrogateescape"))
         whole.update(content)
     return whole.hexdigest()
-
-
-def _kept(key: str) -> str | None:
-    folder = ownership.state_folder()
-    if folder is None or not ownership.is_callers_alone(folder / _KEPT):
-        return None
-    try:
-        words = read_bounded(folder / _KEPT).decode("ascii", "replace").split()
-    except UnreadableFile:
-        return None
-    return words[1] if len(words) == 2 and words[0] == key and len(words[1]) == 64 else None

@@ -15,11 +15,11 @@ from ..basics.errors import NeedsAccept, Refused, UsageError
 from ..configuration import config
 from ..configuration.changes import Change
 from ..proving.checkpoints import Candidate
-from ..run_folder import life_signs, liveness, status, trust
+from ..run_folder import status
 from ..run_folder.lineage import check_name
 from ..run_folder.recovery import Recovery
 from ..run_folder.runs import Run, RunTable
-from . import checkpoint_trust, executed_words, heads, interpreter, origin
+from . import heads, interpreter, origin
 from .request import Request
 from .resume_config import ResumeConfig, for_resume
 
@@ -187,6 +187,9 @@ def _anew(choice: Choice, head: Run, request: Request, another: str | None) -> C
     advice = f"--accept begins anew in the place of '{head.run_id}', with your own words; --fresh begins beside it"
     asked: tuple[str, ...] = ()
     if head.config:
+        from ..run_folder import trust  # late, here and below: what begins from no run pays for none of them
+        from . import executed_words
+
         asked = executed_words.consents(head, trust.standing(head), head.config, request, choice.experiment, advice)
     asked += _of_another_project(head, another)
     return choice._replace(relation=CONTINUE, parent=head, step=0, consents=asked, is_taken_over=request.take_over)
@@ -207,6 +210,9 @@ def _words_of(
     """Return (what a person must agree to before the words of the parent's record are executed, what is only said)."""
     if parent is None or not new.is_inherited:
         return (), ()
+    from ..run_folder import trust
+    from . import executed_words
+
     standing = trust.standing(parent)
     advice = f"--accept executes what '{parent.run_id}' says; resume.sh --reresolve takes your own config"
     asked = executed_words.consents(parent, standing, new.resolved, request, experiment, advice)
@@ -234,6 +240,8 @@ def _resume(request: Request, table: RunTable, found: heads.Found, *said: str) -
         refuse_what_cannot_be_continued(parent, table, is_taken_over=request.take_over)
     asked, noted = _words_of(parent, new, request, experiment)
     consents = (*asked, *_of_another_project(parent or found.head, found.another))
+    from . import checkpoint_trust
+
     consents += checkpoint_trust.consents(candidate, new.resolved)
     if found.others and not request.goes_back:
         said += (f"'{found.head.run_id}' is the newest branch; the others, for --from: {heads.listed(found.others)}",)
@@ -286,6 +294,8 @@ def _refuse_unknown(run: Run, state: Any, view: status.View, advice: str, *, is_
     verdict = view.sight.verdict
     if is_taken_over and verdict.can_take_over:
         return
+    from ..run_folder import life_signs, liveness  # only for a message
+
     copied = f" ({life_signs.original_of(run, state)})" if verdict.code == liveness.COPY else ""
     raise Refused(
         f"'{run.run_id}' cannot be told alive or dead from here: {verdict.words}{copied}; "

@@ -13,10 +13,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..basics import answers
+from ..basics import answers, remembered
 from ..basics.files import UnreadableFile, open_regular
 from ..basics.redaction import redact
-from .code_scope import Scope
+
+TYPE_CHECKING = False  # as in basics.files
+if TYPE_CHECKING:
+    from .code_scope import Scope
 
 MAX_PATCH_BYTES = 10 << 20
 # Of a list of changed files; a tree in which more than some 50,000 differ is none that can be compared.
@@ -86,7 +89,6 @@ class Snapshot(NamedTuple):
     changed: answers.Question | None = None
     diff: answers.Question | None = None
     has_repository: bool = False
-    first: answers.Question | None = None
 
 
 def start_snapshot(root: Path) -> Snapshot:
@@ -99,8 +101,7 @@ def start_snapshot(root: Path) -> Snapshot:
     diff = ["-c", "core.bigFileThreshold=4m", "diff", "HEAD", "--no-ext-diff", "--no-textconv", "--no-color",
             "--no-renames", "--src-prefix=a/", "--dst-prefix=b/", "--no-relative", "-U3", "--", "."]  # fmt: skip
     head = _git(root, ["rev-parse", "--verify", "HEAD"])
-    changed, first = ask_changed(root, "HEAD"), _ask_first(root)
-    return Snapshot(root, head, changed, _git(root, diff), has_repository=True, first=first)
+    return Snapshot(root, head, ask_changed(root, "HEAD"), _git(root, diff), has_repository=True)
 
 
 def ask_tracked(root: Path, names: Sequence[str]) -> answers.Question | None:
@@ -131,7 +132,7 @@ def finish_snapshot(snapshot: Snapshot, scope: Scope | None = None) -> Code:
     diff = answers.collect(snapshot.diff, MAX_PATCH_BYTES, TIMEOUT_S)
     commit = head if head.isalnum() else None
     is_known = snapshot.changed is None or changed is not None
-    first = _read_first(snapshot.first, FIRST_COMMIT_S)
+    first = _first_commit(snapshot.root, commit, FIRST_COMMIT_S) if commit else None
     code = Code(commit, b"", None, 0, is_known, changed, first_commit=first)
     if not diff.size:
         return code
@@ -146,19 +147,27 @@ def finish_snapshot(snapshot: Snapshot, scope: Scope | None = None) -> Code:
 
 def first_commit(root: Path) -> str | None:
     """Return the first commit of the repository that `root` lies in; None where there is none, or git does not say."""
-    return _read_first(_ask_first(root), TIMEOUT_S) if has_repository(root) else None
+    if not has_repository(root):
+        return None
+    head = answers.collect(_git(root, ["rev-parse", "--verify", "HEAD"]), 1000, TIMEOUT_S).kept.decode(
+        "ascii", "replace"
+    )
+    return _first_commit(root, head.strip(), TIMEOUT_S)
 
 
-def _ask_first(root: Path) -> answers.Question | None:
+def _first_commit(root: Path, head: str, timeout_s: float) -> str | None:
+    """Return the first commit below `head`; git walks them all for it, so the answer is kept as long as the head is."""
     # A shallow clone begins where it was cut off: it cannot say where its repository does.
     if any(os.path.lexists(folder / ".git" / "shallow") for folder in (root, *root.parents)):
         return None
-    return _git(root, ["rev-list", "--max-parents=0", "HEAD"])
+    name = f"first_commit-{hashlib.sha256(os.fsencode(root)).hexdigest()[:12]}"
+    return remembered.value(name, head, lambda: _ask_first(root, timeout_s))
 
 
-def _read_first(question: answers.Question | None, timeout_s: float) -> str | None:
-    """Return the last line: of several beginnings, where histories were joined, the oldest."""
-    lines = answers.collect(question, 1 << 20, timeout_s).kept.decode("ascii", "replace").split()
+def _ask_first(root: Path, timeout_s: float) -> str | None:
+    """Return the last line of git's answer: of several beginnings, where histories were joined, the oldest."""
+    asked = _git(root, ["rev-list", "--max-parents=0", "HEAD"])
+    lines = answers.collect(asked, 1 << 20, timeout_s).kept.decode("ascii", "replace").split()
     return lines[-1] if lines and lines[-1].isalnum() else None
 
 

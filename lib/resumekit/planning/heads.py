@@ -18,7 +18,7 @@ from ..proving.grades import PROVEN, WEIGHTS, WITNESSED
 from ..run_folder.lineage import check_experiment, parse_run_name
 from ..run_folder.quarantine import quarantined_names
 from ..run_folder.runs import Run, RunTable, run_around
-from . import project, spoilt
+from . import spoilt
 from .request import Request
 
 _NAMED_IN_A_MESSAGE = 5
@@ -154,6 +154,8 @@ def _head(request: Request, table: RunTable) -> tuple[Run | None, tuple[Run, ...
     heads = table.heads(experiment)
     if not heads:
         return None, (), None
+    from . import project  # late: a first start has no head
+
     of_another: str | None = None
     for run in heads:  # the newest of this project; only where there is none, the newest of another
         how = project.another(run, request, experiment)
@@ -237,6 +239,8 @@ def _on_another_branch(request: Request, table: RunTable, found: Found) -> Found
     if len(there) > 1:
         holders = tuple(run for run, _ in there.values())
         raise UsageError(f"step {request.step} is on several branches: name one with --from: {listed(holders)}")
+    from . import project
+
     for run, selection in there.values():
         return Found(run, run, selection, found.others, project.another(run, request, found.head.experiment or ""))
     return found

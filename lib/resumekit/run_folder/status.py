@@ -11,19 +11,21 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..basics import check, claims, journal, processes
 from ..basics.errors import Refused
 from ..basics.files import UnreadableFile, read_json, to_json, utc_now, write_atomic
-from . import life_signs, run_end, suspended
+from . import run_end
 from .event_values import count, text
-from .liveness import HERE
 from .run_state import State, fold, measured_speed
 from .runs import Run
 from .save_wait import is_saving
 from .state_types import is_sound
-from .suspended import Suspended
+
+if TYPE_CHECKING:
+    from .life_signs import Sight
+    from .suspended import Suspended
 
 # How a `recovery` event ends: a child goes on, or a person has to.
 RESUMED, NEEDS_ATTENTION = "resumed", "needs_attention"
@@ -55,7 +57,7 @@ class View(NamedTuple):
     end: dict[str, Any] | None
     now: float
     suspended: tuple[Suspended, ...] = ()
-    sight: life_signs.Sight | None = None
+    sight: Sight | None = None
 
     @property
     def is_unknown(self) -> bool:
@@ -244,6 +246,9 @@ def _etas(run: Run, step: int | None, speed: float | None, max_steps: int | None
 
 def look(run: Run, state: State, *, is_thorough: bool = False, is_follower: bool = False) -> View:
     """Look at the run's processes and its exit.json, now; the arguments are life_signs.examine's."""
+    from . import life_signs, suspended  # late: a first start looks at no run
+    from .liveness import HERE
+
     sight = life_signs.examine(run, state, is_thorough=is_thorough, is_follower=is_follower)
     is_over = sight.end is not None and sight.launcher == processes.DEAD  # most runs of a listing: nothing acts on it
     stopped = () if is_over or sight.place != HERE else suspended.of(run, state)
