@@ -25,6 +25,7 @@ from resumekit.recovery import recovering
 from resumekit.recovery.command import environment_of_callers_run
 from resumekit.run_folder import live_marker, seals, trust
 from resumekit.run_folder.runs import Run, open_run
+from resumekit.run_folder.trust import Standing
 from test_recovery import configure, watch_as_cron
 from test_run import killed, record
 from test_watch import kill_all_of
@@ -105,6 +106,28 @@ def test_a_run_that_was_written_after_the_first_seal_needs_one(state: Path, tmp_
         trust.OTHERS,
         "it has no seal: another user started it, it was copied here, or its seal could not be kept",
     )
+
+
+def test_a_recovery_reads_nothing_of_a_run_by_its_path(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two looks by its path a user who may write in the runs folder can put another folder there."""
+    run = made(tmp_path / "runs")
+    reseal(run)
+    monkeypatch.setattr(trust, "open_run", lambda _run_dir: pytest.fail("it is read by its path"))
+    examined = trust.examine(run)
+    assert examined.standing.kind == trust.SEALED
+    (run / "resolved_config.json").write_text('{"notify": {"command": ["evil"]}}')
+    assert "evil" not in json.dumps(examined.run.config), "nor is anything read later"
+
+
+def test_a_folder_without_a_record_is_no_word_of_the_callers(state: Path, tmp_path: Path) -> None:
+    """Such a folder of the caller's own may stand in the place of a run: their folder of live markers, say."""
+    run = made(tmp_path / "runs")
+    (run / "run.json").unlink()
+    examined = trust.examine(run)
+    assert examined.standing == trust.Standing(trust.OTHERS, "it has no run.json of this kit")
+    assert not examined.run.is_ours
 
 
 def test_the_digests_in_run_json_are_held_against_an_unsealed_run(state: Path, tmp_path: Path) -> None:
@@ -195,8 +218,11 @@ def test_seals_of_runs_that_are_gone_are_swept_where_there_are_very_many(
 EXECUTED = {
     "trainer.command", "trainer.resume_args", "trainer.extra_args", "trainer.cwd", "trainer.env", "trainer.python",
     "trainer.describe_args", "trainer.loads_with_kit", "notify.command", "abort.oom_set", "recover.allow_code_change",
-    "recover.not_code",
-    "paths.root",
+    "recover.not_code", "paths.root",
+    # names of files, which a command has placeholders for, or which the sidecar writes; and what it reads a log with
+    "paths.checkpoints", "paths.logs", "paths.status", "checkpoint.pattern", "checkpoint.best_pattern", "data.path",
+    "trainer.checkpoint_in", "trainer.stop_signal", "trainer.pass_signals", "trainer.log_patterns.step",
+    "trainer.log_patterns.loss", "trainer.log_patterns.lr", "trainer.log_patterns.steps_per_sec",
 }  # fmt: skip
 
 
@@ -215,6 +241,31 @@ def test_words_are_compared_as_they_stand_and_texts_that_a_placeholder_puts_into
         executed_words.words({"trainer": {"command": ["{python}", "x.py"]}}, known),
     )
     assert found == ["trainer.command"]
+
+
+def test_names_that_the_kit_makes_paths_of_are_words(kit: Kit) -> None:
+    """`bash -c "... {checkpoints_dir}"` is the caller's own command; what stands for the placeholder must be too."""
+    run = killed(kit)
+    rewritten(run, lambda config: config["paths"].update(checkpoints="ck$(touch sung)"))
+    page = " ".join(kit("resume", "T-1", "--dry-run", code=None).stdout.split())
+    plain = Standing(trust.OTHERS, "it is another user's")
+    request = parse(["--experiment=T-1", f"--config={kit.folder / 'config.yaml'}"]).request()
+    asked = executed_words.consents(open_run(run), plain, open_run(run).config, request, "T-1", "advice")
+    assert asked[0].startswith("paths.checkpoints: 'ck$(touch sung)' in ")
+    assert not (kit.folder / "sung").exists(), page
+
+
+def test_what_no_user_can_have_written_is_compared_all_the_same(kit: Kit) -> None:
+    """A copy of another user's folder is the copier's own, before their first seal: not a word of it is theirs."""
+    run = killed(kit)
+    config = json.loads((run / "resolved_config.json").read_text())
+    config["trainer"]["command"] = [str(canary(kit)), "command"]
+    request = parse(["--experiment=T-1", f"--config={kit.folder / 'config.yaml'}"]).request()
+    asked = executed_words.consents(open_run(run), Standing(trust.OWN), config, request, "T-1", "advice")
+    assert len(asked) == 2 and "canary" in asked[0] and "no launcher of this user's sealed it" in asked[0]
+    assert executed_words.consents(open_run(run), Standing(trust.SEALED), config, request, "T-1", "advice") == ()
+    same = executed_words.consents(open_run(run), Standing(trust.OWN), open_run(run).config, request, "T-1", "advice")
+    assert same == ()
 
 
 @pytest.mark.parametrize("odd", [None, 7, "x", [7, None], {"a": 1}])
@@ -298,7 +349,8 @@ def test_with_consent_it_is_executed_and_with_reresolve_the_callers_own(kit: Kit
     run = hostile(kit)
     kit("resume", "T-1", "--reresolve", "--accept")
     assert not (kit.folder / "sung").exists() and record(kit.run_dirs()[-1])["parent_run_id"] == run.name
-    kit("resume", run.name, "--step", "5", "--accept", code=9)
+    said = kit("resume", run.name, "--step", "5", "--accept", code=9).stderr
+    assert "accepted: trainer.command: " in said and str(kit.folder / "canary") in said
     assert "command" in (kit.folder / "sung").read_text()
     assert trust.standing(open_run(kit.run_dirs()[-1])).kind == trust.SEALED, "asked once: now it is the caller's word"
 

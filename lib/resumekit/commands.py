@@ -70,7 +70,9 @@ def _launch(arguments: list[str], choose: Callable[[Any], Any], prog: str) -> in
         choice, plan, ready, code = _planned(request, choose, snapshot)
         if plan is not None:
             plan.require(request.is_accepted)
-        for sentence in (*choice.said, choice.headline, *(plan.said if plan else ())):
+        agreed = plan.consents if plan is not None else choice.consents  # what --accept was said to stands on record
+        said = (*choice.said, *(f"accepted: {sentence}" for sentence in agreed), choice.headline)
+        for sentence in (*said, *(plan.said if plan else ())):
             _say(prog, sentence)
         fields = plan.as_fields() if plan else None
         run = launch.prepare(choice, request, ready, code, fields, options.launcher_pid, [prog, *_typed(arguments)])

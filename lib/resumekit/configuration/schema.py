@@ -46,7 +46,8 @@ class Schema:
     def executed(self) -> tuple[str, ...]:
         """The keys whose values are executed, or decide what is (`x-executed`): a process, its place, its environment.
 
-        Taken from another user's run only with a person's consent.
+        So do the names of files and folders, which a command has placeholders for, and the regular expressions that the
+        sidecar runs. Taken from another user's run only with a person's consent.
         """
         return tuple(key for key, node in self.leaves.items() if node.get("x-executed") is True)
 

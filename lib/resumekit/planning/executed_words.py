@@ -16,7 +16,7 @@ from ..basics.errors import KitError
 from ..configuration.schema import Schema
 from ..configuration.yaml_scalars import show
 from ..run_folder.runs import Run
-from ..run_folder.trust import Standing
+from ..run_folder.trust import SEALED, Standing
 from . import command
 from .request import Request
 
@@ -32,7 +32,8 @@ def words(resolved: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
         schema: says which keys are executed; a key that the config lacks has its default.
     """
     found = {key: _value(resolved, key, schema) for key in schema.executed}
-    for key in _placeholders(found.get("trainer.command"), found.get("trainer.resume_args")):
+    commands = (found.get(f"trainer.{name}") for name in ("command", "resume_args", "describe_args"))
+    for key in _placeholders(*commands):
         value = _value(resolved, key, schema)
         if isinstance(value, str):  # a number is no word; null and lists are refused where the command is built
             found[key] = value
@@ -51,7 +52,8 @@ def consents(
 
     Args:
         run: whose record the config came from.
-        standing: of that record; nothing is asked where it is the caller's.
+        standing: of that record. Nothing is asked where it is sealed; where no other user can have written it, it may
+            still be a copy of what another one wrote.
         resolved: the config, with what the command line said on top.
         request: the command, with the caller's own config.
         experiment: of the new run.
@@ -61,8 +63,9 @@ def consents(
         One sentence for each key that differs from the caller's own config, both shown, and one with the advice;
         nothing where all of them are equal.
     """
-    if standing.is_callers:
+    if standing.kind == SEALED:
         return ()
+    whose = standing.reason or "no launcher of this user's sealed it"
     schema, name = request.config_file.schema, request.config_file.path.name
     theirs = words(resolved, schema)
     try:
@@ -71,13 +74,13 @@ def consents(
         sentences = [f"{key}: {_shown(value)}" for key, value in theirs.items() if value not in (None, [], False)]
         return (
             *sentences,
-            f"that is what '{run.run_id}' says ({standing.reason}), and {name} cannot: {error}; {advice}",
+            f"that is what '{run.run_id}' says ({whose}), and {name} cannot: {error}; {advice}",
         )
     differs = differing(theirs, own)
     if not differs:
         return ()
     sentences = [
-        f"{key}: {_shown(theirs.get(key))} in '{run.run_id}' ({standing.reason}), {_shown(own.get(key))} in {name}"
+        f"{key}: {_shown(theirs.get(key))} in '{run.run_id}' ({whose}), {_shown(own.get(key))} in {name}"
         for key in differs
     ]
     return (*sentences, advice)

@@ -8,7 +8,6 @@ Source: docs/security.md, decision 0014.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import stat
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..basics.files import UnreadableFile, parse_json
+from ..basics.paths import RunPaths
 from . import seals
 from .runs import Run, open_run, run_of
 from .seals import MAX_RECORD_BYTES, Seal
@@ -74,7 +74,7 @@ def standing(run: Run) -> Standing:
     if not run.is_ours:
         return Standing(OTHERS, "it was not made by this kit")
     try:
-        folder = _read(run, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        folder = _read(run.paths, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         return Standing(OTHERS, f"it cannot be read: {error.strerror}")
     found = _of(run, folder, seals.read(run.record))
@@ -89,22 +89,30 @@ def examine(run_dir: Path) -> Examined:
     Args:
         run_dir: below the runs folder that was named; a link there is not followed.
     """
-    run = open_run(run_dir)
     try:
-        folder = _read(run, os.O_DIRECTORY | _WITHOUT_LINKS)
+        folder = _read(RunPaths(run_dir), os.O_DIRECTORY | _WITHOUT_LINKS)
     except OSError:
+        run = open_run(run_dir)  # for a message alone
         is_link = os.path.islink(run_dir)
         _take_notifier_of(run, None)
         return Examined(run, Standing(OTHERS, "it is a link" if is_link else "it cannot be opened as a folder"))
-    with contextlib.suppress(KeyError, UnreadableFile):
-        run = run_of(run_dir, parse_json(folder.contents["run.json"]))
-        run.config = _config_in(folder)
+    run = _run_in(run_dir, folder)
     seal = seals.read(run.record) if run.is_ours else None
     is_own = folder.found.st_uid == os.geteuid()
     found = _of(run, folder, seal) if is_own else Standing(OTHERS, f"it belongs to {user_of(folder.found.st_uid)}")
     if not found.is_callers:
         _take_notifier_of(run, seal)
     return Examined(run, found, folder.contents.get(run.paths.config_copy.name))
+
+
+def _run_in(run_dir: Path, folder: _Folder) -> Run:
+    """Return the run as it was read through the descriptor: nothing of it is read by its path, now or later."""
+    try:
+        run = run_of(run_dir, parse_json(folder.contents["run.json"]))
+    except (KeyError, UnreadableFile):
+        run = Run(RunPaths(run_dir), {})
+    run.config = _config_in(folder)
+    return run
 
 
 def _take_notifier_of(run: Run, seal: Seal | None) -> None:
@@ -119,6 +127,8 @@ def _of(run: Run, folder: _Folder, seal: Seal | None) -> Standing:
     reason = _not_sealed(run, folder, seal) if seal is not None else None
     if seal is not None and reason is None:
         return Standing(SEALED)
+    if not run.is_ours:
+        return Standing(OTHERS, "it has no run.json of this kit")
     if (foreign := _foreign(folder)) is not None:
         return Standing(OTHERS, foreign)
     if reason is None:
@@ -173,20 +183,20 @@ def _newer_than_seals(folder: _Folder) -> str | None:
 
     By the time that the kernel keeps (ctime), which no user can set: a copy is new, whatever its files say.
     """
-    since, record = seals.since(), folder.stats.get("run.json")
-    if since is None or record is None or record.st_ctime < since:
+    since, record = seals.since(), folder.stats["run.json"]
+    if since is None or record.st_ctime < since:
         return None
     return "it has no seal: another user started it, it was copied here, or its seal could not be kept"
 
 
-def _read(run: Run, flags: int) -> _Folder:
+def _read(paths: RunPaths, flags: int) -> _Folder:
     """Read every record of a run through a descriptor of its folder. Raises OSError where there is no such folder."""
-    descriptor = os.open(run.paths.run_dir, flags)
+    descriptor = os.open(paths.run_dir, flags)
     try:
         stats: dict[str, os.stat_result] = {}
         contents: dict[str, bytes] = {}
         faults: dict[str, str] = {}
-        for path in seals.records(run.paths):
+        for path in seals.records(paths):
             try:
                 stats[path.name], contents[path.name] = _record(path.name, descriptor)
             except FileNotFoundError:
