@@ -350,7 +350,7 @@ def test_with_consent_it_is_executed_and_with_reresolve_the_callers_own(kit: Kit
     kit("resume", "T-1", "--reresolve", "--accept")
     assert not (kit.folder / "sung").exists() and record(kit.run_dirs()[-1])["parent_run_id"] == run.name
     said = kit("resume", run.name, "--step", "5", "--accept", code=9).stderr
-    assert "accepted: trainer.command: " in said and str(kit.folder / "canary") in said
+    assert "accepted: trainer.command: " in said and "canary" in said
     assert "command" in (kit.folder / "sung").read_text()
     assert trust.standing(open_run(kit.run_dirs()[-1])).kind == trust.SEALED, "asked once: now it is the caller's word"
 
