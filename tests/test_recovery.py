@@ -124,7 +124,8 @@ def test_a_loss_that_is_not_finite_is_replayed_from_before_it_at_a_lower_rate(re
     assert recovered.status(runs[-1])["state"] == "needs_attention"
     (last,) = events(runs[-1], "recovery")[1:]
     assert last["outcome"] == "needs_attention" and "starts in a row brought nothing new" in last["reason"]
-    (told,) = notes.read_text().splitlines()
+    noticed, told = notes.read_text().splitlines()
+    assert json.loads(noticed)["kind"] == "same_end", "at the third equal end a person is told, and it goes on"
     assert json.loads(told)["reason"] == last["reason"] and json.loads(told)["run_id"] == runs[-1].name
     assert "needs attention" in done.stderr and live(recovered) == []
 
