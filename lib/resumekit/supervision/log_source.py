@@ -95,7 +95,7 @@ class LogSource:
         """Open the file that the offset is of, or, where that is gone, the one under the name from its beginning."""
         descriptor = _of_trainer(self._trainer_pid(), self._wanted)
         if descriptor < 0:
-            descriptor = open_regular(self._path)
+            descriptor = open_regular(self._path, follow_links=False)
         self._descriptor = descriptor
         found = _identity(os.fstat(descriptor))
         # A network drive has another device number after each mount: the inode alone says whether it is the same.

@@ -302,7 +302,7 @@ class Sidecar:
         """Take in heartbeat.json, where a trainer that knows nothing of the kit writes a status of its own."""
         path = self._run.paths.heartbeat_json
         try:
-            mtime = os.stat(path).st_mtime
+            mtime = os.lstat(path).st_mtime
             if mtime == self._heartbeat_mtime:
                 return
             self._heartbeat_mtime = mtime
