@@ -192,3 +192,19 @@ def test_a_journal_that_is_a_link_is_none(tmp_path: Path) -> None:
     assert [event["event"] for event, _ in journal.read(own)] == ["stopped"] and journal.newest(own, "stopped")
     assert list(journal.read(planted)) == [] and journal.newest(planted, "stopped") is None
     assert journal.tail(planted, 10) is None
+
+
+def test_a_mode_without_the_umask_is_the_files_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, seen = os.umask(0o077), []
+    move = os.replace
+    monkeypatch.setattr(
+        os, "replace", lambda temp, path: seen.append(os.lstat(temp).st_mode & 0o777) or move(temp, path)
+    )
+    try:
+        files.write_atomic(tmp_path / "one", b"", mode=0o644, has_umask=False)
+        files.write_atomic(tmp_path / "two", b"", mode=0o644)
+    finally:
+        os.umask(old)
+    assert seen == [0o644, 0o600]

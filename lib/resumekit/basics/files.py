@@ -33,13 +33,14 @@ def temp_path(target: Path) -> Path:
     return target.with_name(f".{target.name}{TEMP_MARK}{os.getpid()}-{_own_start_ticks()}-{os.urandom(4).hex()}")
 
 
-def write_atomic(path: Path, data: bytes, *, durable: bool = False, mode: int = 0o666) -> None:
+def write_atomic(path: Path, data: bytes, *, durable: bool = False, mode: int = 0o666, has_umask: bool = True) -> None:
     """Write `data` under `path`, whole or not at all.
 
     Args:
         path: the final name; an existing file is replaced, a symlink at that name is replaced, not followed.
         durable: also fsync the file and its folder, so that it survives a power cut.
         mode: permission bits before the umask.
+        has_umask: False where the file is to have this very mode, from before it has its name.
 
     Raises:
         OSError: it could not be written; the temp file is gone, the old content stands.
@@ -49,6 +50,9 @@ def write_atomic(path: Path, data: bytes, *, durable: bool = False, mode: int = 
         descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
         try:
             write_all(descriptor, data)
+            if not has_umask:
+                with contextlib.suppress(OSError):  # a file system without modes
+                    os.fchmod(descriptor, mode)
             if durable:
                 os.fsync(descriptor)
         finally:
