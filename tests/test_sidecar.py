@@ -459,6 +459,7 @@ def test_a_private_file_behind_a_planted_link_does_not_get_into_the_runs_files(t
     (run_dir / "logs/output.log").unlink()
     (run_dir / "logs/output.log").symlink_to(private)
     log.pump(1)
+    assert log.left_bytes == 0, "what is not read is not waited for at the end"
     paths = RunPaths(run_dir)
     paths.heartbeat_json.parent.mkdir(exist_ok=True)
     paths.heartbeat_json.symlink_to(private)

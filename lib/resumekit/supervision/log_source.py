@@ -60,10 +60,13 @@ class LogSource:
 
     @property
     def size(self) -> int:
-        """Return the size of the file that is being read, in bytes; that of the named one before it is open."""
+        """Return the size of the file that is being read, in bytes; that of the named one before it is open.
+
+        A link has none: it is not read, and the end of a run must not wait for what it leads to.
+        """
         with contextlib.suppress(OSError):
-            found = os.fstat(self._descriptor) if self._descriptor >= 0 else os.stat(self._path)
-            return found.st_size
+            found = os.fstat(self._descriptor) if self._descriptor >= 0 else os.lstat(self._path)
+            return found.st_size if stat.S_ISREG(found.st_mode) else 0
         return 0
 
     def read(self, count: int) -> bytes:
