@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from resumekit.basics import files
+from resumekit.basics import files, journal
 from resumekit.basics.files import UnreadableFile
 
 
@@ -167,3 +167,44 @@ def test_the_alarm_rings_for_a_file_that_is_written_in_place(tmp_path: Path, mon
     monkeypatch.setattr(files, "write_atomic", in_place)
     with contextlib.suppress(KeyError):
         assert torn_reads(tmp_path / "status.json", 2_000) > 0
+
+
+@pytest.mark.fault("K4", by="files: no link is followed to what the kit itself has written")
+def test_a_link_under_a_name_of_the_kits_own_is_not_read(tmp_path: Path) -> None:
+    private, planted = tmp_path / "private.json", tmp_path / "heartbeat.json"
+    private.write_text('{"password": 1}')
+    planted.symlink_to(private)
+    for read in (files.read_json, lambda path: files.read_end(path, 10)):
+        assert read(private), "the file itself"
+        with pytest.raises(UnreadableFile, match="a link"):
+            read(planted)
+    with pytest.raises(UnreadableFile, match="a link"):
+        files.read_bounded(planted, follow_links=False)
+    assert files.read_json(planted, follow_links=True) == {"password": 1}
+    assert files.read_bounded(planted) == private.read_bytes(), "a config and a checkpoint may be links"
+
+
+@pytest.mark.fault("K4", by="journal: no link is followed")
+def test_a_journal_that_is_a_link_is_none(tmp_path: Path) -> None:
+    own, planted = tmp_path / "journal.jsonl", tmp_path / "planted.jsonl"
+    journal.append(own, "stopped", "EXP-01_x", by="TERM")
+    planted.symlink_to(own)
+    assert [event["event"] for event, _ in journal.read(own)] == ["stopped"] and journal.newest(own, "stopped")
+    assert list(journal.read(planted)) == [] and journal.newest(planted, "stopped") is None
+    assert journal.tail(planted, 10) is None
+
+
+def test_a_mode_without_the_umask_is_the_files_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, seen = os.umask(0o077), []
+    move = os.replace
+    monkeypatch.setattr(
+        os, "replace", lambda temp, path: seen.append(os.lstat(temp).st_mode & 0o777) or move(temp, path)
+    )
+    try:
+        files.write_atomic(tmp_path / "one", b"", mode=0o644, has_umask=False)
+        files.write_atomic(tmp_path / "two", b"", mode=0o644)
+    finally:
+        os.umask(old)
+    assert seen == [0o644, 0o600]

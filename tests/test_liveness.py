@@ -447,11 +447,43 @@ def test_a_link_under_the_logs_name_makes_no_other_run_ones_own(kit: Kit) -> Non
     """A planted folder names a live trainer of the caller's, and its output.log leads to that one's."""
     run = live(kit)
     planted = kit.folder / "planted" / run.name
-    shutil.copytree(run, planted)
+    shutil.copytree(run, planted, ignore=shutil.ignore_patterns(".*.tmp-*"))  # it is being saved meanwhile
     (planted / "logs" / "output.log").unlink()
     (planted / "logs" / "output.log").symlink_to(run / "logs" / "output.log")
     assert stopping.stop(planted, "TERM") == 1
     assert len(trainers(kit)) == 1 and not events(planted, "stopped")
+    # A hard link is no proof either; the true folder is known by what its trainer was given at its start.
+    (planted / "logs" / "output.log").unlink()
+    os.link(run / "logs" / "output.log", planted / "logs" / "output.log")
+    assert stopping.stop(planted, "TERM") == 1
+    assert len(trainers(kit)) == 1 and not events(planted, "stopped")
+    assert life_signs.examine(open_run(run), status.read_state(open_run(run))).evidence.whose == OURS
+
+
+@pytest.mark.parametrize("token", [None, ""])
+def test_a_trainer_without_a_token_is_no_process_that_may_be_signalled(kit: Kit, token: str | None) -> None:
+    """A journal of another user's names a process of the caller's: a trainer of the kit's always has a token."""
+    kit("run", "T-1")
+    (run,) = kit.run_dirs()
+    (run / "exit.json").unlink()
+    with open(run / "logs/output.log", "ab") as log:
+        victim = subprocess.Popen(["sleep", "300"], stdout=log)
+    try:
+        (launched,) = events(run, "launched")
+        known = processes.identify(victim.pid)
+        assert known is not None
+        launched["trainer"] = {**known.as_fields(), "token": token}
+        (run / "journal.jsonl").write_text(json.dumps(launched) + "\n")
+        for name in (".sidecar.json", "status.json"):
+            (run / name).unlink(missing_ok=True)
+        seen = open_run(run)
+        assert life_signs.examine(seen, status.read_state(seen)).evidence.trainer == UNKNOWN
+        assert [stopping.stop(run, "TERM", is_now=is_now) for is_now in (True, False)] == [1, 1]
+        assert stopping.stop(run, "TERM", is_aborted=True) == 1
+        assert victim.poll() is None
+    finally:
+        victim.kill()
+        victim.wait()
 
 
 @needs_two_users

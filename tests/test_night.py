@@ -350,6 +350,19 @@ def test_the_units_are_shown_written_and_taken_back(lab: Lab):
     assert asked == ["--user disable --now resumekit-watch.timer", "--user daemon-reload"]
 
 
+def test_units_are_their_users_alone_under_the_umask_of_a_group(lab: Lab):
+    old = os.umask(0o002)
+    try:
+        lab.make("kit-install-systemd", "YES=1")
+        units_there = sorted(unit_folder(lab).iterdir())
+        assert [path.stat().st_mode & 0o777 for path in (*units_there, unit_folder(lab))] == [0o600, 0o600, 0o700]
+        units_there[0].chmod(0o664)  # as an earlier kit has left it
+        lab.make("kit-install-systemd", "YES=1")
+    finally:
+        os.umask(old)
+    assert units_there[0].stat().st_mode & 0o777 == 0o600
+
+
 def test_another_runs_folder_s_units_are_left_alone(lab: Lab, monkeypatch: pytest.MonkeyPatch):
     lab.make("kit-install-systemd", "YES=1")
     before = (unit_folder(lab) / "resumekit-watch.service").read_bytes()

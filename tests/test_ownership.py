@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from resumekit.basics.ownership import is_callers, is_callers_alone, state_folder
+from resumekit.basics.ownership import is_callers, is_callers_alone, make_private, state_folder
 
 
 @pytest.fixture(autouse=True)
@@ -72,3 +73,34 @@ def test_a_file_of_another_user_is_not_the_callers(tmp_path: Path) -> None:
     path.write_text("")
     os.chown(path, 65534, 65534)
     assert not is_callers(path) and not is_callers_alone(path)
+
+
+@pytest.fixture
+def umask_of_a_group() -> Iterator[None]:
+    old = os.umask(0o002)
+    yield
+    os.umask(old)
+
+
+@pytest.mark.usefixtures("umask_of_a_group")
+def test_every_folder_that_is_made_on_the_way_is_the_callers_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = state_folder(create=True)
+    assert folder is not None
+    for one in (folder, folder.parent, folder.parent.parent):
+        assert stat.S_IMODE(os.lstat(one).st_mode) == 0o700, one
+    folder.parent.chmod(0o755)
+    assert state_folder(create=True) == folder and stat.S_IMODE(os.lstat(folder.parent).st_mode) == 0o755
+
+
+def test_a_folder_is_made_through_a_link_that_is_there_and_not_through_a_dangling_one(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    make_private(tmp_path / "link" / "one" / "two")
+    assert (tmp_path / "real/one/two").is_dir()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    with pytest.raises(OSError):
+        make_private(tmp_path / "dangling" / "one")
+    assert not (tmp_path / "nowhere").exists()

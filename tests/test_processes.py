@@ -217,3 +217,14 @@ def test_a_process_that_proc_hides_is_not_dead(monkeypatch: pytest.MonkeyPatch, 
     sleeper.kill()
     sleeper.wait()
     assert processes.probe(known) == DEAD
+
+
+@pytest.mark.parametrize("token", [None, ""])
+def test_a_trainer_without_a_token_is_never_alive(token: str | None) -> None:
+    one = processes.identify(os.getpid(), token)
+    assert one is not None
+    trainer = processes.trainer_from({"trainer": one.as_fields()})
+    assert trainer is not None and processes.probe(trainer) != ALIVE and not processes.session_members(trainer)
+    assert not processes.session_members(one), "an empty token is none"
+    assert processes.trainer_from({"trainer": one._replace(token="6f1e").as_fields()}) == one._replace(token="6f1e")
+    assert processes.trainer_from(None) is processes.trainer_from({"trainer": 4}) is None

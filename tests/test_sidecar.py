@@ -18,6 +18,7 @@ from resumekit.basics.paths import RunPaths, manifest_path
 from resumekit.run_folder.runs import Run, open_run
 from resumekit.supervision import log_follower, witness
 from resumekit.supervision.log_follower import LogFollower
+from resumekit.supervision.sidecar import Sidecar
 from resumekit.supervision.step_order import StepOrder
 from resumekit.supervision.train_log import LineCleaner, stamp
 from toy_trainer import write_checkpoint
@@ -446,3 +447,28 @@ def test_a_sidecar_imports_little() -> None:
               "zipfile", "secrets", "resumekit.configuration.config", "resumekit.configuration.schema",
               "resumekit.proving.archive"}  # fmt: skip
     assert loaded & costly == set()
+
+
+@pytest.mark.fault("K4", by="sidecar: heartbeat.json and output.log are not read through a link")
+def test_a_private_file_behind_a_planted_link_does_not_get_into_the_runs_files(tmp_path: Path) -> None:
+    private = tmp_path / "private.json"
+    private.write_text('{"password": "hunter2"}\n')
+    run_dir = tmp_path / "T-1_x"
+    run_dir.mkdir()
+    log = follower(run_dir, b"")
+    (run_dir / "logs/output.log").unlink()
+    (run_dir / "logs/output.log").symlink_to(private)
+    log.pump(1)
+    assert log.left_bytes == 0, "what is not read is not waited for at the end"
+    paths = RunPaths(run_dir)
+    paths.heartbeat_json.parent.mkdir(exist_ok=True)
+    paths.heartbeat_json.symlink_to(private)
+    watcher = Sidecar(Run(paths, {"config_hash": HASH, "run_id": run_dir.name}), has_echo=False)
+    watcher._fold_heartbeat_file()
+    assert not events(run_dir, "heartbeat")
+    for path in run_dir.rglob("*"):
+        assert path.is_symlink() or not path.is_file() or b"hunter2" not in path.read_bytes(), path
+    paths.heartbeat_json.unlink()
+    paths.heartbeat_json.write_bytes(private.read_bytes())
+    watcher._fold_heartbeat_file()
+    assert events(run_dir, "heartbeat"), "a trainer's own file is told"

@@ -14,7 +14,8 @@ import pytest
 
 from conftest import Kit, events, marked_pids, wait_until
 from resumekit.basics import processes
-from resumekit.run_folder.runs import open_run
+from resumekit.basics.paths import RunPaths
+from resumekit.run_folder.runs import Run, open_run
 from resumekit.supervision import stop_request, stopping
 
 pytestmark = pytest.mark.usefixtures("valid_records")
@@ -179,11 +180,29 @@ def test_a_request_about_another_trainer_counts_for_nothing(kit: Kit) -> None:
     assert process.returncode == 143
 
 
+@pytest.mark.fault("K4", by="stop_request: the mode is set before the rename")
+def test_a_link_in_the_place_of_a_request_keeps_the_mode_of_what_it_leads_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private, run = tmp_path / "private", Run(RunPaths(tmp_path), {"run_id": tmp_path.name})
+    private.touch(mode=0o600)
+
+    def move(temp: Path, path: Path) -> None:
+        os.rename(temp, tmp_path / "moved")
+        path.symlink_to(private)  # another user is as quick as that
+
+    monkeypatch.setattr(os, "replace", move)
+    old = os.umask(0o077)
+    try:
+        stop_request.ask(run, {})
+    finally:
+        os.umask(old)
+    assert private.stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "moved").stat().st_mode & 0o777 == 0o644, "its reader is another user"
+
+
 @pytest.mark.parametrize(("grace", "seconds"), [(5, 5.0), ("5", 60.0), (-1, 60.0), (True, 60.0), (None, 60.0)])
 def test_a_grace_that_is_no_number_does_not_take_the_grace_away(kit: Kit, grace: object, seconds: float) -> None:
-    from resumekit.basics.paths import RunPaths
-    from resumekit.run_folder.runs import Run
-
     kit.runs.mkdir()
     run = Run(RunPaths(kit.runs), {})
     run.paths.resolved_json.write_text(json.dumps({"abort": {"grace_s": grace}}))

@@ -33,13 +33,14 @@ def temp_path(target: Path) -> Path:
     return target.with_name(f".{target.name}{TEMP_MARK}{os.getpid()}-{_own_start_ticks()}-{os.urandom(4).hex()}")
 
 
-def write_atomic(path: Path, data: bytes, *, durable: bool = False, mode: int = 0o666) -> None:
+def write_atomic(path: Path, data: bytes, *, durable: bool = False, mode: int = 0o666, has_umask: bool = True) -> None:
     """Write `data` under `path`, whole or not at all.
 
     Args:
         path: the final name; an existing file is replaced, a symlink at that name is replaced, not followed.
         durable: also fsync the file and its folder, so that it survives a power cut.
         mode: permission bits before the umask.
+        has_umask: False where the file is to have this very mode, from before it has its name.
 
     Raises:
         OSError: it could not be written; the temp file is gone, the old content stands.
@@ -49,6 +50,9 @@ def write_atomic(path: Path, data: bytes, *, durable: bool = False, mode: int = 
         descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
         try:
             write_all(descriptor, data)
+            if not has_umask:
+                with contextlib.suppress(OSError):  # a file system without modes
+                    os.fchmod(descriptor, mode)
             if durable:
                 os.fsync(descriptor)
         finally:
@@ -143,19 +147,27 @@ def fsync_parents(folder: Path, levels: int = 4) -> None:
                 raise
 
 
-def open_regular(path: Path | str) -> int:
+def open_regular(path: Path | str, *, follow_links: bool = True) -> int:
     """Open `path` for reading without ever blocking, and only if it is a regular file.
+
+    Args:
+        path: the file.
+        follow_links: False for a file of the kit's own making: a link under its name was put there by another user,
+            and leads to what the caller alone may read.
 
     Returns:
         A file descriptor; the caller closes it.
 
     Raises:
-        UnreadableFile: missing, a FIFO, a device, a directory, or not permitted.
+        UnreadableFile: missing, a FIFO, a device, a directory, a link that is not to be followed, or not permitted.
     """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow_links else os.O_NOFOLLOW)
     try:
         # O_NONBLOCK: opening a FIFO for reading would wait for a writer for ever.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, flags)
     except OSError as error:
+        if error.errno == errno.ELOOP and not follow_links:
+            raise UnreadableFile("a link, and no file of the kit's own") from error
         raise UnreadableFile(f"{error.strerror.lower() if error.strerror else error}") from error
     except ValueError as error:  # an embedded NUL in the name
         raise UnreadableFile(str(error)) from error
@@ -171,12 +183,13 @@ def open_regular(path: Path | str) -> int:
 
 
 def read_end(path: Path, limit_bytes: int) -> tuple[bytes, os.stat_result]:
-    """Read the last bytes of a regular file; UnreadableFile when it is missing, not regular or cannot be read.
+    """Read the last bytes of a regular file of the kit's own; UnreadableFile when it is missing, a link, not regular or
+    cannot be read.
 
     Returns:
         (at most `limit_bytes`, what fstat said before).
     """
-    descriptor = open_regular(path)
+    descriptor = open_regular(path, follow_links=False)
     try:
         found = os.fstat(descriptor)
         return os.pread(descriptor, limit_bytes, max(0, found.st_size - limit_bytes)), found
@@ -186,9 +199,12 @@ def read_end(path: Path, limit_bytes: int) -> tuple[bytes, os.stat_result]:
         _close(descriptor)
 
 
-def read_bounded(path: Path, limit_bytes: int = SMALL_FILE_BYTES) -> bytes:
-    """Read a small regular file; UnreadableFile when it is larger than `limit_bytes`, missing or not regular."""
-    descriptor = open_regular(path)
+def read_bounded(path: Path, limit_bytes: int = SMALL_FILE_BYTES, *, follow_links: bool = True) -> bytes:
+    """Read a small regular file; UnreadableFile when it is larger than `limit_bytes`, missing or not regular.
+
+    The last argument is `open_regular`'s.
+    """
+    descriptor = open_regular(path, follow_links=follow_links)
     try:
         chunks, size = [], 0
         while chunk := os.read(descriptor, min(1 << 20, limit_bytes + 1 - size)):
@@ -203,9 +219,12 @@ def read_bounded(path: Path, limit_bytes: int = SMALL_FILE_BYTES) -> bytes:
     return b"".join(chunks)
 
 
-def read_json(path: Path, limit_bytes: int = SMALL_FILE_BYTES) -> Any:
-    """Read a small JSON file; UnreadableFile for anything that is not strict JSON (NaN and deep nesting too)."""
-    return parse_json(read_bounded(path, limit_bytes))
+def read_json(path: Path, limit_bytes: int = SMALL_FILE_BYTES, *, follow_links: bool = False) -> Any:
+    """Read a small JSON file; UnreadableFile for anything that is not strict JSON (NaN and deep nesting too).
+
+    JSON is what the kit itself writes into a run folder: the last argument is `open_regular`'s, the other way round.
+    """
+    return parse_json(read_bounded(path, limit_bytes, follow_links=follow_links))
 
 
 def parse_json(data: bytes) -> Any:

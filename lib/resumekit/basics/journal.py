@@ -72,7 +72,7 @@ def read(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
             permission): that is no empty journal, and no run without a trainer.
     """
     try:
-        descriptor = open_regular(path)
+        descriptor = open_regular(path, follow_links=False)
     except UnreadableFile as error:
         _refuse_doubt(error)
         return
@@ -112,7 +112,7 @@ def tail(path: Path, offset: int) -> str | None:
     """
     wanted = min(offset, TAIL_BYTES)
     try:
-        descriptor = open_regular(path)
+        descriptor = open_regular(path, follow_links=False)
     except UnreadableFile:
         return None
     try:

@@ -1,7 +1,7 @@
 """What belongs to the caller: their own state folder outside the runs, and whether a file or folder is theirs alone.
 
 Labs share runs folders: a file that lies in one may be another user's. Everything here looks with lstat, so that a link
-is never taken for what it leads to. Writes only the state folder itself.
+is never taken for what it leads to. Makes only folders that are to be the caller's alone.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import stat
 from pathlib import Path
 
 _NAME = "resumekit"
+_FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -33,10 +34,29 @@ def state_folder(*, create: bool = False) -> Path | None:
         return None
     folder = base / _NAME
     if create:
-        base.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir(mode=0o700)
+        make_private(folder)
     return folder if is_callers_alone(folder, stat.S_IFDIR) else None
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder, and each parent of it that is missing, with mode 0700.
+
+    Under umask 0002 a group could write into them, and rename what lies there. What exists may be reached
+    through links; where a folder is made none is followed. Raises OSError.
+    """
+    missing: list[str] = []
+    while not os.path.isdir(folder) and folder != folder.parent:
+        missing.append(folder.name)
+        folder = folder.parent
+    descriptor = os.open(folder, _FOLDER)
+    try:
+        for name in reversed(missing):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, 0o700, dir_fd=descriptor)
+            parent, descriptor = descriptor, os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=descriptor)
+            os.close(parent)
+    finally:
+        os.close(descriptor)
 
 
 def is_callers_alone(path: Path, kind: int = stat.S_IFREG) -> bool:

@@ -23,6 +23,8 @@ UNKNOWN = "unknown"  # another host, or a process we may not look at: never take
 EXEC_LOOKS = 20
 # The largest pid that a kernel can be told to give out; more than that would not fit pidfd_open.
 _MAX_PID = 1 << 22
+# The entries of an environment end with it, so that none can hold it.
+_NO_TOKEN = "\0"
 
 
 class Identity(NamedTuple):
@@ -56,6 +58,16 @@ def identity_from(fields: object) -> Identity | None:
     if not 1 < pid <= _MAX_PID or not (token is None or isinstance(token, str)):
         return None
     return Identity(host, boot, pid, ticks, token)
+
+
+def trainer_from(launched: object) -> Identity | None:
+    """Read the trainer's identity out of a `launched` event or its fold; None as `identity_from`.
+
+    The shim gives every trainer a token. One without is no trainer that the kit has started: a journal of another
+    user's could name any process of the caller's so. It gets a token that no process carries, and is never ALIVE.
+    """
+    found = identity_from(launched.get("trainer")) if isinstance(launched, dict) else None
+    return found._replace(token=found.token or _NO_TOKEN) if found else None
 
 
 def identify(pid: int, token: str | None = None) -> Identity | None:
@@ -208,7 +220,7 @@ def session_members(leader: Identity) -> list[Identity]:
     their own or not. In another session (each rank of torchrun opens one) whoever carries the token is ours, if it is
     younger than the leader: the shim carries it too.
     """
-    if leader.host != host_name() or leader.boot_id != boot_id() or leader.token is None:
+    if leader.host != host_name() or leader.boot_id != boot_id() or not leader.token:
         return []
     holder = _stat(leader.pid)
     if holder and holder[1] != leader.start_ticks:

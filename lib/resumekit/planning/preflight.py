@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..basics.errors import DiskFull, InvalidFile, UsageError
+from ..basics.errors import DiskFull, InvalidFile, KitError, UsageError
+from ..basics.files import UnreadableFile, open_regular
 from ..basics.paths import KIT_ROOT, LIB, RunPaths, checkpoint_name
 from ..basics.redaction import secret_line, secret_word
 from ..configuration import config
@@ -22,6 +23,9 @@ from .request import Request, root_of
 
 # Room that a launch wants to find: a full disk is refused before there is half a run folder.
 MIN_FREE_BYTES = 1 << 20
+_COPY_BYTES = 1 << 20
+_NO_LINK = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Ready(NamedTuple):
@@ -226,6 +230,35 @@ def copy_checkpoint(choice: Choice, paths: RunPaths) -> None:
     A copy, not a link: the trainer may write into it, and the parent's file must stay as it is.
     """
     target = checkpoint_for_trainer(choice, paths)
-    if target is not None and choice.candidate is not None and target != chosen_file(choice):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(chosen_file(choice), target)
+    if target is None or choice.candidate is None or target == chosen_file(choice):
+        return
+    try:
+        source = open_regular(chosen_file(choice))
+    except UnreadableFile as error:
+        raise KitError(f"the checkpoint '{chosen_file(choice)}' cannot be copied: {error}") from error
+    with os.fdopen(source, "rb") as original:
+        folder = _folder_to_copy_into(paths.run_dir, target)
+        try:
+            descriptor = os.open(target.name, _NEW_FILE, 0o666, dir_fd=folder)
+        finally:
+            os.close(folder)
+        with os.fdopen(descriptor, "wb") as copy:
+            shutil.copyfileobj(original, copy, _COPY_BYTES)
+
+
+def _folder_to_copy_into(run_dir: Path, target: Path) -> int:
+    """Open the folder of a file below a run's folder, step by step; what is not there is made, and no link followed.
+
+    Returns:
+        Its descriptor; the caller closes it.
+    """
+    folder = os.open(run_dir, _NO_LINK)
+    for name in target.relative_to(run_dir).parent.parts:
+        parent = folder
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, dir_fd=parent)
+            folder = os.open(name, _NO_LINK, dir_fd=parent)
+        finally:
+            os.close(parent)
+    return folder

@@ -73,7 +73,7 @@ def read(checkpoint: Path) -> Manifest:
     Raises:
         UnreadableFile: missing, not JSON, from a newer kit, or a field is not what it must be; the message says which.
     """
-    return parse(read_json(manifest_path(checkpoint)), checkpoint.name)
+    return parse(read_json(manifest_path(checkpoint), follow_links=True), checkpoint.name)
 
 
 def is_torn(error: UnreadableFile) -> bool:

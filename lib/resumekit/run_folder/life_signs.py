@@ -7,6 +7,7 @@ Try it: `bin/runs.sh EXP-01`
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from typing import Any, NamedTuple
@@ -64,7 +65,7 @@ def examine(run: Run, state: State, *, is_thorough: bool = False, is_follower: b
         is_follower: the run's own sidecar asks, whose lock and files are no sign of the trainer's life.
     """
     launched = state.get("launched") or {}
-    trainer, shim = (processes.identity_from(launched.get(name)) for name in ("trainer", "shim"))
+    trainer, shim = processes.trainer_from(launched), processes.identity_from(launched.get("shim"))
     launcher = processes.identity_from(launched.get("launcher") or run.record.get("launcher"))
     # Processes before exit.json: read the other way round, an end between the two would look like a lost trainer.
     place = place_of(run, trainer or launcher)
@@ -244,7 +245,7 @@ def _are_helpers(run: Run) -> bool:
 
 def _whose(run: Run, pid: int) -> str:
     """Say whether a live process writes into this very folder, into another one, or cannot be told."""
-    own = _identity(run.paths.output_log, os.lstat)  # a link would let a folder pass for another one
+    own = _identity(run.paths.output_log, _look_at_only_name)  # a link would let a folder pass for another one
     for number in (1, 2):
         if own is not None and own == _identity(f"/proc/{pid}/fd/{number}"):
             return OURS
@@ -262,9 +263,17 @@ def _whose(run: Run, pid: int) -> str:
     return COPY if _written(log) not in (None, _written(str(run.paths.output_log))) else UNSEEN
 
 
+def _look_at_only_name(path: os.PathLike[str] | str) -> os.stat_result:
+    """Return the lstat of a file that has no second name; OSError for one that has: it may be another run's log."""
+    found = os.lstat(path)
+    if found.st_nlink > 1:
+        raise OSError(errno.EMLINK, "it has another name", os.fspath(path))
+    return found
+
+
 def original_of(run: Run, state: State) -> str:
     """Say where the live trainer of a copied run writes: 'pid 4711, which writes into '/runs/X''."""
-    trainer = processes.identity_from((state.get("launched") or {}).get("trainer"))
+    trainer = processes.trainer_from(state.get("launched"))
     if trainer is None:
         return "an unknown process"
     named = processes.variable(trainer.pid, "RESUMEKIT_RUN_DIR")

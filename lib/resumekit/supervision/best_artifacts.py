@@ -188,7 +188,7 @@ class BestArtifacts:
         paths = self._run.paths
         as_used = {artifact_folder.CONFIG_YAML: paths.resolved_yaml, artifact_folder.CONFIG_JSON: paths.resolved_json}
         for name, source in as_used.items():
-            write_atomic(temp / name, read_bounded(source, MAX_CONFIG_BYTES))
+            write_atomic(temp / name, read_bounded(source, MAX_CONFIG_BYTES, follow_links=False))
         write_atomic(temp / artifact_folder.STATUS, to_json(self._observe()))
 
     def _go_on(self, job: _Job) -> None:

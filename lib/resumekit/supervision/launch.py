@@ -7,8 +7,10 @@ it leaves at most a folder that is listed as `never_started` and a claim that co
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +31,9 @@ from . import run_record
 
 # Fifty commands at once take a tenth of a second each.
 START_WAIT_S = 60.0
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# By what a folder is known whatever its name: its device and its inode.
+Made = tuple[int, int]
 
 
 class Launch(NamedTuple):
@@ -104,7 +109,7 @@ def prepare(
         KitError: something cannot be written; what was made for this run is taken away again.
     """
     launcher = processes.identify(launcher_pid)
-    paths = _claim_folder(choice)
+    paths, made = _claim_folder(choice)
     launch = None
     try:
         argv = preflight.trainer_argv(choice, paths, ready)
@@ -113,17 +118,23 @@ def prepare(
         head = choice.parent.paths.run_dir if choice.relation == CONTINUE and choice.parent else None
         token = os.urandom(16).hex()
         launch = Launch(paths.run_dir.name, paths, ready.cwd, token, digest, _to_prove(choice), head, argv)
+        _refuse_exchanged(paths, made)
         launch = launch._replace(unsealed=_fill(choice, request, launch, ready, code, plan, launcher, kit_argv))
+        _refuse_exchanged(paths, made)
     except BaseException as error:
-        _take_back(choice, paths, launch)
+        _take_back(choice, paths, launch, made)
         if isinstance(error, OSError):
             raise KitError(f"the run folder '{paths.run_dir}' cannot be written: {error.strerror}") from error
         raise
     return launch
 
 
-def _claim_folder(choice: Choice) -> RunPaths:
-    """Make the run's folder under a name that nobody has; plain mkdir is what makes it ours alone."""
+def _claim_folder(choice: Choice) -> tuple[RunPaths, Made]:
+    """Make the run's folder under a name that nobody has; plain mkdir is what makes it ours alone.
+
+    Returns:
+        (the run's files, by what its folder is known from now on).
+    """
     exp_name = str(lineage.RunName(choice.experiment, choice.name))
     if choice.relation == FRESH:
         run_id = lineage.make_run_id(exp_name)
@@ -136,10 +147,31 @@ def _claim_folder(choice: Choice) -> RunPaths:
             paths = preflight.run_paths(choice, run_id if number == 1 else f"{run_id}-{number}")
             with contextlib.suppress(FileExistsError):
                 paths.run_dir.mkdir()
-                return paths
+                return paths, _just_made(paths.run_dir)
     except OSError as error:
         raise KitError(f"no run folder can be made in '{runs_dir}': {error.strerror}") from error
     raise KitError(f"no free name for '{run_id}' in '{runs_dir}'")
+
+
+def _just_made(folder: Path) -> Made:
+    """Return what the folder is that this process has just made; OSError where another one lies there by now."""
+    descriptor = os.open(folder, _FOLDER)
+    try:
+        if os.listdir(descriptor):
+            raise OSError(errno.ESTALE, "it was exchanged as soon as it was made", str(folder))
+        return _made(os.fstat(descriptor))
+    finally:
+        os.close(descriptor)
+
+
+def _made(found: os.stat_result) -> Made:
+    return found.st_dev, found.st_ino
+
+
+def _refuse_exchanged(paths: RunPaths, made: Made) -> None:
+    """Raise KitError where the run's name leads to another folder by now: the members of a group may rename it."""
+    if _made(os.lstat(paths.run_dir)) != made:
+        raise KitError(f"'{paths.run_dir}' is not the folder that was made for this run: another user has exchanged it")
 
 
 def _make_runs_dir(runs_dir: Path) -> None:
@@ -255,9 +287,10 @@ def _make_durable(paths: RunPaths) -> None:
     fsync_directory(paths.run_dir.parent)
 
 
-def _take_back(choice: Choice, paths: RunPaths, launch: Launch | None) -> None:
+def _take_back(choice: Choice, paths: RunPaths, launch: Launch | None, made: Made) -> None:
     """Remove the folder that this process has just made, its seal and its claims; no other process has seen it."""
-    shutil.rmtree(paths.run_dir, ignore_errors=True)
+    if not _remove(paths.run_dir, made):
+        _say(f"'{paths.run_dir}' stays as it is: it could not be removed, or is not the folder made for this run")
     if launch is not None:
         seals.release({"run_id": launch.run_id, "token": launch.token})
     with contextlib.suppress(OSError):
@@ -267,3 +300,37 @@ def _take_back(choice: Choice, paths: RunPaths, launch: Launch | None) -> None:
         claims.release_continuation(choice.parent.paths, run_id)
     if choice.parent is not None and choice.candidate is not None and choice.step is not None:
         claims.release_pin(holder_of(choice.candidate, choice.parent, choice.table).paths, choice.step, run_id)
+
+
+def _remove(folder: Path, made: Made) -> bool:
+    """Remove the folder that was made, and no other one that was moved to its name; False where something is left.
+
+    What lies in it is removed through its descriptor, and rmdir takes away what is empty alone.
+    """
+    try:
+        descriptor = os.open(folder, _FOLDER)
+    except OSError:
+        return not os.path.lexists(folder)
+    try:
+        if _made(os.fstat(descriptor)) != made:
+            return False
+        for name in os.listdir(descriptor):
+            _remove_entry(f"/proc/self/fd/{descriptor}/{name}")
+        os.rmdir(folder)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _remove_entry(path: str) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    else:
+        os.unlink(path)
+
+
+def _say(sentence: str) -> None:
+    with contextlib.suppress(OSError):
+        print(f"resumekit: {sentence}", file=sys.stderr, flush=True)

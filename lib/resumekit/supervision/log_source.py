@@ -60,10 +60,13 @@ class LogSource:
 
     @property
     def size(self) -> int:
-        """Return the size of the file that is being read, in bytes; that of the named one before it is open."""
+        """Return the size of the file that is being read, in bytes; that of the named one before it is open.
+
+        A link has none: it is not read, and the end of a run must not wait for what it leads to.
+        """
         with contextlib.suppress(OSError):
-            found = os.fstat(self._descriptor) if self._descriptor >= 0 else os.stat(self._path)
-            return found.st_size
+            found = os.fstat(self._descriptor) if self._descriptor >= 0 else os.lstat(self._path)
+            return found.st_size if stat.S_ISREG(found.st_mode) else 0
         return 0
 
     def read(self, count: int) -> bytes:
@@ -95,7 +98,7 @@ class LogSource:
         """Open the file that the offset is of, or, where that is gone, the one under the name from its beginning."""
         descriptor = _of_trainer(self._trainer_pid(), self._wanted)
         if descriptor < 0:
-            descriptor = open_regular(self._path)
+            descriptor = open_regular(self._path, follow_links=False)
         self._descriptor = descriptor
         found = _identity(os.fstat(descriptor))
         # A network drive has another device number after each mount: the inode alone says whether it is the same.

@@ -187,7 +187,7 @@ class Sidecar:
 
     def _trainer_pid(self) -> int | None:
         """Return the pid of the trainer, if it lives and can be seen from here."""
-        trainer = processes.identity_from((self._state.get("launched") or {}).get("trainer"))
+        trainer = processes.trainer_from(self._state.get("launched"))
         return trainer.pid if trainer and processes.probe(trainer) == processes.ALIVE else None
 
     def _milestones(self) -> tuple[bool, bool]:
@@ -302,7 +302,7 @@ class Sidecar:
         """Take in heartbeat.json, where a trainer that knows nothing of the kit writes a status of its own."""
         path = self._run.paths.heartbeat_json
         try:
-            mtime = os.stat(path).st_mtime
+            mtime = os.lstat(path).st_mtime
             if mtime == self._heartbeat_mtime:
                 return
             self._heartbeat_mtime = mtime

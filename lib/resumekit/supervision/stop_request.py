@@ -38,9 +38,8 @@ def ask(run: Run, state: State) -> str:
     """Write the request; returns what is to be said. Raises OSError where the folder may not be written to."""
     trainer = (state.get("launched") or {}).get("trainer")
     request = {"trainer": _of(trainer), "by": caller(), "host": processes.host_name(), "at": utc_now()}
-    write_atomic(run.paths.stop_request, to_json(request))
-    with contextlib.suppress(OSError):
-        os.chmod(run.paths.stop_request, 0o644)  # whatever the umask: its reader is another user
+    # Whatever the umask: its reader is another user. By its descriptor: a link may take the name's place at any time.
+    write_atomic(run.paths.stop_request, to_json(request), mode=0o644, has_umask=False)
     return (
         f"'{run.run_id}' cannot be signalled from here: its own launcher is asked to stop it "
         f"('{run.paths.stop_request.name}' in its folder)"

@@ -206,7 +206,7 @@ def _fast_eval(evaluate: Callable[[], float], bundle: ResumeBundle, checkpoint: 
 def _changed_keys(plan: TrainerPlan | None) -> list[str]:
     """Return what the plan says was changed; an environment's own with the mark before it."""
     try:
-        fields = read_json(Path(plan.path), MAX_PLAN_BYTES) if plan is not None else {}
+        fields = read_json(Path(plan.path), MAX_PLAN_BYTES, follow_links=True) if plan is not None else {}
     except UnreadableFile:
         return []
     known = fields.get("changes") if isinstance(fields, dict) else None

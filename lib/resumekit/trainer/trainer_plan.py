@@ -96,7 +96,7 @@ def read() -> TrainerPlan | None:
     if not name:
         return None
     try:
-        return _parse(name, read_json(Path(name), MAX_PLAN_BYTES))
+        return _parse(name, read_json(Path(name), MAX_PLAN_BYTES, follow_links=True))
     except (UnreadableFile, ValueError) as error:
         raise InvalidFile(
             f"the plan '{name}' (named by {VARIABLE}) can't be carried out, and nothing was loaded: {error}; "

@@ -136,11 +136,11 @@ def _about(runs_dir: Path, look: Look) -> Iterator[Deed]:
             return  # there is something, which cannot be read now
         live_marker.remove(RunPaths(runs_dir / look.run_id))
         return
-    if not run.is_ours or not run.config:
-        return  # what it was told to do cannot be read now
     if reason := custody.of_marked_run(run.paths):
         yield Deed(look.run_id, f"left alone: {reason}")
         return
+    if not run.is_ours or not run.config:
+        return  # what it was told to do cannot be read now
     if look.verdict == SICK and not _was_marked_here(run):
         yield Deed(look.run_id, "left alone: its marker was not made by a launcher here, but copied")
         return

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..basics.errors import Refused, UsageError
 from ..basics.files import UnreadableFile, read_bounded, write_atomic
+from ..basics.ownership import is_callers_alone, make_private
 from ..basics.paths import KIT_ROOT
 from .night import NightWatch
 
@@ -60,15 +61,15 @@ def check_own(wanted: dict[Path, str]) -> None:
 
 
 def write(wanted: dict[Path, str]) -> None:
-    """Write the units; their folder is made where it is not there yet."""
+    """Write the units, which decide what is executed: for the caller alone, whatever the umask; their folder too."""
     for path, content in wanted.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, content.encode())
+        make_private(path.parent)
+        write_atomic(path, content.encode(), mode=0o600)
 
 
 def is_written(wanted: dict[Path, str]) -> bool:
-    """Whether the units are there, exactly like this."""
-    return all(_read(path) == content for path, content in wanted.items())
+    """Whether the units are there, exactly like this, and no other user may write to them."""
+    return all(is_callers_alone(path) and _read(path) == content for path, content in wanted.items())
 
 
 def _filled(template: Path, values: dict[str, str]) -> str:

@@ -1,0 +1,113 @@
+"""A new run's folder, where other users may rename and plant: resumekit.supervision.launch and planning.preflight."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from resumekit.basics.errors import KitError
+from resumekit.basics.paths import RunPaths
+from resumekit.planning import preflight
+from resumekit.supervision import launch
+
+NOTHING: Any = SimpleNamespace(parent=None, candidate=None, relation="fresh", step=None)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> tuple[RunPaths, launch.Made]:
+    """A run folder as it was just made, beside a folder of another run's that has a checkpoint in it."""
+    (tmp_path / "other/checkpoints").mkdir(parents=True)
+    (tmp_path / "other/checkpoints/step_10.pt").write_text("precious")
+    paths = RunPaths(tmp_path / "new")
+    paths.run_dir.mkdir()
+    return paths, launch._just_made(paths.run_dir)
+
+
+def exchange(paths: RunPaths) -> None:
+    other = paths.run_dir.with_name("other")
+    paths.run_dir.rename(paths.run_dir.with_name("aside"))
+    other.rename(paths.run_dir)
+
+
+@pytest.mark.fault("K4", by="launch: only the folder that was made is taken back")
+def test_a_start_that_fails_takes_back_its_own_folder_and_no_exchanged_one(
+    made: tuple[RunPaths, launch.Made], capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths, identity = made
+    exchange(paths)
+    launch._take_back(NOTHING, paths, None, identity)
+    assert (paths.run_dir / "checkpoints/step_10.pt").read_text() == "precious"
+    assert f"'{paths.run_dir}' stays as it is" in capsys.readouterr().err
+
+
+def test_what_is_taken_back_is_gone_whole_and_what_its_links_lead_to_stays(
+    made: tuple[RunPaths, launch.Made], capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths, identity = made
+    other = paths.run_dir.with_name("other")
+    (paths.run_dir / "checkpoints/deep").mkdir(parents=True)
+    (paths.run_dir / "checkpoints/deep/file").touch()
+    (paths.run_dir / "dataset").symlink_to(other)
+    launch._take_back(NOTHING, paths, None, identity)
+    assert not os.path.lexists(paths.run_dir) and (other / "checkpoints/step_10.pt").exists()
+    launch._take_back(NOTHING, paths, None, identity)
+    assert capsys.readouterr().err == "", "one that is gone already is no news"
+
+
+@pytest.mark.fault("K4", by="launch: nothing is written into an exchanged folder")
+def test_an_exchanged_folder_is_not_filled(made: tuple[RunPaths, launch.Made]) -> None:
+    paths, identity = made
+    launch._refuse_exchanged(paths, identity)
+    exchange(paths)
+    with pytest.raises(KitError, match="is not the folder that was made for this run"):
+        launch._refuse_exchanged(paths, identity)
+    with pytest.raises(OSError, match="exchanged"):
+        launch._just_made(paths.run_dir)
+
+
+@pytest.fixture
+def copying(tmp_path: Path) -> tuple[Any, RunPaths, Path]:
+    """A choice whose checkpoint is to be copied to `a/b/last.pt` of a run, and a folder of another user's."""
+    (tmp_path / "step_10.pt").write_bytes(b"weights" * 100_000)
+    candidate = SimpleNamespace(path=tmp_path / "step_10.pt", step=10)
+    config = {"trainer": {"checkpoint_in": "a/b/last.pt"}}
+    paths, elsewhere = RunPaths(tmp_path / "run"), tmp_path / "elsewhere"
+    paths.run_dir.mkdir()
+    elsewhere.mkdir()
+    return SimpleNamespace(candidate=candidate, config=config, parent=None), paths, elsewhere
+
+
+def test_a_checkpoint_is_copied_below_folders_that_are_made_for_it(copying: tuple[Any, RunPaths, Path]) -> None:
+    choice, paths, _ = copying
+    (paths.run_dir / "a").mkdir()
+    preflight.copy_checkpoint(choice, paths)
+    assert (paths.run_dir / "a/b/last.pt").read_bytes() == choice.candidate.path.read_bytes()
+
+
+@pytest.mark.fault("K4", by="preflight: no link is followed below the run folder, exclusive create")
+@pytest.mark.parametrize("link", ["a", "a/b", "a/b/last.pt"])
+def test_a_copy_of_a_checkpoint_follows_no_planted_link(copying: tuple[Any, RunPaths, Path], link: str) -> None:
+    choice, paths, elsewhere = copying
+    (elsewhere / "b").mkdir()
+    (elsewhere / "last.pt").write_text("precious")
+    (paths.run_dir / link).parent.mkdir(parents=True, exist_ok=True)
+    (paths.run_dir / link).symlink_to(elsewhere / "last.pt" if link.endswith(".pt") else elsewhere)
+    with pytest.raises(OSError):
+        preflight.copy_checkpoint(choice, paths)
+    assert (elsewhere / "last.pt").read_text() == "precious" and not list((elsewhere / "b").iterdir())
+
+
+@pytest.mark.parametrize("kind", ["a FIFO", "nothing"])
+def test_a_checkpoint_that_is_no_file_any_more_is_not_waited_for(
+    copying: tuple[Any, RunPaths, Path], kind: str
+) -> None:
+    choice, paths, _ = copying
+    choice.candidate.path.unlink()
+    if kind == "a FIFO":
+        os.mkfifo(choice.candidate.path)
+    with pytest.raises(KitError, match="cannot be copied"):
+        preflight.copy_checkpoint(choice, paths)
