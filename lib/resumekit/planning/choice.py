@@ -306,8 +306,11 @@ def _refuse_unknown(run: Run, state: Any, view: status.View, advice: str, *, is_
 def _refuse_starting(table: RunTable, experiment: str) -> None:
     """Refuse while another command is just starting this experiment: its run is no head before it has a trainer."""
     for run in table.of_experiment(experiment):
-        if run.is_ours and not run.has_started and status.current(run)["state"] == "starting":
+        if not run.is_ours or run.has_started or (state := status.current(run)["state"]) not in status.LIVE:
+            continue
+        if state == "starting":
             raise Refused(f"'{run.run_id}' is just being started by another command: wait for it, or use --fresh")
+        raise Refused(f"'{run.run_id}' is alive ({state}): wait for it, or use --fresh")
 
 
 def _refuse_orphans(run: Run, otherwise: str, *, is_taken_over: bool = False) -> None:
