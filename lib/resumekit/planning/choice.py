@@ -180,7 +180,10 @@ def _anew(choice: Choice, head: Run, request: Request, another: str | None) -> C
     Under another name it is another run, as with --fresh; a folder that the kit did not make is nobody's to take up.
     The config is the caller's own; a head of another user's that would execute other words is not passed over.
     """
-    if not head.is_ours or choice.name != head.name:
+    if choice.name != head.name:
+        return choice
+    _refuse_to_lose_steps(head)
+    if not head.is_ours:
         return choice
     _refuse_orphans(head, "begin another with --fresh", is_taken_over=request.take_over)
     refuse_continued(head, choice.table, is_taken_over=request.take_over)
@@ -193,6 +196,17 @@ def _anew(choice: Choice, head: Run, request: Request, another: str | None) -> C
         asked = executed_words.consents(head, trust.standing(head), head.config, request, choice.experiment, advice)
     asked += _of_another_project(head, another)
     return choice._replace(relation=CONTINUE, parent=head, step=0, consents=asked, is_taken_over=request.take_over)
+
+
+def _refuse_to_lose_steps(head: Run) -> None:
+    """Refuse to begin at step 0 over what looks like a checkpoint and fits no pattern."""
+    from ..run_folder import stray_checkpoints
+
+    if stray := stray_checkpoints.newest(head):
+        raise Refused(
+            f"'{head.run_id}' would be begun anew from step 0, but {stray.words}: "
+            "--fresh begins anew all the same, resume.sh --checkpoint PATH goes on from a file that the trainer loads"
+        )
 
 
 def _of_another_project(head: Run, another: str | None) -> tuple[str, ...]:
