@@ -110,6 +110,7 @@ def choose_start(request: Request) -> Choice:
         return _resume(request, table, heads.search(request, table))
     if request.fresh:
         return _fresh(request, table, ())
+    heads.refuse_moved(request, table)
     found = heads.search(request, table)
     head = found.head
     _refuse_starting(table, heads.experiment_of(request))
@@ -135,6 +136,8 @@ def choose_resume(request: Request) -> Choice:
         InvalidFile: the config is not valid.
     """
     table = RunTable(request.runs_dir)
+    if not request.goes_back:
+        heads.refuse_moved(request, table)
     found = heads.search(request, table)
     if found.head is None and request.checkpoint is None:
         raise UsageError(
