@@ -11,7 +11,8 @@ import pytest
 from conftest import Kit, events, wait_until
 from resumekit.basics.errors import NoStableCheckpoint
 from resumekit.basics.paths import RunPaths
-from resumekit.recovery import replay, stray_checkpoints
+from resumekit.recovery import replay
+from resumekit.run_folder import stray_checkpoints
 from resumekit.run_folder.runs import Run
 from test_recovery import configure
 from toy_trainer import write_checkpoint
@@ -53,6 +54,28 @@ def test_a_file_where_the_command_says_that_it_saves_is_found_and_an_older_one_i
     assert stray_checkpoints.newest(run) == stray_checkpoints.Stray(str(out / "model_7.pt"), "model_{step}.pt")
     os.utime(out / "model_7.pt", (1e9, 1e9))
     assert stray_checkpoints.newest(run) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("model_20.pt", "checkpoint.pattern 'model_{step}.pt' would fit it"),
+        ("step-10/__0_0.distcp", "it is a part of a folder 'step-{step}'"),
+        ("step-10/.metadata", "it is a part of a folder 'step-{step}'"),
+        ("weights_4.h5", "checkpoint.pattern 'weights_{step}.h5' would fit it"),
+    ],
+)
+def test_a_person_does_not_begin_at_0_over_such_a_file_without_fresh(kit: Kit, name: str, words: str) -> None:
+    kit("run", "T-1", code=143, env={"TOY_ARGS": "--at 4 term"})
+    (run,) = kit.run_dirs()
+    path = run / "checkpoints" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"weights")
+    said = kit("run", "T-1", code=6).stderr
+    assert f"'checkpoints/{name}' looks like a checkpoint" in said and words in said and "--fresh" in said
+    assert kit.run_dirs() == [run]
+    kit("run", "T-1", "--name", "other")
+    kit("run", "T-1", "--fresh")
 
 
 def test_what_trained_for_hours_without_a_checkpoint_is_a_person_s(tmp_path: Path) -> None:

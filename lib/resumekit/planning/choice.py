@@ -110,6 +110,7 @@ def choose_start(request: Request) -> Choice:
         return _resume(request, table, heads.search(request, table))
     if request.fresh:
         return _fresh(request, table, ())
+    heads.refuse_moved(request, table)
     found = heads.search(request, table)
     head = found.head
     _refuse_starting(table, heads.experiment_of(request))
@@ -135,6 +136,8 @@ def choose_resume(request: Request) -> Choice:
         InvalidFile: the config is not valid.
     """
     table = RunTable(request.runs_dir)
+    if not request.goes_back:
+        heads.refuse_moved(request, table)
     found = heads.search(request, table)
     if found.head is None and request.checkpoint is None:
         raise UsageError(
@@ -180,7 +183,10 @@ def _anew(choice: Choice, head: Run, request: Request, another: str | None) -> C
     Under another name it is another run, as with --fresh; a folder that the kit did not make is nobody's to take up.
     The config is the caller's own; a head of another user's that would execute other words is not passed over.
     """
-    if not head.is_ours or choice.name != head.name:
+    if choice.name != head.name:
+        return choice
+    _refuse_to_lose_steps(head)
+    if not head.is_ours:
         return choice
     _refuse_orphans(head, "begin another with --fresh", is_taken_over=request.take_over)
     refuse_continued(head, choice.table, is_taken_over=request.take_over)
@@ -193,6 +199,17 @@ def _anew(choice: Choice, head: Run, request: Request, another: str | None) -> C
         asked = executed_words.consents(head, trust.standing(head), head.config, request, choice.experiment, advice)
     asked += _of_another_project(head, another)
     return choice._replace(relation=CONTINUE, parent=head, step=0, consents=asked, is_taken_over=request.take_over)
+
+
+def _refuse_to_lose_steps(head: Run) -> None:
+    """Refuse to begin at step 0 over what looks like a checkpoint and fits no pattern."""
+    from ..run_folder import stray_checkpoints
+
+    if stray := stray_checkpoints.newest(head):
+        raise Refused(
+            f"'{head.run_id}' would be begun anew from step 0, but {stray.words}: "
+            "--fresh begins anew all the same, resume.sh --checkpoint PATH goes on from a file that the trainer loads"
+        )
 
 
 def _of_another_project(head: Run, another: str | None) -> tuple[str, ...]:
@@ -306,8 +323,11 @@ def _refuse_unknown(run: Run, state: Any, view: status.View, advice: str, *, is_
 def _refuse_starting(table: RunTable, experiment: str) -> None:
     """Refuse while another command is just starting this experiment: its run is no head before it has a trainer."""
     for run in table.of_experiment(experiment):
-        if run.is_ours and not run.has_started and status.current(run)["state"] == "starting":
+        if not run.is_ours or run.has_started or (state := status.current(run)["state"]) not in status.LIVE:
+            continue
+        if state == "starting":
             raise Refused(f"'{run.run_id}' is just being started by another command: wait for it, or use --fresh")
+        raise Refused(f"'{run.run_id}' is alive ({state}): wait for it, or use --fresh")
 
 
 def _refuse_orphans(run: Run, otherwise: str, *, is_taken_over: bool = False) -> None:

@@ -5,13 +5,14 @@ Reads folder names, run.json and checkpoints; writes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..basics import claims
-from ..basics.errors import NoStableCheckpoint, UsageError
+from ..basics.errors import NoStableCheckpoint, Refused, UsageError
 from ..proving import proof
 from ..proving.checkpoints import Candidate, CheckpointFolder, Selection, select
 from ..proving.grades import PROVEN, WEIGHTS, WITNESSED
@@ -69,6 +70,29 @@ def search(request: Request, table: RunTable) -> Found:
     if selection.chosen is not None and (request.step is not None or request.best):
         parent = table.get(selection.chosen.run_id) or head
     return Found(head, parent, selection, others, another)
+
+
+def refuse_moved(request: Request, table: RunTable) -> None:
+    """Raise Refused where a run of the experiment still trains whose folder was moved, renamed, removed or emptied.
+
+    Its live marker is what is left of it; processes are looked for only where there is such a marker.
+    """
+    from ..run_folder import live_marker
+
+    experiment = experiment_of(request)
+    marked: set[str] = set()
+    with contextlib.suppress(OSError):
+        marked = live_marker.run_ids(table.runs_dir)
+    for run_id in sorted(marked):
+        parsed = parse_run_name(run_id)
+        if parsed is None or parsed.experiment != experiment or ((run := table.get(run_id)) and run.is_ours):
+            continue
+        if pids := live_marker.carriers(table.runs_dir / run_id):
+            raise Refused(
+                f"'{run_id}' is alive (pid {', '.join(map(str, pids))}), and its folder was moved, renamed or removed: "
+                f"put it back to '{table.runs_dir / run_id}', or end its processes; "
+                "--fresh begins another beside it"
+            )
 
 
 def search_stable(run: Run, table: RunTable, max_step: int | None) -> Selection:

@@ -6,7 +6,6 @@ a new count. Reads those and the file system; `tell_of_equal_ends` writes a warn
 
 from __future__ import annotations
 
-import calendar
 import os
 import re
 import time
@@ -17,6 +16,7 @@ from ..basics import journal
 from ..basics.errors import DiskFull
 from ..proving.checkpoints import Candidate
 from ..run_folder import recovery, status
+from ..run_folder.event_values import seconds_of
 from ..run_folder.run_state import State
 from ..run_folder.runs import Run, RunTable
 from ..watching.limits import limits_of
@@ -123,11 +123,3 @@ def _without_numbers(words: str) -> str:
 def _limit(run: Run, key: str, default: int) -> int | None:
     value = run.setting("recover", key, default)
     return value if value is None or (type(value) is int and value > 0) else default
-
-
-def seconds_of(created_at: str) -> float:
-    """Return a time of run.json as seconds since the epoch; the beginning of time where it is none."""
-    try:
-        return float(calendar.timegm(time.strptime(created_at[:19], "%Y-%m-%dT%H:%M:%S")))
-    except ValueError:
-        return 0.0

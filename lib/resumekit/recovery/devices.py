@@ -14,9 +14,9 @@ from typing import Any
 from ..basics import answers
 from ..basics.errors import KitError
 from ..run_folder import run_end
+from ..run_folder.event_values import seconds_of
 from ..run_folder.run_state import State
 from ..run_folder.runs import Run
-from .budget import seconds_of
 
 TIMEOUT_S = 5.0
 MAX_BYTES = 1 << 20

@@ -15,11 +15,10 @@ from ..basics.errors import NoStableCheckpoint
 from ..basics.paths import step_of_name
 from ..planning import heads
 from ..proving.checkpoints import Selection
-from ..run_folder import recovery
+from ..run_folder import recovery, stray_checkpoints
 from ..run_folder.event_values import count
 from ..run_folder.run_state import State
 from ..run_folder.runs import Run, RunTable
-from . import stray_checkpoints
 from .incident import Incident
 from .suspicion import Suspect
 

@@ -15,6 +15,7 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..basics import processes
 from ..basics.errors import KitError
 from ..basics.files import temp_path, write_all
 from ..basics.paths import SHARED_LIVE, RunPaths, live_folder
@@ -111,6 +112,36 @@ def run_ids(runs_dir: Path) -> set[str]:
         OSError: a folder of markers is there and cannot be read.
     """
     return {name for folder in (live_folder(runs_dir), runs_dir / SHARED_LIVE) for name in _names(folder)}
+
+
+def is_there(paths: RunPaths) -> bool:
+    """Whether a marker of the caller's has the name of this run: that name is given to no other run."""
+    return os.path.lexists(of(paths))
+
+
+def carriers(run_dir: Path) -> list[int]:
+    """Return the live processes that were started for the run of this folder, whether the folder is still there or not.
+
+    Reads the environment of every process. A helper that was started to outlive its trainer carries no token.
+    """
+    found = []
+    runs = _identity(run_dir.parent)
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        if processes.variable(pid, "RESUMEKIT_RUN_ID") != run_dir.name:
+            continue
+        theirs = processes.variable(pid, "RESUMEKIT_RUN_DIR")
+        is_of_this_folder = theirs is not None and _identity(f"/proc/{pid}/root{os.path.dirname(theirs)}") == runs
+        if is_of_this_folder and processes.variable(pid, processes.TOKEN_VARIABLE) is not None:
+            found.append(pid)
+    return found
+
+
+def _identity(path: os.PathLike[str] | str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
 
 
 def folders(runs_dir: Path) -> list[Path]:

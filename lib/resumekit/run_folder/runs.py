@@ -7,16 +7,17 @@ Try it: `bin/runs.sh`
 
 from __future__ import annotations
 
+import contextlib
 import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..basics import processes
+from ..basics import claims, processes
 from ..basics.errors import UsageError
 from ..basics.files import UnreadableFile, read_json
 from ..basics.journal import read as read_journal
-from ..basics.paths import BEST_PATTERN, STEP_PATTERN, RunPaths
+from ..basics.paths import BEST_PATTERN, STEP_PATTERN, RunPaths, step_of_name
 from .lineage import parse_run_name
 
 MAX_CONFIG_BYTES = 4 << 20
@@ -88,6 +89,7 @@ class Run:
     def has_started(self) -> bool:
         """Whether it ever had a trainer: its journal says `launched`; in a folder of somebody else, anything of one.
 
+        A journal that was lost is outvoted by what else only a trainer leaves (`_has_signs_of_a_trainer`).
         One that has an end alone had none: its shim could not start it. It is never taken up; its parent is.
 
         A folder of ours without even a run.json is what is left of a launch that was killed right after its mkdir.
@@ -96,7 +98,28 @@ class Run:
         theirs = (own.checkpoints, own.logs, own.status)
         if not self.is_ours:
             return any(map(os.path.lexists, theirs))
-        return _was_launched(own.journal)
+        return _was_launched(own.journal) or self._has_signs_of_a_trainer()
+
+    def _has_signs_of_a_trainer(self) -> bool:
+        """Whether there is what only a run with a trainer has, where its journal does not say so: locks, pid, steps.
+
+        An exit.json is no such sign: a shim that could not start a trainer writes one, with a pid too. What was copied
+        into the folder for the trainer to resume from is of no step after that of its parent.
+        """
+        own = self.paths
+        if claims.lock_state(own.session_lock) == claims.HELD or (
+            claims.lock_state(own.status_lock) == claims.HELD and not os.path.lexists(own.exit_json)
+        ):
+            return True
+        with contextlib.suppress(UnreadableFile):
+            told = read_json(own.status)
+            if isinstance(told, dict) and told.get("pid") is not None:
+                return True
+        begun_at = -1 if self.parent_step is None else self.parent_step
+        with contextlib.suppress(OSError):
+            steps = (step_of_name(name, self.step_pattern) for name in os.listdir(own.checkpoints))
+            return any(step is not None and step > begun_at for step in steps)
+        return False
 
     @cached_property
     def created_at(self) -> str:

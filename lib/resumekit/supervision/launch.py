@@ -145,6 +145,8 @@ def _claim_folder(choice: Choice) -> tuple[RunPaths, Made]:
         _make_runs_dir(runs_dir)
         for number in range(1, 10000):
             paths = preflight.run_paths(choice, run_id if number == 1 else f"{run_id}-{number}")
+            if live_marker.is_there(paths):
+                continue  # of a run whose folder was moved, and which may still train under this id
             with contextlib.suppress(FileExistsError):
                 paths.run_dir.mkdir()
                 return paths, _just_made(paths.run_dir)

@@ -134,6 +134,8 @@ def _about(runs_dir: Path, look: Look) -> Iterator[Deed]:
         with contextlib.suppress(FileNotFoundError):
             os.lstat(runs_dir / look.run_id)
             return  # there is something, which cannot be read now
+        if live_marker.carriers(runs_dir / look.run_id):
+            return  # its folder was moved or removed, and it trains on: the marker is all that says so
         live_marker.remove(RunPaths(runs_dir / look.run_id))
         return
     if reason := custody.of_marked_run(run.paths):

@@ -11,12 +11,15 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ..run_folder.runs import Run
-from .budget import seconds_of
+from .event_values import seconds_of
+from .runs import Run
 
-_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".bin", ".tar", ".pkl", ".npz", ".msgpack")
+_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".bin", ".tar", ".pkl", ".npz", ".msgpack",
+             ".h5", ".distcp", ".metadata")  # fmt: skip
 # Not the folder of a data set or of a cache, into which a trainer may have downloaded weights.
 _SAVES_THERE = re.compile("^-.*(?:out|save|ckpt|checkpoint|work|exp|run)", re.IGNORECASE)
+# torchtitan's step-10/, Transformers' checkpoint-500/: a step's files lie in a folder of their own.
+_STEP_FOLDER = re.compile("(?:[a-z_-]*(?:step|iter|epoch|checkpoint|ckpt))?[-_=]?[0-9]{1,12}", re.IGNORECASE)
 MAX_ENTRIES = 5000
 MAX_DEPTH = 4
 # Clocks of a network drive and of its host may differ by so much.
@@ -29,16 +32,20 @@ class Stray(NamedTuple):
     Args:
         path: where it lies, relative to the run's folder where it lies in there.
         pattern: the `checkpoint.pattern` that would fit its name; None where its name has no number.
+        is_folder: its step is in the name of the folder that it lies in, and the pattern is that folder's.
     """
 
     path: str
     pattern: str | None
+    is_folder: bool = False
 
     @property
     def words(self) -> str:
-        fits = f"checkpoint.pattern '{self.pattern}' would fit it" if self.pattern else (
-            "its name has no step, which checkpoint.pattern needs"
-        )  # fmt: skip
+        fits = "its name has no step, which checkpoint.pattern needs"
+        if self.is_folder:
+            fits = f"it is a part of a folder '{self.pattern}', and checkpoint.pattern fits the name of one file"
+        elif self.pattern:
+            fits = f"checkpoint.pattern '{self.pattern}' would fit it"
         return f"'{self.path}' looks like a checkpoint, was written by this run, and matches no pattern ({fits})"
 
 
@@ -56,7 +63,11 @@ def newest(run: Run) -> Stray | None:
     if found is None:
         return None
     inside = os.fspath(run.paths.run_dir) + os.sep
-    return Stray(found[1].removeprefix(inside), _pattern(os.path.basename(found[1])))
+    path = found[1].removeprefix(inside)
+    folder = os.path.basename(os.path.dirname(path))
+    if _STEP_FOLDER.fullmatch(folder):
+        return Stray(path, _pattern(folder), is_folder=True)
+    return Stray(path, _pattern(os.path.basename(path)))
 
 
 def _files(run: Run) -> Iterator[str]:
