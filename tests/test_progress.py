@@ -254,6 +254,52 @@ def test_another_text_counts_and_the_same_again_does_not(lab: Lab) -> None:
     assert lab.follower(lab.log.account).account["text_s"] == lab.log.account["text_s"]
 
 
+def line_is_new(lab: Lab, text: bytes) -> bool:
+    """Whether a print counts as a line of steps that differs from the one before it."""
+    before = lab.log.account["step_line_s"]
+    lab.prints(text)
+    for _ in range(2):  # what stands still in between is whole
+        lab.steps()
+    return lab.log.account["step_line_s"] != before
+
+
+@pytest.mark.parametrize(
+    ("pattern", "writes"),
+    [
+        (r"\[([0-9]+)/200\]", [b"[100/200] loss 0.9\n", b"[200/200] loss 0.8\n", b"[100/200] loss 0.7\n",
+                             b"[200/200] loss 0.6\n"]),
+        (r"([0-9]+)/1000 ", [b"\r1000/1000 [00:05, 20it/s]\n", b"\r1000/1000 [00:05, 19it/s]", b"\r1000/1000 [00:06"]),
+        ("step ([0-9]+)", [b"step 14\n", b"step 1.15k\n", b"step 1.16k\n"]),
+    ],
+)  # fmt: skip
+def test_a_line_of_steps_that_differs_is_progress_whatever_its_number(
+    lab: Lab, pattern: str, writes: list[bytes]
+) -> None:
+    lab.paths.resolved_json.write_text(json.dumps({"trainer": {"log_patterns": {"step": pattern}}}))
+    lab.run = Run(lab.paths, lab.run.record)
+    lab.log = lab.follower({})
+    assert [line_is_new(lab, text) for text in writes] == [True] * len(writes)
+    assert not line_is_new(lab, b"\rstill waiting |")
+    assert not line_is_new(lab, b"\rstill waiting /\n")
+
+
+def test_the_same_line_of_steps_for_ever_is_no_progress_nor_is_one_that_is_read_again(lab: Lab) -> None:
+    assert line_is_new(lab, b"step 7 loss 0.5\n")
+    assert not line_is_new(lab, b"step 7 loss 0.5\nnoise\nstep 7 loss 0.5\n")
+    lab.log = lab.follower(lab.log.account)
+    assert not line_is_new(lab, b"step 7 loss 0.5\n")
+    account = lab.log.account
+    lab.log = lab.follower({**account, "output_offset": 0, "step_line": None})
+    lab.steps()
+    assert lab.log.account["step_line_s"] == account["step_line_s"]
+
+
+def test_a_line_of_steps_forbids_a_hang_where_the_trainer_tells_no_steps_itself() -> None:
+    account, told = Observer(100, 5.0, 5.0, text_s=950.0, saved_s=700.0, step_line_s=900.0), {"has_stepped": True}
+    assert sighting._progress_s(None, told, None, account) == 900.0
+    assert sighting._progress_s(None, {**told, "tells_steps": True}, None, account) == 700.0
+
+
 # checkpoints
 
 

@@ -96,12 +96,13 @@ def compiled(patterns: Any) -> Patterns:
     return result
 
 
-def found_steps(lines: bytes, patterns: Patterns) -> list[dict[str, Any]]:
+def found_steps(lines: bytes, patterns: Patterns, told: list[bytes] | None = None) -> list[dict[str, Any]]:
     """Return the steps that the patterns find: a `step` is needed, the other values come from its line.
 
     Args:
         lines: clean lines, each with its newline.
         patterns: by name; the first group is the number.
+        told: gets each line that the step's pattern matches, whether its number can be taken or not.
 
     Returns:
         One dict per line with a step: {"step": 12, "loss": 0.5}; a NaN stays one.
@@ -111,9 +112,12 @@ def found_steps(lines: bytes, patterns: Patterns) -> list[dict[str, Any]]:
     split = lines.split(b"\n")
     if max(map(len, split)) > MAX_LINE_BYTES:
         lines = b"\n".join(line[:MAX_LINE_BYTES] for line in split)
-    result, done = [], 0
+    result, done, told_to = [], 0, 0
     # One search through the whole chunk: line by line it would cost more than all the rest of the sidecar.
     for match in patterns["step"].number.finditer(lines):
+        if told is not None and match.start() >= told_to:
+            told_to = max(match.end(), lines.find(b"\n", match.end()))
+            told.append(lines[lines.rfind(b"\n", 0, match.start()) + 1 : told_to])
         step = patterns["step"].value_of(match, is_exact=True)
         if match.start() < done or step is None or not 0 <= step < MAX_STEP or step != int(step):
             continue

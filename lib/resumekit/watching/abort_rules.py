@@ -56,8 +56,8 @@ class Sight(NamedTuple):
         free_bytes, free_inodes: of the disk that the run writes to; None where nobody knows.
         behind: that what follows the run has fallen behind it, in a sentence; '' where it has not. Then nothing is
             known that goes by an age.
-        progress_s: when it last got on by something else than a step (a newer checkpoint, and where no steps can be
-            read, another text), on the clock of `now_s`; None where it did not.
+        progress_s: when it last got on by something else than a step (a newer checkpoint, another line that
+            tells a step, and where no steps can be read, another text), on the clock of `now_s`; None where it did not.
     """
 
     now_s: float | None

@@ -69,10 +69,12 @@ def _last_words(run: Run, end: dict[str, Any] | None) -> str:
 def _progress_s(run: Run, state: State, table: RunTable, account: observer.Observer) -> float | None:
     """Return when the run was last seen to get on by something else than a step; None where it was not.
 
-    Where no pattern reads steps (there is none, or none that ever fitted), a text that changes has to do.
+    Where no pattern reads steps (there is none, or none that ever fitted), a text that changes has to do; where one
+    does, a line of it that differs from the one before, unless the trainer tells its steps itself.
     """
     text_s = None if account.text_s is None or _reads_steps(run, state, table) else account.text_s
-    return max((one for one in (account.saved_s, text_s) if one is not None), default=None)
+    line_s = None if state.get("tells_steps") else account.step_line_s
+    return max((one for one in (account.saved_s, text_s, line_s) if one is not None), default=None)
 
 
 def _reads_steps(run: Run, state: State, table: RunTable) -> bool:
