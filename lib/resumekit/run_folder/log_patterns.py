@@ -18,6 +18,11 @@ MAX_STEP = 10**12
 
 # What stands in place of a number that is none, as C, Python and JavaScript print it; a longer word is no such.
 NOT_FINITE = r"([+-]?(?i:nan|inf(?:inity)?))\b"
+# Whose loss it is, directly before its word: `best val loss: inf`, `eval/lm_loss=nan` say nothing of the training.
+_OTHER = rb"(?i:best|val(?:id(?:ation)?)?|eval(?:uation)?|test(?:ing)?)"
+_OF_ANOTHER = re.compile(rb"(?<![A-Za-z])(?:" + _OTHER + rb"[ _/.:-]{0,2})+[A-Za-z_/]{1,30}[^A-Za-z0-9]{0,6}\Z")
+_NAMES_ANOTHER = re.compile(_OTHER)
+_WORDS_BYTES = 64
 # An escaped sign, a class, a group that captures nothing ("(?:" and its kin, but not the named "(?P<"), or any sign.
 _PART = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\(\?(?!P<)|.", re.DOTALL)
 
@@ -40,18 +45,30 @@ class Pattern(NamedTuple):
         number: as it was written; its first group is the number.
         not_finite: the same up to that group, then a NaN or an infinity; tried where no number is found.
         says_what_follows: whether the pattern itself says which characters stand behind the number (`([0-9.]+)it/s`).
+        is_training: whether it means the training's alone: a number behind `val`, `best` and their kin is another.
     """
 
     number: re.Pattern[bytes]
     not_finite: re.Pattern[bytes] | None = None
     says_what_follows: bool = False
+    is_training: bool = False
 
     def read(self, line: bytes) -> float | None:
         """Return what stands in a line, None if nothing does."""
-        found = self.value_of(self.number.search(line))
-        if found is None and self.not_finite and (match := self.not_finite.search(line)):
+        found = self.value_of(self._first(self.number, line))
+        if found is None and self.not_finite and (match := self._first(self.not_finite, line)):
             return float(match[1])
         return found
+
+    def _first(self, pattern: re.Pattern[bytes], line: bytes) -> re.Match[bytes] | None:
+        """Return the first match in a line that is not another loss than the training's."""
+        if not self.is_training or pattern.groups == 0:
+            return pattern.search(line)
+        for match in pattern.finditer(line):
+            at = match.start(1)
+            if at < 0 or not _OF_ANOTHER.search(line, max(0, at - _WORDS_BYTES), at):
+                return match
+        return None
 
     def value_of(self, match: re.Match[bytes] | None, *, is_exact: bool = False) -> float | None:
         """Return the number that stands where the first group begins; None if it is none, or goes on behind it.
@@ -85,14 +102,16 @@ Patterns = dict[str, Pattern]
 def compiled(patterns: Any) -> Patterns:
     """Return the patterns ready for use; those that are not regular expressions are left out (the schema says so).
 
-    A loss of NaN is seen by `loss ([0-9.]+)` too: who writes a pattern thinks of the numbers that are there.
+    A loss of NaN is seen by `loss ([0-9.]+)` too: who writes a pattern thinks of the numbers that are there. It means
+    the training's loss, unless it names `val`, `best` or their kin itself.
     """
     result: Patterns = {}
     for name, text in patterns.items() if isinstance(patterns, dict) else ():
         with contextlib.suppress(re.error, TypeError, AttributeError):
             number = re.compile(text.encode(), re.MULTILINE)
             not_finite = _not_finite(text) if name == "loss" else None
-            result[str(name)] = Pattern(number, not_finite, _says_what_follows(text))
+            is_training = name == "loss" and not _NAMES_ANOTHER.search(text.encode())
+            result[str(name)] = Pattern(number, not_finite, _says_what_follows(text), is_training)
     return result
 
 
