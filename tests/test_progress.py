@@ -294,6 +294,12 @@ def test_the_same_line_of_steps_for_ever_is_no_progress_nor_is_one_that_is_read_
     assert lab.log.account["step_line_s"] == account["step_line_s"]
 
 
+def test_a_bar_that_stands_is_no_progress_though_its_clock_goes_on(lab: Lab) -> None:
+    assert line_is_new(lab, b"\rstep 7/9 [00:10<00:20, 1.6it/s]")
+    assert not line_is_new(lab, b"\rstep 7/9 [01:00:12<00:22, 1.6it/s]")
+    assert line_is_new(lab, b"\rstep 8/9 [01:00:12<00:22, 1.6it/s]")
+
+
 def test_a_line_of_steps_forbids_a_hang_where_the_trainer_tells_no_steps_itself() -> None:
     account, told = Observer(100, 5.0, 5.0, text_s=950.0, saved_s=700.0, step_line_s=900.0), {"has_stepped": True}
     assert sighting._progress_s(None, told, None, account) == 900.0

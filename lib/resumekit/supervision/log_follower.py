@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 import zlib
 from collections.abc import Callable
@@ -23,6 +24,8 @@ READ_BYTES = 256 * 1024
 # How long a progress bar may run on one line before the log says how far it has come.
 BAR_SNAPSHOT_S = 60.0
 PREFIX_DIGITS = 12
+# A bar that stands is drawn again with its clock going on: `7/9 [00:10<00:20]`.
+_CLOCKS = re.compile(rb"[0-9]+(?::[0-9]+)+")
 
 
 class LogFollower:
@@ -195,16 +198,18 @@ class LogFollower:
             return []
         self._shown = shown
         self._see_text(shown)
-        return self._steps_of(shown)
+        return self._steps_of(shown, _CLOCKS)
 
-    def _steps_of(self, lines: bytes) -> list[dict[str, Any]]:
+    def _steps_of(self, lines: bytes, without: re.Pattern[bytes] | None = None) -> list[dict[str, Any]]:
         """Return the steps in clean lines, and note when a step's line differs from the one before it.
 
-        Some trainers print `[200/200]` in each epoch, or `step 1.15k`: their line says that they go on, no number.
+        Some trainers print `[200/200]` in each epoch, or `step 1.15k`: their line says that they go on, no number. What
+        matches `without` makes no difference.
         """
         told: list[bytes] = []
         found = log_patterns.found_steps(lines, self._patterns, told)
-        for mark in map(zlib.crc32, told):
+        for line in told:
+            mark = zlib.crc32(without.sub(b"", line) if without else line)
             if mark != self._step_line and self._source.offset > self._read_before:
                 self._step_line_s = time.monotonic()
             self._step_line = mark
