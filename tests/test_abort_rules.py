@@ -369,8 +369,13 @@ def test_a_first_step_that_does_not_come_is_a_hang_only_for_a_trainer_that_tells
 def test_a_resumed_run_has_twice_the_limit_until_its_first_step() -> None:
     """Where it names no phases: imports, data and compiling in one."""
     resumed = event("resumed", 1.0, step=40_000)
-    assert causes(after([resumed], 55 * MINUTE, run_state="starting")) == []
-    assert causes(after([resumed], 61 * MINUTE, run_state="starting")) == ["hang"]
+    assert causes(after([resumed], 55 * MINUTE, run_state="starting", parent_stepped=True)) == []
+    assert causes(after([resumed], 61 * MINUTE, run_state="starting", parent_stepped=True)) == ["hang"]
+
+
+def test_a_resumed_run_of_which_no_step_was_ever_read_is_only_warned_of() -> None:
+    found = after([event("resumed", 1.0, step=40_000)], 9 * 60 * MINUTE, run_state="starting")
+    assert (causes(found), causes(found, WARNING)) == ([], ["unseen"])
 
 
 def test_a_beat_at_the_step_that_was_resumed_is_no_step() -> None:

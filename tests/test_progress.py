@@ -466,13 +466,34 @@ def test_another_text_is_progress_where_no_pattern_reads_steps(kit: Kit) -> None
     assert sighting._progress_s(run, {**state, "has_stepped": True}, table, account) == 700.0
     assert sighting._progress_s(run, {**state, "tells_phases": True}, table, account) == 700.0
     told = fold({"resumed_step": 5}, [event("launched", 0.0)])
-    sight = Sight(2.5 * LIMIT_S, "running")
+    sight = Sight(2.5 * LIMIT_S, "running", parent_stepped=True)
     assert [one.cause for one in abort_rules.findings(told, Limits(), sight)] == ["hang"]
     assert not [
         one
         for one in abort_rules.findings(told, Limits(), sight._replace(progress_s=2 * LIMIT_S))
         if one.verdict == SICK
     ]
+
+
+@pytest.mark.parametrize(
+    ("parent", "patterns", "has_stepped", "is_judged"),
+    [("P", "step ([0-9]+)", True, True), ("P", "step ([0-9]+)", False, False), ("P", "it ([0-9]+)", True, False),
+     ("gone", "step ([0-9]+)", True, False), ("C", "step ([0-9]+)", True, True)],
+)  # fmt: skip
+def test_what_is_known_of_a_resumed_run_s_steps_by_those_that_it_came_from(
+    tmp_path: Path, parent: str, patterns: str, has_stepped: bool, is_judged: bool
+) -> None:
+    """P; C, which came from P and was stopped before a step; N, which came from `parent` and has told none yet."""
+    for name, came_from, pattern in (("P", None, patterns), ("C", "P", patterns), ("N", parent, "step ([0-9]+)")):
+        paths = RunPaths(tmp_path / name)
+        paths.logs.mkdir(parents=True)
+        paths.run_json.write_text(json.dumps({"run_id": name, "parent_run_id": came_from}))
+        trainer = {"loads_with_kit": False, "log_patterns": {"step": pattern}}
+        paths.resolved_json.write_text(json.dumps({"trainer": trainer}))
+    if has_stepped:
+        told = {"event": "step", "run_id": "P", "mono_s": 1.0, "step": 5, "source": "log"}
+        RunPaths(tmp_path / "P").journal.write_text(json.dumps(told) + "\n")
+    assert sighting._parent_stepped(open_run(tmp_path / "N"), RunTable(tmp_path)) is is_judged
 
 
 EPOCHS = """

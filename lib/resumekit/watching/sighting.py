@@ -58,6 +58,7 @@ def sight(run: Run, state: State, view: View, table: RunTable, limits: Limits) -
         free_inodes=free_inodes,
         behind="" if now_s is None else observer.behind(run, account, state, now_s),
         progress_s=_progress_s(run, state, table, account),
+        parent_stepped=not has_ended and not _has_stepped(state) and _parent_stepped(run, table),
     )
 
 
@@ -79,11 +80,23 @@ def _progress_s(run: Run, state: State, table: RunTable, account: observer.Obser
 
 
 def _reads_steps(run: Run, state: State, table: RunTable) -> bool:
-    """Whether steps of this trainer can be seen: some of this run were, or of the run that it came from."""
-    if state.get("has_stepped") or state.get("tells_phases"):
-        return True
-    parent = table.parent(run) if status.shows_steps(run) else None
-    return parent is not None and "has_stepped" in status.read_state(parent)
+    """Whether steps of this trainer can be seen: some of this run were, or of a run that it came from."""
+    return _has_stepped(state) or _parent_stepped(run, table)
+
+
+def _has_stepped(state: State) -> bool:
+    return bool(state.get("has_stepped") or state.get("tells_phases"))
+
+
+def _parent_stepped(run: Run, table: RunTable) -> bool:
+    """Whether steps were seen of a run that this one came from, by the patterns that this one has."""
+    patterns = run.setting("trainer", "log_patterns")
+    for ancestor, _ in table.history(run)[1 : 1 + MAX_ANCESTORS] if status.shows_steps(run) else ():
+        if ancestor.setting("trainer", "log_patterns") != patterns:
+            return False
+        if "has_stepped" in status.read_state(ancestor):
+            return True
+    return False
 
 
 def lineage_speed(run: Run, table: RunTable) -> float | None:
