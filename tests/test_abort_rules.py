@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,12 @@ from hypothesis import strategies as st
 import traces
 from campaign_traces import judge_healthy, judge_sick
 from conftest import assert_valid
+from resumekit.basics.paths import RunPaths
 from resumekit.run_folder import log_patterns, pace, run_state
 from resumekit.run_folder.run_state import fold
+from resumekit.run_folder.runs import Run
 from resumekit.run_folder.state_types import is_sound
-from resumekit.watching import abort_rules
+from resumekit.watching import abort_rules, sighting
 from resumekit.watching.abort_rules import SICK, WARNING, Finding, Limits, Sight
 from resumekit.watching.limits import limits_of
 from test_run_state import GARBAGE
@@ -365,8 +369,13 @@ def test_a_first_step_that_does_not_come_is_a_hang_only_for_a_trainer_that_tells
 def test_a_resumed_run_has_twice_the_limit_until_its_first_step() -> None:
     """Where it names no phases: imports, data and compiling in one."""
     resumed = event("resumed", 1.0, step=40_000)
-    assert causes(after([resumed], 55 * MINUTE, run_state="starting")) == []
-    assert causes(after([resumed], 61 * MINUTE, run_state="starting")) == ["hang"]
+    assert causes(after([resumed], 55 * MINUTE, run_state="starting", parent_stepped=True)) == []
+    assert causes(after([resumed], 61 * MINUTE, run_state="starting", parent_stepped=True)) == ["hang"]
+
+
+def test_a_resumed_run_of_which_no_step_was_ever_read_is_only_warned_of() -> None:
+    found = after([event("resumed", 1.0, step=40_000)], 9 * 60 * MINUTE, run_state="starting")
+    assert (causes(found), causes(found, WARNING)) == ([], ["unseen"])
 
 
 def test_a_beat_at_the_step_that_was_resumed_is_no_step() -> None:
@@ -410,6 +419,25 @@ def test_the_logs_last_lines_tell_of_memory_too_but_not_before_the_first_step() 
     assert causes(after(HOUR, 3700.0, log_ooms=3)) == ["oom"]
     assert after(HOUR, 3620.0, log_ooms=3) == []  # it goes on: it got over them, hours ago perhaps
     assert after([], 60.0, run_state="starting", log_ooms=9) == []
+
+
+def test_a_step_behind_them_clears_what_the_log_says_of_memory(tmp_path: Path) -> None:
+    """Three batches were skipped long ago; then it stepped, and was silent for a minute."""
+    run = Run(RunPaths(tmp_path), {"run_id": tmp_path.name})
+    run.paths.logs.mkdir()
+    run.paths.resolved_json.write_text('{"trainer": {"log_patterns": {"step": "^step ([0-9]+)"}}}')
+    lines = "step 5: CUDA out of memory caught, batch skipped\n" * 3
+    run.paths.output_log.write_text(lines)
+    assert sighting.log_ooms(run, 1e9, clears=True) == 3
+    run.paths.output_log.write_text(lines + "\x1b[1mstep 8 loss 0.5\x1b[0m\n" + lines[:49])
+    assert (sighting.log_ooms(run, 1e9, clears=True), sighting.log_ooms(run, 1e9)) == (1, 4)
+    # A trainer that tells its steps itself, the last one 50 seconds after its log was written to.
+    run.paths.resolved_json.write_text("{}")
+    run = Run(run.paths, run.record)
+    os.utime(run.paths.output_log, (time.time() - 150, time.time() - 150))
+    for step_s, ooms in ((100.0, 4), (300.0, 0)):
+        state = {"tells_steps": True, "step_mono_s": step_s}
+        assert sighting._log_ooms_now(run, state, Limits(), 400.0) == ooms
 
 
 @pytest.mark.fault("E10", by="symptoms.py: saw_eval_crash")

@@ -124,6 +124,39 @@ def test_the_wide_patterns_see_a_loss_that_is_none(form: str, word: str) -> None
     assert str(found["loss"]).lower() == word.lower()
 
 
+@pytest.mark.parametrize(
+    ("line", "loss"),
+    [
+        ("iter 7 | lr 3e-4 | best val loss: inf", None),
+        ("step 40 | val loss: nan", None),
+        ("step 40 | validation_loss: nan", None),
+        ("{'step': 40, 'eval_loss': nan}", None),
+        ("step 40 test/lm_loss=nan", None),
+        ("step 40 Best Loss: inf", None),
+        ("step 40 | val loss: 0.7 | train loss: nan", "nan"),
+        ("step 40 | train loss: nan | val loss: 0.7", "nan"),
+        ("step 40 | val acc 0.9 loss: nan", "nan"),
+        ("step 40 | best_val_loss: inf, loss: 0.5", "0.5"),
+        ("step 40 | interval loss: nan", "nan"),
+        ("step 40 | latest loss: nan", "nan"),
+        ("[test-run] step 40 | loss: nan", "nan"),
+    ],
+)
+@pytest.mark.parametrize("pattern", ["the page's", "loss[^0-9a-z]{1,4}([0-9.]+)", "(?:[a-z_]*)loss\\W{1,4}([0-9.]+)"])
+def test_a_loss_of_another_kind_is_not_the_trainings(line: str, loss: str | None, pattern: str) -> None:
+    wide = wide_patterns()
+    patterns = wide if pattern == "the page's" else {**wide, "loss": "(?i)" + pattern}
+    (found,) = read(line, **patterns)
+    assert (str(found["loss"]) if "loss" in found else None) == loss
+
+
+def test_a_pattern_that_names_another_loss_itself_takes_it() -> None:
+    (found,) = read("step 40 | val loss: inf", step="step ([0-9]+)", loss="val loss: ([0-9.]+)")
+    assert found["loss"] == float("inf")
+    (found,) = read("step 40 | val loss: 0.5", step="step ([0-9]+)", loss="(?:train|val) loss: ([0-9.]+)")
+    assert found["loss"] == 0.5
+
+
 FORMS = st.sampled_from(["{!r}", "{:.4f}", "{:.3e}", "{:.3E}", "{:,.2f}", "{:_.2f}", "{:g}"])
 
 

@@ -254,6 +254,58 @@ def test_another_text_counts_and_the_same_again_does_not(lab: Lab) -> None:
     assert lab.follower(lab.log.account).account["text_s"] == lab.log.account["text_s"]
 
 
+def line_is_new(lab: Lab, text: bytes) -> bool:
+    """Whether a print counts as a line of steps that differs from the one before it."""
+    before = lab.log.account["step_line_s"]
+    lab.prints(text)
+    for _ in range(2):  # what stands still in between is whole
+        lab.steps()
+    return lab.log.account["step_line_s"] != before
+
+
+@pytest.mark.parametrize(
+    ("pattern", "writes"),
+    [
+        (r"\[([0-9]+)/200\]", [b"[100/200] loss 0.9\n", b"[200/200] loss 0.8\n", b"[100/200] loss 0.7\n",
+                             b"[200/200] loss 0.6\n"]),
+        (r"([0-9]+)/1000 ", [b"\r1000/1000 [00:05, 20it/s]\n", b"\r1000/1000 [00:05, 19it/s]", b"\r1000/1000 [00:06"]),
+        ("step ([0-9]+)", [b"step 14\n", b"step 1.15k\n", b"step 1.16k\n"]),
+    ],
+)  # fmt: skip
+def test_a_line_of_steps_that_differs_is_progress_whatever_its_number(
+    lab: Lab, pattern: str, writes: list[bytes]
+) -> None:
+    lab.paths.resolved_json.write_text(json.dumps({"trainer": {"log_patterns": {"step": pattern}}}))
+    lab.run = Run(lab.paths, lab.run.record)
+    lab.log = lab.follower({})
+    assert [line_is_new(lab, text) for text in writes] == [True] * len(writes)
+    assert not line_is_new(lab, b"\rstill waiting |")
+    assert not line_is_new(lab, b"\rstill waiting /\n")
+
+
+def test_the_same_line_of_steps_for_ever_is_no_progress_nor_is_one_that_is_read_again(lab: Lab) -> None:
+    assert line_is_new(lab, b"step 7 loss 0.5\n")
+    assert not line_is_new(lab, b"step 7 loss 0.5\nnoise\nstep 7 loss 0.5\n")
+    lab.log = lab.follower(lab.log.account)
+    assert not line_is_new(lab, b"step 7 loss 0.5\n")
+    account = lab.log.account
+    lab.log = lab.follower({**account, "output_offset": 0, "step_line": None})
+    lab.steps()
+    assert lab.log.account["step_line_s"] == account["step_line_s"]
+
+
+def test_a_bar_that_stands_is_no_progress_though_its_clock_goes_on(lab: Lab) -> None:
+    assert line_is_new(lab, b"\rstep 7/9 [00:10<00:20, 1.6it/s]")
+    assert not line_is_new(lab, b"\rstep 7/9 [01:00:12<00:22, 1.6it/s]")
+    assert line_is_new(lab, b"\rstep 8/9 [01:00:12<00:22, 1.6it/s]")
+
+
+def test_a_line_of_steps_forbids_a_hang_where_the_trainer_tells_no_steps_itself() -> None:
+    account, told = Observer(100, 5.0, 5.0, text_s=950.0, saved_s=700.0, step_line_s=900.0), {"has_stepped": True}
+    assert sighting._progress_s(None, told, None, account) == 900.0
+    assert sighting._progress_s(None, {**told, "tells_steps": True}, None, account) == 700.0
+
+
 # checkpoints
 
 
@@ -414,13 +466,34 @@ def test_another_text_is_progress_where_no_pattern_reads_steps(kit: Kit) -> None
     assert sighting._progress_s(run, {**state, "has_stepped": True}, table, account) == 700.0
     assert sighting._progress_s(run, {**state, "tells_phases": True}, table, account) == 700.0
     told = fold({"resumed_step": 5}, [event("launched", 0.0)])
-    sight = Sight(2.5 * LIMIT_S, "running")
+    sight = Sight(2.5 * LIMIT_S, "running", parent_stepped=True)
     assert [one.cause for one in abort_rules.findings(told, Limits(), sight)] == ["hang"]
     assert not [
         one
         for one in abort_rules.findings(told, Limits(), sight._replace(progress_s=2 * LIMIT_S))
         if one.verdict == SICK
     ]
+
+
+@pytest.mark.parametrize(
+    ("parent", "patterns", "has_stepped", "is_judged"),
+    [("P", "step ([0-9]+)", True, True), ("P", "step ([0-9]+)", False, False), ("P", "it ([0-9]+)", True, False),
+     ("gone", "step ([0-9]+)", True, False), ("C", "step ([0-9]+)", True, True)],
+)  # fmt: skip
+def test_what_is_known_of_a_resumed_run_s_steps_by_those_that_it_came_from(
+    tmp_path: Path, parent: str, patterns: str, has_stepped: bool, is_judged: bool
+) -> None:
+    """P; C, which came from P and was stopped before a step; N, which came from `parent` and has told none yet."""
+    for name, came_from, pattern in (("P", None, patterns), ("C", "P", patterns), ("N", parent, "step ([0-9]+)")):
+        paths = RunPaths(tmp_path / name)
+        paths.logs.mkdir(parents=True)
+        paths.run_json.write_text(json.dumps({"run_id": name, "parent_run_id": came_from}))
+        trainer = {"loads_with_kit": False, "log_patterns": {"step": pattern}}
+        paths.resolved_json.write_text(json.dumps({"trainer": trainer}))
+    if has_stepped:
+        told = {"event": "step", "run_id": "P", "mono_s": 1.0, "step": 5, "source": "log"}
+        RunPaths(tmp_path / "P").journal.write_text(json.dumps(told) + "\n")
+    assert sighting._parent_stepped(open_run(tmp_path / "N"), RunTable(tmp_path)) is is_judged
 
 
 EPOCHS = """

@@ -179,7 +179,7 @@ def loss_in(line: str, pattern: str = "loss ([0-9.]+)") -> str | None:
         ("step 5 loss 0.3 grad nan", "0.3"),
         ("step 5 loss 0.3 loss nan", "0.3"),
         ("step 5 grad nan", None),
-        ("step 5 val loss nan", "nan"),  # as it would take its number
+        ("step 5 val loss nan", None),  # not the training's
         ("step 5 val_loss: nan", None),
         ("step 5 loss information", None),
         ("step 5 loss nan_count 3", None),

@@ -18,6 +18,11 @@ MAX_STEP = 10**12
 
 # What stands in place of a number that is none, as C, Python and JavaScript print it; a longer word is no such.
 NOT_FINITE = r"([+-]?(?i:nan|inf(?:inity)?))\b"
+# Whose loss it is, directly before its word: `best val loss: inf`, `eval/lm_loss=nan` say nothing of the training.
+_OTHER = rb"(?i:best|val(?:id(?:ation)?)?|eval(?:uation)?|test(?:ing)?)"
+_OF_ANOTHER = re.compile(rb"(?<![A-Za-z])(?:" + _OTHER + rb"[ _/.:-]{0,2})+[A-Za-z_/]{1,30}[^A-Za-z0-9]{0,6}\Z")
+_NAMES_ANOTHER = re.compile(_OTHER)
+_WORDS_BYTES = 64
 # An escaped sign, a class, a group that captures nothing ("(?:" and its kin, but not the named "(?P<"), or any sign.
 _PART = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\(\?(?!P<)|.", re.DOTALL)
 
@@ -40,18 +45,30 @@ class Pattern(NamedTuple):
         number: as it was written; its first group is the number.
         not_finite: the same up to that group, then a NaN or an infinity; tried where no number is found.
         says_what_follows: whether the pattern itself says which characters stand behind the number (`([0-9.]+)it/s`).
+        is_training: whether it means the training's alone: a number behind `val`, `best` and their kin is another.
     """
 
     number: re.Pattern[bytes]
     not_finite: re.Pattern[bytes] | None = None
     says_what_follows: bool = False
+    is_training: bool = False
 
     def read(self, line: bytes) -> float | None:
         """Return what stands in a line, None if nothing does."""
-        found = self.value_of(self.number.search(line))
-        if found is None and self.not_finite and (match := self.not_finite.search(line)):
+        found = self.value_of(self._first(self.number, line))
+        if found is None and self.not_finite and (match := self._first(self.not_finite, line)):
             return float(match[1])
         return found
+
+    def _first(self, pattern: re.Pattern[bytes], line: bytes) -> re.Match[bytes] | None:
+        """Return the first match in a line that is not another loss than the training's."""
+        if not self.is_training or pattern.groups == 0:
+            return pattern.search(line)
+        for match in pattern.finditer(line):
+            at = match.start(1)
+            if at < 0 or not _OF_ANOTHER.search(line, max(0, at - _WORDS_BYTES), at):
+                return match
+        return None
 
     def value_of(self, match: re.Match[bytes] | None, *, is_exact: bool = False) -> float | None:
         """Return the number that stands where the first group begins; None if it is none, or goes on behind it.
@@ -85,23 +102,26 @@ Patterns = dict[str, Pattern]
 def compiled(patterns: Any) -> Patterns:
     """Return the patterns ready for use; those that are not regular expressions are left out (the schema says so).
 
-    A loss of NaN is seen by `loss ([0-9.]+)` too: who writes a pattern thinks of the numbers that are there.
+    A loss of NaN is seen by `loss ([0-9.]+)` too: who writes a pattern thinks of the numbers that are there. It means
+    the training's loss, unless it names `val`, `best` or their kin itself.
     """
     result: Patterns = {}
     for name, text in patterns.items() if isinstance(patterns, dict) else ():
         with contextlib.suppress(re.error, TypeError, AttributeError):
             number = re.compile(text.encode(), re.MULTILINE)
             not_finite = _not_finite(text) if name == "loss" else None
-            result[str(name)] = Pattern(number, not_finite, _says_what_follows(text))
+            is_training = name == "loss" and not _NAMES_ANOTHER.search(text.encode())
+            result[str(name)] = Pattern(number, not_finite, _says_what_follows(text), is_training)
     return result
 
 
-def found_steps(lines: bytes, patterns: Patterns) -> list[dict[str, Any]]:
+def found_steps(lines: bytes, patterns: Patterns, told: list[bytes] | None = None) -> list[dict[str, Any]]:
     """Return the steps that the patterns find: a `step` is needed, the other values come from its line.
 
     Args:
         lines: clean lines, each with its newline.
         patterns: by name; the first group is the number.
+        told: gets each line that the step's pattern matches, whether its number can be taken or not.
 
     Returns:
         One dict per line with a step: {"step": 12, "loss": 0.5}; a NaN stays one.
@@ -111,9 +131,12 @@ def found_steps(lines: bytes, patterns: Patterns) -> list[dict[str, Any]]:
     split = lines.split(b"\n")
     if max(map(len, split)) > MAX_LINE_BYTES:
         lines = b"\n".join(line[:MAX_LINE_BYTES] for line in split)
-    result, done = [], 0
+    result, done, told_to = [], 0, 0
     # One search through the whole chunk: line by line it would cost more than all the rest of the sidecar.
     for match in patterns["step"].number.finditer(lines):
+        if told is not None and match.start() >= told_to:
+            told_to = max(match.end(), lines.find(b"\n", match.end()))
+            told.append(lines[lines.rfind(b"\n", 0, match.start()) + 1 : told_to])
         step = patterns["step"].value_of(match, is_exact=True)
         if match.start() < done or step is None or not 0 <= step < MAX_STEP or step != int(step):
             continue

@@ -31,6 +31,7 @@ class Observer(NamedTuple):
         written_s: when it wrote the account, on the run's monotonic clock; None in one of an older kit.
         caught_up_s: up to which moment all that had been printed was read.
         text_s: when the text that the trainer prints was last another.
+        step_line_s: when a line that the step's pattern matches was last another.
         saved_s: when a checkpoint was last new, or renewed.
         age_s: of the account's file, by the wall clock.
     """
@@ -39,6 +40,7 @@ class Observer(NamedTuple):
     written_s: float | None = None
     caught_up_s: float | None = None
     text_s: float | None = None
+    step_line_s: float | None = None
     saved_s: float | None = None
     age_s: float = 0.0
 
@@ -58,6 +60,7 @@ def read(run: Run) -> Observer:
         written_s=seconds(saved.get("mono_s")),
         caught_up_s=seconds(saved.get("caught_up_s")),
         text_s=seconds(saved.get("text_s")),
+        step_line_s=seconds(saved.get("step_line_s")),
         saved_s=seconds(saved.get("saved_s")),
         age_s=age_s,
     )

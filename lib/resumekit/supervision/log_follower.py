@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +24,8 @@ READ_BYTES = 256 * 1024
 # How long a progress bar may run on one line before the log says how far it has come.
 BAR_SNAPSHOT_S = 60.0
 PREFIX_DIGITS = 12
+# A bar that stands is drawn again with its clock going on: `7/9 [00:10<00:20]`.
+_CLOCKS = re.compile(rb"[0-9]+(?::[0-9]+)+")
 
 
 class LogFollower:
@@ -49,6 +53,10 @@ class LogFollower:
         self._goal = (offset, time.monotonic())
         self._caught_up_s = self._goal[1]
         self._text_s = saved.get("text_s")
+        # When a line that the step's pattern matches was last another one; what a predecessor has read is not new.
+        self._step_line_s, self._step_line = saved.get("step_line_s"), saved.get("step_line")
+        known = saved.get("read_offset")
+        self._read_before = known if type(known) is int else 0
         self._unwritten = b""
         # What a successor goes on from: all before these offsets is in train.log, nothing after them.
         self._is_closed = bool(self._written) and saved.get("is_closed") is True
@@ -87,7 +95,7 @@ class LogFollower:
         self._aim(started)
         while self._write() and (chunk := self._read()):
             lines = self._cleaner.feed(chunk)
-            steps += log_patterns.found_steps(lines, self._patterns)
+            steps += self._steps_of(lines)
             self._see_text(lines)
             self._unwritten += stamp(lines, self._prefix)
             if time.monotonic() > started + limit_s:
@@ -118,6 +126,7 @@ class LogFollower:
         if self._source.beginnings != beginnings:  # what was held of its last line is a line, and ends here
             self._unwritten += stamp(self._cleaner.flush(), self._prefix)
             self._goal = (0, self._goal[1])
+            self._read_before = 0
             self._keep_what_is_written()
         return chunk
 
@@ -169,6 +178,8 @@ class LogFollower:
             "log_file": self._source.identity,
             "caught_up_s": self._caught_up_s,
             "text_s": self._text_s,
+            "step_line_s": self._step_line_s,
+            "step_line": self._step_line,
             "train_log_bytes": self._written,
             "is_closed": self._is_closed,
         }
@@ -187,7 +198,22 @@ class LogFollower:
             return []
         self._shown = shown
         self._see_text(shown)
-        return log_patterns.found_steps(shown, self._patterns)
+        return self._steps_of(shown, _CLOCKS)
+
+    def _steps_of(self, lines: bytes, without: re.Pattern[bytes] | None = None) -> list[dict[str, Any]]:
+        """Return the steps in clean lines, and note when a step's line differs from the one before it.
+
+        Some trainers print `[200/200]` in each epoch, or `step 1.15k`: their line says that they go on, no number. What
+        matches `without` makes no difference.
+        """
+        told: list[bytes] = []
+        found = log_patterns.found_steps(lines, self._patterns, told)
+        for line in told:
+            mark = zlib.crc32(without.sub(b"", line) if without else line)
+            if mark != self._step_line and self._source.offset > self._read_before:
+                self._step_line_s = time.monotonic()
+            self._step_line = mark
+        return found
 
     def _show_bar(self) -> None:
         if not self._cleaner.held_bytes:

@@ -56,8 +56,9 @@ class Sight(NamedTuple):
         free_bytes, free_inodes: of the disk that the run writes to; None where nobody knows.
         behind: that what follows the run has fallen behind it, in a sentence; '' where it has not. Then nothing is
             known that goes by an age.
-        progress_s: when it last got on by something else than a step (a newer checkpoint, and where no steps can be
-            read, another text), on the clock of `now_s`; None where it did not.
+        progress_s: when it last got on by something else than a step (a newer checkpoint, another line that
+            tells a step, and where no steps can be read, another text), on the clock of `now_s`; None where it did not.
+        parent_stepped: whether steps of a run that it came from were seen, by the same patterns.
     """
 
     now_s: float | None
@@ -71,6 +72,7 @@ class Sight(NamedTuple):
     free_inodes: int | None = None
     behind: str = ""
     progress_s: float | None = None
+    parent_stepped: bool = False
 
 
 class Finding(NamedTuple):
@@ -223,12 +225,17 @@ def _hang(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]:
         doing = "; a save is under way" if is_saving(state) else ""
         evidence = f"no step since step {state['step']}, for {duration(age_s)} (limit {duration(limit_s)}){doing}"
         yield Finding(HANG, SICK, evidence, active_s)
-    elif state.get("tells_phases") or (state.get("resumed_step") is not None and age_s > STARTS * limit_s):
+    elif state.get("tells_phases") or (sight.parent_stepped and _is_late(state, age_s, limit_s)):
         evidence = f"no first step in {duration(age_s)} (limit {duration(limit_s)}), phase {state.get('phase')}"
         yield Finding(HANG, SICK, evidence, active_s)
     else:
         evidence = f"no step was ever seen in {duration(age_s)}: does trainer.log_patterns fit its lines?"
         yield Finding(UNSEEN, WARNING, evidence, active_s)
+
+
+def _is_late(state: State, age_s: float, limit_s: float) -> bool:
+    """Whether a resumed run should have stepped by now, if its steps can be seen at all."""
+    return state.get("resumed_step") is not None and age_s > STARTS * limit_s
 
 
 def _throughput(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]:

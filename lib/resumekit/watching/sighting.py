@@ -11,11 +11,12 @@ import os
 import re
 from typing import Any, NamedTuple
 
-from ..run_folder import last_error, log_tail, observer, pace, recovery, status
+from ..run_folder import last_error, log_patterns, log_tail, observer, pace, recovery, status
 from ..run_folder.event_values import count
 from ..run_folder.run_state import State
 from ..run_folder.runs import Run, RunTable
 from ..run_folder.status import View
+from ..supervision.train_log import clean
 from .abort_rules import Sight
 from .limits import Limits
 
@@ -51,12 +52,13 @@ def sight(run: Run, state: State, view: View, table: RunTable, limits: Limits) -
         end=view.end,
         lineage_speed=None if has_ended else lineage_speed(run, table),
         fruitless=fruitless_starts(run, state, table, limits.max_attempts) if has_ended else 0,
-        log_ooms=log_ooms(run, math.inf if has_ended else limits.oom_minutes * 60),
+        log_ooms=log_ooms(run, math.inf) if has_ended else _log_ooms_now(run, state, limits, now_s),
         last_words=_last_words(run, view.end) if has_ended else "",
         free_bytes=free_bytes,
         free_inodes=free_inodes,
         behind="" if now_s is None else observer.behind(run, account, state, now_s),
         progress_s=_progress_s(run, state, table, account),
+        parent_stepped=not has_ended and not _has_stepped(state) and _parent_stepped(run, table),
     )
 
 
@@ -69,18 +71,32 @@ def _last_words(run: Run, end: dict[str, Any] | None) -> str:
 def _progress_s(run: Run, state: State, table: RunTable, account: observer.Observer) -> float | None:
     """Return when the run was last seen to get on by something else than a step; None where it was not.
 
-    Where no pattern reads steps (there is none, or none that ever fitted), a text that changes has to do.
+    Where no pattern reads steps (there is none, or none that ever fitted), a text that changes has to do; where one
+    does, a line of it that differs from the one before, unless the trainer tells its steps itself.
     """
     text_s = None if account.text_s is None or _reads_steps(run, state, table) else account.text_s
-    return max((one for one in (account.saved_s, text_s) if one is not None), default=None)
+    line_s = None if state.get("tells_steps") else account.step_line_s
+    return max((one for one in (account.saved_s, text_s, line_s) if one is not None), default=None)
 
 
 def _reads_steps(run: Run, state: State, table: RunTable) -> bool:
-    """Whether steps of this trainer can be seen: some of this run were, or of the run that it came from."""
-    if state.get("has_stepped") or state.get("tells_phases"):
-        return True
-    parent = table.parent(run) if status.shows_steps(run) else None
-    return parent is not None and "has_stepped" in status.read_state(parent)
+    """Whether steps of this trainer can be seen: some of this run were, or of a run that it came from."""
+    return _has_stepped(state) or _parent_stepped(run, table)
+
+
+def _has_stepped(state: State) -> bool:
+    return bool(state.get("has_stepped") or state.get("tells_phases"))
+
+
+def _parent_stepped(run: Run, table: RunTable) -> bool:
+    """Whether steps were seen of a run that this one came from, by the patterns that this one has."""
+    patterns = run.setting("trainer", "log_patterns")
+    for ancestor, _ in table.history(run)[1 : 1 + MAX_ANCESTORS] if status.shows_steps(run) else ():
+        if ancestor.setting("trainer", "log_patterns") != patterns:
+            return False
+        if "has_stepped" in status.read_state(ancestor):
+            return True
+    return False
 
 
 def lineage_speed(run: Run, table: RunTable) -> float | None:
@@ -147,12 +163,33 @@ def _starts(run: Run, state: State, table: RunTable) -> list[_Start]:
     return starts
 
 
-def log_ooms(run: Run, window_s: float) -> int:
-    """Return how many of the last lines of a log that was written to lately say that memory ran out."""
+def _log_ooms_now(run: Run, state: State, limits: Limits, now_s: float | None) -> int:
+    """Return `log_ooms` of a run that lives, those left out that a step came after."""
+    window_s = limits.oom_minutes * 60
+    if state.get("tells_steps") and now_s is not None:  # its log shows none: what was written before the last is over
+        window_s = min(window_s, now_s - state.get("step_mono_s", 0.0))
+    return log_ooms(run, window_s, clears=True)
+
+
+def log_ooms(run: Run, window_s: float, *, clears: bool = False) -> int:
+    """Return how many of the last lines of a log that was written to lately say that memory ran out.
+
+    Args:
+        run: the run.
+        window_s: how old a log may be.
+        clears: whether a line that the step's pattern matches clears what stands before it: the trainer got over that.
+    """
     lines, age_s = log_tail.read(run)
     if age_s > window_s:
         return 0
-    return sum(bool(_OOM.search(line[:LINE_BYTES])) for line in lines[-TAIL_LINES:])
+    step = log_patterns.compiled(run.setting("trainer", "log_patterns")).get("step") if clears else None
+    found = 0
+    for line in lines[-TAIL_LINES:]:
+        if _OOM.search(line[:LINE_BYTES]):
+            found += 1
+        elif step and step.number.search(clean(line[:LINE_BYTES])):
+            found = 0
+    return found
 
 
 def _free(run: Run) -> tuple[int | None, int | None]:
