@@ -10,8 +10,11 @@ import contextlib
 import os
 import select
 import signal
+import stat
 import time
 from typing import Any, NamedTuple
+
+from . import process_details
 
 TOKEN_VARIABLE = "RESUMEKIT_RUN_TOKEN"
 
@@ -19,10 +22,25 @@ ALIVE = "alive"
 DEAD = "dead"
 UNKNOWN = "unknown"  # another host, or a process we may not look at: never taken for dead
 
+# What a process that was started to outlive its training has without the token (`env -u RESUMEKIT_RUN_TOKEN`).
+RUN_ID_VARIABLE = "RESUMEKIT_RUN_ID"
+
 # How often an empty environment is read again, a millisecond apart.
 EXEC_LOOKS = 20
 # The largest pid that a kernel can be told to give out; more than that would not fit pidfd_open.
 _MAX_PID = 1 << 22
+
+
+class Ties(NamedTuple):
+    """What ties a process without any token to its run: its output, or its parent.
+
+    Args:
+        output_log: the run's log; a process of the training writes into it with descriptor 1 or 2.
+        shim: the run's shim, the subreaper of the training; None where it is not known.
+    """
+
+    output_log: str
+    shim: Identity | None = None
 
 
 class Identity(NamedTuple):
@@ -34,6 +52,7 @@ class Identity(NamedTuple):
         pid: its process id.
         start_ticks: when it started, in clock ticks since boot (/proc/PID/stat, field 22).
         token: the run token in its environment; None where there is none (the launcher).
+        ties: what else it is known by where its environment has been replaced; no part of a record.
     """
 
     host: str
@@ -41,9 +60,12 @@ class Identity(NamedTuple):
     pid: int
     start_ticks: int
     token: str | None = None
+    ties: Ties | None = None
 
     def as_fields(self) -> dict[str, Any]:
-        return self._asdict()
+        fields = self._asdict()
+        del fields["ties"]
+        return fields
 
 
 def identity_from(fields: object) -> Identity | None:
@@ -56,6 +78,14 @@ def identity_from(fields: object) -> Identity | None:
     if not 1 < pid <= _MAX_PID or not (token is None or isinstance(token, str)):
         return None
     return Identity(host, boot, pid, ticks, token)
+
+
+def trainer_of(launched: object, output_log: str | os.PathLike[str]) -> Identity | None:
+    """Return the trainer that a `launched` event names, known by its run's log and shim too; None if it names none."""
+    if not isinstance(launched, dict):
+        return None
+    trainer = identity_from(launched.get("trainer"))
+    return trainer and trainer._replace(ties=Ties(os.fspath(output_log), identity_from(launched.get("shim"))))
 
 
 def identify(pid: int, token: str | None = None) -> Identity | None:
@@ -203,9 +233,10 @@ def kill_session(leader: Identity, wait_s: float = 5.0) -> int:
 def session_members(leader: Identity) -> list[Identity]:
     """Return the live processes of the session that `leader` opened, and what it has started in sessions of their own.
 
-    The session's id is the leader's pid. One of it that carries the run token proves that the session is ours, and no
-    pid is given out again while a session of that number exists: then the others are ours too, with an environment of
-    their own or not. In another session (each rank of torchrun opens one) whoever carries the token is ours, if it is
+    The session's id is the leader's pid. One of it that carries the run token proves that the session is ours, or one
+    without any token that is tied to the run (its wrapper has replaced the environment); no pid is given out again
+    while a session of that number exists: then the others are ours too. In another session (each rank of torchrun opens
+    one) whoever carries the token is ours, if it is
     younger than the leader: the shim carries it too.
     """
     if leader.host != host_name() or leader.boot_id != boot_id() or leader.token is None:
@@ -225,8 +256,46 @@ def session_members(leader: Identity) -> list[Identity]:
                     members.append(one)
                 elif one.start_ticks > leader.start_ticks and _entry(leader.token) in _environment(one.pid):
                     elsewhere.append(one)
-    is_ours = any(_has_token(member.pid, leader.token) == ALIVE for member in members)
+    is_ours = any(_proves(member.pid, leader) for member in members)
     return [*members, *elsewhere] if is_ours else elsewhere
+
+
+def _proves(pid: int, leader: Identity) -> bool:
+    """Whether a process of a session of that number shows that the session is the leader's.
+
+    One that was started to outlive the training (with the run's id, without its token) shows nothing.
+    """
+    carried = _has_token(pid, str(leader.token))
+    if carried != UNKNOWN or not _is_tied(pid, leader.ties):
+        return carried == ALIVE
+    return pid == leader.pid or variable(pid, RUN_ID_VARIABLE) is None
+
+
+def is_under_shim(pid: int, ties: Ties | None) -> bool:
+    """Whether a process is a child of the run's live shim, which has no others than what the training leaves to it."""
+    shim = ties.shim if ties else None
+    return shim is not None and process_details.parent_of(pid) == shim.pid and probe(shim) == ALIVE
+
+
+def _is_tied(pid: int, ties: Ties | None) -> bool:
+    """Whether a process writes into the run's log, or is a child of the run's shim."""
+    if ties is None:
+        return False
+    if is_under_shim(pid, ties):
+        return True
+    try:
+        log = os.lstat(ties.output_log)  # a link would let another process's output pass for it
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISREG(log.st_mode) and any(_is_open_as(pid, number, log) for number in (1, 2))
+
+
+def _is_open_as(pid: int, number: int, file: os.stat_result) -> bool:
+    try:
+        seen = os.stat(f"/proc/{pid}/fd/{number}")
+    except OSError:
+        return False
+    return (seen.st_dev, seen.st_ino) == (file.st_dev, file.st_ino)
 
 
 def carriers(token: str) -> list[int]:

@@ -64,7 +64,8 @@ def examine(run: Run, state: State, *, is_thorough: bool = False, is_follower: b
         is_follower: the run's own sidecar asks, whose lock and files are no sign of the trainer's life.
     """
     launched = state.get("launched") or {}
-    trainer, shim = (processes.identity_from(launched.get(name)) for name in ("trainer", "shim"))
+    trainer = processes.trainer_of(launched, run.paths.output_log)
+    shim = processes.identity_from(launched.get("shim"))
     launcher = processes.identity_from(launched.get("launcher") or run.record.get("launcher"))
     # Processes before exit.json: read the other way round, an end between the two would look like a lost trainer.
     place = place_of(run, trainer or launcher)

@@ -345,7 +345,7 @@ def _wait_for_trainer(run: Run) -> processes.Identity | None:
         with contextlib.suppress(OSError):  # a network drive may answer the next time
             for event, _ in journal.read(run.paths.journal):
                 if event["event"] == "launched":
-                    trainer = processes.identity_from(event.get("trainer"))
+                    trainer = processes.trainer_of(event, run.paths.output_log)
                     return trainer if trainer and _is_there(trainer) else None
         time.sleep(0.05)
     return None
