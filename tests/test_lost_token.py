@@ -92,6 +92,45 @@ def test_a_child_without_the_token_is_killed_with_its_session(kit: Kit) -> None:
     process.communicate(timeout=60)
 
 
+@pytest.mark.parametrize("command", [["--stop"], ["--stop", "--now"], ["TERM"]])
+def test_a_first_process_without_its_environment_is_stopped(kit: Kit, command: list[str]) -> None:
+    behind(kit, "env", "-i", f"RESUMEKIT_TEST_MARK={kit.mark}", f"PATH={os.environ['PATH']}")
+    process, run = begun(kit)
+    assert processes.probe(leader_of(run)) == processes.ALIVE
+    assert processes.probe(leader_of(run)._replace(ties=None)) == processes.UNKNOWN
+    if command == ["TERM"]:
+        process.send_signal(signal.SIGTERM)
+    else:
+        kit("abort-watch", *command, "T-1")
+    process.communicate(timeout=60)
+    if "--now" in command:
+        assert (process.returncode, kit.status(run)["state"]) == (137, "stopped")
+    else:
+        assert_saved_once(kit, run)
+
+
+def test_a_first_process_without_environment_and_output_is_known_by_its_shim(kit: Kit) -> None:
+    log = kit.folder / "own.log"
+    script = f'exec env -i RESUMEKIT_TEST_MARK={kit.mark} "$@" > "$0" 2>&1'
+    behind(kit, "sh", "-c", script, str(log))
+    process = kit.popen("run", "T-1")
+    run = kit.started()
+    wait_until(lambda: log.exists() and "step 2 " in log.read_text(), "it steps")
+    assert processes.probe(leader_of(run)) == processes.ALIVE
+    kit("abort-watch", "--stop", "T-1")
+    process.communicate(timeout=60)
+    assert saved_steps(run) and kit.status(run)["state"] == "stopped"
+
+
+def test_the_token_of_another_run_is_not_outweighed_by_ties(kit: Kit) -> None:
+    kit.config("--delay", "0.1", training={"max_steps": 10**6})
+    process, run = begun(kit)
+    other = leader_of(run)._replace(token="0" * 32)
+    assert processes.probe(other) == processes.DEAD and processes.session_members(other) == []
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+
+
 def test_what_was_started_to_outlive_its_training_does_not_tie_its_session(kit: Kit) -> None:
     """`env -u RESUMEKIT_RUN_TOKEN tensorboard &`: it has the run's id, and writes into its log."""
     behind(kit, "sh", "-c", 'env -u RESUMEKIT_RUN_TOKEN sleep 300 & exec "$@"', "x")

@@ -109,7 +109,8 @@ def probe(identity: Identity | None) -> str:
         return DEAD
     if identity.token is None:
         return ALIVE
-    return _has_token(identity.pid, identity.token)
+    carried = _has_token(identity.pid, identity.token)
+    return ALIVE if carried == UNKNOWN and _is_tied(identity.pid, identity.ties) else carried
 
 
 def is_stopped(identity: Identity | None) -> bool:

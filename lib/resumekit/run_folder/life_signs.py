@@ -92,6 +92,8 @@ def _probe(run: Run, trainer: processes.Identity | None, place: str) -> tuple[st
     if trainer is None or place != HERE or probed != ALIVE:
         return probed, OURS
     whose = _whose(run, trainer.pid)
+    if whose == UNSEEN and processes.is_under_shim(trainer.pid, trainer.ties):
+        whose = _whose(run, trainer.ties.shim.pid)  # its own output goes elsewhere, and its environment was replaced
     if whose == UNSEEN and (again := processes.probe(trainer)) != ALIVE:
         return again, OURS
     return probed, whose
