@@ -237,8 +237,7 @@ def session_members(leader: Identity) -> list[Identity]:
     The session's id is the leader's pid. One of it that carries the run token proves that the session is ours, or one
     without any token that is tied to the run (its wrapper has replaced the environment); no pid is given out again
     while a session of that number exists: then the others are ours too. In another session (each rank of torchrun opens
-    one) whoever carries the token is ours, if it is
-    younger than the leader: the shim carries it too.
+    one) whoever carries the token is ours, if it is younger than the leader: the shim carries it too.
     """
     if leader.host != host_name() or leader.boot_id != boot_id() or leader.token is None:
         return []

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ..basics import claims, journal, process_details, processes
 from ..basics.errors import DONE, FAILED
-from ..run_folder import life_signs, recovery, run_end, status
+from ..run_folder import life_signs, recovery, run_end, status, suspended
 from ..run_folder.liveness import HERE, OURS
 from ..run_folder.run_state import State
 from ..run_folder.runs import Run, open_run
@@ -239,6 +239,7 @@ def _end(run: Run, trainer: processes.Identity | None, signal_name: str, *, has_
     number = stop_signal(run, signal_name)
     if not has_heard and not _tell_first(trainer, number) and _is_unknown(run, trainer):
         return FAILED
+    _wake(trainer)
     if has_heard:
         _tell_if_it_trains_on(run, trainer, number, deadline)
     if processes.wait_for_end(trainer, deadline - time.monotonic()):
@@ -248,6 +249,13 @@ def _end(run: Run, trainer: processes.Identity | None, signal_name: str, *, has_
 
 def _tell_first(trainer: processes.Identity, number: int) -> bool:
     return _send(trainer, signal_for(trainer.pid, number))
+
+
+def _wake(trainer: processes.Identity) -> None:
+    """Send CONT to what is suspended of a training that was told to stop: it can save then."""
+    for pid in suspended.of_trainer(trainer):
+        if one := processes.identify(pid):
+            processes.send(one, signal.SIGCONT)
 
 
 def _tell_if_it_trains_on(run: Run, trainer: processes.Identity, number: int, deadline: float) -> None:

@@ -34,6 +34,14 @@ def signal_for(pid: int, number: int) -> int:
     return signal.SIGTERM if is_deaf else number
 
 
+def tell(process: Identity, number: int) -> bool:
+    """Send one process the signal that stops it, and CONT where it is suspended, so that it can save."""
+    was_sent = processes.send(process, signal_for(process.pid, number))
+    if was_sent and process_details.is_suspended(process.pid):
+        processes.send(process, signal.SIGCONT)
+    return was_sent
+
+
 class Survivors:
     """The processes of one training, each told to stop at most once."""
 
@@ -57,7 +65,7 @@ class Survivors:
     def tell(self, number: int, members: list[Identity]) -> None:
         """Send a stop signal to each orphan that has not been told."""
         for orphan in self.orphans(members):
-            if _key(orphan) not in self._told and processes.send(orphan, signal_for(orphan.pid, number)):
+            if _key(orphan) not in self._told and tell(orphan, number):
                 self._told.add(_key(orphan))
 
     def have_heard(self, numbers: Collection[int], members: list[Identity]) -> None:
