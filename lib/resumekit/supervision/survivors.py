@@ -62,6 +62,21 @@ class Survivors:
             if process_details.parent_of(member.pid) not in pids and not process_details.reads_from(member.pid, pids)
         ]
 
+    def behind_shells(self) -> list[Identity]:
+        """Return what the first process, a shell, has started, and shells below it; no reader of another's output."""
+        members = self.members()
+        parents = {member.pid: process_details.parent_of(member.pid) for member in members}
+        shells, found = [self._leader.pid], []
+        for shell in shells:  # grows while it is walked
+            children = [member for member in members if parents[member.pid] == shell]
+            pids = [child.pid for child in children]
+            for child in children:
+                if process_details.is_shell(child.pid):
+                    shells.append(child.pid)
+                elif not process_details.reads_from(child.pid, pids):
+                    found.append(child)
+        return found
+
     def tell(self, number: int, members: list[Identity]) -> None:
         """Send a stop signal to each orphan that has not been told."""
         for orphan in self.orphans(members):
