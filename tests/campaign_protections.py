@@ -83,7 +83,7 @@ PATCHES = (
     Patch(
         "a link is no output of a run's own",
         "resumekit/run_folder/life_signs.py",
-        "_identity(run.paths.output_log, os.lstat)",
+        "_identity(run.paths.output_log, _look_at_only_name)",
         "_identity(run.paths.output_log)",
         (LIVENESS + "test_a_link_under_the_logs_name_makes_no_other_run_ones_own",),
     ),
@@ -265,8 +265,8 @@ PATCHES = (
     Patch(
         "the run token",
         "resumekit/basics/processes.py",
-        "    return _has_token(identity.pid, identity.token)\n",
-        "    return ALIVE\n",
+        "    carried = _has_token(identity.pid, identity.token)\n",
+        "    carried = ALIVE\n",
         ("tests/test_processes.py",),
     ),
     Patch(
@@ -779,7 +779,7 @@ PATCHES = (
     Patch(
         "words of another user's run are asked for",
         "resumekit/planning/executed_words.py",
-        "    if standing.is_callers:\n",
+        "    if standing.kind == SEALED:\n",
         "    if True:\n",
         (TRUST + "test_what_another_users_run_says_is_executed_only_with_consent",),
     ),

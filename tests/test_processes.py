@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -220,11 +221,29 @@ def test_a_process_that_proc_hides_is_not_dead(monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.mark.parametrize("token", [None, ""])
-def test_a_trainer_without_a_token_is_never_alive(token: str | None) -> None:
+def test_a_trainer_without_a_token_is_never_alive(tmp_path: Path, token: str | None) -> None:
     one = processes.identify(os.getpid(), token)
     assert one is not None
-    trainer = processes.trainer_from({"trainer": one.as_fields()})
+    log = tmp_path / "output.log"
+    log.touch()
+    trainer = processes.trainer_of({"trainer": one.as_fields()}, log)
     assert trainer is not None and processes.probe(trainer) != ALIVE and not processes.session_members(trainer)
     assert not processes.session_members(one), "an empty token is none"
-    assert processes.trainer_from({"trainer": one._replace(token="6f1e").as_fields()}) == one._replace(token="6f1e")
-    assert processes.trainer_from(None) is processes.trainer_from({"trainer": 4}) is None
+    known = processes.trainer_of({"trainer": one._replace(token="6f1e").as_fields()}, log)
+    assert known is not None and known.token == "6f1e"
+    assert processes.trainer_of(None, log) is processes.trainer_of({"trainer": 4}, log) is None
+
+
+def test_a_process_that_a_journal_calls_the_shim_ties_nothing_to_the_run(tmp_path: Path) -> None:
+    """A journal of another user's may name a shell of the caller's as the shim, and an editor in it as the trainer."""
+    sleeper = subprocess.Popen(["env", "-i", "sleep", "60"])
+    try:
+        one = wait_until(lambda: processes.identify(sleeper.pid, "6f1e"), "it runs")
+        parent = processes.identify(os.getpid())
+        launched = {"trainer": one.as_fields(), "shim": parent.as_fields()}
+        wait_until(lambda: not Path(f"/proc/{sleeper.pid}/environ").read_bytes(), "its environment is empty")
+        assert processes.probe(processes.trainer_of(launched, tmp_path / "output.log")) == UNKNOWN
+        assert processes.session_members(processes.trainer_of(launched, tmp_path / "output.log")) == []
+    finally:
+        sleeper.kill()
+        sleeper.wait()

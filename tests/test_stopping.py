@@ -89,15 +89,16 @@ def test_a_worker_that_outlives_its_trainer_is_killed_too(kit: Kit) -> None:
     assert processes.session_members(trainer) == []
 
 
-@pytest.mark.fault("E4", by="stopping.py: KILL after the grace")
-def test_a_trainer_in_state_t_is_ended(kit: Kit) -> None:
-    """TERM has no effect on a stopped process, KILL does."""
-    process, run = started(kit, abort={"grace_s": 0.3})
+@pytest.mark.fault("E4", by="stopping.py: CONT after the signal, KILL after the grace")
+def test_a_trainer_in_state_t_goes_on_to_save(kit: Kit) -> None:
+    """TERM has no effect on a stopped process before it is let go on."""
+    process, run = started(kit)
     trainer = trainer_of(run)
     assert processes.send(trainer, signal.SIGSTOP)
     assert stopping.stop(run, "TERM") == 0
     process.communicate()
-    assert (process.returncode, kit.status(run)["state"]) == (137, "stopped")
+    assert (process.returncode, kit.status(run)["state"]) == (143, "stopped")
+    assert list((run / "checkpoints").glob("*.pt"))
 
 
 def test_stopped_is_in_the_journal_before_the_signal(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 
 from conftest import Kit, events, wait_until
-from resumekit.basics import processes
+from resumekit.basics import process_details, processes
 from resumekit.run_folder import status, suspended
 from resumekit.run_folder.runs import open_run
 from resumekit.watching import acting, watch
 from resumekit.watching.abort_rules import SICK, WARNING
 from resumekit.watching.memory import MAX_WAITS, Memory, Wait
 from test_watch import start
+from test_wrapped import WRAPPERS, begun, last_step, saved_steps, wrapped
 
 PATTERNS = {"step": "^step ([0-9]+)", "loss": "loss ([0-9.a-z]+)"}
 
@@ -174,3 +175,34 @@ def test_ten_passes_and_ten_minutes_have_to_go_by(kit: Kit, monkeypatch: pytest.
         acting.act(kit.runs, [look], memory)
     (command,) = [command for command in begun if "escalate" in command]
     assert command[-2] == str(run) and "it cannot be read" in command[-1]
+
+
+def test_a_suspended_trainer_is_named_and_does_not_hang(watched: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's debugger holds it: what stands for longer than `hang_minutes` is a warning, and nothing is stopped."""
+    watched.config("--delay", "0.05", trainer={"log_patterns": PATTERNS}, training={"max_steps": 20_000},
+                   abort={"hang_minutes": 0.03})  # fmt: skip
+    run = start(watched)
+    trainer = events(run, "launched")[0]["trainer"]["pid"]
+    with stopped(trainer):
+        wait_until(lambda: suspended.of(open_run(run), status.read_state(open_run(run))), "it is suspended")
+        time.sleep(4)
+        look, deeds = one_pass(watched, Memory())
+        assert look.verdict == WARNING and deeds == []
+        assert f"its trainer (pid {trainer}) is suspended (state T): kill -CONT {trainer}" in look.evidence
+        row = next(line for line in watched("runs").stdout.splitlines() if run.name in line)
+        assert f"kill -CONT {trainer}" in row
+        monkeypatch.setattr(suspended, "of_trainer", lambda _trainer: [])
+        wait_until(lambda: "hang" in watch.look_at(watched.runs, run.name).evidence, "it would have been one")
+
+
+def test_a_suspended_trainer_behind_its_wrapper_is_found_and_let_go_on_by_a_stop(kit: Kit) -> None:
+    wrapped(kit, WRAPPERS["forwards and waits"], "--delay", "0.1", abort={"grace_s": 20})
+    process, run = begun(kit)
+    shell = events(run, "launched")[0]["trainer"]["pid"]
+    (python,) = process_details.children_of(shell)
+    os.kill(python, signal.SIGSTOP)
+    wait_until(lambda: [one.pid for one in suspended.of(open_run(run), status.read_state(open_run(run)))] == [python],
+               "it is suspended")  # fmt: skip
+    kit("abort-watch", "--stop", "T-1")
+    process.communicate(timeout=60)
+    assert saved_steps(run) == [last_step(run)]

@@ -234,3 +234,25 @@ def test_a_data_worker_is_not_told(kit: Kit) -> None:
     assert kit.status(run)["state"] == "stopped"
     assert_saved_and_attested(kit, run)
     assert not list(marked_pids(f"RESUMEKIT_TEST_MARK={kit.mark}"))
+
+
+@pytest.mark.parametrize("inner", [PYTHON, f'{PYTHON} | tee "$0.log"'])
+def test_a_trap_that_a_foreground_child_holds_back_does_not_lose_the_last_steps(kit: Kit, inner: str) -> None:
+    """Bash acts on TERM when its child has ended, and the child is not told; the script's cleanup runs all the same."""
+    wrapped(kit, f"trap 'touch \"$0.cleaned\"; exit 143' TERM\n{inner}", "--delay", "0.1", abort={"grace_s": 12})
+    process, run = begun(kit)
+    kit("abort-watch", "--stop", "T-1")
+    process.communicate(timeout=60)
+    assert (process.returncode, kit.status(run)["state"]) == (143, "stopped")
+    assert (kit.folder / "train.sh.cleaned").exists()
+    assert_saved_and_attested(kit, run)
+
+
+def test_a_child_that_its_shell_has_told_is_not_told_again(kit: Kit) -> None:
+    """Its save takes longer than the shell's share of the grace: a second signal would end it without one."""
+    script = f'trap \'kill -TERM "$pid"; wait "$pid"\' TERM\n{PYTHON} &\npid=$!\nwait "$pid"'
+    wrapped(kit, script, "--delay", "3", abort={"grace_s": 4})
+    process, run = begun(kit, step=1)
+    kit("abort-watch", "--stop", "T-1")
+    process.communicate(timeout=60)
+    assert saved_steps(run) == [last_step(run)]

@@ -19,6 +19,21 @@ def parent_of(pid: int) -> int | None:
     return int(fields[1]) if fields else None
 
 
+def children_of(pid: int) -> list[int]:
+    """Return the pids of a process's children; none where the kernel does not list them."""
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+            return [int(child) for child in file.read().split()]
+    except OSError:
+        return []
+
+
+def is_suspended(pid: int) -> bool:
+    """Whether a process does nothing until CONT (state T)."""
+    fields = _stat_fields(pid)
+    return fields is not None and fields[0] in (b"T", b"t")
+
+
 def cpu_s(pid: int) -> float:
     """Return the processor time that a process has used, in seconds; 0 where that is not known."""
     fields = _stat_fields(pid)

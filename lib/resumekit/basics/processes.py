@@ -10,8 +10,11 @@ import contextlib
 import os
 import select
 import signal
+import stat
 import time
 from typing import Any, NamedTuple
+
+from . import process_details
 
 TOKEN_VARIABLE = "RESUMEKIT_RUN_TOKEN"
 
@@ -19,12 +22,27 @@ ALIVE = "alive"
 DEAD = "dead"
 UNKNOWN = "unknown"  # another host, or a process we may not look at: never taken for dead
 
+# What a process that was started to outlive its training has without the token (`env -u RESUMEKIT_RUN_TOKEN`).
+RUN_ID_VARIABLE = "RESUMEKIT_RUN_ID"
+
 # How often an empty environment is read again, a millisecond apart.
 EXEC_LOOKS = 20
 # The largest pid that a kernel can be told to give out; more than that would not fit pidfd_open.
 _MAX_PID = 1 << 22
 # The entries of an environment end with it, so that none can hold it.
 _NO_TOKEN = "\0"
+
+
+class Ties(NamedTuple):
+    """What ties a process without any token to its run: its output, or its parent.
+
+    Args:
+        output_log: the run's log; a process of the training writes into it with descriptor 1 or 2.
+        shim: the run's shim, the subreaper of the training; None where it is not known.
+    """
+
+    output_log: str
+    shim: Identity | None = None
 
 
 class Identity(NamedTuple):
@@ -36,6 +54,7 @@ class Identity(NamedTuple):
         pid: its process id.
         start_ticks: when it started, in clock ticks since boot (/proc/PID/stat, field 22).
         token: the run token in its environment; None where there is none (the launcher).
+        ties: what else it is known by where its environment has been replaced; no part of a record.
     """
 
     host: str
@@ -43,9 +62,12 @@ class Identity(NamedTuple):
     pid: int
     start_ticks: int
     token: str | None = None
+    ties: Ties | None = None
 
     def as_fields(self) -> dict[str, Any]:
-        return self._asdict()
+        fields = self._asdict()
+        del fields["ties"]
+        return fields
 
 
 def identity_from(fields: object) -> Identity | None:
@@ -60,14 +82,22 @@ def identity_from(fields: object) -> Identity | None:
     return Identity(host, boot, pid, ticks, token)
 
 
-def trainer_from(launched: object) -> Identity | None:
-    """Read the trainer's identity out of a `launched` event or its fold; None as `identity_from`.
+def trainer_of(launched: object, output_log: str | os.PathLike[str]) -> Identity | None:
+    """Return the trainer that a `launched` event or its fold names, known by its run's log and shim too.
 
     The shim gives every trainer a token. One without is no trainer that the kit has started: a journal of another
     user's could name any process of the caller's so. It gets a token that no process carries, and is never ALIVE.
+
+    Returns:
+        The trainer; None as `identity_from`.
     """
-    found = identity_from(launched.get("trainer")) if isinstance(launched, dict) else None
-    return found._replace(token=found.token or _NO_TOKEN) if found else None
+    if not isinstance(launched, dict) or (trainer := identity_from(launched.get("trainer"))) is None:
+        return None
+    if not trainer.token:
+        return trainer._replace(token=_NO_TOKEN)
+    shim = identity_from(launched.get("shim"))
+    # A journal may name any process as the shim; the run's own carries the run's token.
+    return trainer._replace(ties=Ties(os.fspath(output_log), shim and shim._replace(token=trainer.token)))
 
 
 def identify(pid: int, token: str | None = None) -> Identity | None:
@@ -91,7 +121,8 @@ def probe(identity: Identity | None) -> str:
         return DEAD
     if identity.token is None:
         return ALIVE
-    return _has_token(identity.pid, identity.token)
+    carried = _has_token(identity.pid, identity.token)
+    return ALIVE if carried == UNKNOWN and _is_tied(identity.pid, identity.ties) else carried
 
 
 def is_stopped(identity: Identity | None) -> bool:
@@ -215,10 +246,10 @@ def kill_session(leader: Identity, wait_s: float = 5.0) -> int:
 def session_members(leader: Identity) -> list[Identity]:
     """Return the live processes of the session that `leader` opened, and what it has started in sessions of their own.
 
-    The session's id is the leader's pid. One of it that carries the run token proves that the session is ours, and no
-    pid is given out again while a session of that number exists: then the others are ours too, with an environment of
-    their own or not. In another session (each rank of torchrun opens one) whoever carries the token is ours, if it is
-    younger than the leader: the shim carries it too.
+    The session's id is the leader's pid. One of it that carries the run token proves that the session is ours, or one
+    without any token that is tied to the run (its wrapper has replaced the environment); no pid is given out again
+    while a session of that number exists: then the others are ours too. In another session (each rank of torchrun opens
+    one) whoever carries the token is ours, if it is younger than the leader: the shim carries it too.
     """
     if leader.host != host_name() or leader.boot_id != boot_id() or not leader.token:
         return []
@@ -237,8 +268,47 @@ def session_members(leader: Identity) -> list[Identity]:
                     members.append(one)
                 elif one.start_ticks > leader.start_ticks and _entry(leader.token) in _environment(one.pid):
                     elsewhere.append(one)
-    is_ours = any(_has_token(member.pid, leader.token) == ALIVE for member in members)
+    is_ours = any(_proves(member.pid, leader) for member in members)
     return [*members, *elsewhere] if is_ours else elsewhere
+
+
+def _proves(pid: int, leader: Identity) -> bool:
+    """Whether a process of a session of that number shows that the session is the leader's.
+
+    One that was started to outlive the training (with the run's id, without its token) shows nothing.
+    """
+    carried = _has_token(pid, str(leader.token))
+    if carried != UNKNOWN or not _is_tied(pid, leader.ties):
+        return carried == ALIVE
+    return pid == leader.pid or variable(pid, RUN_ID_VARIABLE) is None
+
+
+def is_under_shim(pid: int, ties: Ties | None) -> bool:
+    """Whether a process is a child of the run's live shim, which has no others than what the training leaves to it."""
+    shim = ties.shim if ties else None
+    return shim is not None and process_details.parent_of(pid) == shim.pid and probe(shim) == ALIVE
+
+
+def _is_tied(pid: int, ties: Ties | None) -> bool:
+    """Whether a process writes into the run's log, or is a child of the run's shim."""
+    if ties is None:
+        return False
+    if is_under_shim(pid, ties):
+        return True
+    try:
+        log = os.lstat(ties.output_log)  # a link would let another process's output pass for it
+    except (OSError, ValueError):
+        return False
+    # With a second name it may be another process's output, which a journal's writer has linked here.
+    return stat.S_ISREG(log.st_mode) and log.st_nlink == 1 and any(_is_open_as(pid, number, log) for number in (1, 2))
+
+
+def _is_open_as(pid: int, number: int, file: os.stat_result) -> bool:
+    try:
+        seen = os.stat(f"/proc/{pid}/fd/{number}")
+    except OSError:
+        return False
+    return (seen.st_dev, seen.st_ino) == (file.st_dev, file.st_ino)
 
 
 def carriers(token: str) -> list[int]:

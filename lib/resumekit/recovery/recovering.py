@@ -244,7 +244,7 @@ def _end_orphans(run: Run, state: State) -> None:
 
     A second trainer beside it would be worse; whatever it was saving has no final name yet.
     """
-    leader = processes.identity_from((state.get("launched") or {}).get("trainer"))
+    leader = processes.trainer_of(state.get("launched"), run.paths.output_log)
     members = processes.session_members(leader) if leader else []
     if members:
         left = processes.kill_session(leader, KILL_WAIT_S)

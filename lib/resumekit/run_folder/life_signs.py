@@ -65,7 +65,8 @@ def examine(run: Run, state: State, *, is_thorough: bool = False, is_follower: b
         is_follower: the run's own sidecar asks, whose lock and files are no sign of the trainer's life.
     """
     launched = state.get("launched") or {}
-    trainer, shim = processes.trainer_from(launched), processes.identity_from(launched.get("shim"))
+    trainer = processes.trainer_of(launched, run.paths.output_log)
+    shim = processes.identity_from(launched.get("shim"))
     launcher = processes.identity_from(launched.get("launcher") or run.record.get("launcher"))
     # Processes before exit.json: read the other way round, an end between the two would look like a lost trainer.
     place = place_of(run, trainer or launcher)
@@ -92,6 +93,8 @@ def _probe(run: Run, trainer: processes.Identity | None, place: str) -> tuple[st
     if trainer is None or place != HERE or probed != ALIVE:
         return probed, OURS
     whose = _whose(run, trainer.pid)
+    if whose == UNSEEN and processes.is_under_shim(trainer.pid, trainer.ties):
+        whose = _whose(run, trainer.ties.shim.pid)  # its own output goes elsewhere, and its environment was replaced
     if whose == UNSEEN and (again := processes.probe(trainer)) != ALIVE:
         return again, OURS
     return probed, whose
@@ -273,7 +276,7 @@ def _look_at_only_name(path: os.PathLike[str] | str) -> os.stat_result:
 
 def original_of(run: Run, state: State) -> str:
     """Say where the live trainer of a copied run writes: 'pid 4711, which writes into '/runs/X''."""
-    trainer = processes.trainer_from(state.get("launched"))
+    trainer = processes.trainer_of(state.get("launched"), run.paths.output_log)
     if trainer is None:
         return "an unknown process"
     named = processes.variable(trainer.pid, "RESUMEKIT_RUN_DIR")

@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
         return FAILED
     if pid == 0:
         _become_trainer(run, launcher_pid, head, command, mask)
-    leader = processes.identify(pid, os.environ.get(processes.TOKEN_VARIABLE))
+    leader = _leader(run, pid)
     counter = memory_kills.counter()  # the trainer is on its way already, and does not wait for this
     before = memory_kills.kills(counter)
     job = _Job(run)
@@ -87,6 +87,12 @@ def main(argv: list[str]) -> int:
         end["oom_kill"] = True  # evidence, and only where there is some: others send KILL too
     _write_end(run, reserved, end)
     return int(end["code"])
+
+
+def _leader(run: RunPaths, pid: int) -> processes.Identity | None:
+    """Return the trainer's identity, known as other commands know it."""
+    known = processes.identify(pid, os.environ.get(processes.TOKEN_VARIABLE))
+    return known and known._replace(ties=processes.Ties(str(run.output_log), processes.identify(os.getpid())))
 
 
 class _Job:

@@ -18,11 +18,11 @@ from pathlib import Path
 
 from ..basics import claims, journal, process_details, processes
 from ..basics.errors import DONE, FAILED
-from ..run_folder import life_signs, recovery, run_end, status
+from ..run_folder import life_signs, recovery, run_end, status, suspended
 from ..run_folder.liveness import HERE, OURS
 from ..run_folder.run_state import State
 from ..run_folder.runs import Run, open_run
-from .survivors import SETTLE_S, Progress, Survivors, signal_for
+from .survivors import SETTLE_S, Progress, Survivors, signal_for, tell
 
 # How long a trainer that is just being started is waited for before a stop gives up on it.
 START_WAIT_S = 10.0
@@ -37,6 +37,8 @@ JOB_WAIT_S = 0.3
 # How old what the shim has heard may be.
 SAME_STOP_S = 5.0
 LOOK_S = 0.25
+# A shell puts its trap off until its child has ended; it has this share of the grace to hand a signal on.
+SHELL_PATIENCE = 0.25
 # What the end takes to be written down.
 END_WAIT_S = 5.0
 STOP_SIGNALS = ("TERM", "INT", "USR1", "USR2")
@@ -239,8 +241,10 @@ def _end(run: Run, trainer: processes.Identity | None, signal_name: str, *, has_
     number = stop_signal(run, signal_name)
     if not has_heard and not _tell_first(trainer, number) and _is_unknown(run, trainer):
         return FAILED
+    _wake(trainer)
     if has_heard:
         _tell_if_it_trains_on(run, trainer, number, deadline)
+    _tell_what_a_shell_waits_for(run, trainer, number, deadline)
     if processes.wait_for_end(trainer, deadline - time.monotonic()):
         _wait_for_what_is_left(run, trainer, number, deadline, has_heard=has_heard)
     return _end_now(run, trainer)
@@ -248,6 +252,13 @@ def _end(run: Run, trainer: processes.Identity | None, signal_name: str, *, has_
 
 def _tell_first(trainer: processes.Identity, number: int) -> bool:
     return _send(trainer, signal_for(trainer.pid, number))
+
+
+def _wake(trainer: processes.Identity) -> None:
+    """Send CONT to what is suspended of a training that was told to stop: it can save then."""
+    for pid in suspended.of_trainer(trainer):
+        if one := processes.identify(pid):
+            processes.send(one, signal.SIGCONT)
 
 
 def _tell_if_it_trains_on(run: Run, trainer: processes.Identity, number: int, deadline: float) -> None:
@@ -260,6 +271,23 @@ def _tell_if_it_trains_on(run: Run, trainer: processes.Identity, number: int, de
             progress.begin_anew()
         elif progress.trains_on:
             _tell_first(trainer, number)
+            return
+
+
+def _tell_what_a_shell_waits_for(run: Run, trainer: processes.Identity, number: int, deadline: float) -> None:
+    """Tell the child of a shell, once, where it begins further steps: `trap ... TERM` around a foreground Python."""
+    if not process_details.is_shell(trainer.pid):
+        return
+    progress = Progress(run)
+    begun = time.monotonic()
+    while time.monotonic() < deadline and not processes.wait_for_end(trainer, LOOK_S):
+        progress.look()
+        waited_s = time.monotonic() - begun
+        if waited_s < SETTLE_S:
+            progress.begin_anew()
+        elif waited_s > SHELL_PATIENCE * grace_s(run) and progress.trains_on:
+            for child in Survivors(trainer).behind_shells():
+                tell(child, number)
             return
 
 
@@ -345,7 +373,7 @@ def _wait_for_trainer(run: Run) -> processes.Identity | None:
         with contextlib.suppress(OSError):  # a network drive may answer the next time
             for event, _ in journal.read(run.paths.journal):
                 if event["event"] == "launched":
-                    trainer = processes.trainer_from(event)
+                    trainer = processes.trainer_of(event, run.paths.output_log)
                     return trainer if trainer and _is_there(trainer) else None
         time.sleep(0.05)
     return None

@@ -34,6 +34,14 @@ def signal_for(pid: int, number: int) -> int:
     return signal.SIGTERM if is_deaf else number
 
 
+def tell(process: Identity, number: int) -> bool:
+    """Send one process the signal that stops it, and CONT where it is suspended, so that it can save."""
+    was_sent = processes.send(process, signal_for(process.pid, number))
+    if was_sent and process_details.is_suspended(process.pid):
+        processes.send(process, signal.SIGCONT)
+    return was_sent
+
+
 class Survivors:
     """The processes of one training, each told to stop at most once."""
 
@@ -54,10 +62,25 @@ class Survivors:
             if process_details.parent_of(member.pid) not in pids and not process_details.reads_from(member.pid, pids)
         ]
 
+    def behind_shells(self) -> list[Identity]:
+        """Return what the first process, a shell, has started, and shells below it; no reader of another's output."""
+        members = self.members()
+        parents = {member.pid: process_details.parent_of(member.pid) for member in members}
+        shells, found = [self._leader.pid], []
+        for shell in shells:  # grows while it is walked
+            children = [member for member in members if parents[member.pid] == shell]
+            pids = [child.pid for child in children]
+            for child in children:
+                if process_details.is_shell(child.pid):
+                    shells.append(child.pid)
+                elif not process_details.reads_from(child.pid, pids):
+                    found.append(child)
+        return found
+
     def tell(self, number: int, members: list[Identity]) -> None:
         """Send a stop signal to each orphan that has not been told."""
         for orphan in self.orphans(members):
-            if _key(orphan) not in self._told and processes.send(orphan, signal_for(orphan.pid, number)):
+            if _key(orphan) not in self._told and tell(orphan, number):
                 self._told.add(_key(orphan))
 
     def have_heard(self, numbers: Collection[int], members: list[Identity]) -> None:

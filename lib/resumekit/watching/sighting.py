@@ -11,7 +11,7 @@ import os
 import re
 from typing import Any, NamedTuple
 
-from ..run_folder import last_error, log_patterns, log_tail, observer, pace, recovery, status
+from ..run_folder import last_error, log_patterns, log_tail, observer, pace, recovery, status, suspended
 from ..run_folder.event_values import count
 from ..run_folder.run_state import State
 from ..run_folder.runs import Run, RunTable
@@ -44,7 +44,9 @@ def sight(run: Run, state: State, view: View, table: RunTable, limits: Limits) -
     name = status.name_of(run, state, view)
     has_ended = name in status.TAKEN_UP
     free_bytes, free_inodes = _free(run)
-    now_s = None if has_ended else status.clock(run, state)
+    # A trainer that its user has suspended is not judged by its ages: it does not hang.
+    is_unaged = has_ended or any(one.process == suspended.TRAINER for one in view.suspended)
+    now_s = None if is_unaged else status.clock(run, state)
     account = observer.Observer() if now_s is None else observer.read(run)
     return Sight(
         now_s=now_s,
