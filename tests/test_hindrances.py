@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 import pytest
 
 from conftest import Kit, events, wait_until
+from resumekit.basics.causes import DIED
 from resumekit.basics.errors import KitError
 from resumekit.basics.paths import RunPaths
 from resumekit.recovery import hindrances, recovering
+from resumekit.recovery.incident import Incident
 from resumekit.run_folder.runs import Run
 from test_recovery import configure
 from test_watch import kill_all_of
@@ -43,6 +46,37 @@ def test_what_could_not_be_seen_at_the_start_is_not_compared() -> None:
     assert judged({**THEN, **SILENT}) is None
     assert judged({**THEN, **SILENT}, driver="570.2").endswith("driver 560.1 -> 570.2")
     assert judged({**THEN, "torch": None, "cuda": None}).endswith("torch None -> 2.13.0, cuda None -> 12.6")
+
+
+def journaled(*told: dict[str, Any]) -> str:
+    return "".join(json.dumps({"run_id": "T-1", "mono_s": 1.0, **event}) + "\n" for event in told)
+
+
+@pytest.mark.parametrize(
+    ("step", "told", "is_done"),
+    [
+        (3000, {"source": "log"}, False),  # the bar of an evaluation: 3000/5000
+        (1000, {"source": "log"}, False),  # the same, or a step that was not saved
+        (1000, {"source": "log", "saved": 900}, False),
+        (3000, {"source": "log", "saved": 900}, False),
+        (3000, {"source": "log", "saved": 3000}, False),
+        (1000, {"source": "log", "saved": 1000}, True),
+        (1000, {}, True),  # the trainer's own word
+        (1001, {}, True),
+        (999, {"saved": 1000}, False),
+    ],
+)
+def test_a_step_of_the_log_proves_no_end_without_a_checkpoint_as_far(
+    tmp_path: Path, step: int, told: dict[str, Any], is_done: bool
+) -> None:
+    run = Run(RunPaths(tmp_path / "T-1"), {"run_id": "T-1"})
+    run.paths.logs.mkdir(parents=True)
+    run.paths.resolved_json.write_text('{"training": {"max_steps": 1000}}')
+    saved = [{"event": "checkpoint", "step": told["saved"], "writer": "sidecar"}] if "saved" in told else []
+    source = {"source": told["source"]} if "source" in told else {}
+    run.paths.journal.write_text(journaled({"event": "step", "step": step, **source}, *saved))
+    said = hindrances._done(run, Incident(DIED, "it died", step=step))
+    assert said == ("it had done its last step; it died" if is_done else None)
 
 
 @pytest.mark.long

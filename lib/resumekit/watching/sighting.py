@@ -23,6 +23,8 @@ from .limits import Limits
 # Ancestors whose speed is asked for: each is one small file to read.
 MAX_ANCESTORS = 5
 TAIL_LINES = 50
+# What is told in the journal and in the log within so long is in no order.
+SAME_MOMENT_S = 2.0
 # A longer line is no message.
 LINE_BYTES = 4096
 _OOM = re.compile(
@@ -169,7 +171,7 @@ def _log_ooms_now(run: Run, state: State, limits: Limits, now_s: float | None) -
     """Return `log_ooms` of a run that lives, those left out that a step came after."""
     window_s = limits.oom_minutes * 60
     if state.get("tells_steps") and now_s is not None:  # its log shows none: what was written before the last is over
-        window_s = min(window_s, now_s - state.get("step_mono_s", 0.0))
+        window_s = min(window_s, now_s - state.get("step_mono_s", 0.0) + SAME_MOMENT_S)
     return log_ooms(run, window_s, clears=True)
 
 
