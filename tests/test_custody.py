@@ -198,6 +198,11 @@ def test_a_marker_is_no_link_and_holds_its_own_inode_number(tmp_path: Path) -> N
     copy = tmp_path / "copy"
     copy.write_bytes(marker.read_bytes())
     assert not live_marker.was_made_here(copy)
+    linked = tmp_path / "linked"
+    os.link(marker, linked)  # `cp -al`: one file in both folders
+    assert "hard links" in (live_marker.why_not_made_here(marker) or "") and not live_marker.was_made_here(linked)
+    linked.unlink()
+    assert live_marker.was_made_here(marker)
 
 
 def test_a_marker_can_be_locked_by_its_own_user_alone(tmp_path: Path) -> None:

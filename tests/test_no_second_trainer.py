@@ -17,6 +17,7 @@ from resumekit.basics.paths import RunPaths
 from resumekit.run_folder import live_marker
 from resumekit.run_folder.lineage import RunName
 from resumekit.run_folder.runs import open_run
+from resumekit.watching import acting, watch
 
 # Long enough for every command that is asked beside it.
 STEPS = {"max_steps": 100000}
@@ -110,3 +111,19 @@ def test_no_run_gets_the_id_of_a_live_marker(kit: Kit) -> None:
         live_marker.make(RunPaths(kit.runs / name).live_marker)
     kit("run", "T-1")
     assert kit.run_dirs()[0].name in [f"{name}-2" for name in names]
+
+
+# a copy by hard links
+
+
+def test_a_run_that_was_copied_by_hard_links_is_taken_up_in_neither_folder(kit: Kit) -> None:
+    run = live(kit)
+    kit.clean_up()  # as a power cut does
+    copy = kit.folder / "bak"
+    shutil.copytree(kit.runs, copy, copy_function=os.link, symlinks=True)
+    for folder in (copy, kit.runs):
+        (deed,) = acting.act(folder, watch.one_pass(folder, ()))
+        assert "left alone" in deed.words and "hard links" in deed.words
+    assert kit.run_dirs() == [run]
+    shutil.rmtree(copy)
+    assert live_marker.was_made_here(RunPaths(run).live_marker)

@@ -71,17 +71,31 @@ def make_folder(folder: Path) -> int:
 
 def was_made_here(path: Path) -> bool:
     """Whether it is the very file that a launcher of the caller made: theirs, no link, with its own inode number."""
+    return why_not_made_here(path) is None
+
+
+def why_not_made_here(path: Path) -> str | None:
+    """Return why it is not the file that a launcher of the caller made; None where it is.
+
+    A file with a second name (`cp -al runs bak`) is the same file in both folders: neither counts.
+    """
+    copied = "its marker was not made by a launcher here, but copied"
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError):
-        return False
+        return copied
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
-            return False
-        return os.read(descriptor, _MAX_BYTES).strip() == b"%d" % found.st_ino
+            return copied
+        if found.st_nlink > 1:
+            return (
+                f"its marker '{path.parent.name}/{path.name}' has a second name (hard links, as `cp -al` makes): "
+                "which of the two runs folders is the copy cannot be told; remove the marker in the copy"
+            )
+        return None if os.read(descriptor, _MAX_BYTES).strip() == b"%d" % found.st_ino else copied
     except OSError:
-        return False
+        return copied
     finally:
         os.close(descriptor)
 

@@ -143,8 +143,8 @@ def _about(runs_dir: Path, look: Look) -> Iterator[Deed]:
         return
     if not run.is_ours or not run.config:
         return  # what it was told to do cannot be read now
-    if look.verdict == SICK and not _was_marked_here(run):
-        yield Deed(look.run_id, "left alone: its marker was not made by a launcher here, but copied")
+    if look.verdict == SICK and (reason := live_marker.why_not_made_here(live_marker.of(run.paths))):
+        yield Deed(look.run_id, f"left alone: {reason}")
         return
     state = status.read_state(run)
     view = status.look(run, state)
