@@ -146,7 +146,7 @@ kit_supervise_one() { # <run-id> <run-dir> <cwd> <token> <config-hash> <output-l
     return "$code"
   fi
   if [[ ! -e $KIT_RUN_DIR/exit.json && ! -e $KIT_RUN_DIR/journal.jsonl ]]; then
-    kit_say "the trainer was never started; the last lines of '$KIT_OUTPUT_LOG' say why"
+    kit_say "the trainer was never started: the lines above say why, or the last ones of '$KIT_OUTPUT_LOG'"
     # The sidecar waits for a launcher that lives: nobody else will come.
     kill -KILL "$keeper" 2>/dev/null || true
     return "$KIT_TOOL_MISSING"
@@ -190,8 +190,9 @@ kit_run_trainer() { # <argv>...: become the shim that starts the trainer in a se
     export COLUMNS LINES
   fi
   cd -- "$KIT_CWD" || exit "$KIT_FAILED"
-  exec "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit/supervision/shim.py" "$KIT_RUN_DIR" "$$" "$KIT_HEAD" -- "$@" \
-    </dev/null >>"$KIT_OUTPUT_LOG" 2>&1
+  # The shim opens it, since '>>' would follow a link that another user has put there.
+  export RESUMEKIT_OUTPUT_LOG="$KIT_OUTPUT_LOG"
+  exec "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit/supervision/shim.py" "$KIT_RUN_DIR" "$$" "$KIT_HEAD" -- "$@" </dev/null
 }
 
 kit_keep_sidecar() { # start the sidecar again until it has written down the end: 0; 7 or 8 if checks or a rule did it

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -530,3 +531,22 @@ def test_no_process_is_left_behind(kit: Kit) -> None:
 def test_the_tests_python_is_the_trainer_s(kit: Kit) -> None:
     kit.config(trainer={"command": ["{python}", "-c", "import sys; print(sys.executable)"]})
     assert kit("run", "T-1").stdout == f"{sys.executable}\n"
+
+
+@pytest.mark.fault("K4", by="shim.py: the log is opened without following a link")
+def test_a_link_that_takes_the_logs_place_before_the_trainer_starts_is_not_written_through(kit: Kit) -> None:
+    private, python = kit.folder / "private", kit.folder / "python"
+    private.write_text("precious")
+    python.write_text(
+        f"""#!/bin/sh
+case "$*" in *supervision/shim.py*)
+  ln -sf {shlex.quote(str(private))} "$RESUMEKIT_RUN_DIR/logs/output.log" ;;
+esac
+exec {shlex.quote(sys.executable)} "$@"
+"""
+    )
+    python.chmod(0o755)
+    done = kit("run", "T-1", env={"PYTHON": str(python)}, code=127)
+    assert "cannot take the trainer's output, and it was not started: it is a link" in done.stderr
+    assert "the trainer was never started: the lines above say why" in done.stderr
+    assert private.read_text() == "precious" and not events(kit.run_dirs()[0], "launched")

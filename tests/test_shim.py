@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -187,3 +188,68 @@ def _journal(run: Path) -> bytes:
     except FileNotFoundError:
         return b""
     return content if content.endswith(b"}\n") else b""
+
+
+def said_of_log(run_dir: Path, log: Path, command: str = "echo trained; echo aside >&2") -> subprocess.CompletedProcess:
+    env = {**os.environ, "RESUMEKIT_RUN_ID": "r", "RESUMEKIT_RUN_TOKEN": "t", "RESUMEKIT_OUTPUT_LOG": str(log)}
+    return subprocess.run(argv(run_dir, "sh", "-c", command), env=env, capture_output=True, text=True, timeout=60)
+
+
+def test_the_trainer_speaks_into_the_log_that_is_named_and_knows_nothing_of_it(tmp_path: Path) -> None:
+    log = tmp_path / "output.log"
+    log.write_text("before\n")
+    done = said_of_log(tmp_path, log, 'echo "${RESUMEKIT_OUTPUT_LOG-none}"; echo aside >&2; cat /proc/self/fdinfo/1')
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    before, name, aside, _, flags, *_ = log.read_text().splitlines()
+    assert (before, name, aside) == ("before", "none", "aside")
+    assert int(flags.split()[1], 8) & os.O_NONBLOCK == 0 and int(flags.split()[1], 8) & os.O_APPEND
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_the_log_is_both_outputs_where_the_launcher_has_none(tmp_path: Path, closed: str) -> None:
+    log = tmp_path / "output.log"
+    log.touch()
+    env = {**os.environ, "RESUMEKIT_RUN_ID": "r", "RESUMEKIT_RUN_TOKEN": "t", "RESUMEKIT_OUTPUT_LOG": str(log)}
+    line = ["sh", "-c", f'"$@" {closed}', "-", *argv(tmp_path, "sh", "-c", "echo trained; echo aside >&2")]
+    assert subprocess.run(line, env=env, stdin=subprocess.DEVNULL, timeout=60).returncode == 0
+    assert log.read_text() == "trained\naside\n"
+
+
+def a_link(log: Path) -> None:
+    log.symlink_to(log.with_name("private"))
+
+
+def a_hard_link(log: Path) -> None:
+    os.link(log.with_name("private"), log)
+
+
+def anothers(log: Path) -> None:
+    if somebody.why_not():
+        pytest.skip(str(somebody.why_not()))
+    log.touch()
+    os.chown(log, somebody.UID, somebody.GID)
+
+
+@pytest.mark.fault("K4", by="shim.py: the log is opened without following a link")
+@pytest.mark.parametrize(
+    ("plant", "says"),
+    [
+        (a_link, "it is a link"),
+        (a_hard_link, "has another name"),
+        (os.mkfifo, "No such device"),
+        (os.mkdir, "directory"),
+        (anothers, "belongs to another user"),
+        (lambda log: None, "No such file"),
+    ],
+    ids=["a link", "a hard link", "a FIFO", "a folder", "another user's", "nothing"],
+)
+def test_a_log_that_is_not_the_runs_own_takes_no_output_and_no_trainer_is_started(
+    tmp_path: Path, plant: Callable[[Path], object], says: str
+) -> None:
+    log, private = tmp_path / "output.log", tmp_path / "private"
+    private.write_text("precious")
+    plant(log)
+    done = said_of_log(tmp_path, log)
+    assert done.returncode == 127 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"resumekit: '{log}' cannot take the trainer's output") and says in done.stderr
+    assert private.read_text() == "precious" and not (tmp_path / "journal.jsonl").exists()

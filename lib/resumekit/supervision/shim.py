@@ -6,13 +6,17 @@ what its trainer leaves behind, and where that is more than nothing, `session_en
 Run by path with `python -I -S`: it imports only the standard library, `basics` and one module beside it.
 
     python -I -S lib/resumekit/supervision/shim.py RUN_DIR LAUNCHER_PID [HEAD_DIR] -- COMMAND ARG...
+
+It opens the file that RESUMEKIT_OUTPUT_LOG names, which is not handed on, for what it and the trainer say.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -38,11 +42,13 @@ _OF_THE_JOB = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _AWAITED = (signal.SIGCHLD, *_OF_THE_JOB)
 # A scheduler may repeat its signal every second.
 _SAY_AGAIN_S = 1.0
+_OUTPUT_LOG = "RESUMEKIT_OUTPUT_LOG"
 _SET_CHILD_SUBREAPER = 36  # prctl(2)
 # More than exit.json ever has.
 _END_BYTES = 512
 # What a trainer that was killed ends with; a shell around it hands it on as a code.
 _KILLED = 128 + signal.SIGKILL
+_NOT_STARTED = 127
 _SHIM_IGNORES = (*_OF_THE_JOB, signal.SIGQUIT, signal.SIGHUP)
 
 
@@ -53,9 +59,11 @@ def main(argv: list[str]) -> int:
         argv: RUN_DIR LAUNCHER_PID [HEAD_DIR] -- COMMAND ARG...; HEAD_DIR is the run that this one continues, if any.
 
     Returns:
-        The trainer's exit code, or 128 + n when signal n ended it.
+        The trainer's exit code, or 128 + n when signal n ended it; 127 where it could not be started.
     """
     run = RunPaths(Path(argv[0]))
+    if not _speak_into(os.environ.pop(_OUTPUT_LOG, None), run):
+        return _NOT_STARTED
     launcher_pid, split = int(argv[1]), argv.index("--")
     head, command = "".join(argv[2:split]), argv[split + 1 :]
     for number in _SHIM_IGNORES:
@@ -93,6 +101,41 @@ def _leader(run: RunPaths, pid: int) -> processes.Identity | None:
     """Return the trainer's identity, known as other commands know it."""
     known = processes.identify(pid, os.environ.get(processes.TOKEN_VARIABLE))
     return known and known._replace(ties=processes.Ties(str(run.output_log), processes.identify(os.getpid())))
+
+
+def _speak_into(log: str | None, run: RunPaths) -> bool:
+    """Make the log both outputs of this process and of the trainer; False, and a sentence, where it is not our own."""
+    if log is None:
+        return True
+    try:
+        # O_NONBLOCK: a FIFO under its name would wait for a reader for ever.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(log, flags)
+        if reason := _why_not_own(os.fstat(descriptor), run):
+            raise OSError(0, reason)
+        os.set_blocking(descriptor, True)  # as the trainer expects its output
+        for number in (1, 2):
+            os.dup2(descriptor, number)
+            os.set_inheritable(number, True)  # it has that number already where the launcher's was closed
+    except OSError as error:
+        reason = "it is a link" if error.errno == errno.ELOOP else error.strerror
+        _say(f"'{log}' cannot take the trainer's output, and it was not started: {reason}")
+        return False
+    if descriptor > 2:
+        os.close(descriptor)
+    return True
+
+
+def _why_not_own(found: os.stat_result, run: RunPaths) -> str | None:
+    """Return why a file is not the one that the launcher has made; None for its own.
+
+    A drive that shows every file as one user's (a squashed root's, CIFS) shows the run's folder as theirs too.
+    """
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        return "it is no regular file, or has another name"
+    if found.st_uid not in (os.geteuid(), os.lstat(run.run_dir).st_uid):
+        return f"it belongs to another user (uid {found.st_uid})"
+    return None
 
 
 class _Job:
@@ -199,7 +242,7 @@ def _become_trainer(run: RunPaths, launcher_pid: int, head: str, command: list[s
         _say(str(error))
         os._exit(error.exit_code)
     finally:
-        os._exit(127)
+        os._exit(_NOT_STARTED)
 
 
 @contextlib.contextmanager
