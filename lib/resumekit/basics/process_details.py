@@ -34,6 +34,16 @@ def is_suspended(pid: int) -> bool:
     return fields is not None and fields[0] in (b"T", b"t")
 
 
+def may_be_looked_at(pid: int) -> bool:
+    """Whether a process's environment may be read: of one where it may not, what it carries is not known."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            file.read(1)
+    except OSError:
+        return False
+    return True
+
+
 def cpu_s(pid: int) -> float:
     """Return the processor time that a process has used, in seconds; 0 where that is not known."""
     fields = _stat_fields(pid)

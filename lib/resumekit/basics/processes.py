@@ -278,8 +278,8 @@ def is_under_shim(pid: int, ties: Ties | None) -> bool:
 
 
 def _is_tied(pid: int, ties: Ties | None) -> bool:
-    """Whether a process writes into the run's log, or is a child of the run's shim."""
-    if ties is None:
+    """Whether a process that may be looked at writes into the run's log, or is a child of the run's shim."""
+    if ties is None or not process_details.may_be_looked_at(pid):
         return False
     if is_under_shim(pid, ties):
         return True
