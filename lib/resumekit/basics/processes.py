@@ -47,7 +47,7 @@ class Identity(NamedTuple):
     """One process, for good. (No dataclass: importing those costs every start of a run 10 ms.)
 
     Args:
-        host: its host's name.
+        host: its host's name, as it was when it was asked for.
         boot_id: the kernel's id of the boot it runs in.
         pid: its process id.
         start_ticks: when it started, in clock ticks since boot (/proc/PID/stat, field 22).
@@ -98,7 +98,7 @@ def probe(identity: Identity | None) -> str:
     """Say whether a process still lives: ALIVE, DEAD, or UNKNOWN where that cannot be seen from here."""
     if identity is None:
         return UNKNOWN
-    if identity.host != host_name():
+    if identity.host != host_name() and not is_of_this_kernel(identity.boot_id):
         return UNKNOWN
     if identity.boot_id != boot_id():
         return DEAD
@@ -239,7 +239,9 @@ def session_members(leader: Identity) -> list[Identity]:
     while a session of that number exists: then the others are ours too. In another session (each rank of torchrun opens
     one) whoever carries the token is ours, if it is younger than the leader: the shim carries it too.
     """
-    if leader.host != host_name() or leader.boot_id != boot_id() or leader.token is None:
+    if leader.token is None or leader.boot_id != boot_id():
+        return []
+    if leader.host != host_name() and not is_of_this_kernel(leader.boot_id):
         return []
     holder = _stat(leader.pid)
     if holder and holder[1] != leader.start_ticks:
@@ -388,11 +390,17 @@ def boot_id() -> str:
             with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
                 _boot_id = file.read().strip()
         except OSError:
-            _boot_id = "unknown"
+            _boot_id = _NO_BOOT_ID
     return _boot_id
 
 
+def is_of_this_kernel(boot: object) -> bool:
+    """Whether a boot id is this kernel's: then its host's name decides nothing, which may change while a run lives."""
+    return boot == boot_id() and boot != _NO_BOOT_ID
+
+
 _boot_id: str | None = None
+_NO_BOOT_ID = "unknown"
 
 
 def _stat(pid: int) -> tuple[str, int] | None:

@@ -104,8 +104,9 @@ def place_of(run: Run, process: processes.Identity | None) -> str:
     record = run.record
     host = process.host if process else record.get("host")
     boot = process.boot_id if process else record.get("boot_id")
-    if host != processes.host_name() or record.get("host", host) != host:
-        return HOST
+    is_same_kernel = processes.is_of_this_kernel(boot) and record.get("boot_id", boot) == boot
+    if not is_same_kernel and (host != processes.host_name() or record.get("host", host) != host):
+        return HOST  # a host that was renamed while the run lives is the same kernel
     if boot == processes.boot_id():
         return HERE if run.is_in_our_namespace else NAMESPACE
     # A clone of a machine may have its name; the kernel of one boot has one id, whatever the files of a container say.
