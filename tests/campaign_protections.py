@@ -279,7 +279,7 @@ PATCHES = (
     Patch(
         "another host is unknown",
         "resumekit/basics/processes.py",
-        "    if identity.host != host_name():\n        return UNKNOWN\n",
+        "    if identity.host != host_name() and not is_of_this_kernel(identity.boot_id):\n        return UNKNOWN\n",
         "",
         ("tests/test_processes.py", "tests/test_watch.py"),
     ),

@@ -23,7 +23,7 @@ import pytest
 
 from conftest import LIB, Kit, age, events, marked_pids, wait_until
 from faults import somebody
-from resumekit.basics import claims, processes
+from resumekit.basics import claims, process_details, processes
 from resumekit.basics.claims import FREE, HELD, MISSING, UNASKED
 from resumekit.basics.processes import ALIVE, DEAD, UNKNOWN
 from resumekit.run_folder import life_signs, status
@@ -217,7 +217,12 @@ needs_two_users = pytest.mark.skipif(bool(somebody.why_not()), reason=str(somebo
 CONTAINER = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", '"$@"; exit "$?"', "sh")
 # The same name, another boot of another kernel: a machine that was cloned, or started anew.
 CLONE = ("unshare", "--mount", "sh", "-c", 'mount --bind "$0" /proc/sys/kernel/random/boot_id && exec "$@"')
-OTHER_HOST = ("unshare", "--uts", "sh", "-c", 'hostname elsewhere && exec "$@"', "sh")
+# Another name and another boot of another kernel; the file's content is the same each time.
+OTHER_HOST = (
+    "unshare", "--uts", "--mount", "sh", "-c",
+    'file=$(mktemp) && echo 00000000-0000-4000-8000-000000000001 > "$file" &&'
+    'mount --bind "$file" /proc/sys/kernel/random/boot_id && rm "$file" && hostname elsewhere && exec "$@"', "sh",
+)  # fmt: skip
 
 
 def within(where: tuple[str, ...], kit: Kit, command: str, *args: str, code: int | None = 0) -> str:
@@ -540,13 +545,13 @@ def test_the_lock_is_the_trainers_sessions_alone(kit: Kit) -> None:
     run = live(kit, "--at", "3", "child")
     lock = run / "trainer.lock"
     (trainer,) = trainers(kit)
-    assert claims.lock_state(lock) == HELD and trainer in processes.lock_holders(lock)
+    assert claims.lock_state(lock) == HELD and trainer in process_details.lock_holders(lock)
     kit("abort-watch")
-    sessions = {os.getsid(pid) for pid in processes.lock_holders(lock)}
+    sessions = {os.getsid(pid) for pid in process_details.lock_holders(lock)}
     assert sessions == {os.getsid(trainer)}
     signal_all(all_but_trainers(kit), signal.SIGSTOP, signal.SIGKILL)
     os.kill(trainer, signal.SIGKILL)
-    wait_until(lambda: processes.lock_holders(lock) == [], "all of its session have ended")
+    wait_until(lambda: process_details.lock_holders(lock) == [], "all of its session have ended")
     assert claims.lock_state(lock) == FREE
 
 

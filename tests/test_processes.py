@@ -59,7 +59,7 @@ def test_a_live_process_is_alive_and_hears(sleeper: subprocess.Popen) -> None:
     [
         ({"start_ticks": 1}, DEAD),  # the pid was given to another
         ({"boot_id": "another boot"}, DEAD),
-        ({"host": "elsewhere"}, UNKNOWN),
+        ({"host": "elsewhere", "boot_id": "another boot"}, UNKNOWN),
         ({"token": "0" * 32}, DEAD),  # the same pid in the same clock tick
     ],
 )
@@ -69,6 +69,16 @@ def test_a_stranger_is_never_signalled(sleeper: subprocess.Popen, forged: dict, 
     assert not processes.send(stranger, signal.SIGKILL)
     assert processes.kill_session(stranger, 0.1) == 0
     assert sleeper.poll() is None
+
+
+def test_a_host_that_was_renamed_is_the_same_kernel(sleeper: subprocess.Popen, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = identity(sleeper)
+    monkeypatch.setattr(processes, "host_name", lambda: "renamed")
+    assert processes.probe(known) == ALIVE and processes.session_members(known)
+    monkeypatch.setattr(processes, "boot_id", lambda: "unknown")  # it cannot be read: its equality proves nothing
+    assert processes.probe(known._replace(boot_id="unknown")) == UNKNOWN
+    monkeypatch.undo()
+    assert processes.send(known._replace(host="before"), signal.SIGTERM) and sleeper.wait() == -signal.SIGTERM
 
 
 @pytest.mark.fault("K11", by="processes: unknown is not ours")

@@ -203,7 +203,8 @@ def test_a_trainer_that_cannot_be_seen_from_here_is_not_written_down_as_stopped(
     run = kit.started()
     wait_until(lambda: events(run, "step"), "its sidecar knows it")
     text = (run / "journal.jsonl").read_text()
-    (run / "journal.jsonl").write_text(text.replace(f'"host":"{processes.host_name()}"', '"host":"another"'))
+    text = text.replace(f'"host":"{processes.host_name()}"', '"host":"another"')
+    (run / "journal.jsonl").write_text(text.replace(processes.boot_id(), "another boot"))
     monkeypatch.setattr(stop_request, "OBEY_WAIT_S", 1.0)
     assert stopping.stop(run, "TERM") == 1
     assert not events(run, "stopped") and "cannot be signalled from here" in capsys.readouterr().err

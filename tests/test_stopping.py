@@ -15,8 +15,10 @@ import pytest
 from conftest import Kit, events, marked_pids, wait_until
 from resumekit.basics import processes
 from resumekit.basics.paths import RunPaths
+from resumekit.run_folder import status
 from resumekit.run_folder.runs import Run, open_run
 from resumekit.supervision import stop_request, stopping
+from resumekit.watching import watch
 
 pytestmark = pytest.mark.usefixtures("valid_records")
 
@@ -126,6 +128,7 @@ def test_what_has_ended_is_not_stopped(kit: Kit) -> None:
 def test_a_trainer_of_another_host_is_stopped_by_its_own_sidecar(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     process, run = started(kit)
     monkeypatch.setattr(processes, "host_name", lambda: "elsewhere")
+    monkeypatch.setattr(processes, "boot_id", lambda: "another boot")
     sent: list[Any] = []
     monkeypatch.setattr(processes, "send", lambda *args: sent.append(args))
     assert stopping.stop(run, "TERM") == stopping.ASKED
@@ -148,6 +151,7 @@ def test_a_request_whose_sidecar_is_dead_is_not_obeyed_and_that_is_said(
             os.kill(pid, number)
     process.wait()
     monkeypatch.setattr(processes, "host_name", lambda: "elsewhere")
+    monkeypatch.setattr(processes, "boot_id", lambda: "another boot")
     monkeypatch.setattr(stop_request, "OBEY_WAIT_S", 0.5)
     assert stopping.stop(run, "TERM") == 1
     said = capsys.readouterr().err
@@ -208,3 +212,29 @@ def test_a_grace_that_is_no_number_does_not_take_the_grace_away(kit: Kit, grace:
     run = Run(RunPaths(kit.runs), {})
     run.paths.resolved_json.write_text(json.dumps({"abort": {"grace_s": grace}}))
     assert stopping.grace_s(run) == seconds
+
+
+def test_a_host_that_is_renamed_while_a_run_lives_is_no_other_host(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    process, run = started(kit)
+    monkeypatch.setattr(processes, "host_name", lambda: "renamed")
+    assert watch.look_at(kit.runs, run.name).verdict == "well"
+    assert stopping.stop(run, "TERM") == 0
+    process.communicate()
+    (stopped,) = events(run, "stopped")
+    assert process.returncode == 143 and "asked_by" not in stopped
+
+
+def test_a_sidecar_that_cannot_signal_either_does_not_say_that_it_stops(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process, run = started(kit)
+    state = status.read_state(open_run(run))
+    stop_request.ask(open_run(run), state)
+    monkeypatch.setattr(stop_request, "stop_aborted", lambda _run: pytest.fail("it has nothing to signal"))
+    monkeypatch.setattr(processes, "host_name", lambda: "elsewhere")
+    monkeypatch.setattr(processes, "boot_id", lambda: "another boot")
+    monkeypatch.setattr(stop_request.journal, "append", lambda *_args, **_more: pytest.fail("nor to write down"))
+    stop_request.Obedience(open_run(run)).look({"launched": state["launched"]}, 1e6)
+    monkeypatch.undo()
+    process.terminate()
+    process.communicate()

@@ -169,7 +169,7 @@ def test_a_paused_run_and_one_of_another_host_are_not_judged(watched: Kit) -> No
     assert looks(watched, code=0)[run.name]["verdict"] == PAUSED
     (run / "paused").unlink()
     record = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps({**record, "host": "elsewhere"}))
+    (run / "run.json").write_text(json.dumps({**record, "host": "elsewhere", "boot_id": "another"}))
     look = looks(watched, code=0)[run.name]
     assert (look["verdict"], look["note"]) == (REMOTE, "not looked at: it runs on 'elsewhere'")
 

@@ -508,7 +508,7 @@ def test_a_run_of_another_host_is_said_and_left_alone(kit: Kit, stranger: subpro
         (run / name).unlink(missing_ok=True)
     found = processes.identify(stranger.pid, "its token")
     assert found
-    who = {**found.as_fields(), "host": "elsewhere"}
+    who = {**found.as_fields(), "host": "elsewhere", "boot_id": "another boot"}
     journal.append(run / "journal.jsonl", "launched", run.name, trainer=who, shim=who, launcher=who)
     journal.append(run / "journal.jsonl", "step", run.name, step=3, loss="nan")
     live_marker.make(kit.runs / LIVE / run.name)

@@ -6,6 +6,7 @@ Try it: `grep -E 'Sig|Shd' /proc/self/status`
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -32,6 +33,16 @@ def is_suspended(pid: int) -> bool:
     """Whether a process does nothing until CONT (state T)."""
     fields = _stat_fields(pid)
     return fields is not None and fields[0] in (b"T", b"t")
+
+
+def may_be_looked_at(pid: int) -> bool:
+    """Whether a process's environment may be read: of one where it may not, what it carries is not known."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            file.read(1)
+    except OSError:
+        return False
+    return True
 
 
 def cpu_s(pid: int) -> float:
@@ -91,3 +102,32 @@ def _link(pid: int, name: str) -> str | None:
         return os.readlink(f"/proc/{pid}/{name}")
     except OSError:
         return None
+
+
+def lock_holders(path: str | os.PathLike[str]) -> list[int]:
+    """Return the processes that can be seen from here to hold the lock of a file, by an inherited descriptor too.
+
+    Reads every descriptor in /proc; the kernel says in `fdinfo` through which of them a lock is held.
+    """
+    try:
+        lock = os.stat(path)
+    except OSError:
+        return []
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isascii() and entry.isdigit():
+            with contextlib.suppress(OSError):
+                if any(_holds(entry, number, lock) for number in os.listdir(f"/proc/{entry}/fd")):
+                    found.append(int(entry))
+    return found
+
+
+def _holds(pid: str, number: str, lock: os.stat_result) -> bool:
+    try:
+        seen = os.stat(f"/proc/{pid}/fd/{number}")
+        if (seen.st_dev, seen.st_ino) != (lock.st_dev, lock.st_ino):
+            return False
+        with open(f"/proc/{pid}/fdinfo/{number}", "rb") as file:
+            return b"FLOCK" in file.read()
+    except OSError:
+        return False

@@ -49,7 +49,7 @@ class Identity(NamedTuple):
     """One process, for good. (No dataclass: importing those costs every start of a run 10 ms.)
 
     Args:
-        host: its host's name.
+        host: its host's name, as it was when it was asked for.
         boot_id: the kernel's id of the boot it runs in.
         pid: its process id.
         start_ticks: when it started, in clock ticks since boot (/proc/PID/stat, field 22).
@@ -110,7 +110,7 @@ def probe(identity: Identity | None) -> str:
     """Say whether a process still lives: ALIVE, DEAD, or UNKNOWN where that cannot be seen from here."""
     if identity is None:
         return UNKNOWN
-    if identity.host != host_name():
+    if identity.host != host_name() and not is_of_this_kernel(identity.boot_id):
         return UNKNOWN
     if identity.boot_id != boot_id():
         return DEAD
@@ -251,7 +251,9 @@ def session_members(leader: Identity) -> list[Identity]:
     while a session of that number exists: then the others are ours too. In another session (each rank of torchrun opens
     one) whoever carries the token is ours, if it is younger than the leader: the shim carries it too.
     """
-    if leader.host != host_name() or leader.boot_id != boot_id() or not leader.token:
+    if not leader.token or leader.boot_id != boot_id():
+        return []
+    if leader.host != host_name() and not is_of_this_kernel(leader.boot_id):
         return []
     holder = _stat(leader.pid)
     if holder and holder[1] != leader.start_ticks:
@@ -290,8 +292,8 @@ def is_under_shim(pid: int, ties: Ties | None) -> bool:
 
 
 def _is_tied(pid: int, ties: Ties | None) -> bool:
-    """Whether a process writes into the run's log, or is a child of the run's shim."""
-    if ties is None:
+    """Whether a process that may be looked at writes into the run's log, or is a child of the run's shim."""
+    if ties is None or not process_details.may_be_looked_at(pid):
         return False
     if is_under_shim(pid, ties):
         return True
@@ -336,35 +338,6 @@ def variable(pid: int, name: str) -> str | None:
     return None
 
 
-def lock_holders(path: str | os.PathLike[str]) -> list[int]:
-    """Return the processes that can be seen from here to hold the lock of a file, by an inherited descriptor too.
-
-    Reads every descriptor in /proc; the kernel says in `fdinfo` through which of them a lock is held.
-    """
-    try:
-        lock = os.stat(path)
-    except OSError:
-        return []
-    found = []
-    for entry in os.listdir("/proc"):
-        if entry.isascii() and entry.isdigit():
-            with contextlib.suppress(OSError):
-                if any(_holds(entry, number, lock) for number in os.listdir(f"/proc/{entry}/fd")):
-                    found.append(int(entry))
-    return found
-
-
-def _holds(pid: str, number: str, lock: os.stat_result) -> bool:
-    try:
-        seen = os.stat(f"/proc/{pid}/fd/{number}")
-        if (seen.st_dev, seen.st_ino) != (lock.st_dev, lock.st_ino):
-            return False
-        with open(f"/proc/{pid}/fdinfo/{number}", "rb") as file:
-            return b"FLOCK" in file.read()
-    except OSError:
-        return False
-
-
 def _open_pidfd(pid: int) -> int | None:
     """Return a descriptor for a process; None if it has none, or the kernel knows no such thing."""
     try:
@@ -401,11 +374,17 @@ def boot_id() -> str:
             with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
                 _boot_id = file.read().strip()
         except OSError:
-            _boot_id = "unknown"
+            _boot_id = _NO_BOOT_ID
     return _boot_id
 
 
+def is_of_this_kernel(boot: object) -> bool:
+    """Whether a boot id is this kernel's: then its host's name decides nothing, which may change while a run lives."""
+    return boot == boot_id() and boot != _NO_BOOT_ID
+
+
 _boot_id: str | None = None
+_NO_BOOT_ID = "unknown"
 
 
 def _stat(pid: int) -> tuple[str, int] | None:

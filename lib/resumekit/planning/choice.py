@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ..basics import claims, processes
+from ..basics import claims, process_details, processes
 from ..basics.errors import NeedsAccept, Refused, UsageError
 from ..configuration import config
 from ..configuration.changes import Change
@@ -343,7 +343,7 @@ def _refuse_orphans(run: Run, otherwise: str, *, is_taken_over: bool = False) ->
     if view.trainer == processes.DEAD:
         return
     if view.is_unknown:
-        holders = processes.lock_holders(run.paths.session_lock)
+        holders = process_details.lock_holders(run.paths.session_lock)
         pids = f" (pid {', '.join(map(str, holders))})" if holders else ""
         raise Refused(f"'{run.run_id}' has ended, but {view.sight.verdict.words}{pids}: {view.sight.verdict.way_out}")
     left = processes.session_members(leader) if leader else []

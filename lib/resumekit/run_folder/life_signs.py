@@ -12,7 +12,7 @@ import os
 import time
 from typing import Any, NamedTuple
 
-from ..basics import claims, processes
+from ..basics import claims, process_details, processes
 from ..basics.claims import FREE, HELD
 from ..basics.files import temp_path, utc_now
 from ..basics.paths import MANIFEST_SUFFIX
@@ -105,8 +105,9 @@ def place_of(run: Run, process: processes.Identity | None) -> str:
     record = run.record
     host = process.host if process else record.get("host")
     boot = process.boot_id if process else record.get("boot_id")
-    if host != processes.host_name() or record.get("host", host) != host:
-        return HOST
+    is_same_kernel = processes.is_of_this_kernel(boot) and record.get("boot_id", boot) == boot
+    if not is_same_kernel and (host != processes.host_name() or record.get("host", host) != host):
+        return HOST  # a host that was renamed while the run lives is the same kernel
     if boot == processes.boot_id():
         return HERE if run.is_in_our_namespace else NAMESPACE
     # A clone of a machine may have its name; the kernel of one boot has one id, whatever the files of a container say.
@@ -238,7 +239,7 @@ def _are_helpers(run: Run) -> bool:
 
     What a wrapper in Bash starts inherits the lock; `env -u RESUMEKIT_RUN_TOKEN` says that it is no part of the run.
     """
-    holders = processes.lock_holders(run.paths.session_lock)
+    holders = process_details.lock_holders(run.paths.session_lock)
     return bool(holders) and all(
         processes.variable(pid, "RESUMEKIT_RUN_ID") == run.run_id
         and processes.variable(pid, processes.TOKEN_VARIABLE) is None

@@ -279,7 +279,9 @@ def clock(run: Run, state: State | None = None) -> float | None:
     """Return the monotonic clock that a run's events are on; None where they are of another boot or host."""
     trainer = ((state or {}).get("launched") or {}).get("trainer")
     known = processes.identity_from(trainer or run.record.get("launcher"))
-    is_ours = known and known.host == processes.host_name() and known.boot_id == processes.boot_id()
+    if known is None or known.boot_id != processes.boot_id():
+        return None
+    is_ours = known.host == processes.host_name() or processes.is_of_this_kernel(known.boot_id)
     return time.monotonic() if is_ours else None
 
 

@@ -18,6 +18,7 @@ from ..basics import claims, journal, processes
 from ..basics.files import UnreadableFile, read_json, to_json, utc_now, write_atomic
 from ..basics.terminal import plain
 from ..run_folder import life_signs, status
+from ..run_folder.liveness import HERE
 from ..run_folder.run_state import State
 from ..run_folder.runs import Run
 from .aborting import stop_aborted
@@ -92,8 +93,8 @@ class Obedience:
         if "stopped" in state and "stop_asked_by" not in state:
             return  # it is being stopped already: a second signal would mean now
         asked_by = state.get("stop_asked_by") or self._taken_over() or self._asked(state)
-        if asked_by is None:
-            return
+        if asked_by is None or not self._can_stop(state):
+            return  # what cannot be signalled from here either is not said to be stopped
         self._stopped_at = now
         if "stopped" not in state:
             try:
@@ -103,6 +104,10 @@ class Obedience:
             except OSError:
                 return  # what cannot be written down is tried again
         stop_aborted(self._run.paths.run_dir)
+
+    def _can_stop(self, state: State) -> bool:
+        trainer = processes.trainer_of(state["launched"], self._run.paths.output_log)
+        return life_signs.place_of(self._run, trainer) == HERE and processes.probe(trainer) != processes.UNKNOWN
 
     def _taken_over(self) -> str | None:
         """Return the run that goes on from this one though this one lives: it may not save beside that one."""
