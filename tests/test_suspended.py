@@ -64,13 +64,14 @@ def told(kit: Kit) -> list[dict[str, Any]]:
 
 
 def test_a_stopped_process_is_told_from_a_running_and_from_another_one() -> None:
-    with subprocess.Popen(["sleep", "1000"]) as process:
+    with subprocess.Popen(["sleep", "1000"]) as process, contextlib.ExitStack() as at_the_end:
+        at_the_end.callback(process.kill)
         identity = processes.identify(process.pid)
         assert identity and not processes.is_stopped(identity)
         with stopped(process.pid):
             wait_until(lambda: processes.is_stopped(identity), "it is stopped")
             assert not processes.is_stopped(identity._replace(start_ticks=identity.start_ticks - 1))
-            assert not processes.is_stopped(identity._replace(host="elsewhere"))
+            assert not processes.is_stopped(identity._replace(host="elsewhere", boot_id="of another kernel"))
         wait_until(lambda: not processes.is_stopped(identity), "it goes on")
         process.kill()
     assert not processes.is_stopped(identity) and not processes.is_stopped(None)
