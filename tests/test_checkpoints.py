@@ -401,7 +401,7 @@ def test_choosing_among_a_thousand_with_ten_broken_ones_reads_eleven(
     for name in ("hrm_arc_step_990.pt", "hrm_arc_step_990.pt.json"):
         (tmp_path / "b" / name).replace(tmp_path / name)
     opened = []
-    monkeypatch.setattr(manifest, "read_json", lambda path: opened.append(path) or json.loads(path.read_text()))
+    monkeypatch.setattr(manifest, "read_json", lambda path, **_: opened.append(path) or json.loads(path.read_text()))
     found = select([CheckpointFolder(tmp_path)])
     assert found.chosen is not None and found.chosen.step == 990
     assert len(opened) == 11 and len(found.candidates) == 1001

@@ -85,7 +85,9 @@ def test_a_child_without_the_token_is_killed_with_its_session(kit: Kit) -> None:
     (launched,) = events(run, "launched")
     os.kill(launched["shim"]["pid"], signal.SIGKILL)
     os.kill(leader_of(run).pid, signal.SIGKILL)
-    (left,) = wait_until(lambda: processes.session_members(leader_of(run)), "what is left")
+    leader = leader_of(run)
+    wait_until(lambda: processes.probe(leader) == processes.DEAD, "the wrapper is gone")
+    (left,) = processes.session_members(leader)
     kit("run", "T-1", "--set", "training.max_steps=1000000", code=6)
     kit("abort-watch", "--stop", "--now", "T-1")
     assert processes.probe(left) == processes.DEAD
