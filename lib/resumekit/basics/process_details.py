@@ -8,10 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+from typing import Any
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 # A shell that waits for a foreground child acts on INT only when that child has ended.
 _SHELLS = frozenset({"ash", "bash", "busybox", "dash", "ksh", "ksh93", "mksh", "sh", "yash", "zsh"})
+
+
+def end_of(status: int) -> dict[str, Any]:
+    """Return how a process ended, by its wait status: its code (128 + n for signal n), its signal or None."""
+    number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+    return {"code": 128 + number if number else os.waitstatus_to_exitcode(status), "signal": number}
 
 
 def parent_of(pid: int) -> int | None:

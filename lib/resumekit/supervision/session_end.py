@@ -8,7 +8,6 @@ written down when nothing is left, or when what is left shows nothing of a train
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import signal
 import time
@@ -223,7 +222,7 @@ class _Session:
         has_not_waited = end["signal"] or end["code"] == 0
         counts = (self._stop and end["signal"]) or (self._has_trained_on and has_not_waited)
         if own and counts:
-            last = _of_status(own[-1])
+            last = process_details.end_of(own[-1])
             is_stop = last["code"] == 0 or run_end.stopped_by(last)
             if not self._stop or not is_stop:
                 end |= last
@@ -233,8 +232,3 @@ class _Session:
         if by in run_end.STOPS and run_end.stopped_by(end) is None:
             end["by"] = by
         return end
-
-
-def _of_status(status: int) -> dict[str, Any]:
-    number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
-    return {"code": 128 + number if number else os.waitstatus_to_exitcode(status), "signal": number}

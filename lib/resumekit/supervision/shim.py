@@ -26,7 +26,7 @@ if __package__ in (None, ""):  # run by path: the package is found beside this f
     sys.path.append(str(Path(__file__).resolve().parents[2]))
     __package__ = "resumekit.supervision"
 
-from resumekit.basics import journal, processes
+from resumekit.basics import journal, process_details, processes
 from resumekit.basics.errors import FAILED, KitError, Refused
 from resumekit.basics.files import fsync_directory, temp_path, to_json, utc_now, write_atomic
 from resumekit.basics.paths import RunPaths
@@ -88,7 +88,7 @@ def main(argv: list[str]) -> int:
     counter = memory_kills.counter()  # the trainer is on its way already, and does not wait for this
     before = memory_kills.kills(counter)
     job = _Job(run)
-    end = _of_status(job.wait_for(pid)) | {"pid": pid}
+    end = process_details.end_of(job.wait_for(pid)) | {"pid": pid}
     end = _outlasted(run, leader, end, job, is_subreaper=is_subreaper)
     end |= {"at": utc_now(), "elapsed_s": time.monotonic() - started}
     if end["code"] == _KILLED and before is not None and (memory_kills.kills(counter) or 0) > before:
@@ -196,11 +196,6 @@ def _outlasted(
         if by := session_end.stopped_by(run.run_dir, end):
             return end | {"by": by}
     return end
-
-
-def _of_status(status: int) -> dict[str, object]:
-    number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
-    return {"code": 128 + number if number else os.waitstatus_to_exitcode(status), "signal": number}
 
 
 def _become_subreaper() -> bool:
