@@ -62,7 +62,8 @@ def main(argv: list[str]) -> int:
         The trainer's exit code, or 128 + n when signal n ended it; 127 where it could not be started.
     """
     run = RunPaths(Path(argv[0]))
-    if not _speak_into(os.environ.pop(_OUTPUT_LOG, None), run):
+    log = os.environ.pop(_OUTPUT_LOG, None)
+    if not _speak_into(log, run):
         return _NOT_STARTED
     launcher_pid, split = int(argv[1]), argv.index("--")
     head, command = "".join(argv[2:split]), argv[split + 1 :]
@@ -84,7 +85,7 @@ def main(argv: list[str]) -> int:
         return FAILED
     if pid == 0:
         _become_trainer(run, launcher_pid, head, command, mask)
-    leader = _leader(run, pid)
+    leader = _leader(log or str(run.output_log), pid)
     counter = memory_kills.counter()  # the trainer is on its way already, and does not wait for this
     before = memory_kills.kills(counter)
     job = _Job(run)
@@ -97,10 +98,10 @@ def main(argv: list[str]) -> int:
     return int(end["code"])
 
 
-def _leader(run: RunPaths, pid: int) -> processes.Identity | None:
+def _leader(log: str, pid: int) -> processes.Identity | None:
     """Return the trainer's identity, known as other commands know it."""
     known = processes.identify(pid, os.environ.get(processes.TOKEN_VARIABLE))
-    return known and known._replace(ties=processes.Ties(str(run.output_log), processes.identify(os.getpid())))
+    return known and known._replace(ties=processes.Ties(log, processes.identify(os.getpid())))
 
 
 def _speak_into(log: str | None, run: RunPaths) -> bool:
