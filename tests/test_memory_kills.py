@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from conftest import ROOT, Kit, assert_valid, events
+from conftest import ROOT, Kit, assert_valid, events, wait_until
 from resumekit.basics import journal
 from resumekit.run_folder import run_end
 from resumekit.supervision import memory_kills
@@ -124,6 +125,16 @@ def test_the_evidence_goes_into_the_log_the_journal_and_the_cause(tmp_path: Path
         assert [one.cause for one in findings({"step": 7}, Limits(), Sight(None, "failed", end=other))] == ["died"]
 
 
+def has_emptied(cgroup: Path) -> bool:
+    """Move what is still in a cgroup out of it and remove it; a process may end, or be forked, meanwhile."""
+    for pid in (cgroup / "cgroup.procs").read_text().split():
+        with contextlib.suppress(ProcessLookupError):
+            (V1 / "cgroup.procs").write_text(pid)
+    with contextlib.suppress(OSError):
+        cgroup.rmdir()
+    return not cgroup.exists()
+
+
 @pytest.mark.fault("A7", by="hindrances.py: what the kernel killed goes on, with abort.oom_set where there is one")
 @pytest.mark.skipif(not os.access(V1, os.W_OK), reason="no memory cgroup may be made here")
 @pytest.mark.parametrize("smaller", [[], ["training.batch_size=4"]])
@@ -142,9 +153,7 @@ def test_a_run_that_the_kernel_killed_for_memory_is_taken_up(kit: Kit, smaller: 
         _, err = process.communicate(timeout=60)
         assert process.returncode == 0, err.decode()
     finally:
-        for pid in (cgroup / "cgroup.procs").read_text().split():
-            (V1 / "cgroup.procs").write_text(pid)
-        cgroup.rmdir()
+        wait_until(lambda: has_emptied(cgroup), "the cgroup is empty")
     first, second = kit.run_dirs()
     (abort,) = events(first, "abort")
     assert abort["cause"] == "oom" and "the kernel killed" in abort["evidence"]

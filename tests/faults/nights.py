@@ -128,11 +128,13 @@ class Night(Kit):
         _kill_at_once(family)
 
     def kill_all_of(self, run: Path) -> None:
-        """KILL launcher, shim, trainer and sidecar of a run at once."""
+        """KILL launcher, shim, trainer and sidecar of a run at once; returns when none of them writes any more."""
         launcher = self.who(run, "launcher")
         family = [launcher, *_children_of(launcher), self.who(run, "shim"), self.who(run, "trainer")]
         family += [pid for pid in [self.sidecar(run)] if pid]
         _kill_at_once(family)
+        # A fork of the warm server is killed by the server, a moment after its client.
+        wait_until(lambda: not _writers_of(run), "nothing writes into it any more")
 
 
 def record(run: Path) -> dict[str, Any]:
@@ -156,6 +158,17 @@ def proven_steps(run: Path) -> list[int]:
 
 def _plain(word: str | Path) -> str:
     return str(word).replace("{", "{{").replace("}", "}}")
+
+
+def _writers_of(run: Path) -> list[int]:
+    """Return the pids of the processes whose output is a run's log."""
+    found = []
+    log = str(run / "logs" / "output.log")
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if log in (os.readlink(entry / "fd" / "1"), os.readlink(entry / "fd" / "2")):
+                found.append(int(entry.name))
+    return found
 
 
 def _children_of(pid: int) -> list[int]:
