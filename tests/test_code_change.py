@@ -277,7 +277,7 @@ def test_the_files_that_a_command_names(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text)
 
     def named(*argv: str) -> list[str]:
-        return sorted(named_code.digests(argv, tmp_path, tmp_path, tmp_path / "runs"))
+        return sorted(named_code.named(argv, tmp_path, tmp_path, tmp_path / "runs"))
 
     script = ["lab/__init__.py", "lab/data.py", "lab/deep.py", "model.py", "train.py"]
     assert named("python", "train.py", "--out", "out.json", "data.txt") == script

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import select
 import signal
 import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
+
+from . import digests
 
 _CHUNK = 1 << 18
 
@@ -34,30 +35,39 @@ class Answer(NamedTuple):
     sha256: str | None = None
 
 
-def ask(argv: Sequence[str], environ: Mapping[str, str]) -> Question | None:
-    """Start a program with nothing on stdin and stderr thrown away; None where it cannot be started.
+def ask(argv: Sequence[str], environ: Mapping[str, str], stdin: bytes = b"") -> Question | None:
+    """Start a program with stderr thrown away; None where it cannot be started.
 
     By posix_spawn, not by subprocess: a launch waits for this, and the import alone takes longer than the start.
     """
     reader, writer = os.pipe2(os.O_CLOEXEC)
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    actions = [(os.POSIX_SPAWN_DUP2, null, 0), (os.POSIX_SPAWN_DUP2, writer, 1), (os.POSIX_SPAWN_DUP2, null, 2)]
+    given = _file_of(stdin) if stdin else os.dup(null)
+    actions = [(os.POSIX_SPAWN_DUP2, given, 0), (os.POSIX_SPAWN_DUP2, writer, 1), (os.POSIX_SPAWN_DUP2, null, 2)]
     try:
         pid = os.posix_spawnp(argv[0], list(argv), dict(environ), file_actions=actions)
     except OSError:
         os.close(reader)
         return None
     finally:
-        os.close(writer)
-        os.close(null)
+        for descriptor in (writer, null, given):
+            os.close(descriptor)
     return Question(pid, reader)
+
+
+def _file_of(content: bytes) -> int:
+    """Return a descriptor of a file in memory, at its beginning: a pipe would have to be fed."""
+    descriptor = os.memfd_create("stdin")
+    os.write(descriptor, content)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
 
 
 def collect(question: Question | None, limit_bytes: int, timeout_s: float) -> Answer:
     """Wait for an answer; a program that fails, is missing or takes longer than `timeout_s` seconds gives none."""
     if question is None:
         return Answer()
-    hasher, kept, size = hashlib.sha256(), bytearray(), 0
+    hasher, kept, size = digests.hasher(), bytearray(), 0
     deadline, is_whole = time.monotonic() + timeout_s, False
     while select.select([question.pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
         chunk = os.read(question.pipe, _CHUNK)

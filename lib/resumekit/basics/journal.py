@@ -12,9 +12,12 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from .files import UnreadableFile, open_regular, read_end, utc_now
+
+TYPE_CHECKING = False  # as in basics.files
+if TYPE_CHECKING:
+    from typing import Any
 
 # These are fsynced: after a power cut they say which run, which checkpoint and which end there was.
 DURABLE_EVENTS = frozenset({"launched", "checkpoint", "abort", "recovery", "stopped", "taken_over", "exited"})

@@ -8,11 +8,10 @@ Try it: `bin/run.sh --version`
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Iterator
 
-from . import remembered
+from . import digests, remembered
 from .files import UnreadableFile, read_bounded
 from .paths import KIT_ROOT
 
@@ -30,7 +29,7 @@ def digest() -> str:
     """Return the SHA-256 of the kit's code, as 64 hex digits; costs 1 to 2 ms where it was asked for before."""
     found = sorted(_files())
     listed = "\n".join(f"{name}\0{one.st_size}\0{one.st_mtime_ns}\0{one.st_ino}" for name, one in found)
-    key = hashlib.sha256(listed.encode("utf-8", "surrogateescape")).hexdigest()
+    key = digests.sha256(listed.encode("utf-8", "surrogateescape"))
     return remembered.value(_KEPT, key, lambda: _of([name for name, _ in found])) or ""
 
 
@@ -57,7 +56,7 @@ def _entries(name: str) -> list[os.DirEntry[str]]:
 
 
 def _of(names: list[str]) -> str:
-    whole = hashlib.sha256()
+    whole = digests.hasher()
     for name in names:
         try:
             content = read_bounded(KIT_ROOT / name, MAX_FILE_BYTES)

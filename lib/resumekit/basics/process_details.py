@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import Any
+
+TYPE_CHECKING = False  # as in basics.files
+if TYPE_CHECKING:
+    from typing import Any
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 # A shell that waits for a foreground child acts on INT only when that child has ended.

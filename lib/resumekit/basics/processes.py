@@ -12,9 +12,13 @@ import select
 import signal
 import stat
 import time
-from typing import Any, NamedTuple
+from collections import namedtuple
 
 from . import process_details
+
+TYPE_CHECKING = False  # as in basics.files
+if TYPE_CHECKING:
+    from typing import Any
 
 TOKEN_VARIABLE = "RESUMEKIT_RUN_TOKEN"
 
@@ -33,20 +37,22 @@ _MAX_PID = 1 << 22
 _NO_TOKEN = "\0"
 
 
-class Ties(NamedTuple):
+class Ties(namedtuple("Ties", ["output_log", "shim"], defaults=[None])):
     """What ties a process without any token to its run: its output, or its parent.
 
     Args:
-        output_log: the run's log; a process of the training writes into it with descriptor 1 or 2.
-        shim: the run's shim, the subreaper of the training; None where it is not known.
+        output_log: the path of the run's log; a process of the training writes into it with descriptor 1 or 2.
+        shim: the Identity of the run's shim, the subreaper of the training; None where it is not known.
     """
 
-    output_log: str
-    shim: Identity | None = None
+    __slots__ = ()
 
 
-class Identity(NamedTuple):
-    """One process, for good. (No dataclass: importing those costs every start of a run 10 ms.)
+_FIELDS = ("host", "boot_id", "pid", "start_ticks", "token", "ties")
+
+
+class Identity(namedtuple("Identity", _FIELDS, defaults=[None, None])):
+    """One process, for good. (No dataclass and no typing, as basics.paths.RunPaths.)
 
     Args:
         host: its host's name, as it was when it was asked for.
@@ -54,15 +60,10 @@ class Identity(NamedTuple):
         pid: its process id.
         start_ticks: when it started, in clock ticks since boot (/proc/PID/stat, field 22).
         token: the run token in its environment; None where there is none (the launcher).
-        ties: what else it is known by where its environment has been replaced; no part of a record.
+        ties: what else it is known by where its environment has been replaced, a Ties; no part of a record.
     """
 
-    host: str
-    boot_id: str
-    pid: int
-    start_ticks: int
-    token: str | None = None
-    ties: Ties | None = None
+    __slots__ = ()
 
     def as_fields(self) -> dict[str, Any]:
         fields = self._asdict()

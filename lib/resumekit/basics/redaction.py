@@ -14,25 +14,26 @@ MARK = b"[redacted]"
 # Every repetition has an end, so that a line of a megabyte takes no longer than a thousand short ones.
 _SECRET_NAME = rb"(?:passw(?:or)?d|passphrase|secret|token|api[_-]?key|access[_-]?key|credential)s?[\w-]{0,40}"
 
+# Compiled at the first use: a start that has nothing to redact does not wait for them.
 _PATTERNS = (
     # https://user:token@host
-    re.compile(rb"(?P<keep>[a-z0-9]://)[^\s/@:]{1,1024}(?::[^\s/@]{0,1024})?(?=@)", re.IGNORECASE),
+    rb"(?i)(?P<keep>[a-z0-9]://)[^\s/@:]{1,1024}(?::[^\s/@]{0,1024})?(?=@)",
     # private keys, from header to footer or as far as the text goes
-    re.compile(rb"(?P<keep>-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----).*?(?:(?=-----END)|\Z)", re.DOTALL),
+    rb"(?s)(?P<keep>-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----).*?(?:(?=-----END)|\Z)",
     # tokens that can be told by their prefix (GitHub, GitLab, Hugging Face, OpenAI and kin, AWS, Slack, Google, npm)
-    re.compile(
+    (
         rb"(?P<keep>)\b(?:gh[pousr]_[A-Za-z0-9]{16,1024}|github_pat_\w{16,1024}|glpat-[\w-]{16,1024}"
         rb"|hf_[A-Za-z0-9]{16,1024}|sk-[\w-]{16,1024}|A[KS]IA[A-Z0-9]{16}|xox[a-z]-[\w-]{10,1024}|AIza[\w-]{30,1024}"
         rb"|npm_[A-Za-z0-9]{30,1024}|eyJ[\w-]{10,1024}\.[\w-]{10,4096}\.[\w-]{10,1024})"
     ),
     # Authorization: Bearer ...
-    re.compile(rb"(?P<keep>\b(?:bearer|basic)\s)[\w.~+/=-]{16,4096}", re.IGNORECASE),
+    rb"(?i)(?P<keep>\b(?:bearer|basic)\s)[\w.~+/=-]{16,4096}",
     # "password": "...", api_key = '...': a quoted value only, since `token = tokenizer.encode(text)` is no secret
-    re.compile(rb"(?P<keep>" + _SECRET_NAME + rb"[\"']?\s{0,8}[:=]\s{0,8}[\"'])[^\s\"']{8,4096}", re.IGNORECASE),
+    rb"(?i)(?P<keep>" + _SECRET_NAME + rb"[\"']?\s{0,8}[:=]\s{0,8}[\"'])[^\s\"']{8,4096}",
     # WANDB_API_KEY=..., as in a shell or an .env file
-    re.compile(rb"(?P<keep>(?:PASSW(?:OR)?D|SECRET|TOKEN|API_?KEY|ACCESS_?KEY)[A-Z0-9_]{0,40}=)[^\s\"'$(]{8,4096}"),
+    rb"(?P<keep>(?:PASSW(?:OR)?D|SECRET|TOKEN|API_?KEY|ACCESS_?KEY)[A-Z0-9_]{0,40}=)[^\s\"'$(]{8,4096}",
     # --token ..., --api-key=...
-    re.compile(rb"(?P<keep>--[\w-]{0,40}?" + _SECRET_NAME + rb"[= ])[^\s\"'-][^\s\"']{7,4096}", re.IGNORECASE),
+    rb"(?i)(?P<keep>--[\w-]{0,40}?" + _SECRET_NAME + rb"[= ])[^\s\"'-][^\s\"']{7,4096}",
 )
 
 
@@ -40,18 +41,17 @@ def redact(text: bytes) -> tuple[bytes, int]:
     """Return (text without what looks like a secret, how many were taken out)."""
     total = 0
     for pattern in _PATTERNS:
-        text, count = pattern.subn(rb"\g<keep>" + MARK, text)
+        text, count = re.subn(pattern, rb"\g<keep>" + MARK, text)
         total += count
     return text, total
 
 
 # `--api-key VALUE` and kin, for the words of a command line; not `--eos_token '</s>'`, `--max_tokens 100` or a path.
-_SECRET_OPTION = re.compile(
-    r"(?:.*[-_.])?(?:password|passwd|passphrase|secret|(?<!pad[-_])(?<!eos[-_])(?<!bos[-_])(?<!unk[-_])(?<!sep[-_])"
-    r"(?<!cls[-_])(?<!mask[-_])token|api[-_]?key|access[-_]?key|secret[-_]?key|credentials?)",
-    re.IGNORECASE,
+_SECRET_OPTION = (
+    r"(?i)(?:.*[-_.])?(?:password|passwd|passphrase|secret|(?<!pad[-_])(?<!eos[-_])(?<!bos[-_])(?<!unk[-_])(?<!sep[-_])"
+    r"(?<!cls[-_])(?<!mask[-_])token|api[-_]?key|access[-_]?key|secret[-_]?key|credentials?)"
 )
-_SECRET_VALUE = re.compile(r"(?![0-9.eE+-]+$)[A-Za-z0-9][^\s]{7,}")
+_SECRET_VALUE = r"(?![0-9.eE+-]+$)[A-Za-z0-9][^\s]{7,}"
 # The patterns that know a secret by its own shape, whatever stands around it.
 _SHAPES = _PATTERNS[:4]
 
@@ -63,7 +63,7 @@ def redacted_text(text: str) -> str:
 
 def secret_line(text: bytes) -> int | None:
     """Return the line, from 1, of the first secret that is known by its own shape; None without one."""
-    found = [match.start() for pattern in _SHAPES if (match := pattern.search(text))]
+    found = [match.start() for pattern in _SHAPES if (match := re.search(pattern, text))]
     return text.count(b"\n", 0, min(found)) + 1 if found else None
 
 
@@ -75,9 +75,10 @@ def secret_word(words: Sequence[str]) -> str | None:
     """
     for word, following in zip(words, [*words[1:], ""], strict=False):
         name, equals, value = word.lstrip("-").partition("=")
-        if any(pattern.search(word.encode("utf-8", "replace")) for pattern in _SHAPES):
+        if any(re.search(pattern, word.encode("utf-8", "replace")) for pattern in _SHAPES):
             return f"{name}=..." if equals else f"{word[:4]}..."
         is_option = bool(equals) or word.startswith("-")
-        if is_option and _SECRET_OPTION.fullmatch(name) and _SECRET_VALUE.fullmatch(value if equals else following):
+        is_secret = is_option and re.fullmatch(_SECRET_OPTION, name)
+        if is_secret and re.fullmatch(_SECRET_VALUE, value if equals else following):
             return word.partition("=")[0]
     return None

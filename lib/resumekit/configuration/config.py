@@ -6,14 +6,13 @@ Try it: `python lib/config_resolver.py --config config.yaml --logdir /tmp/look -
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..basics import files, paths
+from ..basics import digests, files, paths
 from ..basics.errors import InvalidFile, KitError, UsageError
 from . import config_rules, schema_checks, settings, yaml_reader, yaml_writer
 from . import schema as schemas
@@ -66,7 +65,7 @@ def load_config(path: Path | None = None, lab_schema: Path | None = None) -> Con
     document = yaml_reader.load(
         content, str(path), refused=lambda fault: schema_checks.refused_word(fault.path, fault, schema)
     )
-    return ConfigFile(path, document, hashlib.sha256(content).hexdigest(), content, schema)
+    return ConfigFile(path, document, digests.sha256(content), content, schema)
 
 
 def resolve(
@@ -137,7 +136,7 @@ def config_hash(resolved: dict[str, Any], schema: Schema | None = None) -> str:
     schema = schema or schemas.load()
     kept = _hashed(schemas.normalise(resolved, schema.tree, schema.tree), schema, "")
     text = json.dumps(kept, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return digests.sha256(text.encode())
 
 
 def dump_yaml(resolved: dict[str, Any]) -> str:

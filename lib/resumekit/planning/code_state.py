@@ -6,14 +6,13 @@ text of those that are text, with secrets taken out. Untracked files are never l
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..basics import answers, remembered
+from ..basics import answers, digests, remembered
 from ..basics.files import UnreadableFile, open_regular
 from ..basics.redaction import redact
 
@@ -82,58 +81,49 @@ class Code(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """The questions under way, about the repository that `root` lies in; None where it lies in none."""
+    """The question under way, about the repository that `root` lies in; None where it lies in none."""
 
     root: Path
-    head: answers.Question | None = None
     changed: answers.Question | None = None
-    diff: answers.Question | None = None
-    has_repository: bool = False
 
 
 def start_snapshot(root: Path) -> Snapshot:
     """Start asking git about the repository that `root` lies in."""
+    return Snapshot(root, ask_changed(root, "HEAD") if has_repository(root) else None)
+
+
+def finish_snapshot(snapshot: Snapshot, scope: Scope | None = None, files: Mapping[str, str] | None = None) -> Code:
+    """Wait for git's answers; a git that is missing, fails or takes too long is 'unknown', not an error.
+
+    Args:
+        scope: of the changed files only what counts as code there; None for every file.
+        files: the digests of the files that the trainer's command names, by path relative to the root.
+    """
+    root, files = snapshot.root, dict(files or {})
     if not has_repository(root):
-        return Snapshot(root)  # no process
+        return Code(None, b"", None, 0, files=files, untracked=tuple(files))
+    asked = _ask_head(root, list(files))
+    answer = answers.collect(snapshot.changed, MAX_LIST_BYTES, TIMEOUT_S)
+    diff = _ask_diff(root) if answer.size else None  # beside the digests of the changed files
+    changed = _digests(root, answer, scope)
+    commit, untracked = _head(asked, list(files))
+    is_known = snapshot.changed is None or changed is not None
+    first = _first_commit(root, commit, FIRST_COMMIT_S) if commit else None
+    return _with_patch(Code(commit, b"", None, 0, is_known, changed, 0, files, untracked, first), diff)
+
+
+def _ask_diff(root: Path) -> answers.Question | None:
     # No external diff or text conversion: a repository's own settings must not run programs here.
     # And the form that `git apply` takes, whatever the person's own settings say about prefixes and context.
     # A large file is binary to git then: it is neither read whole nor compared line by line.
     diff = ["-c", "core.bigFileThreshold=4m", "diff", "HEAD", "--no-ext-diff", "--no-textconv", "--no-color",
             "--no-renames", "--src-prefix=a/", "--dst-prefix=b/", "--no-relative", "-U3", "--", "."]  # fmt: skip
-    head = _git(root, ["rev-parse", "--verify", "HEAD"])
-    return Snapshot(root, head, ask_changed(root, "HEAD"), _git(root, diff), has_repository=True)
+    return _git(root, diff)
 
 
-def ask_tracked(root: Path, names: Sequence[str]) -> answers.Question | None:
-    """Ask git which of some files it tracks; None where there is no repository, or nothing to ask."""
-    if not names or not has_repository(root):
-        return None
-    inside = [f":(literal){name}" for name in names if not name.startswith("/")]
-    return _git(root, ["ls-files", "-z", "--", *inside]) if inside else None
-
-
-def untracked(names: Sequence[str], question: answers.Question | None) -> tuple[str, ...]:
-    """Return which of some files git does not track, by the answer to `ask_tracked`; none where it does not say."""
-    if question is None:
-        return tuple(names)
-    answer = answers.collect(question, MAX_LIST_BYTES, TIMEOUT_S)
-    tracked = set(map(os.fsdecode, answer.kept.split(b"\0")))
-    return () if answer.sha256 is None else tuple(name for name in names if name not in tracked)
-
-
-def finish_snapshot(snapshot: Snapshot, scope: Scope | None = None) -> Code:
-    """Wait for git's answers; a git that is missing, fails or takes too long is 'unknown', not an error.
-
-    Args:
-        scope: of the changed files only what counts as code there; None for every file.
-    """
-    head = answers.collect(snapshot.head, 1000, TIMEOUT_S).kept.strip().decode("ascii", "replace")
-    changed = changed_files(snapshot.root, snapshot.changed, scope) if snapshot.has_repository else None
-    diff = answers.collect(snapshot.diff, MAX_PATCH_BYTES, TIMEOUT_S)
-    commit = head if head.isalnum() else None
-    is_known = snapshot.changed is None or changed is not None
-    first = _first_commit(snapshot.root, commit, FIRST_COMMIT_S) if commit else None
-    code = Code(commit, b"", None, 0, is_known, changed, first_commit=first)
+def _with_patch(code: Code, question: answers.Question | None) -> Code:
+    """Return the state of the code with the text of what has changed."""
+    diff = answers.collect(question, MAX_PATCH_BYTES, TIMEOUT_S)
     if not diff.size:
         return code
     if diff.size > MAX_PATCH_BYTES:
@@ -141,18 +131,38 @@ def finish_snapshot(snapshot: Snapshot, scope: Scope | None = None) -> Code:
         return code._replace(patch=note.encode(), diff_sha256=diff.sha256)
     text, binary = _without_binaries(diff.kept)
     patch, redacted = redact(text)
-    head_lines = _named_binaries(binary, changed or {})
+    head_lines = _named_binaries(binary, code.changed or {})
     return code._replace(patch=head_lines + patch, diff_sha256=diff.sha256, redacted=redacted, binary=len(binary))
+
+
+def _ask_head(root: Path, names: Sequence[str]) -> answers.Question | None:
+    """Ask git for the commit, and which of some files its index has, in one call."""
+    inside = [f":./{name}" for name in names if _may_be_tracked(name)]
+    lines = os.fsencode("\n".join(["HEAD", *inside, ""]))
+    return _git(root, ["cat-file", "--batch-check=%(objectname)"], lines)
+
+
+def _head(question: answers.Question | None, names: Sequence[str]) -> tuple[str | None, tuple[str, ...]]:
+    """Return the answer to `_ask_head`: (the commit, the names of the files that git does not track)."""
+    lines = answers.collect(question, MAX_LIST_BYTES, TIMEOUT_S).kept.split(b"\n")
+    commit = lines[0].decode("ascii", "replace")
+    if len(lines) < 2:
+        return None, ()  # git does not say
+    known = iter(lines[1:])
+    tracked = {name for name in names if _may_be_tracked(name) and next(known, b"").isalnum()}
+    return commit if commit.isalnum() else None, tuple(name for name in names if name not in tracked)
+
+
+def _may_be_tracked(name: str) -> bool:
+    return not name.startswith("/") and "\n" not in name
 
 
 def first_commit(root: Path) -> str | None:
     """Return the first commit of the repository that `root` lies in; None where there is none, or git does not say."""
     if not has_repository(root):
         return None
-    head = answers.collect(_git(root, ["rev-parse", "--verify", "HEAD"]), 1000, TIMEOUT_S).kept.decode(
-        "ascii", "replace"
-    )
-    return _first_commit(root, head.strip(), TIMEOUT_S)
+    commit, _ = _head(_ask_head(root, ()), ())
+    return _first_commit(root, commit, TIMEOUT_S) if commit else None
 
 
 def _first_commit(root: Path, head: str, timeout_s: float) -> str | None:
@@ -160,7 +170,7 @@ def _first_commit(root: Path, head: str, timeout_s: float) -> str | None:
     # A shallow clone begins where it was cut off: it cannot say where its repository does.
     if any(os.path.lexists(folder / ".git" / "shallow") for folder in (root, *root.parents)):
         return None
-    name = f"first_commit-{hashlib.sha256(os.fsencode(root)).hexdigest()[:12]}"
+    name = f"first_commit-{digests.sha256(os.fsencode(root))[:12]}"
     return remembered.value(name, head, lambda: _ask_first(root, timeout_s))
 
 
@@ -198,7 +208,10 @@ def changed_files(root: Path, question: answers.Question | None, scope: Scope | 
     Returns:
         By path relative to `root`; None for a file that is gone. None as a whole where git does not answer.
     """
-    answer = answers.collect(question, MAX_LIST_BYTES, TIMEOUT_S)
+    return _digests(root, answers.collect(question, MAX_LIST_BYTES, TIMEOUT_S), scope)
+
+
+def _digests(root: Path, answer: answers.Answer, scope: Scope | None) -> Changed | None:
     if answer.sha256 is None or answer.size > MAX_LIST_BYTES:
         return None
     left, found = MAX_HASHED_IN_ALL, Changed()
@@ -231,7 +244,7 @@ def _folded(changed: Changed) -> Changed:
     if sum(len(os.fsencode(name)) + len(digest or "") + 8 for name, digest in changed.items()) <= MAX_RECORDED_BYTES:
         return changed
     whole = "".join(f"{name}\0{digest}\0" for name, digest in changed.items())
-    return {f"{len(changed)} changed files": hashlib.sha256(os.fsencode(whole)).hexdigest()}
+    return {f"{len(changed)} changed files": digests.sha256(os.fsencode(whole))}
 
 
 def _entries(raw: bytes) -> Iterator[tuple[bool, str]]:
@@ -246,12 +259,14 @@ def _content_of(path: Path, limit_bytes: int) -> tuple[str | None, int]:
     try:
         found = os.lstat(path)
         if os.path.islink(path):
-            return "link:" + hashlib.sha256(os.fsencode(os.readlink(path))).hexdigest(), 0
+            return "link:" + digests.sha256(os.fsencode(os.readlink(path))), 0
         if found.st_size > limit_bytes:
             return f"stat:{found.st_size}:{found.st_mtime_ns}", 0
         descriptor = open_regular(path)
     except (OSError, UnreadableFile):
         return None, 0
+    import hashlib  # late, see basics.digests; a changed file may be large
+
     hasher, size = hashlib.sha256(), 0
     try:
         while chunk := os.read(descriptor, _CHUNK):
@@ -268,10 +283,10 @@ def _submodule(folder: Path) -> str | None:
     """Return the commit of a submodule and what differs from it, as one word."""
     if not os.path.isdir(folder):
         return None
-    head = answers.collect(_git(folder, ["rev-parse", "--verify", "HEAD"]), 100, TIMEOUT_S).kept.strip()
+    commit, _ = _head(_ask_head(folder, ()), ())
     changed = changed_files(folder, ask_changed(folder, "HEAD")) or {}
     inside = "".join(f"{name}\0{digest}\0" for name, digest in changed.items())
-    return f"commit:{head.decode('ascii', 'replace')}:{hashlib.sha256(os.fsencode(inside)).hexdigest()}"
+    return f"commit:{commit or ''}:{digests.sha256(os.fsencode(inside))}"
 
 
 def _without_binaries(patch: bytes) -> tuple[bytes, list[str]]:
@@ -315,6 +330,8 @@ def _by_end(changed: Changed, name: str) -> str:
     )
 
 
-def _git(root: Path, arguments: list[str]) -> answers.Question | None:
+def _git(root: Path, arguments: list[str], stdin: bytes = b"") -> answers.Question | None:
     command = ["git", "-C", str(root), "-c", "core.fsmonitor=false", "-c", "core.quotePath=true", *arguments]
-    return answers.ask(command, {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"})
+    return answers.ask(
+        command, {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}, stdin
+    )

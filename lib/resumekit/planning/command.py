@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..basics import paths
 from ..basics.errors import InvalidFile, ToolMissing
 from ..configuration.yaml_scalars import show
 
@@ -82,7 +82,7 @@ def check_notifier(argv: Sequence[str] | None, root: Path, search_path: str) -> 
 
 
 def _is_there(program: str, cwd: Path, search_path: str) -> bool:
-    return shutil.which(program if "/" not in program else os.path.join(cwd, program), path=search_path) is not None
+    return paths.find_program(program if "/" not in program else os.path.join(cwd, program), search_path) is not None
 
 
 def as_script(argv: Sequence[str], cwd: Path, environment: Mapping[str, str], run_id: str) -> bytes:

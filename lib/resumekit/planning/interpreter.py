@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..basics import answers
+from ..basics import answers, paths
 from ..basics.errors import ToolMissing
 
 TIMEOUT_S = 20.0
@@ -32,7 +31,7 @@ def configured(resolved: Mapping[str, Any], root: Path) -> str:
     wanted = os.environ.get(OVERRIDE) or resolved["trainer"].get("python")
     if wanted is None:
         return sys.executable
-    return str(root / wanted) if "/" in wanted else shutil.which(wanted) or wanted
+    return str(root / wanted) if "/" in wanted else paths.find_program(wanted) or wanted
 
 
 def override_said(resolved: Mapping[str, Any]) -> tuple[str, ...]:
@@ -46,7 +45,7 @@ def override_said(resolved: Mapping[str, Any]) -> tuple[str, ...]:
 
 def check_override(python: str, search_path: str) -> None:
     """Raise ToolMissing if $RESUMEKIT_TRAINER_PYTHON names what is not there; `python` is what it stands for."""
-    if os.environ.get(OVERRIDE) and shutil.which(python, path=search_path) is None:
+    if os.environ.get(OVERRIDE) and paths.find_program(python, search_path) is None:
         raise ToolMissing(
             f"the Python '{python}' is not there or not executable ({OVERRIDE} in the environment): "
             "name another one, or unset it"
@@ -58,7 +57,7 @@ def of_trainer(argv: Sequence[str], cwd: Path, python: str) -> str:
     program = argv[0]
     if not is_python(program):
         return python
-    return os.path.join(cwd, program) if "/" in program else shutil.which(program) or python
+    return os.path.join(cwd, program) if "/" in program else paths.find_program(program) or python
 
 
 def is_python(program: str) -> bool:

@@ -7,12 +7,12 @@ Try it: `grep -A9 '"files"' runs/<run_id>/run.json`
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from ..basics import digests
 from ..basics.files import UnreadableFile, read_bounded
 
 MAX_FILES = 300
@@ -20,13 +20,11 @@ MAX_FILE_BYTES = 8 << 20
 _SCRIPTS = (".py", ".sh", ".bash", ".pyx")
 _CONFIGS = (".yaml", ".yml", ".toml", ".ini", ".cfg")
 # A JSON file on a command line is as often what the trainer writes: only one that says that it is a config.
-_SAYS_CONFIG = re.compile("conf|cfg|deepspeed", re.IGNORECASE)
-_IMPORT = re.compile(
-    rb"^[ \t]*(?:from[ \t]+(\.*[\w.]*)[ \t]+import[ \t]+([\w, \t]*)|import[ \t]+([\w., \t]+))", re.MULTILINE
-)
+_SAYS_CONFIG = "(?i)conf|cfg|deepspeed"
+_IMPORT = rb"(?m)^[ \t]*(?:from[ \t]+(\.*[\w.]*)[ \t]+import[ \t]+([\w, \t]*)|import[ \t]+([\w., \t]+))"
 
 
-def digests(argv: Sequence[str], cwd: Path, root: Path, runs_dir: Path) -> dict[str, str]:
+def named(argv: Sequence[str], cwd: Path, root: Path, runs_dir: Path) -> dict[str, str]:
     """Return the SHA-256 of each file of code that a command names, by its path relative to `root`.
 
     Args:
@@ -36,14 +34,14 @@ def digests(argv: Sequence[str], cwd: Path, root: Path, runs_dir: Path) -> dict[
         runs_dir: what lies in there is the runs' own, and no code.
     """
     here, base, runs = os.path.realpath(cwd), os.path.realpath(root), os.path.realpath(runs_dir) + os.sep
-    waiting = [os.path.join(here, name) for name in _named(argv, here)]
+    waiting = [os.path.join(here, name) for name in _words_of(argv, here)]
     found: dict[str, str] = {}
     while waiting and len(found) < MAX_FILES:
         path = os.path.normpath(waiting.pop(0))
         name = os.path.relpath(path, base) if path.startswith(base + os.sep) else path
         if name in found or os.path.realpath(path).startswith(runs) or (content := _content(path)) is None:
             continue
-        found[name] = hashlib.sha256(content).hexdigest()
+        found[name] = digests.sha256(content)
         if path.endswith(".py"):
             waiting += _imported(content, os.path.dirname(path))
     return found
@@ -56,10 +54,10 @@ def changed(recorded: Mapping[str, object], root: Path) -> list[str]:
 
 def _now(name: str, root: Path) -> str | None:
     content = _content(os.path.join(root, name)) if "\0" not in name else None
-    return None if content is None else hashlib.sha256(content).hexdigest()
+    return None if content is None else digests.sha256(content)
 
 
-def _named(argv: Sequence[str], here: str) -> Iterator[str]:
+def _words_of(argv: Sequence[str], here: str) -> Iterator[str]:
     """Yield the words of a command that are files of code, as paths relative to the working folder."""
     before = ""
     for number, word in enumerate(argv):
@@ -75,7 +73,7 @@ def _named(argv: Sequence[str], here: str) -> Iterator[str]:
 def _is_code(name: str, option: str, number: int, here: str) -> bool:
     suffix = os.path.splitext(name)[1].lower()
     if suffix == ".json":
-        return bool(_SAYS_CONFIG.search(f"{option} {os.path.basename(name)}"))
+        return bool(re.search(_SAYS_CONFIG, f"{option} {os.path.basename(name)}"))
     # A first word without a suffix is a program; one inside the working folder may be the lab's own script.
     is_own = number == 0 and not suffix and "/" in name and _is_script(os.path.join(here, name), here)
     return suffix in (*_SCRIPTS, *_CONFIGS) or is_own
@@ -100,7 +98,7 @@ def _module(word: str, here: str) -> Iterator[str]:
 def _imported(content: bytes, folder: str) -> list[str]:
     """Return the files that a script imports from its own folder, which is where Python looks first."""
     found = []
-    for match in _IMPORT.finditer(content):
+    for match in re.finditer(_IMPORT, content):
         if match[1] is not None:
             module = match[1].decode("ascii", "ignore")
             start, up = folder, len(module) - len(module.lstrip("."))

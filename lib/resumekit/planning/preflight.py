@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -141,12 +140,10 @@ def code_of(choice: Choice, ready: Ready, snapshot: code_state.Snapshot) -> code
     from . import code_scope, named_code  # late: `check` alone has no use for them
 
     argv = trainer_argv(choice, run_paths(choice, "RUN_ID"), ready)
-    files = named_code.digests(argv, ready.cwd, ready.root, choice.table.runs_dir)
-    asked = code_state.ask_tracked(ready.root, list(files))
+    files = named_code.named(argv, ready.cwd, ready.root, choice.table.runs_dir)
     if ready.root != snapshot.root:
         snapshot = code_state.start_snapshot(ready.root)
-    code = code_state.finish_snapshot(snapshot, code_scope.of(choice.config, ready.root))
-    return code._replace(files=files, untracked=code_state.untracked(list(files), asked))
+    return code_state.finish_snapshot(snapshot, code_scope.of(choice.config, ready.root), files)
 
 
 def _refuse_secrets(request: Request) -> None:
@@ -243,6 +240,8 @@ def copy_checkpoint(choice: Choice, paths: RunPaths) -> None:
         finally:
             os.close(folder)
         with os.fdopen(descriptor, "wb") as copy:
+            import shutil  # late: few starts copy anything
+
             shutil.copyfileobj(original, copy, _COPY_BYTES)
 
 

@@ -6,7 +6,6 @@ the digest itself where there is none. Reads the checkpoint once; writes `checkp
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from pathlib import Path
@@ -60,6 +59,8 @@ class Proof(NamedTuple):
 
 def digest(descriptor: int) -> str:
     """Return the SHA-256 of an open file in hexadecimal; one sequential pass. Raises OSError."""
+    import hashlib  # late, see basics.digests
+
     hasher, position = hashlib.sha256(), 0
     buffer = memoryview(bytearray(archive.BUFFER_BYTES))
     while count := os.preadv(descriptor, [buffer], position):

@@ -8,7 +8,6 @@ is resolved anew. Source: protocol §12.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import stat
 import sys
@@ -16,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..basics import claims, journal, ownership, processes
+from ..basics import claims, digests, journal, ownership, processes
 from ..basics.causes import OOM
 from ..basics.errors import FAILED, Busy, DiskFull, KitError, Refused
 from ..basics.terminal import plain
@@ -274,7 +273,7 @@ def _request(examined: trust.Examined, table: RunTable) -> Request:
     file = ConfigFile(Path(str(run.record.get("config_file"))), None, "", b"", own)
     if content is None:
         raise Refused(f"the config's copy '{run.paths.config_copy}' cannot be read")
-    file = file._replace(content=content, sha256=hashlib.sha256(content).hexdigest())
+    file = file._replace(content=content, sha256=digests.sha256(content))
     return Request(run.run_id, file, resolved, Path(str(run.record.get("root"))), table.runs_dir)
 
 

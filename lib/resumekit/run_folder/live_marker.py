@@ -21,7 +21,7 @@ from ..basics.files import temp_path, write_all
 from ..basics.paths import SHARED_LIVE, RunPaths, live_folder
 from .lineage import parse_run_name
 
-_FOLDER = re.compile(rf"{re.escape(SHARED_LIVE)}(\.[0-9]{{1,10}})?")
+_FOLDER = rf"{re.escape(SHARED_LIVE)}(\.[0-9]{{1,10}})?"
 _MAX_BYTES = 64
 
 
@@ -160,7 +160,7 @@ def _identity(path: os.PathLike[str] | str) -> tuple[int, int] | None:
 
 def folders(runs_dir: Path) -> list[Path]:
     """Return the folders of live markers of all users; one listing of the runs folder. Raises OSError."""
-    return [runs_dir / name for name in filter(_FOLDER.fullmatch, os.listdir(runs_dir))]
+    return [runs_dir / name for name in os.listdir(runs_dir) if re.fullmatch(_FOLDER, name)]
 
 
 def run_ids_in(marked: Iterable[Path]) -> set[str]:

@@ -9,14 +9,13 @@ Try it: `ls ~/.local/state/resumekit/seals`
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..basics import ownership
+from ..basics import digests, ownership
 from ..basics.files import UnreadableFile, fsync_directory, read_json, to_json, utc_now, write_atomic
 from ..basics.paths import RunPaths
 
@@ -70,7 +69,7 @@ def keep(
             return None
         content = {
             "run_id": record["run_id"], "runs_dir": str(paths.run_dir.parent), "sealed_at": utc_now(),
-            "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
+            "sha256": {name: digests.sha256(data) for name, data in contents.items()},
             "notify": notify, "root": record["root"],
         }  # fmt: skip
         write_atomic(_path(folder, record), to_json(content), durable=True, mode=0o600)
@@ -140,7 +139,7 @@ def _folder(*, create: bool = False) -> Path | None:
 
 def _path(folder: Path, record: Mapping[str, Any]) -> Path:
     """Return where the seal of a run lies: of two runs of one id, in two runs folders, the token is another."""
-    token = hashlib.sha256(record["token"].encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    token = digests.sha256(record["token"].encode("utf-8", "surrogatepass"))[:16]
     run_id = record["run_id"].replace("/", "-")[:_NAME_CHARACTERS]
     return folder / f"{run_id}-{token}.json"
 

@@ -8,13 +8,13 @@ Source: docs/security.md, decision 0014.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..basics import digests
 from ..basics.files import UnreadableFile, parse_json
 from ..basics.paths import RunPaths
 from . import seals
@@ -143,7 +143,7 @@ def _not_sealed(run: Run, folder: _Folder, seal: Seal) -> str | None:
         if name in folder.faults:
             return f"its {name} {folder.faults[name]}"
         content = folder.contents.get(name)
-        digest = None if content is None else hashlib.sha256(content).hexdigest()
+        digest = None if content is None else digests.sha256(content)
         if digest != seal.sha256.get(name):
             return f"its {name} is not as this user's launcher sealed it"
     return None
@@ -173,7 +173,7 @@ def _not_recorded(run: Run, folder: _Folder) -> str | None:
     """Compare the config's bytes with the digests in run.json; records of older kits have none."""
     for key, name in (("resolved_sha256", "resolved_config.json"), ("config_sha256", "config.yaml")):
         digest, content = run.record.get(key), folder.contents.get(name)
-        if isinstance(digest, str) and content is not None and hashlib.sha256(content).hexdigest() != digest:
+        if isinstance(digest, str) and content is not None and digests.sha256(content) != digest:
             return f"its {name} is not the one that run.json has the digest of"
     return None
 

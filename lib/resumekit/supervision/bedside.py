@@ -18,7 +18,6 @@ from ..basics.errors import DONE, STOPPED_BY_RULE, KitError
 from ..run_folder import live_marker, recovery, status, symptoms
 from ..run_folder.run_state import State
 from ..run_folder.runs import Run, open_run
-from . import aborting
 
 # A loss that is finite again in the next step is not stopped for; whoever trains on with NaN loses no more than this.
 HEALS_S = 2.0
@@ -49,6 +48,8 @@ class Bedside:
             return
         self._bad_since = now if self._bad_since is None else self._bad_since
         if now - self._bad_since >= HEALS_S:
+            from . import aborting  # late: few runs are stopped, and each sidecar's start would wait for it
+
             evidence, _, first_bad_step = found[0]
             with contextlib.suppress(OSError, KitError):  # what cannot be written down is tried again
                 aborting.abort(self._run, NONFINITE, evidence, first_bad_step=first_bad_step)
@@ -57,6 +58,8 @@ class Bedside:
         """Stop it again now and then: whoever wrote down that it is stopped may have been killed before doing it."""
         if self._stops_at is None or now >= self._stops_at:
             if self._stops_at is not None:
+                from . import aborting  # late, as above
+
                 aborting.stop_aborted(self._run.paths.run_dir)
             self._stops_at = now + STOP_AGAIN_S
 

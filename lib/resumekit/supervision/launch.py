@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -328,6 +327,8 @@ def _remove(folder: Path, made: Made) -> bool:
 
 def _remove_entry(path: str) -> None:
     if os.path.isdir(path) and not os.path.islink(path):
+        import shutil  # late: a start that succeeds removes nothing
+
         shutil.rmtree(path)
     else:
         os.unlink(path)

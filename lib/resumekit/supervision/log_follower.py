@@ -10,7 +10,6 @@ import contextlib
 import os
 import re
 import time
-import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -209,6 +208,8 @@ class LogFollower:
         told: list[bytes] = []
         found = log_patterns.found_steps(lines, self._patterns, told)
         for line in told:
+            import zlib  # late: a start need not wait for a library of its own
+
             mark = zlib.crc32(without.sub(b"", line) if without else line)
             if mark != self._step_line and self._source.offset > self._read_before:
                 self._step_line_s = time.monotonic()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..basics import kit_version, processes, recorded_environment
+from ..basics import digests, kit_version, processes, recorded_environment
 from ..basics.files import utc_now
 from ..basics.paths import RunPaths, relative_to_run
 from ..basics.redaction import redacted_text
@@ -39,7 +38,7 @@ def record(
         "recovery": choice.recovery.as_fields() if choice.recovery else None,
         "config_hash": config_hash,
         "config_hash_version": config.HASH_VERSION,
-        "resolved_sha256": hashlib.sha256(config.as_json(resolved)).hexdigest(),
+        "resolved_sha256": digests.sha256(config.as_json(resolved)),
         "config_file": str(request.config_file.path.absolute()),
         "config_sha256": request.config_file.sha256,
         "settings": list(choice.settings),

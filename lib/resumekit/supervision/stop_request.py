@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pwd
 import stat
 import time
 from typing import Any
@@ -21,7 +20,6 @@ from ..run_folder import life_signs, status
 from ..run_folder.liveness import HERE
 from ..run_folder.run_state import State
 from ..run_folder.runs import Run
-from .aborting import stop_aborted
 
 # How long the run's own sidecar is waited for; it looks each second.
 OBEY_WAIT_S = 15.0
@@ -103,6 +101,8 @@ class Obedience:
                 )
             except OSError:
                 return  # what cannot be written down is tried again
+        from .aborting import stop_aborted  # late: few runs are asked to stop, and each start would wait for it
+
         stop_aborted(self._run.paths.run_dir)
 
     def _can_stop(self, state: State) -> bool:
@@ -139,6 +139,8 @@ def _of(trainer: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _user(uid: int) -> str:
+    import pwd  # late, as above
+
     try:
         return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
     except (KeyError, OSError):

@@ -8,13 +8,13 @@ started with another HOME finds the same one.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import stat
 from pathlib import Path
 from typing import NamedTuple
 
+from ..basics import digests
 from ..basics.errors import KitError
 from ..basics.files import write_all
 from ..basics.ownership import state_folder
@@ -56,7 +56,7 @@ def of(runs_dir: Path, *, create: bool = False) -> WatcherFiles:
         log = runs_dir / f".watch.{os.geteuid()}.log"
         return WatcherFiles(lock, log, markers / ".recover.log", markers / ".watch.json")
     path = os.fsencode(os.path.realpath(runs_dir))
-    stem = f"{_ODD.sub('_', runs_dir.name)[:80]}-{hashlib.sha256(path).hexdigest()[:8]}"
+    stem = f"{_ODD.sub('_', runs_dir.name)[:80]}-{digests.sha256(path)[:8]}"
     return WatcherFiles(lock, folder / f"{stem}.log", folder / f"{stem}.recover.log", folder / f"{stem}.json")
 
 
