@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import gzip
+import io
 import os
 import pickle
 import random
@@ -284,6 +285,40 @@ def test_c15_records_that_claim_more_than_the_file_or_overlap_are_refused(tmp_pa
     many = bytearray(good)
     struct.pack_into("<2H", many, len(many) - 14, 65000, 65000)
     refused(tmp_path / "x.pt", bytes(many), "zip directory is damaged")
+
+
+def with_extra(archive_bytes: bytes, name: str, offset: int, extra: bytes) -> bytes:
+    """Return a zip whose directory has another offset and other extra fields for one record."""
+    content = bytearray(archive_bytes)
+    at = content.rindex(name.encode()) - 46
+    assert content[at : at + 4] == b"PK\x01\x02"
+    struct.pack_into("<H", content, at + 30, len(extra))
+    struct.pack_into("<L", content, at + 42, offset)
+    content[at + 46 + len(name) : at + 46 + len(name)] = extra
+    length = struct.unpack_from("<L", content, len(content) - 10)[0]
+    struct.pack_into("<L", content, len(content) - 10, length + len(extra))
+    return bytes(content)
+
+
+def test_a_record_for_which_two_readers_find_two_places_is_refused(tmp_path: Path) -> None:
+    """Of two zip64 fields torch takes the first, which may lead to another pickle than the one that was looked at."""
+    good = stored_zip({"data.pkl": pickled({"global_step": 1}), "version": b"3"})
+    with zipfile.ZipFile(io.BytesIO(good)) as file:
+        place, name = next((one.header_offset, one.filename) for one in file.infolist() if "data.pkl" in one.filename)
+    full, here = 0xFFFFFFFF, struct.pack("<HHQ", 1, 8, place)
+    (tmp_path / "one.pt").write_bytes(with_extra(good, name, full, here))
+    assert archive.summarize(tmp_path / "one.pt").step == 1
+    for extra in (
+        here * 2,
+        struct.pack("<HHQQ", 1, 16, place, place),
+        struct.pack("<HHL", 1, 4, place),
+        b"",
+        here[:-1],
+    ):
+        refused(tmp_path / "x.pt", with_extra(good, name, full, extra), "extra fields")
+    refused(tmp_path / "x.pt", with_extra(good, name, place, here), "extra fields")
+    renamed = good.replace(name.encode(), name.replace("data", "eval").encode(), 1)
+    refused(tmp_path / "x.pt", renamed, "is not where the directory says")
 
 
 @pytest.mark.fault("C16", by="torch_names: a tensor fits its storage")

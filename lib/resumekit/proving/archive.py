@@ -169,9 +169,10 @@ def records(descriptor: int) -> list[Record]:
 
 def data_offset(descriptor: int, record: Record) -> int:
     """Return the byte of the file at which a record's own bytes begin. Raises UnreadableFile."""
-    header = _pread(descriptor, _LOCAL.size, record.offset)
-    fields = _LOCAL.unpack(header)
-    if fields[0] != b"PK\x03\x04":
+    name = record.name.encode()
+    header = _pread(descriptor, _LOCAL.size + len(name), record.offset)
+    fields = _LOCAL.unpack_from(header)
+    if fields[0] != b"PK\x03\x04" or fields[9] != len(name) or header[_LOCAL.size :] != name:
         raise UnreadableFile(f"record '{record.name}' is not where the directory says")
     return record.offset + _LOCAL.size + fields[9] + fields[10]
 
@@ -280,16 +281,23 @@ def _entries(data: bytes, count: int) -> Iterator[Record]:
 
 
 def _widened(extra: bytes, *values: int) -> list[int]:
-    """Replace the 32-bit values that are full by their 64-bit ones in the zip64 extra field."""
-    wide: list[int] = []
+    """Replace the 32-bit values that are full by their 64-bit ones in the zip64 extra field.
+
+    That field is there exactly once where a value is full, with as many values as are full, and else not at all: of two
+    fields torch takes the first and another reader the last, and each would find another data.pkl.
+    """
+    fields: list[bytes] = []
     position = 0
     while position + 4 <= len(extra):
         kind, length = struct.unpack_from("<2H", extra, position)
         if kind == 1:
-            body = extra[position + 4 : position + 4 + length]
-            wide = list(struct.unpack(f"<{len(body) // 8}Q", body[: len(body) // 8 * 8]))
+            fields.append(extra[position + 4 : position + 4 + length])
         position += 4 + length
-    return [wide.pop(0) if value == _FULL32 and wide else value for value in values]
+    full = values.count(_FULL32)
+    if position != len(extra) or [len(field) for field in fields] != ([8 * full] if full else []):
+        raise UnreadableFile("its zip directory is damaged: the extra fields of a record are not as torch writes them")
+    wide = iter(struct.unpack(f"<{full}Q", fields[0]) if full else ())
+    return [next(wide) if value == _FULL32 else value for value in values]
 
 
 def _pread(descriptor: int, length: int, offset: int) -> bytes:
