@@ -84,3 +84,46 @@ def test_what_trained_for_hours_without_a_checkpoint_is_a_person_s(tmp_path: Pat
     with pytest.raises(NoStableCheckpoint, match=r"it has trained for .* h, to step 900"):
         replay._refuse_to_lose_steps(run, state)
     replay._refuse_to_lose_steps(run, {"step": 9, "first_step_mono_s": 100.0, "step_mono_s": 160.0})
+
+
+def left_with(kit: Kit, names: list[str]) -> Path:
+    """Leave a run that was stopped at its checkpoint of step 2, with other files written after that one."""
+    kit("run", "T-1", code=143, env={"TOY_ARGS": "--save-every 2 --at 3 term"})
+    (run,) = kit.run_dirs()
+    (newest,) = (run / "checkpoints").glob("*_2.pt")
+    os.utime(newest, (time.time() - 60, time.time() - 60))
+    for name in names:
+        path = run / "checkpoints" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"weights")
+    return run
+
+
+def test_a_resume_says_that_a_later_file_fits_no_pattern(kit: Kit) -> None:
+    left_with(kit, ["epoch=1-step=6.ckpt", "last.ckpt", "optimizer_2.pt"])
+    said = " ".join(kit("run", "T-1", "--dry-run").stdout.split())
+    assert "'checkpoints/epoch=1-step=6.ckpt' looks like a checkpoint" in said
+    assert (
+        "checkpoint.pattern 'epoch=1-step={step}.ckpt' would fit it, and others only where their other numbers" in said
+    )
+    assert "this goes on from the older step 2" in said
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "optimizer_2.pt", "samples_9.png", "model_1.ckpt"])
+def test_what_is_no_later_checkpoint_is_not_spoken_of(kit: Kit, name: str) -> None:
+    left_with(kit, [name])
+    assert "looks like a checkpoint" not in kit("run", "T-1", "--dry-run").stdout
+
+
+def test_a_recovery_says_that_it_goes_on_from_an_older_step_than_there_is(kit: Kit) -> None:
+    go = kit.folder / "go"
+    configure(kit, "--save-every", "4", "--at", "12", f"wait={go}", "--at", "12", "exit=5")
+    launcher = kit.popen("run", "T-1")
+    run = kit.started()
+    wait_until(lambda: list((run / "checkpoints").glob("*_12.pt*")) or len(events(run, "step")) >= 11, "its steps")
+    wait_until(lambda: list((run / "checkpoints").glob("*_8.pt")), "a checkpoint")
+    (run / "checkpoints" / "checkpoint-11").mkdir()
+    go.touch()
+    _, err = launcher.communicate(timeout=60)
+    assert b"'checkpoints/checkpoint-11' looks like a checkpoint" in err or b"part of a folder" in err, err.decode()
+    assert b"the recovery goes on from the older step 8" in err

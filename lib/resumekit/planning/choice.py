@@ -212,6 +212,14 @@ def _refuse_to_lose_steps(head: Run) -> None:
         )
 
 
+def _newer_than(candidate: Candidate, head: Run) -> tuple[str, ...]:
+    """Return the sentence about a later file that no pattern matches, where there is one."""
+    from ..run_folder import stray_checkpoints
+
+    stray = stray_checkpoints.newer(head, candidate.step or 0, candidate.path)
+    return (f"{stray.words}: this goes on from the older step {candidate.step}",) if stray else ()
+
+
 def _of_another_project(head: Run, another: str | None) -> tuple[str, ...]:
     if another is None:
         return ()
@@ -260,6 +268,8 @@ def _resume(request: Request, table: RunTable, found: heads.Found, *said: str) -
     from . import checkpoint_trust
 
     consents += checkpoint_trust.consents(candidate, new.resolved)
+    if relation == CONTINUE:
+        said += _newer_than(candidate, parent)
     if found.others and not request.goes_back:
         said += (f"'{found.head.run_id}' is the newest branch; the others, for --from: {heads.listed(found.others)}",)
     return Choice(

@@ -67,9 +67,21 @@ def begin(run: Run, state: State, table: RunTable, incident: Incident, suspect: 
     elif selection.chosen is None:
         why = "there is no checkpoint, with which the trainer would be told so"
     else:
-        return Begin(selection, data_steps, eval_step)
-    aside = [suspect.words] if suspect and selection.chosen and (selection.chosen.step or 0) < suspect.step else []
-    return Begin(selection, said=(*aside, *_not_left_out(data_steps, eval_step, why)))
+        return Begin(selection, data_steps, eval_step, said=tuple(_older_than(run, selection, incident, suspect)))
+    said = _older_than(run, selection, incident, suspect)
+    return Begin(selection, said=(*said, *_not_left_out(data_steps, eval_step, why)))
+
+
+def _older_than(run: Run, selection: Selection, incident: Incident, suspect: Suspect | None) -> Iterator[str]:
+    """Say that an older checkpoint is taken than there seems to be: because a later one failed, or fits no pattern."""
+    chosen = selection.chosen
+    if chosen is None or incident.cause in REPLAYED:
+        return
+    step = chosen.step or 0
+    if suspect and step < suspect.step:
+        yield suspect.words
+    elif suspect is None and (stray := stray_checkpoints.newer(run, step, chosen.path)):
+        yield f"{stray.words}: the recovery goes on from the older step {step}"
 
 
 def _without(suspect: Suspect | None, run: Run, table: RunTable) -> Selection | None:

@@ -1,16 +1,19 @@
 """Files that look like checkpoints and match no pattern: a run that has left some is not begun again from step 0.
 
-Looks in the run's folder and in the folders that the trainer's command names, at names, sizes and times alone.
+Nor is it silently gone on from an older one. Looks in the run's folder and in the folders that the trainer's command
+names, at names, sizes and times alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from ..basics.paths import step_of_name
 from .event_values import seconds_of
 from .runs import Run
 
@@ -40,12 +43,18 @@ class Stray(NamedTuple):
     is_folder: bool = False
 
     @property
+    def has_other_numbers(self) -> bool:
+        """Whether the name has a number beside its step: `epoch=2-step=120.ckpt`."""
+        return any(sign.isdigit() for sign in os.path.splitext(self.pattern or "")[0])
+
+    @property
     def words(self) -> str:
         fits = "its name has no step, which checkpoint.pattern needs"
         if self.is_folder:
             fits = f"it is a part of a folder '{self.pattern}', and checkpoint.pattern fits the name of one file"
         elif self.pattern:
-            fits = f"checkpoint.pattern '{self.pattern}' would fit it"
+            others = ", and others only where their other numbers are the same" if self.has_other_numbers else ""
+            fits = f"checkpoint.pattern '{self.pattern}' would fit it{others}"
         return f"'{self.path}' looks like a checkpoint, was written by this run, and matches no pattern ({fits})"
 
 
@@ -68,6 +77,36 @@ def newest(run: Run) -> Stray | None:
     if _STEP_FOLDER.fullmatch(folder):
         return Stray(path, _pattern(folder), is_folder=True)
     return Stray(path, _pattern(os.path.basename(path)))
+
+
+def newer(run: Run, step: int, chosen: os.PathLike[str]) -> Stray | None:
+    """Return a file that looks like a later checkpoint than the chosen one and that no pattern matches; else None.
+
+    One whose number is higher, and that was written after it, in the run's folder of checkpoints. A file without a
+    number, such as last.ckpt, is often written beside the others, and says nothing.
+
+    Args:
+        step: of the chosen checkpoint.
+        chosen: its file.
+    """
+    folder = run.paths.checkpoints
+    found: tuple[int, str, bool] | None = None
+    try:
+        since_s = os.lstat(chosen).st_mtime
+        names = os.listdir(folder)
+    except OSError:
+        return None
+    for name in names:
+        is_folder = _STEP_FOLDER.fullmatch(name) is not None
+        if not (is_folder or name.lower().endswith(_SUFFIXES)) or step_of_name(name, run.step_pattern) is not None:
+            continue
+        number = _last_number(name)
+        if number is None or number <= max(step, found[0] if found else 0) or name == run.best_pattern:
+            continue
+        with contextlib.suppress(OSError):
+            if os.lstat(folder / name).st_mtime > since_s:
+                found = number, name, is_folder and os.path.isdir(folder / name)
+    return Stray(f"{run.paths.checkpoints_name}/{found[1]}", _pattern(found[1]), found[2]) if found else None
 
 
 def _files(run: Run) -> Iterator[str]:
@@ -105,9 +144,18 @@ def _named_folders(run: Run) -> Iterator[str]:
             yield path
 
 
+def _numbers(name: str) -> list[re.Match[str]]:
+    return list(re.finditer("[0-9]{1,12}", os.path.splitext(name)[0]))
+
+
+def _last_number(name: str) -> int | None:
+    numbers = _numbers(name)
+    return int(numbers[-1][0]) if numbers else None
+
+
 def _pattern(name: str) -> str | None:
     """Return a name with its last number taken for the step."""
-    numbers = list(re.finditer("[0-9]{1,12}", os.path.splitext(name)[0]))
+    numbers = _numbers(name)
     if not numbers:
         return None
     start, end = numbers[-1].span()
