@@ -20,7 +20,7 @@ from resumekit.basics.files import temp_path
 from resumekit.basics.paths import RunPaths
 from resumekit.proving import manifest
 from resumekit.run_folder.runs import Run
-from resumekit.supervision import best_artifacts, extraction
+from resumekit.supervision import artifact_folder, best_artifacts, extraction
 from resumekit.trainer import saving
 from test_sidecar import sidecar_of
 
@@ -125,6 +125,15 @@ def test_the_log_is_100_lines_before_and_as_many_behind_once_they_are_there(tmp_
     successor.finish()  # another sidecar goes on with it, and makes nothing again
     lines = log.read_text().splitlines()
     assert len(lines) == 200 and lines[-2:] == ["9a537e838eda later 98", "9a537e838eda later 99"]
+
+
+def test_a_log_that_is_a_link_is_not_copied(tmp_path: Path) -> None:
+    """A link that a member of the group has put there leads to a file that the run's owner alone may read."""
+    (tmp_path / "private").write_text("secret\n" * 9)
+    (tmp_path / "train.log").symlink_to("private")
+    assert artifact_folder.anchor(tmp_path / "train.log", 1) == 0
+    artifact_folder.write_log(tmp_path / "log.txt", tmp_path / "train.log", 20)
+    assert not (tmp_path / "log.txt").exists()
 
 
 def test_a_sidecar_that_comes_later_does_not_make_it_again_and_catches_up_on_the_newest(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from resumekit.planning.request import parse
 from resumekit.proving import archive, grades
 from resumekit.recovery import recovering
 from resumekit.recovery.command import environment_of_callers_run
-from resumekit.run_folder import live_marker, seals, trust
+from resumekit.run_folder import live_marker, seals, status, trust
 from resumekit.run_folder.runs import Run, open_run
 from resumekit.run_folder.trust import Standing
 from test_recovery import configure, watch_as_cron
@@ -159,6 +159,39 @@ def test_a_link_to_a_run_is_no_run_to_take_up(state: Path, tmp_path: Path) -> No
     (tmp_path / "runs" / run.name).symlink_to(run)
     found = trust.examine(tmp_path / "runs" / run.name)
     assert found.standing == trust.Standing(trust.OTHERS, "it is a link")
+
+
+@as_root
+@pytest.mark.parametrize("name", ["x/.bashrc", "x/status.json", "status.txt", ".status.json", "x/.json"])
+def test_a_record_does_not_say_that_a_status_is_written_over_another_file(
+    state: Path, tmp_path: Path, name: str
+) -> None:
+    """`paths.status` of a run.json that a member of the group has edited, below a link that they have put there."""
+    run = made(tmp_path / "runs")
+    (tmp_path / "home").mkdir()
+    record = json.loads((run / "run.json").read_text())
+    names = {"checkpoints": "checkpoints", "logs": "logs", "status": name}
+    (run / "run.json").write_text(json.dumps({**record, "paths": names}))
+    (run / "x").symlink_to(tmp_path / "home")
+    os.lchown(run / "x", ANOTHER, ANOTHER)
+    found = open_run(run)
+    assert found.paths.status == run / "status.json"
+    assert found.is_ours != name.startswith("x/status")  # a name that could stand is no use below such a link
+    status.renew(found)
+    assert not list((tmp_path / "home").iterdir())
+
+
+@as_root
+@pytest.mark.parametrize("folder", ["logs", "checkpoints"])
+def test_a_run_in_which_another_user_has_put_a_link_for_a_folder_is_none_of_ours(
+    state: Path, tmp_path: Path, folder: str
+) -> None:
+    run = made(tmp_path / "runs")
+    (run / folder).symlink_to(tmp_path)
+    assert open_run(run).is_ours, "the caller's own link, to a disk with room, is followed"
+    os.lchown(run / folder, ANOTHER, ANOTHER)
+    assert not open_run(run).is_ours
+    assert trust.standing(open_run(run)) == (trust.OTHERS, f"its '{folder}' is a link of another user's")
 
 
 def test_a_seal_that_cannot_be_written_is_said(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

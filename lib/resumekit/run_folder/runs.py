@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,17 @@ class Run:
         paths: where its files lie.
         record: run.json, or {} in a folder that the kit did not make (or that was left before it was written).
         other_id: the run that its run.json says it is, where that is not the folder's name: a copy, or renamed.
+        foreign_link: a link in the place of one of its folders, which another user has put there; such a run counts as
+            none of the kit's, since what is written into it would land elsewhere.
     """
 
-    def __init__(self, paths: RunPaths, record: dict[str, Any], other_id: str | None = None) -> None:
+    def __init__(
+        self, paths: RunPaths, record: dict[str, Any], other_id: str | None = None, foreign_link: str | None = None
+    ) -> None:
         self.paths = paths
         self.record = record
         self.other_id = other_id
+        self.foreign_link = foreign_link
 
     @property
     def run_id(self) -> str:
@@ -191,8 +197,11 @@ def run_of(run_dir: Path, record: Any) -> Run:
     folders = record.get("paths")
     if isinstance(folders, dict):
         names = [folders.get(key) for key in ("checkpoints", "logs", "status")]
-        if all(isinstance(name, str) and _is_inside(name) for name in names):
+        if all(isinstance(name, str) and _is_inside(name) for name in names) and _is_view(names[2]):
             paths = RunPaths(run_dir, *names)
+    for folder in (paths.checkpoints, paths.logs, paths.status.parent):
+        if (link := _link_of_another(run_dir, folder)) is not None:
+            return Run(RunPaths(run_dir), {}, foreign_link=link)
     return Run(paths, record)
 
 
@@ -301,6 +310,23 @@ def _other_id(record: Any) -> str | None:
 
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
+
+
+def _is_view(name: str) -> bool:
+    """Whether a file may be written as a run's status: no hidden file, and none of a kind that anything executes."""
+    last = name.rpartition("/")[2]
+    return last.endswith(".json") and not last.startswith(".")
+
+
+def _link_of_another(run_dir: Path, folder: Path) -> str | None:
+    """Return the path, relative to the run, of a link of another user's that leads to one of its folders, if any."""
+    while len(folder.parts) > len(run_dir.parts):
+        with contextlib.suppress(OSError):
+            found = os.lstat(folder)
+            if stat.S_ISLNK(found.st_mode) and found.st_uid != os.geteuid():
+                return os.path.relpath(folder, run_dir)
+        folder = folder.parent
+    return None
 
 
 def _is_inside(name: str) -> bool:

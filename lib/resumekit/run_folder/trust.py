@@ -72,7 +72,7 @@ def standing(run: Run) -> Standing:
     fit the seal are the caller's own, wherever they lie.
     """
     if not run.is_ours:
-        return Standing(OTHERS, "it was not made by this kit")
+        return Standing(OTHERS, _no_record(run) or "it was not made by this kit")
     try:
         folder = _read(run.paths, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
@@ -128,12 +128,16 @@ def _of(run: Run, folder: _Folder, seal: Seal | None) -> Standing:
     if seal is not None and reason is None:
         return Standing(SEALED)
     if not run.is_ours:
-        return Standing(OTHERS, "it has no run.json of this kit")
+        return Standing(OTHERS, _no_record(run) or "it has no run.json of this kit")
     if (foreign := _foreign(folder)) is not None:
         return Standing(OTHERS, foreign)
     if reason is None:
         reason = _not_safe(folder) or _not_recorded(run, folder) or _newer_than_seals(folder)
     return Standing(OTHERS, reason) if reason else Standing(OWN)
+
+
+def _no_record(run: Run) -> str | None:
+    return f"its '{run.foreign_link}' is a link of another user's" if run.foreign_link else None
 
 
 def _not_sealed(run: Run, folder: _Folder, seal: Seal) -> str | None:

@@ -8,13 +8,14 @@ Try it: `python -m json.tool runs/<run_id>/artifacts/best@400/lineage.json`
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import stat
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..basics.files import TEMP_MARK, UnreadableFile, fsync_directory, read_json, temp_path, write_atomic
+from ..basics.files import TEMP_MARK, UnreadableFile, fsync_directory, open_regular, read_json, temp_path, write_atomic
 
 WEIGHTS, STATUS, LINEAGE, LOG = "weights.pt", "status.json", "lineage.json", "log.txt"
 CONFIG_YAML, CONFIG_JSON = "config.yaml", "config.json"
@@ -114,7 +115,7 @@ def remove(path: Path) -> None:
 def anchor(train_log: Path, step: int) -> int:
     """Return the byte in train.log behind the line that says that `step` was saved; its end where none says so."""
     try:
-        size = os.stat(train_log).st_size
+        size = os.lstat(train_log).st_size
         start, data = _part(train_log, max(0, size - WINDOW_BYTES), size)
     except OSError:
         return 0
@@ -142,7 +143,12 @@ def write_log(path: Path, train_log: Path, offset: int) -> bool:
 
 
 def _part(path: Path, start: int, end: int) -> tuple[int, bytes]:
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+    """Return (start, the bytes from there to `end`); OSError where it is no file, or a link: that may lead anywhere."""
+    try:
+        descriptor = open_regular(path, follow_links=False)
+    except UnreadableFile as error:
+        raise OSError(errno.EINVAL, str(error), os.fspath(path)) from error
+    with open(descriptor, "rb") as file:
         file.seek(start)
         return start, file.read(end - start)
 

@@ -7,6 +7,7 @@ Reads logs/output.log from where the last sidecar stood, writes logs/train.log, 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import time
@@ -154,7 +155,10 @@ class LogFollower:
                         self._unwritten = self._unwritten[count:]
                 finally:
                     os.close(descriptor)
-            except OSError:
+            except OSError as error:
+                if error.errno == errno.ELOOP:  # a link, put there by another user: the next look makes the file anew
+                    with contextlib.suppress(OSError):
+                        os.unlink(self._run.paths.train_log)
                 return False
         self._keep_account()
         return True
@@ -254,6 +258,6 @@ def _offsets(run: Run, saved: dict[str, Any]) -> tuple[int, int]:
     offset, written = saved.get("output_offset"), saved.get("train_log_bytes")
     with contextlib.suppress(OSError):
         is_known = type(offset) is int and type(written) is int and offset >= 0 and written >= 0
-        if is_known and os.stat(run.paths.train_log).st_size >= written:
+        if is_known and os.lstat(run.paths.train_log).st_size >= written:
             return offset, written
     return 0, 0
