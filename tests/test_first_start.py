@@ -7,6 +7,11 @@ from pathlib import Path
 import pytest
 
 from conftest import Kit, events, wait_until
+from resumekit.basics.paths import RunPaths
+from resumekit.recovery import first_start
+from resumekit.run_folder import last_error, run_end
+from resumekit.run_folder.runs import Run
+from terminal import Terminal
 from test_recovery import configure, live
 
 
@@ -19,15 +24,38 @@ def write_trainer(kit: Kit, code: str, **more: object) -> Path:
 
 def test_a_misspelt_option_ends_the_command_with_the_trainer_s_code_and_one_sentence(kit: Kit) -> None:
     configure(kit, notify={"command": ["tee", "-a", str(kit.folder / "told")]})
-    done = kit("run", "T-1", "--", "--learning_rat=1", code=2)
-    assert (
-        "is not tried again: the trainer does not take its arguments: toy_trainer.py: error: unrecogni" in done.stderr
-    )
+    terminal = Terminal(kit, "run", "T-1", "--", "--learning_rat=1")
+    assert terminal.wait() == 2
+    said = " ".join(terminal.shown.decode().split())
+    assert "is not tried again: the trainer does not take its arguments: toy_trainer.py: error: unrecogni" in said
     (run,) = kit.run_dirs()
     assert events(run, "recovery")[-1]["outcome"] == "needs_attention" and live(kit) == []
     assert not (kit.folder / "told").exists(), "the person has been told"
     assert kit.status(run)["state"] == "needs_attention"
     kit("run", "T-1")  # corrected: it begins, whatever became of the first one
+
+
+def test_away_from_a_terminal_the_person_is_told_in_the_other_way(kit: Kit) -> None:
+    """`nohup run.sh`, cron, a terminal that was closed: what is said there is read by no person."""
+    configure(kit, notify={"command": ["tee", "-a", str(kit.folder / "told")]})
+    assert "is not tried again" in kit("run", "T-1", "--", "--learning_rat=1", code=2).stderr
+    assert "does not take its arguments" in (kit.folder / "told").read_text()
+
+
+@pytest.mark.parametrize("how", ["saves", "takes long"])
+def test_a_run_whose_steps_no_pattern_reads_has_begun_once_it_saves_or_has_run_for_long(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """It prints epochs; what it dies of in its eighth may heal: a file of a network drive is not there."""
+    run = Run(RunPaths(kit.folder), {"checkpoint": None})
+    state = {"last_checkpoint_step": 7} if how == "saves" else {}
+    end = {"code": 1, "signal": None, "elapsed_s": 3.0 if how == "saves" else 36000.0}
+    monkeypatch.setattr(run_end, "read", lambda _run: end)
+    monkeypatch.setattr(last_error, "of", lambda _run, _code: last_error.LastError("shard_0123.tar", last_error.FILE))
+    assert first_start.cannot_heal(run, state) is None
+    assert first_start.cannot_heal(run, {}) is None or how == "saves"
+    end["elapsed_s"] = 3.0
+    assert first_start.cannot_heal(run, {}) == "a file is not there: shard_0123.tar"
 
 
 @pytest.mark.parametrize(

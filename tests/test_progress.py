@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from conftest import Kit, events, wait_until
 from resumekit.basics.paths import RunPaths
-from resumekit.run_folder import observer
+from resumekit.run_folder import observer, step_sight
 from resumekit.run_folder.observer import BEHIND_S, Observer
 from resumekit.run_folder.run_state import fold
 from resumekit.run_folder.runs import Run, RunTable, open_run
@@ -493,7 +493,7 @@ def test_what_is_known_of_a_resumed_run_s_steps_by_those_that_it_came_from(
     if has_stepped:
         told = {"event": "step", "run_id": "P", "mono_s": 1.0, "step": 5, "source": "log"}
         RunPaths(tmp_path / "P").journal.write_text(json.dumps(told) + "\n")
-    assert sighting._parent_stepped(open_run(tmp_path / "N"), RunTable(tmp_path)) is is_judged
+    assert step_sight.parent_stepped(open_run(tmp_path / "N"), RunTable(tmp_path)) is is_judged
 
 
 EPOCHS = """

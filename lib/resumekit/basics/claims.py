@@ -158,6 +158,7 @@ def claim_continuation(
         if sentence := held_by_other(run, has_started, is_taken_over=is_taken_over):
             raise Refused(sentence)
         path = run.continuation
+        _require_own_folder(path.parent)
         path.unlink(missing_ok=True)  # a dead claim, or one that cannot be read
         claim = {"run_id": child_run_id, "claimer": claimer.as_fields(), "at": utc_now()}
         _write_claim(path, {**claim, "taken_over": True} if is_taken_over else claim)
@@ -176,6 +177,7 @@ def still_continues(parent: RunPaths, child_run_id: str) -> bool:
 def release_continuation(run: RunPaths, child_run_id: str) -> None:
     """Take back a claim of ours for a child that could not be made."""
     with contextlib.suppress(OSError, Refused), locked(run.lock):
+        _require_own_folder(run.claims)
         if still_continues(run, child_run_id):
             run.continuation.unlink()
 
@@ -190,6 +192,7 @@ def pin_step(run: RunPaths, step: int, child_run_id: str) -> None:
 def release_pin(run: RunPaths, step: int, child_run_id: str) -> None:
     """Take back a pin of ours for a child that could not be made."""
     with contextlib.suppress(OSError):
+        _require_own_folder(run.claims)
         _pin(run, step, child_run_id).unlink()
 
 
@@ -197,12 +200,16 @@ def _pin(run: RunPaths, step: int, child_run_id: str) -> Path:
     return run.claims / f"pin_{step}_{child_run_id}.json"
 
 
+def _require_own_folder(claims: Path) -> None:
+    """Raise OSError where the folder of the claims is a link: another user's may lead to the claims of another run."""
+    if os.path.lexists(claims) and not stat.S_ISDIR(os.lstat(claims).st_mode):
+        raise NotADirectoryError(20, "Not a directory", str(claims))
+
+
 def _write_claim(path: Path, claim: dict[str, object]) -> None:
     with contextlib.suppress(FileExistsError):
         path.parent.mkdir(0o775)
-    if not stat.S_ISDIR(os.lstat(path.parent).st_mode):
-        # In a folder that came from somebody else it may be a link that leads anywhere.
-        raise NotADirectoryError(20, "Not a directory", str(path.parent))
+    _require_own_folder(path.parent)
     # Whole or not at all, and never over another: a claim of half a line would need a hand to clear it.
     temp = temp_path(path)
     try:

@@ -233,6 +233,11 @@ def _select_along(
     # need to find in a checkpoint, and how they load it, is their own business.
     with_kit = bool(trainer.get("loads_with_kit"))
     needs = frozenset({*WEIGHTS, "optimizer_state_dict"} if with_kit else ())
+    if (run := next((run for run, _ in history if run.foreign_link), None)) is not None and not asked.get("path"):
+        raise Refused(
+            f"'{run.run_id}' is not resumed from: its '{run.foreign_link}' is a link of another user's, which may lead "
+            "to files that are yours alone; resume.sh --checkpoint PATH goes on from a file, --fresh begins anew"
+        )
     folders = [_folder(run, limit) for run, limit in history]
     return select(folders, needs=needs, prove=is_dry_run or not with_kit, weights_only=with_kit, **asked)
 
@@ -255,7 +260,7 @@ def _on_another_branch(request: Request, table: RunTable, found: Found) -> Found
     """Look for an explicit step in every run of the experiment; take it if it is there once."""
     there: dict[str, tuple[Run, Selection]] = {}
     for run in table.of_experiment(found.head.experiment):
-        if run.copy_of is not None:
+        if run.copy_of is not None or run.foreign_link:
             continue
         selection = _select(request, run, [(run, None)])
         if selection.chosen is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 
-from ..run_folder import last_error, run_end, status
+from ..run_folder import last_error, run_end
 from ..run_folder.run_state import State
 from ..run_folder.runs import Run
 
@@ -23,7 +23,7 @@ _SCHEDULERS = (
     "COBALT_JOBID",
     "KUBERNETES_SERVICE_HOST",
 )
-# Where no step can be seen: what has run for longer than this may have made some.
+# What has run for longer than this may have made steps that no pattern reads.
 _BEGINNING_S = 120.0
 _ALWAYS = (last_error.ARGUMENTS, last_error.IMPORT, last_error.SYNTAX)
 _OPEN = (last_error.MAY_HEAL, last_error.UNKNOWN)
@@ -60,11 +60,11 @@ def _is_scheduled() -> bool:
 
 
 def _has_begun(run: Run, state: State, elapsed_s: object) -> bool:
-    step = state.get("step")
-    if step is not None and step > (run.parent_step or 0):
+    """Whether a start has got anywhere: a step was seen, or a checkpoint, or it ran long enough to have made some."""
+    begun_at = run.parent_step or 0
+    if any((state.get(key) or 0) > begun_at for key in ("step", "last_checkpoint_step")):
         return True
-    is_short = type(elapsed_s) in (int, float) and elapsed_s < _BEGINNING_S
-    return not status.shows_steps(run) and not is_short
+    return type(elapsed_s) not in (int, float) or elapsed_s >= _BEGINNING_S
 
 
 def _advice(run: Run, found: last_error.LastError) -> str:

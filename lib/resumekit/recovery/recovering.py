@@ -97,7 +97,8 @@ def recover(run_dir: Path, launcher_pid: int, *, is_attended: bool = False) -> O
             return NOTHING  # a person has stopped it meanwhile
         if is_attended and (reason := first_start.cannot_heal(run, state)):
             _say(f"'{run.run_id}' is not tried again: {reason}")
-            attention.call(run, found, reason, is_told=True)
+            # `nohup`, cron, a terminal that was closed: then no person reads what is said here.
+            attention.call(run, found, reason, is_told=os.isatty(2))
             return NOTHING
         outcome = _decide(examined, state, table, found, launcher_pid)
         if isinstance(outcome, str):

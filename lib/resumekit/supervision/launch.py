@@ -268,7 +268,7 @@ def _fill(
     if ready.dataset is not None:
         paths.dataset.symlink_to(ready.dataset)
     preflight.copy_checkpoint(choice, paths)
-    write_new(paths.output_log, b"")
+    write_new(paths.output_log, b"", mode=0o644)
     # From what was written, not from what lies there now: other users may be able to write into the folder.
     unsealed = seals.keep(paths, record, sealed, config.get(choice.config, "notify.command"))
     live_marker.make(paths.live_marker)

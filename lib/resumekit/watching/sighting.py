@@ -11,7 +11,7 @@ import os
 import re
 from typing import Any, NamedTuple
 
-from ..run_folder import last_error, log_patterns, log_tail, observer, pace, recovery, status, suspended
+from ..run_folder import last_error, log_patterns, log_tail, observer, pace, recovery, status, step_sight, suspended
 from ..run_folder.event_values import count
 from ..run_folder.run_state import State
 from ..run_folder.runs import Run, RunTable
@@ -62,7 +62,7 @@ def sight(run: Run, state: State, view: View, table: RunTable, limits: Limits) -
         free_inodes=free_inodes,
         behind="" if now_s is None else observer.behind(run, account, state, now_s),
         progress_s=_progress_s(run, state, table, account),
-        parent_stepped=not has_ended and not _has_stepped(state) and _parent_stepped(run, table),
+        parent_stepped=not has_ended and not step_sight.has_stepped(state) and step_sight.parent_stepped(run, table),
     )
 
 
@@ -78,29 +78,9 @@ def _progress_s(run: Run, state: State, table: RunTable, account: observer.Obser
     Where no pattern reads steps (there is none, or none that ever fitted), a text that changes has to do; where one
     does, a line of it that differs from the one before, unless the trainer tells its steps itself.
     """
-    text_s = None if account.text_s is None or _reads_steps(run, state, table) else account.text_s
+    text_s = None if account.text_s is None or step_sight.can_be_seen(run, state, table) else account.text_s
     line_s = None if state.get("tells_steps") else account.step_line_s
     return max((one for one in (account.saved_s, text_s, line_s) if one is not None), default=None)
-
-
-def _reads_steps(run: Run, state: State, table: RunTable) -> bool:
-    """Whether steps of this trainer can be seen: some of this run were, or of a run that it came from."""
-    return _has_stepped(state) or _parent_stepped(run, table)
-
-
-def _has_stepped(state: State) -> bool:
-    return bool(state.get("has_stepped") or state.get("tells_phases"))
-
-
-def _parent_stepped(run: Run, table: RunTable) -> bool:
-    """Whether steps were seen of a run that this one came from, by the patterns that this one has."""
-    patterns = run.setting("trainer", "log_patterns")
-    for ancestor, _ in table.history(run)[1 : 1 + MAX_ANCESTORS] if status.shows_steps(run) else ():
-        if ancestor.setting("trainer", "log_patterns") != patterns:
-            return False
-        if "has_stepped" in status.read_state(ancestor):
-            return True
-    return False
 
 
 def lineage_speed(run: Run, table: RunTable) -> float | None:
