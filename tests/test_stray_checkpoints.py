@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from conftest import Kit, events, wait_until
-from resumekit.basics.errors import NoStableCheckpoint
+from resumekit.basics.errors import NoStableCheckpoint, Refused
 from resumekit.basics.paths import RunPaths
+from resumekit.planning import choice
 from resumekit.recovery import replay
-from resumekit.run_folder import stray_checkpoints
+from resumekit.run_folder import status, stray_checkpoints
 from resumekit.run_folder.runs import Run
 from test_recovery import configure
 from toy_trainer import write_checkpoint
@@ -80,7 +81,7 @@ def test_a_person_does_not_begin_at_0_over_such_a_file_without_fresh(kit: Kit, n
 
 def test_what_trained_for_hours_without_a_checkpoint_is_a_person_s(tmp_path: Path) -> None:
     run = Run(RunPaths(tmp_path), {})
-    state = {"step": 900, "first_step_mono_s": 100.0, "step_mono_s": 100.0 + replay.MAX_LOST_S + 1}
+    state = {"step": 900, "first_step_mono_s": 100.0, "step_mono_s": 100.0 + stray_checkpoints.MAX_LOST_S + 1}
     with pytest.raises(NoStableCheckpoint, match=r"it has trained for .* h, to step 900"):
         replay._refuse_to_lose_steps(run, state)
     replay._refuse_to_lose_steps(run, {"step": 9, "first_step_mono_s": 100.0, "step_mono_s": 160.0})
@@ -127,3 +128,16 @@ def test_a_recovery_says_that_it_goes_on_from_an_older_step_than_there_is(kit: K
     _, err = launcher.communicate(timeout=60)
     assert b"'checkpoints/checkpoint-11' looks like a checkpoint" in err or b"part of a folder" in err, err.decode()
     assert b"the recovery goes on from the older step 8" in err
+
+
+def test_a_person_does_not_begin_at_0_over_hours_of_training_without_fresh(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trainer saves where its own config says, which the kit does not read."""
+    run = Run(RunPaths(tmp_path), {"created_at": "2026-01-01T00:00:00.000000Z"})
+    state = {"step": 900, "first_step_mono_s": 100.0, "step_mono_s": 100.0 + stray_checkpoints.MAX_LOST_S + 1}
+    monkeypatch.setattr(status, "read_state", lambda _run: state)
+    with pytest.raises(Refused, match=r"it has trained for 1.0 h, to step 900.*--fresh begins anew all the same"):
+        choice._refuse_to_lose_steps(run)
+    state["step_mono_s"] = 160.0
+    choice._refuse_to_lose_steps(run)

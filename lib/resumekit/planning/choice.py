@@ -205,9 +205,10 @@ def _refuse_to_lose_steps(head: Run) -> None:
     """Refuse to begin at step 0 over what looks like a checkpoint and fits no pattern."""
     from ..run_folder import stray_checkpoints
 
-    if stray := stray_checkpoints.newest(head):
+    stray = stray_checkpoints.newest(head)
+    if reason := stray.words if stray else stray_checkpoints.lost(head, status.read_state(head)):
         raise Refused(
-            f"'{head.run_id}' would be begun anew from step 0, but {stray.words}: "
+            f"'{head.run_id}' would be begun anew from step 0, but {reason}: "
             "--fresh begins anew all the same, resume.sh --checkpoint PATH goes on from a file that the trainer loads"
         )
 

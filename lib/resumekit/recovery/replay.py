@@ -22,9 +22,6 @@ from ..run_folder.runs import Run, RunTable
 from .incident import Incident
 from .suspicion import Suspect
 
-# What has trained for longer has saved somewhere, or should have: a person looks before it begins at 0.
-MAX_LOST_S = 3600.0
-
 
 class Begin(NamedTuple):
     """Where it begins.
@@ -96,13 +93,8 @@ def _refuse_to_lose_steps(run: Run, state: State) -> None:
     """Raise where beginning at 0 would throw away, or write over, what was trained."""
     if stray := stray_checkpoints.newest(run):
         raise NoStableCheckpoint(f"{stray.words}: a recovery would begin at step 0")
-    trained_s = state.get("step_mono_s", 0.0) - state.get("first_step_mono_s", 0.0)
-    if trained_s > MAX_LOST_S:
-        where = f"'{run.paths.checkpoints_name}' by checkpoint.pattern '{run.step_pattern}'"
-        raise NoStableCheckpoint(
-            f"it has trained for {trained_s / 3600:.1f} h, to step {state['step']}, and no checkpoint of it is found "
-            f"in {where}: a recovery would begin at step 0"
-        )
+    if lost := stray_checkpoints.lost(run, state):
+        raise NoStableCheckpoint(f"{lost}: a recovery would begin at step 0")
 
 
 def _not_left_out(data_steps: int, eval_step: int | None, why: str) -> Iterator[str]:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from ..basics.paths import step_of_name
 from .event_values import seconds_of
+from .run_state import State
 from .runs import Run
 
 _SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".bin", ".tar", ".pkl", ".npz", ".msgpack",
@@ -27,6 +28,8 @@ MAX_ENTRIES = 5000
 MAX_DEPTH = 4
 # Clocks of a network drive and of its host may differ by so much.
 CLOCK_SLACK_S = 5.0
+# What has trained for longer has saved somewhere, or should have: a person looks before it begins at 0.
+MAX_LOST_S = 3600.0
 
 
 class Stray(NamedTuple):
@@ -77,6 +80,18 @@ def newest(run: Run) -> Stray | None:
     if _STEP_FOLDER.fullmatch(folder):
         return Stray(path, _pattern(folder), is_folder=True)
     return Stray(path, _pattern(os.path.basename(path)))
+
+
+def lost(run: Run, state: State) -> str | None:
+    """Return what would be lost by beginning anew where a run has trained for long and no checkpoint of it is found."""
+    trained_s = state.get("step_mono_s", 0.0) - state.get("first_step_mono_s", 0.0)
+    if trained_s <= MAX_LOST_S:
+        return None
+    where = f"'{run.paths.checkpoints_name}' by checkpoint.pattern '{run.step_pattern}'"
+    return (
+        f"it has trained for {trained_s / 3600:.1f} h, to step {state['step']}, and no checkpoint of it is found in "
+        f"{where}"
+    )
 
 
 def newer(run: Run, step: int, chosen: os.PathLike[str]) -> Stray | None:
