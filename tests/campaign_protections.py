@@ -635,8 +635,8 @@ PATCHES = (
         '    kit_job_runs "$1" && continue\n',
         "",
         (
-            LAUNCHER + "test_a_child_that_ends_while_a_trap_runs_keeps_its_code",
-            LAUNCHER + "test_term_once_and_twice_to_the_launcher",
+            "tests/test_stopping.py::"
+            "test_through_three_signals_the_trainers_end_is_waited_for_and_its_code_is_the_launchers",
         ),
     ),
     Patch(
