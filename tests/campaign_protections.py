@@ -978,7 +978,7 @@ PATCHES = (
         "resumekit/supervision/survivors.py",
         "process_details.is_shell(pid) or ",
         "",
-        ("tests/test_wrapped.py::test_a_stop_reaches_what_a_wrapper_wraps_once_and_its_end_is_waited_for[plain-INT]",),
+        ("tests/test_wrapped.py::test_int_ends_a_shell_at_once_and_what_it_waited_for_is_told",),
     ),
     Patch(
         "a signal to the whole job is not sent again",
