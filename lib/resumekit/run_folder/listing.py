@@ -53,13 +53,13 @@ def as_json(rows: list[Row]) -> str:
 
 
 def as_text(table: RunTable, rows: list[Row]) -> str:
-    """Return the tree with one line per run; control characters cannot come in, run ids have none."""
+    """Return the tree with one printable line per run."""
     if not rows:
         return "no runs"
     shown = {run.run_id for run, _ in rows}
     branches = _branches([_depth(table, run, shown) for run, _ in rows])
     lines = [(drawn + run.run_id, *cells(run, seen)) for drawn, (run, seen) in zip(branches, rows, strict=True)]
-    return "\n".join(in_columns(lines))
+    return "\n".join(map(plain, in_columns(lines)))
 
 
 def _branches(depths: Sequence[int]) -> list[str]:

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import os
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from ..basics import claims, processes
 from ..basics.errors import Busy, KitError, Refused
 from ..basics.files import fsync_directory, fsync_file, to_json, utc_now, write_atomic, write_new
 from ..basics.paths import RunPaths
+from ..basics.terminal import say
 from ..configuration import config
 from ..planning import command, preflight
 from ..planning.choice import CONTINUE, FRESH, Choice, refuse_continued
@@ -334,5 +334,4 @@ def _remove_entry(path: str) -> None:
 
 
 def _say(sentence: str) -> None:
-    with contextlib.suppress(OSError):
-        print(f"resumekit: {sentence}", file=sys.stderr, flush=True)
+    say("resumekit", sentence)
