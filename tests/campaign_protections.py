@@ -1041,7 +1041,14 @@ PATCHES = (
         "resumekit/basics/terminal.py",
         "    return text if text.isprintable() else",
         "    return text if True else",
-        ("tests/test_shown_text.py",),
+        ("tests/test_shown_text.py::test_a_canary_in_the_names_of_files_is_shown_as_text",),
+    ),
+    Patch(
+        "another user's journal is read up to a bound",
+        "resumekit/basics/journal.py",
+        "            if give_up is not None and offset > give_up:\n",
+        "            if False:\n",
+        ("tests/test_journal.py::test_of_another_users_journal_no_more_than_a_bound_is_read_at_once",),
     ),
     Patch(
         "what the launcher says is printable",

@@ -129,8 +129,8 @@ def test_a_canary_in_each_text_of_a_record_is_shown_as_text(kit: Kit, runs: list
 @pytest.mark.parametrize("event", TOLD, ids=lambda event: event["event"])
 def test_a_canary_in_an_event_is_shown_as_text(kit: Kit, runs: list[Path], event: dict[str, Any]) -> None:
     for run in runs:
-        for saved in ("sidecar.json", "status.json"):
-            run.joinpath(saved).unlink(missing_ok=True)
+        for saved in (RunPaths(run).sidecar_state, RunPaths(run).status):
+            saved.unlink(missing_ok=True)
         with run.joinpath("logs/output.log").open("a") as log:
             log.write(f"RuntimeError: {CANARY}\n")
         journal.append(
