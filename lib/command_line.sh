@@ -12,8 +12,28 @@ KIT_ROOT="${KIT_LIB%/*}"
 readonly KIT_USAGE=2 KIT_TOOL_MISSING=127
 
 kit_say() { # <text>
+  local words
+  kit_plain words "$1"
   # A reader that has gone away ends nothing.
-  printf '%s: %s\n' "$KIT_PROG" "$1" >&2 || true
+  printf '%s: %s\n' "$KIT_PROG" "$words" >&2 || true
+}
+
+kit_plain() { # <output-variable> <text>: on one line, what a terminal obeys as a visible escape (basics/terminal.py)
+  # Bytes, whatever the locale takes for a character.
+  local LC_ALL=C text="$2" code char escape
+  if [[ $text == *[![:print:]]* ]]; then
+    for code in {1..31} 127; do
+      printf -v escape '\\x%02x' "$code"
+      printf -v char '%b' "$escape"
+      text="${text//"$char"/"$escape"}"
+    done
+    # In UTF-8: U+0080 to U+009F, then what is invisible or changes the direction of writing.
+    text="${text//$'\xc2'[$'\x80'-$'\x9f']/?}"
+    text="${text//$'\xd8\x9c'/?}"
+    text="${text//$'\xe2\x80'[$'\x8b'-$'\x8f'$'\xa8'-$'\xae']/?}"
+    text="${text//$'\xe2\x81'[$'\xa0'-$'\xaf']/?}"
+  fi
+  printf -v "$1" '%s' "$text"
 }
 
 die() { # <exit-code> <text>

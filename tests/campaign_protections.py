@@ -8,7 +8,9 @@ Try it: `python tests/campaign_protections.py --only claim`
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -19,6 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from conftest import marked_pids
+
 ROOT = Path(__file__).resolve().parent.parent
 LEFT_OUT = shutil.ignore_patterns(
     ".venv", ".git", "runs", "runs-*", "__pycache__", "results", ".scratch", ".hypothesis"
@@ -26,6 +30,8 @@ LEFT_OUT = shutil.ignore_patterns(
 LIMIT_S = 400.0
 BEFORE_S = 1800.0
 CLEANING_S = 20.0
+# What the tests start inherits it: of the kit's own names they are rid.
+MARK = "PROTECTIONS_MARK"
 
 
 class Patch(NamedTuple):
@@ -629,8 +635,8 @@ PATCHES = (
         '    kit_job_runs "$1" && continue\n',
         "",
         (
-            LAUNCHER + "test_a_child_that_ends_while_a_trap_runs_keeps_its_code",
-            LAUNCHER + "test_term_once_and_twice_to_the_launcher",
+            "tests/test_stopping.py::"
+            "test_through_three_signals_the_trainers_end_is_waited_for_and_its_code_is_the_launchers",
         ),
     ),
     Patch(
@@ -972,7 +978,7 @@ PATCHES = (
         "resumekit/supervision/survivors.py",
         "process_details.is_shell(pid) or ",
         "",
-        ("tests/test_wrapped.py::test_a_stop_reaches_what_a_wrapper_wraps_once_and_its_end_is_waited_for[plain-INT]",),
+        ("tests/test_wrapped.py::test_int_ends_a_shell_at_once_and_what_it_waited_for_is_told",),
     ),
     Patch(
         "a signal to the whole job is not sent again",
@@ -1030,6 +1036,27 @@ PATCHES = (
         "        if not is_concluded and not self._try_to_conclude(end, CATCH_UP_S):\n",
         ("tests/test_full_disk.py::test_a_command_on_a_full_disk_returns_and_its_reader_too",),
     ),
+    Patch(
+        "what is shown is printable",
+        "resumekit/basics/terminal.py",
+        "    return text if text.isprintable() else",
+        "    return text if True else",
+        ("tests/test_shown_text.py::test_a_canary_in_the_names_of_files_is_shown_as_text",),
+    ),
+    Patch(
+        "another user's journal is read up to a bound",
+        "resumekit/basics/journal.py",
+        "            if give_up is not None and offset > give_up:\n",
+        "            if False:\n",
+        ("tests/test_journal.py::test_of_another_users_journal_no_more_than_a_bound_is_read_at_once",),
+    ),
+    Patch(
+        "what the launcher says is printable",
+        "command_line.sh",
+        "  if [[ $text == *[![:print:]]* ]]; then\n",
+        "  if false; then\n",
+        ("tests/test_shown_text.py::test_what_the_launcher_itself_says_is_one_printable_line",),
+    ),
 )
 
 
@@ -1039,14 +1066,15 @@ def main() -> int:
     parser.add_argument(
         "--only", nargs="+", default=[""], metavar="WORD", help="only patches whose name has one of these"
     )
+    parser.add_argument("--from", type=int, default=1, dest="first", metavar="N", help="only from the Nth patch on")
     parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args()
-    chosen = [patch for patch in PATCHES if any(word in patch.name for word in args.only)]
+    chosen = [patch for patch in PATCHES[args.first - 1 :] if any(word in patch.name for word in args.only)]
     began = time.monotonic()
     red = red_anyway(chosen, args.jobs)
     print(f"{len(red)} tests are red without any patch, {time.monotonic() - began:.0f} s", *red, sep="\n  ", flush=True)
     with ThreadPoolExecutor(args.jobs) as pool:
-        seen = list(pool.map(lambda patch: _is_seen(patch, red), chosen))
+        seen = list(pool.map(lambda patch: is_seen(patch, red), chosen))
     print(f"{sum(seen)}/{len(seen)} protections are missed when they are gone, {time.monotonic() - began:.0f} s")
     return 0 if all(seen) and not red else 1
 
@@ -1061,7 +1089,7 @@ def red_anyway(patches: list[Patch], jobs: int) -> list[str]:
     return failed
 
 
-def _is_seen(patch: Patch, red: list[str]) -> bool:
+def is_seen(patch: Patch, red: list[str]) -> bool:
     """Whether the tests of a protection, but those that are red anyway, fail without it."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="protection-") as place:
@@ -1074,12 +1102,13 @@ def _is_seen(patch: Patch, red: list[str]) -> bool:
         file.write_text(text.replace(patch.old, patch.new), encoding="utf-8")
         left_out = [f"--deselect={test}" for test in red]
         code, failed = run_tests(tree, ["-x", *left_out, *patch.tests], LIMIT_S)
-    # Code 1: a test failed. Anything else (nothing collected, an error of pytest) shows nothing.
+    # A test failed, or did not end any more. Anything else (nothing collected, an error of pytest) shows nothing.
+    has_failed = code in (1, None)
     print(
-        f"{'ok' if code == 1 else 'NO'} {patch.name} ({time.monotonic() - began:.0f} s) {''.join(failed[:1])}",
+        f"{'ok' if has_failed else 'NO'} {patch.name} ({time.monotonic() - began:.0f} s) {''.join(failed[:1])}",
         flush=True,
     )
-    return code == 1
+    return has_failed
 
 
 def _copy(place: str) -> Path:
@@ -1103,23 +1132,47 @@ def run_tests(tree: Path, args: list[str], limit_s: float) -> tuple[int | None, 
         "not campaign",
         *args,
     ]
-    process = subprocess.Popen(
-        command, cwd=tree, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}, stdout=subprocess.PIPE, text=True,
-        stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
-    try:
-        out, _ = process.communicate(timeout=limit_s)
-    except subprocess.TimeoutExpired:
-        # What a test has started is in sessions of its own: its fixtures end it.
-        process.send_signal(signal.SIGINT)
+    mark = secrets.token_hex(8)
+    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", MARK: mark}
+    # A file, not a pipe: what a test has left running would hold a pipe open.
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            command, cwd=tree, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
         try:
-            process.communicate(timeout=CLEANING_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+            has_ended = _ends(process, limit_s)
+        finally:
+            _end_marked(f"{MARK}={mark}")
+            process.wait()
+        output.seek(0)
+        lines = output.read().decode("utf-8", "replace").splitlines()
+    if not has_ended:
         return None, ["did not end"]
-    lines = [line for line in out.splitlines() if line.startswith(("FAILED ", "ERROR "))]
-    return process.returncode, [line.split(" ", 1)[1].split(" - ")[0] for line in lines]
+    failed = [line for line in lines if line.startswith(("FAILED ", "ERROR "))]
+    return process.returncode, [line.split(" ", 1)[1].split(" - ")[0] for line in failed]
+
+
+def _ends(process: subprocess.Popen, limit_s: float) -> bool:
+    """Whether pytest ends within a limit; behind it the fixtures have CLEANING_S to end what their tests started."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(limit_s)
+        return True
+    process.send_signal(signal.SIGINT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(CLEANING_S)
+    return False
+
+
+def _end_marked(entry: str) -> None:
+    """KILL every process that carries this entry in its environment, whatever session it is in."""
+    for _ in range(100):
+        pids = list(marked_pids(entry))
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if not pids:
+            return
+        time.sleep(0.02)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import LIB
+from conftest import LIB, Kit
 from resumekit.basics import journal
+from resumekit.basics.paths import RunPaths
+from resumekit.run_folder import listing
+from resumekit.run_folder.runs import RunTable, open_run
 
 WRITER = """
 import sys; sys.path.append(sys.argv[1])
 from pathlib import Path
 from resumekit.basics import journal
+from resumekit.basics.paths import RunPaths
 for i in range(400):
     journal.append(Path(sys.argv[2]), "step", "r", step=i, writer=int(sys.argv[3]), text="x" * 3000)
 """
@@ -141,3 +145,28 @@ def test_the_newest_event_of_a_kind_is_found_at_the_end(tmp_path: Path) -> None:
     found = journal.newest(path, "abort")
     assert found is not None and found["number"] == 2
     assert journal.newest(path, "recovery") is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a file to another user")
+def test_of_another_users_journal_no_more_than_a_bound_is_read_at_once(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be read whole is no run without a trainer: its state is unknown, and it is said why."""
+    kit("run", "T-1")
+    (run,) = kit.run_dirs()
+    path = run / "journal.jsonl"
+    RunPaths(run).sidecar_state.unlink()
+    behind = path.stat().st_size
+    with path.open("ab") as file:
+        file.write(b"\n" * 20_000)
+    monkeypatch.setattr(journal, "MAX_FOREIGN_BYTES", 10_000)
+    found = open_run(run)
+    assert listing.state_of(found)["state"] == "finished", "one's own is read whole"
+    os.chown(path, 65534, 65534)
+    with pytest.raises(OSError, match="of another user's journal are not read"):
+        read(path)
+    assert len(read(path, behind + 15_000)) == 0, "what was read before does not count"
+    assert next(journal.read(path))[0]["event"], "nor what is not asked for"
+    seen = listing.state_of(found)
+    assert seen["state"] == "unknown" and "of another user's journal are not read" in seen["last_warning"]
+    assert "of another user's journal are not read" in listing.as_text(RunTable(kit.runs), [(found, seen)])

@@ -37,7 +37,7 @@ def owner(path: Path) -> int:
 
 
 def test_a_day_in_a_lab(lab: Lab) -> None:
-    """Start, go on from each other's run, look at all of them, be looked after by one's own watcher."""
+    """Start, go on from each other's run and stop it, look at all of them, be looked after by one's own watcher."""
     alice, bob = lab
     configure(alice)
     alice("run", "T-1", code=137, env=KILLED)
@@ -56,7 +56,38 @@ def test_a_day_in_a_lab(lab: Lab) -> None:
         listed = member("runs").stdout
         assert all(run.name in listed for run in member.run_dirs())
         assert "Traceback" not in member("abort-watch").stderr
-    # (A stop that is asked for through the folder, which the run's own launcher obeys, has its place here.)
+    configure(alice, "--delay", "0.02", recover={"enabled": True, "backoff_s": 1})
+    for runner, asker in (lab, (bob, alice)):
+        assert_stopped_by_request(runner, asker)
+    hers, his = alice.run_dirs()[-2:]
+    assert record(his)["parent_run_id"] == hers.name and record(his)["relation"] == "continue"
+    plant(bob, hers)
+    plant(alice, his)
+    for member in lab:
+        assert "Traceback" not in member("abort-watch").stderr
+        assert "Traceback" not in member("runs", "--json").stderr
+    assert alice.run_dirs()[-1] == his, "what was stopped is not taken up"
+    assert not list(alice.runs.glob("program*.log")), "and nothing that the other one wrote is executed"
+
+
+def assert_stopped_by_request(runner: Member, asker: Member) -> None:
+    """One member's live run, detached, is stopped by the other one through its folder, and saves its last step."""
+    before = len(runner.run_dirs())
+    runner("run", "T-2", "--detach", "--set", "training.max_steps=99999")
+    run = runner.started(before + 1)
+    wait_until(lambda: events(run, "step"), "a step")
+    launched = events(run, "launched")[0]
+    for role in ("trainer", "shim", "launcher"):
+        assert owner(Path("/proc", str(launched[role]["pid"]))) == owner(run) == runner.uid
+    said = asker("abort-watch", "--stop", "T-2").stderr
+    assert "its own launcher is asked to stop it" in said and "is stopping it" in said, said
+    wait_until(lambda: (run / "status.json").exists() and runner.status(run)["state"] == "stopped", "it is stopped")
+    assert owner(run / "stop_request.json") == asker.uid
+    (stopped,) = events(run, "stopped")
+    assert (stopped["by"], stopped["now"]) == ("TERM", False) and str(asker.uid) in stopped["asked_by"]
+    steps = [line.split()[1] for line in (run / "logs/output.log").read_text().splitlines() if line.startswith("step ")]
+    assert (run / "checkpoints" / f"hrm_arc_step_{steps[-1]}.pt").exists()
+    assert owner(run / "exit.json") == runner.uid
 
 
 def test_each_watcher_takes_up_its_own_users_run_though_the_group_may_write_to_it(lab: Lab) -> None:
@@ -77,7 +108,31 @@ def test_each_watcher_takes_up_its_own_users_run_though_the_group_may_write_to_i
     wait_until(lambda: events(child, "step"), "it trains")
 
 
-HOSTILE = ("command", "python", "describe_args", "notify", "settings")
+EDIT = """
+import json, pathlib, sys
+run, program = map(pathlib.Path, sys.argv[1:])
+program.write_text('#!/bin/sh\\necho ran >>"$0.log"\\n')
+program.chmod(0o775)
+file = run / "resolved_config.json"
+config = json.loads(file.read_text())
+config["trainer"].update(command=[str(program)], python=str(program), describe_args=["x"])
+config["notify"] = {"command": [str(program)]}
+config["resume"]["weights"] = "partial"
+file.write_text(json.dumps(config))
+file = run / "run.json"
+own = json.loads(file.read_text())
+del own["resolved_sha256"]
+own["environment"]["values"]["PATH"] = str(program.parent)
+file.write_text(json.dumps(own))
+"""
+
+
+def plant(member: Member, run: Path) -> Path:
+    """Let a member write a program of their own into the records of another one's run; returns the program."""
+    program = member.runs / f"program-{member.uid}"
+    done = member.do(member.env["PYTHON"], "-c", EDIT, str(run), str(program))
+    assert done.returncode == 0, done.stderr
+    return program
 
 
 def test_what_a_member_of_the_group_writes_into_a_run_is_not_executed_for_its_owner(lab: Lab) -> None:
@@ -90,20 +145,7 @@ def test_what_a_member_of_the_group_writes_into_a_run_is_not_executed_for_its_ow
     run = alice.started()
     wait_until(lambda: list(run.glob("checkpoints/*.pt.json")), "a checkpoint that is witnessed")
     kill_all_of(run)
-    program = bob.runs / "program"
-    edit = (
-        "import json, sys, pathlib; run, program = map(pathlib.Path, sys.argv[1:]);"
-        "program.write_text('#!/bin/sh\\necho ran >>\"$0.log\"\\n'); program.chmod(0o775);"
-        "file = run / 'resolved_config.json'; config = json.loads(file.read_text());"
-        "config['trainer'].update(command=[str(program)], python=str(program), describe_args=['x']);"
-        "config['notify'] = {'command': [str(program)]};"
-        "config['resume']['weights'] = 'partial';"
-        "file.write_text(json.dumps(config));"
-        "file = run / 'run.json'; own = json.loads(file.read_text()); del own['resolved_sha256'];"
-        "own['environment']['values']['PATH'] = str(program.parent); file.write_text(json.dumps(own))"
-    )
-    done = bob.do(bob.env["PYTHON"], "-c", edit, str(run), str(program))
-    assert done.returncode == 0, done.stderr
+    program = plant(bob, run)
     assert owner(run / "resolved_config.json") == owner(run / "run.json") == alice.uid
     alice("abort-watch", code=None)
     (event,) = wait_until(lambda: events(run, "recovery"), "it needs attention")

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+import campaign_protections
 from campaign_protections import PATCHES, ROOT, Patch, run_tests
+from conftest import marked_pids
 
 
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.name)
@@ -48,8 +50,41 @@ def test_it(started):
 """
 
 
-def test_tests_that_do_not_end_are_ended_and_show_nothing(tmp_path: Path) -> None:
+def test_tests_that_do_not_end_are_ended(tmp_path: Path) -> None:
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     (tmp_path / "test_one.py").write_text(ENDLESS)
     assert run_tests(tmp_path, ["test_one.py"], 2) == (None, ["did not end"])
     assert (tmp_path / "cleaned").exists(), "what the test has started is ended by its fixtures"
+
+
+DEAF = """
+import signal, subprocess, time
+
+def test_it():
+    subprocess.Popen(["sleep", "300"], start_new_session=True)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    time.sleep(300)
+"""
+
+
+def test_tests_that_do_not_hear_and_what_they_have_started_are_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(campaign_protections, "CLEANING_S", 0.5)
+    monkeypatch.setattr(campaign_protections.secrets, "token_hex", lambda _: tmp_path.name)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    (tmp_path / "test_one.py").write_text(DEAF)
+    assert run_tests(tmp_path, ["test_one.py"], 2) == (None, ["did not end"])
+    assert not list(marked_pids(f"{campaign_protections.MARK}={tmp_path.name}"))
+
+
+@pytest.mark.parametrize(("code", "is_seen"), [(1, True), (None, True), (0, False), (5, False)])
+def test_a_protection_is_missed_where_a_test_fails_or_does_not_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int | None, is_seen: bool
+) -> None:
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib/module.py").write_text("guard()\n")
+    monkeypatch.setattr(campaign_protections, "ROOT", tmp_path)
+    monkeypatch.setattr(campaign_protections, "run_tests", lambda *_: (code, []))
+    patch = Patch("guard", "module.py", "guard()", "pass", ("tests/test_module.py",))
+    assert campaign_protections.is_seen(patch, []) is is_seen

@@ -54,6 +54,36 @@ def test_a_trainer_that_is_stopped_saves_and_ends(kit: Kit, name: str) -> None:
     assert list((run / "checkpoints").glob("*.pt"))
 
 
+TAKES_ITS_TIME = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: None)
+print("step 1", flush=True)
+while not os.path.exists(sys.argv[1]):
+    time.sleep(0.02)
+sys.exit(5)
+"""
+
+
+def test_through_three_signals_the_trainers_end_is_waited_for_and_its_code_is_the_launchers(kit: Kit) -> None:
+    """Each one ends one `wait` of Bash: the third comes when the launcher has gone on from two of them."""
+    script, go, said = (kit.folder / name for name in ("trainer.py", "go", "said"))
+    script.write_text(TAKES_ITS_TIME)
+    kit.config(trainer={"command": ["{python}", str(script), str(go)], "resume_args": []}, abort={"grace_s": 60})
+    with said.open("wb") as stderr:
+        process = kit.popen("run", "T-1", stdout=subprocess.DEVNULL, stderr=stderr)
+    run = kit.started()
+    wait_until(lambda: events(run, "step"), "a step")
+    for number in range(1, 4):
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda n=number: said.read_bytes().count(b": TERM") == n, f"signal {number} is handled")
+        time.sleep(0.2)  # the launcher waits again: a signal before that would only be held until it does
+    assert process.poll() is None and processes.probe(trainer_of(run)) == processes.ALIVE
+    go.touch()
+    assert process.wait(60) == 5
+    assert "cannot be written down" not in said.read_text()
+    assert json.loads((run / "exit.json").read_text())["code"] == 5 and kit.status(run)["state"] == "stopped"
+
+
 @pytest.mark.fault("G13", by="stopping.py: KILL after the grace")
 def test_a_trainer_that_does_not_listen_is_killed_after_its_grace(kit: Kit) -> None:
     process, run = started(kit, "--ignore", "TERM,INT", "--at", "1", "child", abort={"grace_s": 0.5})

@@ -87,6 +87,16 @@ def test_a_stop_reaches_what_a_wrapper_wraps_once_and_its_end_is_waited_for(kit:
     assert process.returncode in (130, 143) or wrapper in ("then", "twice")
 
 
+def test_int_ends_a_shell_at_once_and_what_it_waited_for_is_told(kit: Kit) -> None:
+    """Long before a part of the grace is over, after which the child of any shell that trains on is told."""
+    wrapped(kit, WRAPPERS["plain"], "--delay", "0.1", abort={"grace_s": 3600})
+    process, run = begun(kit)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert (process.returncode, kit.status(run)["state"]) == (130, "stopped")
+    assert_saved_and_attested(kit, run)
+
+
 def test_the_state_during_the_wait_is_running(kit: Kit) -> None:
     """A wrapper is gone in a moment; the run is not over before its Python is."""
     go = kit.folder / "go"

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from .basics.errors import DONE, FAILED, NEEDS_ACCEPT, REFUSED, USAGE, InvalidFile, KitError, UsageError, report
-from .basics.terminal import plain
+from .basics.terminal import plain, say, show_json, show_text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code (see errors.py)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] not in _VERBS:
-        print(f"resumekit_cli.py: the first argument is one of {', '.join(_VERBS)}", file=sys.stderr)
+        say("resumekit_cli.py", f"the first argument is one of {', '.join(_VERBS)}")
         return USAGE
     verb, prog = _VERBS[arguments[0]]
     return report(lambda: _in_one_sentence(verb, arguments[1:]), prog)
@@ -73,12 +73,12 @@ def _launch(arguments: list[str], choose: Callable[[Any], Any], prog: str) -> in
         agreed = plan.consents if plan is not None else choice.consents  # what --accept was said to stands on record
         said = (*choice.said, *(f"accepted: {sentence}" for sentence in agreed), choice.headline)
         for sentence in (*said, *(plan.said if plan else ())):
-            _say(prog, sentence)
+            say(prog, sentence)
         fields = plan.as_fields() if plan else None
         run = launch.prepare(choice, request, ready, code, fields, options.launcher_pid, [prog, *_typed(arguments)])
     unsealed = f"its records could not be sealed ({run.unsealed}): nothing takes it up by itself"
     for sentence in (*code.said, *([unsealed] if run.unsealed else ()), f"run {run.run_id}"):
-        _say(prog, sentence)
+        say(prog, sentence)
     # Paths are bytes to the shell: what Python could not decode goes out as it came in.
     sys.stdout.buffer.write(b"".join(os.fsencode(field) + b"\0" for field in run.answer()))
     sys.stdout.flush()
@@ -113,7 +113,10 @@ def _planned(request: Any, choose: Callable[[Any], Any], snapshot: Any) -> tuple
 def _show(choice: Any, plan: Any, *, is_json: bool) -> int:
     from .planning import page
 
-    _print(page.as_json(choice, plan) if is_json else page.as_text(choice, plan))
+    if is_json:
+        show_json(page.as_json(choice, plan))
+    else:
+        show_text(page.as_text(choice, plan))
     if plan is None:
         return NEEDS_ACCEPT if choice.consents else DONE
     return REFUSED if plan.refusals else NEEDS_ACCEPT if plan.consents else DONE
@@ -145,7 +148,10 @@ def _runs(arguments: list[str]) -> int:
         return live_view.main(runs_dir.absolute(), options.values.get("experiment"))
     table = RunTable(runs_dir.absolute())
     rows = listing.choose(table, options.values.get("experiment"))
-    _print(listing.as_json(rows) if "json" in options.switches else listing.as_text(table, rows))
+    if "json" in options.switches:
+        show_json(listing.as_json(rows))
+    else:
+        show_text(listing.as_text(table, rows))
     return DONE
 
 
@@ -198,7 +204,7 @@ def _code_changed(arguments: list[str]) -> int:
         return DONE  # git is asked in no folder that another user's record names
     names = code_change.answer(code_change.ask(examined.run))
     if names:
-        _print(plain(code_change.sentence(names)))
+        show_text(plain(code_change.sentence(names)))
     return DONE
 
 
@@ -227,18 +233,8 @@ def _stop(arguments: list[str]) -> int:
 def _version(arguments: list[str]) -> int:
     from .basics import kit_version
 
-    _print(f"{arguments[0]} resumekit {kit_version.version()} (digest {kit_version.digest()[:12]})")
+    show_text(f"{arguments[0]} resumekit {kit_version.version()} (digest {kit_version.digest()[:12]})")
     return DONE
-
-
-def _say(prog: str, sentence: str) -> None:
-    print(f"{prog}: {plain(sentence)}", file=sys.stderr)
-
-
-def _print(text: str) -> None:
-    """Print an answer, whatever the locale can encode."""
-    sys.stdout.buffer.write(text.encode(sys.stdout.encoding or "utf-8", "backslashreplace") + b"\n")
-    sys.stdout.flush()
 
 
 _VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {

@@ -9,6 +9,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+from .terminal import say
+
 DONE = 0
 FAILED = 1
 USAGE = 2
@@ -84,7 +86,7 @@ def report(main: Callable[[], int], prog: str) -> int:
     try:
         return main()
     except KitError as error:
-        print(f"{prog}: {error}", file=sys.stderr)
+        say(prog, str(error))
         return error.exit_code
     except BrokenPipeError:
         # The reader went away (`runs.sh | head`): nothing more to say, and no flush at exit that would fail again.

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 DURABLE_EVENTS = frozenset({"launched", "checkpoint", "abort", "recovery", "stopped", "taken_over", "exited"})
 # A line above this is no event of ours; a reader skips it instead of taking it into memory.
 MAX_LINE_BYTES = 1 << 20
+# Of another user's journal no more is read at once; what a sidecar has read of it before does not count.
+MAX_FOREIGN_BYTES = 1 << 30
 TAIL_BYTES = 128
 # Of a trainer that goes on for a minute after its abort event, with a thousand steps a second.
 END_BYTES = 16 << 20
@@ -72,7 +74,8 @@ def read(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
 
     Raises:
         OSError: it is there and cannot be read now (a stale handle of a network drive, a disk that fails, no
-            permission): that is no empty journal, and no run without a trainer.
+            permission): that is no empty journal, and no run without a trainer. Or it is another user's, and goes
+            on for more than MAX_FOREIGN_BYTES.
     """
     try:
         descriptor = open_regular(path, follow_links=False)
@@ -80,11 +83,16 @@ def read(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
         _refuse_doubt(error)
         return
     with os.fdopen(descriptor, "rb") as file:
+        is_own = os.fstat(descriptor).st_uid == os.geteuid()
+        give_up = None if is_own else offset + MAX_FOREIGN_BYTES
         file.seek(offset)
         while line := file.readline(MAX_LINE_BYTES):
             if not line.endswith(b"\n") and len(line) < MAX_LINE_BYTES:
                 return  # still being written: the next reading begins here
             offset += len(line)
+            if give_up is not None and offset > give_up:
+                limit = f"{MAX_FOREIGN_BYTES / (1 << 30):g} GiB"
+                raise OSError(errno.EFBIG, f"more than {limit} of another user's journal are not read", str(path))
             if event := _parse(line):
                 yield event, offset
 

@@ -1,11 +1,60 @@
-"""What a person is shown on a terminal: text of strangers made harmless, a time in words."""
+"""What a person is shown on a terminal: all of it passes here, and is printable; a time in words.
+
+A program that reads the answer of a command gets what `--json` writes, or the fields that the launcher asks for.
+"""
 
 from __future__ import annotations
 
+import os
+import sys
+
 
 def plain(text: str) -> str:
-    """Return `text` on one line, with everything that is not printable as a visible escape (`\\x1b`, `\\n`)."""
+    """Return `text` on one line, with all that is not printable as a visible escape (`\\x1b`, `\\n`, `\\u202e`)."""
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def say(prog: str, sentence: str) -> None:
+    """Say one line on stderr; a reader that has gone away ends nothing."""
+    try:
+        if sys.stderr is not None:  # print would take stdout
+            print(f"{prog}: {plain(sentence)}", file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        pass
+
+
+def ask(question: str) -> None:
+    """Put a question on stderr, the cursor behind it."""
+    print(plain(question), end=" ", file=sys.stderr, flush=True)
+
+
+def show_text(text: str) -> None:
+    """Write the lines of an answer to stdout, each printable, whatever the locale can encode."""
+    _write("\n".join(map(plain, text.split("\n"))))
+
+
+def note_text(text: str) -> None:
+    """Write lines on stderr, beside an answer that is for a program."""
+    print("\n".join(map(plain, text.split("\n"))), file=sys.stderr, flush=True)
+
+
+def show_path(path: str | os.PathLike[str]) -> None:
+    """Write a path to stdout: to a program as its bytes are, to a terminal printable."""
+    if sys.stdout.isatty():
+        show_text(plain(os.fspath(path)))
+    else:
+        sys.stdout.buffer.write(os.fsencode(path) + b"\n")
+        sys.stdout.flush()
+
+
+def show_json(text: str) -> None:
+    """Write JSON in ASCII to stdout: what json.dumps leaves of control characters is DEL and its own newlines."""
+    _write(text.replace("\x7f", "\\u007f"))
+
+
+def _write(text: str) -> None:
+    sys.stdout.buffer.write(text.encode(sys.stdout.encoding or "utf-8", "backslashreplace") + b"\n")
+    sys.stdout.flush()
 
 
 def duration(seconds: float) -> str:

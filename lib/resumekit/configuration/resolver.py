@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ..basics.errors import USAGE, KitError, report
+from ..basics.terminal import say, show_text
 from . import config
 from .yaml_scalars import show
 
@@ -35,7 +36,7 @@ Exit status:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        print(f"{PROG}: {message}", file=sys.stderr)
+        say(PROG, message)
         self.print_usage(sys.stderr)
         raise SystemExit(USAGE)
 
@@ -62,7 +63,7 @@ def _resolve(options: argparse.Namespace) -> int:
         reason = getattr(error, "strerror", None) or error
         raise KitError(f"the folder {show(str(options.logdir), 400)} (--logdir) cannot be made: {reason}") from None
     config.write_resolved(options.logdir, resolved, file)
-    print(f"config hash: {config.config_hash(resolved, file.schema)}")
+    show_text(f"config hash: {config.config_hash(resolved, file.schema)}")
     return 0
 
 

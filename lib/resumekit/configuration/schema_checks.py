@@ -7,11 +7,11 @@ Try it: `python lib/config_resolver.py --logdir /tmp/look --set training.sede=1`
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 from ..basics.errors import InvalidFile
+from ..basics.terminal import say
 from .schema import Node, Schema, child, follow, nearest, types_of
 from .schema_glance import is_surely_valid, is_type
 from .yaml_scalars import Fault, show
@@ -209,4 +209,4 @@ _said: set[str] = set()
 def _say_once(text: str) -> None:
     if text not in _said:
         _said.add(text)
-        print(f"resumekit: {text}; pip install jsonschema", file=sys.stderr)
+        say("resumekit", f"{text}; pip install jsonschema")

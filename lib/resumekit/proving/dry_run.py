@@ -11,14 +11,13 @@ import collections
 import os
 import re
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
 from ..basics.errors import DONE, NO_STABLE_CHECKPOINT, NoStableCheckpoint, UsageError, report
 from ..basics.files import UnreadableFile, read_json, to_json
 from ..basics.paths import BEST_PATTERN, MANIFEST_SUFFIX, STEP_PATTERN, RunPaths, step_form
-from ..basics.terminal import plain
+from ..basics.terminal import note_text, plain, show_json, show_path
 from .checkpoints import CHOSEN, Candidate, CheckpointFolder, Selection, require, select
 
 SHOWN_OLDER = 3
@@ -88,9 +87,8 @@ def _line(candidate: Candidate) -> str:
     mark = "->" if candidate.verdict == CHOSEN else "  "
     step = "-" if candidate.step is None else str(candidate.step)
     grade = f"{candidate.grade}: " if candidate.grade else ""
-    # Names come from a folder that anybody may have filled: control characters must not reach the terminal.
-    name = "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in candidate.path.name)
-    return f"{mark} {step:>12}  {candidate.verdict:<7} {name}  ({grade}{candidate.reason})"
+    # Names come from a folder that others may have filled: control characters must not reach the terminal.
+    return plain(f"{mark} {step:>12}  {candidate.verdict:<7} {candidate.path.name}  ({grade}{candidate.reason})")
 
 
 def _main(arguments: argparse.Namespace) -> int:
@@ -101,13 +99,13 @@ def _main(arguments: argparse.Namespace) -> int:
     folder = CheckpointFolder(Path(arguments.ckpt_dir), None, pattern, best_pattern)
     selection = select([folder], step=arguments.step, best=arguments.best, weights_only=not arguments.unsafe_data)
     if arguments.json:
-        sys.stdout.write(to_json(as_json(selection)).decode())
+        show_json(to_json(as_json(selection)).decode().rstrip("\n"))
         return DONE if selection.chosen else NO_STABLE_CHECKPOINT
     if selection.candidates:
-        print(table(selection), file=sys.stderr)
+        note_text(table(selection))
     else:
         _refuse_other_names(folder, best=arguments.best)
-    print(require(selection, f"in '{arguments.ckpt_dir}'").path)
+    show_path(require(selection, f"in '{arguments.ckpt_dir}'").path)
     return DONE
 
 

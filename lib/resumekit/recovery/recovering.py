@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from ..basics import claims, digests, journal, ownership, processes
 from ..basics.causes import OOM
 from ..basics.errors import FAILED, Busy, DiskFull, KitError, Refused
-from ..basics.terminal import plain
+from ..basics.terminal import plain, say
 from ..configuration import config, schema
 from ..configuration.changes import changes
 from ..configuration.config import ConfigFile
@@ -319,4 +319,4 @@ def _without_policies(resolved: dict[str, Any], own: schema.Schema) -> dict[str,
 
 
 def _say(sentence: str) -> None:
-    print(f"resumekit: {plain(sentence)}", file=sys.stderr, flush=True)
+    say("resumekit", sentence)

@@ -40,10 +40,9 @@ def state_of(run: Run) -> dict[str, Any]:
     """Return a run's status; of a folder that the kit did not make, or that cannot be read now, what its name says."""
     try:
         seen = status.current(run)
-    except OSError:
-        return status.observe(run, {}, status.View(processes.UNKNOWN, processes.UNKNOWN, None, time.time())) | {
-            "state": UNKNOWN
-        }
+    except OSError as error:
+        seen = status.observe(run, {}, status.View(processes.UNKNOWN, processes.UNKNOWN, None, time.time()))
+        return seen | {"state": UNKNOWN, "last_warning": f"it cannot be read now: {error.strerror or error}"}
     return seen if run.is_ours or not run.has_started else seen | {"state": UNKNOWN}
 
 
@@ -53,13 +52,13 @@ def as_json(rows: list[Row]) -> str:
 
 
 def as_text(table: RunTable, rows: list[Row]) -> str:
-    """Return the tree with one line per run; control characters cannot come in, run ids have none."""
+    """Return the tree with one printable line per run."""
     if not rows:
         return "no runs"
     shown = {run.run_id for run, _ in rows}
     branches = _branches([_depth(table, run, shown) for run, _ in rows])
     lines = [(drawn + run.run_id, *cells(run, seen)) for drawn, (run, seen) in zip(branches, rows, strict=True)]
-    return "\n".join(in_columns(lines))
+    return "\n".join(map(plain, in_columns(lines)))
 
 
 def _branches(depths: Sequence[int]) -> list[str]:
@@ -144,6 +143,8 @@ def _number(value: Any) -> int | float | None:
 
 def _detail(run: Run, seen: dict[str, Any]) -> str:
     parts = [] if run.copy_of is None else [plain(f"a copy of '{run.copy_of}': not taken into account")]
+    if seen["state"] == UNKNOWN and seen["last_warning"]:
+        parts.append(seen["last_warning"])
     if run.parent_step is not None and run.record.get("relation") == "branch":
         parts.append("branch")
     is_unknown = seen["state"] in status.LIVE and seen["liveness"] == processes.UNKNOWN

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from ..basics import claims, processes
 from ..basics.errors import Busy, KitError, Refused
 from ..basics.files import fsync_directory, fsync_file, to_json, utc_now, write_atomic, write_new
 from ..basics.paths import RunPaths
+from ..basics.terminal import say
 from ..configuration import config
 from ..planning import command, preflight
 from ..planning.choice import CONTINUE, FRESH, Choice, refuse_continued
@@ -335,5 +335,4 @@ def _remove_entry(path: str) -> None:
 
 
 def _say(sentence: str) -> None:
-    with contextlib.suppress(OSError):
-        print(f"resumekit: {sentence}", file=sys.stderr, flush=True)
+    say("resumekit", sentence)

@@ -30,6 +30,7 @@ from resumekit.basics import journal, process_details, processes
 from resumekit.basics.errors import FAILED, KitError, Refused
 from resumekit.basics.files import fsync_directory, temp_path, to_json, utc_now, write_atomic
 from resumekit.basics.paths import RunPaths
+from resumekit.basics.terminal import plain
 from resumekit.supervision import memory_kills, session_lock
 
 # The launcher's background jobs ignore INT and QUIT, Python ignores PIPE and XFSZ: a trainer must not inherit that.
@@ -301,7 +302,7 @@ def _write_end(run: RunPaths, reserved: tuple[Path, int] | None, end: dict[str, 
 def _say(sentence: str) -> None:
     """Into the trainer's log; if that cannot be written either, there is nobody to tell."""
     with contextlib.suppress(OSError):
-        os.write(2, f"resumekit: {sentence}\n".encode("utf-8", "backslashreplace"))
+        os.write(2, f"resumekit: {plain(sentence)}\n".encode("utf-8", "backslashreplace"))
 
 
 if __name__ == "__main__":

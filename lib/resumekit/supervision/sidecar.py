@@ -19,6 +19,7 @@ from typing import Any
 from ..basics import causes, journal, processes
 from ..basics.errors import DONE, FAILED
 from ..basics.files import UnreadableFile, read_json, unlink_temps
+from ..basics.terminal import say
 from ..run_folder import run_end, status
 from ..run_folder.run_state import fold
 from ..run_folder.runs import Run, open_run
@@ -99,7 +100,7 @@ class Sidecar:
         if self._echo:
             self._echo.finish(LAST_LINES_S)
         if not is_concluded and not self._has_folder():
-            print(f"sidecar: the folder of run '{self._run.run_id}' is gone: its end is not kept", file=sys.stderr)
+            say("sidecar", f"the folder of run '{self._run.run_id}' is gone: its end is not kept")
             return FAILED
         if not is_concluded:
             return self._leave_it_to_a_child(end)
@@ -124,8 +125,7 @@ class Sidecar:
         """
         where = self._run.paths.run_dir
         words = f"the end of '{self._run.run_id}' cannot be written down now in '{where}' (is the disk full?)"
-        with contextlib.suppress(OSError):
-            os.write(2, f"resumekit: {words}: {run_end.words(end)}; it is tried again for a day\n".encode())
+        say("resumekit", f"{words}: {run_end.words(end)}; it is tried again for a day")
         if os.fork():
             return exit_code(self._state, self._observed()["state"])
         code = FAILED
@@ -343,7 +343,7 @@ def main(run_dir: Path, *, has_echo: bool) -> int:
         if not sidecar_account.take_status_lock(run):
             return DONE
     except OSError as error:
-        print(f"sidecar: the lock '{run.paths.status_lock}' cannot be taken: {error.strerror}", file=sys.stderr)
+        say("sidecar", f"the lock '{run.paths.status_lock}' cannot be taken: {error.strerror}")
         return FAILED
     unlink_temps([run.paths.status, run.paths.sidecar_state])  # the lock is ours: nobody else writes these
     code = Sidecar(run, has_echo=has_echo).run_until_end()

@@ -11,13 +11,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from ..basics import claims, journal, process_details, processes
 from ..basics.errors import DONE, FAILED
+from ..basics.terminal import say
 from ..run_folder import life_signs, recovery, run_end, status, suspended
 from ..run_folder.liveness import HERE, OURS
 from ..run_folder.run_state import State
@@ -359,8 +359,7 @@ def _warn(run: Run, kind: str, message: str) -> None:
 
 
 def _say(sentence: str) -> None:
-    with contextlib.suppress(OSError):
-        print(f"resumekit: {sentence}", file=sys.stderr, flush=True)
+    say("resumekit", sentence)
 
 
 def _wait_for_trainer(run: Run) -> processes.Identity | None:

@@ -14,7 +14,7 @@ from ..basics import claims, journal
 from ..basics.errors import REFUSED
 from ..basics.paths import RunPaths
 from ..basics.processes import TOKEN_VARIABLE
-from ..basics.terminal import plain
+from ..basics.terminal import plain, say
 from .trainer_env import run_dir
 
 
@@ -38,5 +38,5 @@ def end_if_taken_over() -> None:
         journal.append(run.journal, "warning", run_id, kind="fenced", message=plain(sentence))
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
-        print(f"resumekit: {plain(sentence)}", file=sys.stderr, flush=True)
+        say("resumekit", sentence)
     os._exit(REFUSED)  # an exception could be caught, and the training go on

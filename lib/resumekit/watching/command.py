@@ -7,7 +7,6 @@ Try it: `bin/abort-watch.sh --observe --json`
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..basics.errors import DONE, FAILED, STOPPED_BY_RULE, Busy, KitError, UsageError
 from ..basics.files import utc_now
-from ..basics.terminal import plain
+from ..basics.terminal import plain, say, show_json, show_text
 from ..run_folder.lineage import parse_run_name
 from . import watch, watcher_files
 from .abort_rules import SICK
@@ -184,8 +183,7 @@ def _show(looks: Sequence[watch.Look], asked: Asked) -> int:
     shown = _shown(looks, asked)
     text = watch.as_json(shown) if asked.is_json else watch.as_text(shown)
     if text:
-        sys.stdout.buffer.write(text.encode(sys.stdout.encoding or "utf-8", "backslashreplace") + b"\n")
-        sys.stdout.flush()
+        (show_json if asked.is_json else show_text)(text)
     if shown or not asked.is_quiet:
         _say(f"{utc_now()[:19]}Z {watch.summary(looks)}")
     return _code(looks)
@@ -200,7 +198,7 @@ def _code(looks: Sequence[watch.Look]) -> int:
 
 
 def _say(sentence: str) -> None:
-    print(f"{PROG}: {sentence}", file=sys.stderr, flush=True)
+    say(PROG, sentence)
 
 
 def parse(arguments: Sequence[str]) -> Asked:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from ..basics.errors import DONE, KitError, UsageError
 from ..basics.ownership import is_callers
 from ..basics.paths import live_folder
-from ..basics.terminal import plain
+from ..basics.terminal import ask, plain, say, show_text
 from . import crontab, units, watcher_files
 from .night import NightWatch, night_watch
 
@@ -134,9 +134,7 @@ def _install_systemd(night: NightWatch, asked: Asked) -> int:
     timer = next(path.name for path in wanted if path.suffix == ".timer")
     _say(f"what it says is in '{watcher_files.of(night.runs, create=True).log}'")
     _say("to begin with it, and to keep it when you have logged out:")
-    print(
-        f"systemctl --user daemon-reload && systemctl --user enable --now {timer}\nloginctl enable-linger", flush=True
-    )
+    show_text(f"systemctl --user daemon-reload && systemctl --user enable --now {timer}\nloginctl enable-linger")
     return DONE
 
 
@@ -172,13 +170,12 @@ def _agreed(shown: str, what: str, asked: Asked) -> bool:
     Raises:
         UsageError: there is nobody to ask.
     """
-    sys.stdout.buffer.write(shown.encode() + b"\n")
-    sys.stdout.flush()
+    show_text(shown)
     if asked.is_yes:
         return True
     if not sys.stdin.isatty():
         raise UsageError(f"nothing was changed: there is no terminal to ask on whether to {what}; YES=1 says yes")
-    print(f"{what}? [y/N] ", end="", file=sys.stderr, flush=True)
+    ask(f"{what}? [y/N]")
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
@@ -187,5 +184,5 @@ def _shown(line: bytes) -> str:
 
 
 def _say(sentence: str) -> int:
-    print(f"{PROG}: {sentence}", file=sys.stderr, flush=True)
+    say(PROG, sentence)
     return DONE
