@@ -101,6 +101,20 @@ def test_a_copy_of_a_checkpoint_follows_no_planted_link(copying: tuple[Any, RunP
     assert (elsewhere / "last.pt").read_text() == "precious" and not list((elsewhere / "b").iterdir())
 
 
+@pytest.mark.fault("K4", by="preflight: a link that has come into a checkpoint's place is not copied from")
+def test_a_link_that_has_come_into_the_place_of_a_checkpoint_is_not_copied_from(
+    copying: tuple[Any, RunPaths, Path],
+) -> None:
+    """Its target may be a file that the caller alone may read, and the copy is read by all."""
+    choice, paths, elsewhere = copying
+    (elsewhere / "id_rsa").write_text("secret")
+    choice.candidate.path.unlink()
+    choice.candidate.path.symlink_to(elsewhere / "id_rsa")
+    with pytest.raises(KitError, match="it is a link out of its folder by now"):
+        preflight.copy_checkpoint(choice, paths)
+    assert not (paths.run_dir / "a").exists()
+
+
 @pytest.mark.parametrize("kind", ["a FIFO", "nothing"])
 def test_a_checkpoint_that_is_no_file_any_more_is_not_waited_for(
     copying: tuple[Any, RunPaths, Path], kind: str

@@ -229,10 +229,15 @@ def copy_checkpoint(choice: Choice, paths: RunPaths) -> None:
     target = checkpoint_for_trainer(choice, paths)
     if target is None or choice.candidate is None or target == chosen_file(choice):
         return
+    chosen = chosen_file(choice)
+    # It was looked at as a file of its folder; a link that has come into its place may lead to one of the caller's own.
+    path = Path(os.path.realpath(chosen))
     try:
-        source = open_regular(chosen_file(choice))
+        if path.parent != Path(os.path.realpath(chosen.parent)):
+            raise UnreadableFile("it is a link out of its folder by now")
+        source = open_regular(path, follow_links=False)
     except UnreadableFile as error:
-        raise KitError(f"the checkpoint '{chosen_file(choice)}' cannot be copied: {error}") from error
+        raise KitError(f"the checkpoint '{chosen}' cannot be copied: {error}") from error
     with os.fdopen(source, "rb") as original:
         folder = _folder_to_copy_into(paths.run_dir, target)
         try:

@@ -17,6 +17,7 @@ from ..run_folder.run_state import State
 from ..run_folder.runs import Run, RunTable
 from ..run_folder.status import View
 from ..supervision.train_log import clean
+from . import custody
 from .abort_rules import Sight
 from .limits import Limits
 
@@ -84,10 +85,15 @@ def _progress_s(run: Run, state: State, table: RunTable, account: observer.Obser
 
 
 def lineage_speed(run: Run, table: RunTable) -> float | None:
-    """Return the highest usual speed of the ancestors that trained the same thing on the same host."""
+    """Return the highest usual speed of the ancestors that trained the same thing on the same host.
+
+    Of the caller's own: another user's numbers stop none of the caller's runs.
+    """
     known: list[float] = []
     for ancestor, _ in table.history(run)[1 : 1 + MAX_ANCESTORS]:
         if any(ancestor.record.get(key) != run.record.get(key) for key in ("config_hash", "host")):
+            break
+        if custody.of_run(ancestor.paths) is not None:
             break
         speed = pace.baseline(status.read_state(ancestor).get("pace"))
         if speed is not None:
