@@ -184,6 +184,44 @@ def test_a_wrapper_that_is_killed_leaves_a_run_that_lives(kit: Kit) -> None:
     assert saved_steps(run)[-1] == last_step(run)
 
 
+def silent_after(kit: Kit, end: str, hang_minutes: float) -> tuple[subprocess.Popen, Path, Path]:
+    """Start a training that is silent from step 4 on, and let its wrapper end; returns the file that lets it go on."""
+    go = kit.folder / "go"
+    script = f'sleep 300 &\n{PYTHON} &\nuntil [ -e "$0.end" ]; do sleep 0.05; done\nexit {end}'
+    wrapped(kit, script, "--delay", "0.02", "--at", "4", f"wait={go}", abort={"hang_minutes": hang_minutes},
+            recover={"enabled": False})  # fmt: skip
+    process, run = begun(kit, step=4)
+    wait_until(lambda: kit.status(run).get("state") == "running", "its sidecar has read a step")
+    leader = processes.identity_from(events(run, "launched")[0]["trainer"])
+    if end == "killed":
+        processes.send(leader, signal.SIGKILL)
+    else:
+        (kit.folder / "train.sh.end").touch()
+    wait_until(lambda: processes.probe(leader) == processes.DEAD, "its wrapper has ended")
+    return process, run, go
+
+
+@pytest.mark.parametrize("end", ["killed", "0", "3"])
+def test_a_silent_training_whose_wrapper_has_ended_is_not_over(kit: Kit, end: str) -> None:
+    """An evaluation, a save, a rendezvous: it shows no step for a while, and may sleep."""
+    process, run, go = silent_after(kit, end, hang_minutes=30)
+    time.sleep(session_end.QUIET_S + 3 * session_end.JOURNAL_S)
+    assert not (run / "exit.json").exists() and kit.status(run)["state"] == "running"
+    go.touch()
+    wait_until(lambda: last_step(run) > 8, "it trains on")
+    kit("abort-watch", "--stop", "T-1")
+    process.communicate(timeout=60)
+    assert kit.status(run)["state"] == "stopped"
+    assert saved_steps(run) == [last_step(run)]
+
+
+def test_a_training_that_is_silent_for_longer_than_a_hang_is_over(kit: Kit) -> None:
+    process, run, _ = silent_after(kit, "killed", hang_minutes=0.02)
+    process.communicate(timeout=60)
+    assert (process.returncode, kit.status(run)["state"]) == (137, "failed")
+    assert "left_behind" in [event["kind"] for event in events(run, "warning")]
+
+
 def test_a_second_stop_and_now_end_what_is_wrapped_too(kit: Kit) -> None:
     wrapped(kit, WRAPPERS["plain"], "--delay", "0.05", "--ignore", "TERM,INT", abort={"grace_s": 60})
     process, run = begun(kit)

@@ -2,12 +2,14 @@
 
 The first process may be a wrapper (`bash train.sh`, `conda run`): it ends on a TERM and its Python is still saving, or
 it has put its training into the background. It may be the trainer itself, and what is left a TensorBoard. So the end is
-written down when nothing is left, or when what is left shows nothing of a training any more. Reads the run's journal.
+written down when nothing is left, or when what is left shows nothing of a training any more: the process that has
+shown the steps may be silent for as long as a hang takes. Reads the run's journal.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 import time
@@ -23,6 +25,7 @@ from ..run_folder.event_values import count
 from ..run_folder.run_state import is_waiting, measured_speed
 from ..run_folder.runs import Run, open_run
 from ..run_folder.save_wait import is_saving
+from .step_writers import has_written
 from .stopping import grace_s, stop_signal
 from .survivors import SETTLE_S, Progress, Survivors
 
@@ -51,11 +54,13 @@ class Ears(NamedTuple):
         seen: signal number -> when it came to the shim, which nothing reaches but a signal to the whole job.
         wait: waits for a child's end or such a signal, for so many seconds at most.
         reap: takes in the children that have ended, as pid -> wait status; None where none is left of any kind.
+        written_bytes: how much the first process had written when it ended; None where that is not known.
     """
 
     seen: dict[int, float]
     wait: Callable[[float], None]
     reap: Callable[[], dict[int, int] | None]
+    written_bytes: int | None = None
 
 
 def stopped_by(run_dir: Path, end: dict[str, Any]) -> str | None:
@@ -95,6 +100,7 @@ class _Session:
         self._stopped_at = self._begun
         self._was_job = self._is_doubtful = False
         self._cpu = (self._begun, self._cpu_s())
+        self._log_size, self._last_words = -1, self._begun
 
     def end(self) -> dict[str, Any]:
         """Wait, tell what is left of a stop, and return the end."""
@@ -180,10 +186,30 @@ class _Session:
         quiet_s = now - max(self._last_sign, self._stopped_at)
         if quiet_s <= self._window_s():
             return False
-        may_be_silent = not self._stop and (not self._had_stepped or is_waiting(state) or is_saving(state))
-        hang_minutes = self._run.setting("abort", "hang_minutes", 30)
-        limit_s = 60.0 * hang_minutes if type(hang_minutes) in (int, float) else 1800.0
-        return not (may_be_silent and quiet_s < limit_s and self._is_busy(now))
+        if self._stop:
+            return True
+        if self._has_written_since():
+            self._last_words = now
+        if now - max(self._last_sign, self._last_words) >= run_end.silence_limit_s(self._run):
+            return True
+        may_be_silent = not self._had_stepped or is_waiting(state) or is_saving(state)
+        return not (self._is_training_left() or (may_be_silent and self._is_busy(now)))
+
+    def _is_training_left(self) -> bool:
+        """Whether the process that has shown the steps lives: an evaluation, a save, a rendezvous may be silent.
+
+        Where the first process was that one, what is left are its helpers.
+        """
+        if not self._has_trained_on and has_written(self._run, self._ears.written_bytes):
+            return False
+        return any(has_written(self._run, process_details.written_bytes(member.pid)) for member in self._members)
+
+    def _has_written_since(self) -> bool:
+        """Whether the run's log has grown since this was asked last."""
+        with contextlib.suppress(OSError):
+            size, self._log_size = self._log_size, os.stat(self._run.paths.output_log).st_size
+            return self._log_size != size
+        return False
 
     def _window_s(self) -> float:
         """Return for how long what is left may show nothing before the training counts as over."""

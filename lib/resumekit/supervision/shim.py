@@ -49,6 +49,8 @@ _END_BYTES = 512
 # What a trainer that was killed ends with; a shell around it hands it on as a code.
 _KILLED = 128 + signal.SIGKILL
 _NOT_STARTED = 127
+# More than the first process writes of the kit's own, before its exec: `launched`.
+_LAUNCHED_BYTES = 2048
 _SHIM_IGNORES = (*_OF_THE_JOB, signal.SIGQUIT, signal.SIGHUP)
 
 
@@ -146,11 +148,15 @@ class _Job:
         self._run = run
         self._ended: dict[int, int] = {}
         self.seen: dict[int, float] = {}
+        self.written_bytes: int | None = None
 
     def wait_for(self, pid: int) -> int:
-        """Return the wait status of a child, once it has ended; others are taken in meanwhile."""
+        """Return the wait status of a child, once it has ended, and note how much it has written; others are taken in
+        meanwhile.
+        """
         while pid not in self._ended:
             self._hear(signal.sigwaitinfo(_AWAITED))
+            self.written_bytes = process_details.written_bytes(pid)
             self._ended.update(self.reap() or {})
         return self._ended[pid]
 
@@ -193,7 +199,9 @@ def _outlasted(
         from resumekit.supervision import session_end  # late: rare, and 30 ms
 
         if is_left and leader is not None:
-            return session_end.outlast(run.run_dir, leader, end, session_end.Ears(job.seen, job.wait, job.reap))
+            wrote = None if job.written_bytes is None else job.written_bytes - _LAUNCHED_BYTES
+            ears = session_end.Ears(job.seen, job.wait, job.reap, wrote)
+            return session_end.outlast(run.run_dir, leader, end, ears)
         if by := session_end.stopped_by(run.run_dir, end):
             return end | {"by": by}
     return end
