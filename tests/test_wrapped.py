@@ -23,12 +23,16 @@ from resumekit.supervision import session_end, stopping
 pytestmark = pytest.mark.usefixtures("valid_records")
 
 PYTHON = '"$PYTHON" "$TOY" "$@"'
+RUN = '"$PYTHON" -c "import subprocess, sys; sys.exit(subprocess.run(sys.argv[1:]).returncode)"'
 WRAPPERS = {
     "plain": f"{PYTHON}",
     "then": f"{PYTHON}\necho the script goes on",
     "background": f"{PYTHON} &\nwait",
     "forwards": f'trap \'kill -TERM "$pid"\' TERM INT\n{PYTHON} &\npid=$!\nwait "$pid"',
     "forwards and waits": f'trap \'kill -TERM "$pid"; wait "$pid"\' TERM INT\n{PYTHON} &\npid=$!\nwait "$pid"',
+    "kills its group": f"trap 'trap - TERM INT; kill 0' TERM INT\n{PYTHON} &\nwait",
+    "python": f"exec {RUN} {PYTHON}",
+    "python in a script": f"{RUN} {PYTHON}\necho the script goes on",
     "tee": f'{PYTHON} | tee "$0.log"',
     "twice": 'bash -c \'"$PYTHON" "$TOY" "$@"; true\' x "$@"',
 }
@@ -84,7 +88,38 @@ def test_a_stop_reaches_what_a_wrapper_wraps_once_and_its_end_is_waited_for(kit:
     process.communicate(timeout=60)
     assert_saved_and_attested(kit, run)
     assert kit.status(run)["state"] == "stopped"
-    assert process.returncode in (130, 143) or wrapper in ("then", "twice")
+    assert process.returncode in (130, 143) or wrapper in ("then", "twice", "python in a script")
+
+
+# It finishes what it has begun, eighty steps, and takes a second signal for "now".
+THOROUGH = """
+import os, signal, sys, time
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from toy_trainer import write_checkpoint
+asked = []
+signal.signal(signal.SIGTERM, lambda got, _frame: os._exit(99) if asked else asked.append(got))
+step = until = 0
+while not asked or step < until:
+    step += 1
+    until = until or (step + 80 if asked else 0)
+    print(f"step {step} loss 1", flush=True)
+    time.sleep(0.05)
+write_checkpoint(Path(sys.argv[2]) / f"hrm_arc_step_{step}.pt", step)
+sys.exit(143)
+"""
+
+
+@pytest.mark.parametrize("wrapper", ["forwards", "forwards and waits", "kills its group"])
+def test_what_goes_on_for_many_steps_after_its_wrapper_has_told_it_is_not_told_again(kit: Kit, wrapper: str) -> None:
+    trainer = kit.folder / "thorough.py"
+    trainer.write_text(THOROUGH)
+    script = WRAPPERS[wrapper].replace(PYTHON, f'"$PYTHON" "{trainer.name}" "{TOY.parent}" "$2"')
+    wrapped(kit, f'cd "${{0%/*}}"\n{script}', abort={"grace_s": 30})
+    process, run = begun(kit)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert_saved_and_attested(kit, run)
 
 
 def test_the_state_during_the_wait_is_running(kit: Kit) -> None:

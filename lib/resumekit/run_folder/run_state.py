@@ -11,7 +11,7 @@ from typing import Any
 
 from ..basics import causes, check
 from . import pace, save_wait, symptoms
-from .event_values import at, count, integer, number, process, seconds, speed, text
+from .event_values import at, count, flag, integer, number, process, seconds, speed, text
 from .save_wait import LATE_S
 from .state_types import MAX_KINDS, PHASES, RECOVERY, WAITING_PHASES
 
@@ -243,7 +243,8 @@ def _recovery(state: State, event: Event) -> None:
 
 def _stopped(state: State, event: Event) -> None:
     # The first one: a scheduler that warns with USR1 sends TERM when its patience is over.
-    state.setdefault("stopped", {"by": text(event.get("by")), "at": at(event.get("at"))})
+    state.setdefault("stopped", {"by": text(event.get("by")), "at": at(event.get("at")),
+                                 "has_handler": flag(event.get("has_handler"))})  # fmt: skip
     _take(state, event, "asked_by", text, "stop_asked_by")
 
 

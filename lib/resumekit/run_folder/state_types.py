@@ -69,7 +69,7 @@ _TYPES: dict[str, Callable[[Any], Any]] = {
         ("aborted", "died"), fields(cause=text, evidence=text, at=at, mono_s=seconds, first_bad_step=count)
     ),
     "recovery": fields(**RECOVERY),
-    "stopped": fields(by=text, at=at),
+    "stopped": fields(by=text, at=at, has_handler=flag),
     "taken_over": fields(by=text, host=text, child_run_id=text, at=at, last_sign_s=number, session_lock=text),
     "exited": fields(code=integer, signal=integer, at=at),
 }  # fmt: skip

@@ -25,16 +25,13 @@ from ..run_folder.event_values import count
 from ..run_folder.run_state import is_waiting, measured_speed
 from ..run_folder.runs import Run, open_run
 from ..run_folder.save_wait import is_saving
-from .step_writers import has_written
+from .step_writers import has_written, launched_bytes
 from .stopping import grace_s, stop_signal
-from .survivors import SETTLE_S, Progress, Survivors
+from .survivors import PATIENCE, SETTLE_S, Progress, Survivors
 
 # A first process that ends by itself after steps were seen, or fails before any, was the trainer or has waited for it.
 QUIET_S = 3.0
 USUAL_STEPS = 5
-# A wrapper that has handled the signal may have handed it on. One whose Python shows no steps is told after this share
-# of the grace all the same.
-PATIENCE = 0.25
 # How old a signal to the whole job may be to be the one that the first process has ended on.
 SAME_STOP_S = 5.0
 # Looks through /proc: often while a stop is under way, rarely beside a training that its wrapper has left.
@@ -87,7 +84,7 @@ def outlast(run_dir: Path, leader: Identity, end: dict[str, Any], ears: Ears) ->
 class _Session:
     def __init__(self, run: Run, leader: Identity, end: dict[str, Any], ears: Ears) -> None:
         self._run, self._first, self._ears = run, end, ears
-        self._survivors = Survivors(leader)
+        self._survivors = Survivors(self._run, leader)
         self._members = self._survivors.members()
         self._heirs = {member.pid for member in self._survivors.orphans(self._members)}
         self._statuses: dict[int, int] = {}
@@ -105,7 +102,9 @@ class _Session:
     def end(self) -> dict[str, Any]:
         """Wait, tell what is left of a stop, and return the end."""
         name = stopped_by(self._run.paths.run_dir, self._first)
-        self._notice_a_stop(name, has_handled_it=self._first["signal"] is None)
+        # A script may hand the signal on and then die of it (`trap - TERM; kill 0`).
+        has_handler = (self._progress.state.get("stopped") or {}).get("has_handler") is True
+        self._notice_a_stop(name, has_handled_it=self._first["signal"] is None or has_handler)
         while self._is_somebody_left() and not self._is_over():
             if self._stop:
                 self._tell()
@@ -148,7 +147,7 @@ class _Session:
 
         Args:
             name: of the signal, as the first process's end says it.
-            has_handled_it: the first process has ended on it, and not by dying of it: it may have handed it on.
+            has_handled_it: the first process has handled it before it ended: it may have handed it on.
         """
         state = self._progress.state
         asked = (state.get("stopped") or {}).get("by") or ("TERM" if state.get("aborted") else None)
@@ -165,9 +164,10 @@ class _Session:
 
     def _tell(self) -> None:
         """Tell each process whose parent has ended; one that may have heard already, only when it evidently has not."""
-        waited_s = time.monotonic() - self._stopped_at
-        is_unseen = not self._had_stepped and not self._was_job and waited_s > PATIENCE * grace_s(self._run)
-        if self._is_doubtful and (is_unseen or (self._is_settled and self._progress.trains_on)):
+        is_unseen = not self._had_stepped and not self._was_job
+        if time.monotonic() - self._stopped_at <= max(SETTLE_S, PATIENCE * grace_s(self._run)):
+            self._progress.begin_anew()
+        elif self._is_doubtful and (is_unseen or self._progress.trains_on):
             self._survivors.forget()
             self._is_doubtful = False
         self._survivors.tell(self._number(), self._members)
@@ -200,7 +200,9 @@ class _Session:
 
         Where the first process was that one, what is left are its helpers.
         """
-        if not self._has_trained_on and has_written(self._run, self._ears.written_bytes):
+        wrote = self._ears.written_bytes
+        is_first_s = wrote is not None and has_written(self._run, wrote - launched_bytes(self._run))
+        if is_first_s and not self._has_trained_on:
             return False
         return any(has_written(self._run, process_details.written_bytes(member.pid)) for member in self._members)
 

@@ -49,8 +49,6 @@ _END_BYTES = 512
 # What a trainer that was killed ends with; a shell around it hands it on as a code.
 _KILLED = 128 + signal.SIGKILL
 _NOT_STARTED = 127
-# More than the first process writes of the kit's own, before its exec: `launched`.
-_LAUNCHED_BYTES = 2048
 _SHIM_IGNORES = (*_OF_THE_JOB, signal.SIGQUIT, signal.SIGHUP)
 
 
@@ -199,8 +197,7 @@ def _outlasted(
         from resumekit.supervision import session_end  # late: rare, and 30 ms
 
         if is_left and leader is not None:
-            wrote = None if job.written_bytes is None else job.written_bytes - _LAUNCHED_BYTES
-            ears = session_end.Ears(job.seen, job.wait, job.reap, wrote)
+            ears = session_end.Ears(job.seen, job.wait, job.reap, job.written_bytes)
             return session_end.outlast(run.run_dir, leader, end, ears)
         if by := session_end.stopped_by(run.run_dir, end):
             return end | {"by": by}
