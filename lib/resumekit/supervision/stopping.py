@@ -37,6 +37,7 @@ JOB_WAIT_S = 0.3
 # How old what the shim has heard may be.
 SAME_STOP_S = 5.0
 LOOK_S = 0.25
+MAX_NAMED = 8
 # What the end takes to be written down.
 END_WAIT_S = 5.0
 STOP_SIGNALS = ("TERM", "INT", "USR1", "USR2")
@@ -65,6 +66,8 @@ def stop(
     trainer = _wait_for_trainer(run)
     if (code := _out_of_reach(run, trainer)) is not None:
         return code  # nothing is written down: it may be taken up where it can be seen
+    if trainer is None and (left := _left_after_the_end(run, is_launcher_s=is_launcher_s)):
+        return _end_what_is_left(run, left, signal_name, is_now=is_now)
     if trainer is not None and life_signs.place_of(run, trainer) != HERE:
         trainer = None  # dead by proof, or by a person's word: nothing is signalled, and nothing takes it up
     has_heard = is_launcher_s and trainer is not None and _was_sent_to_the_job(run, signal_name)
@@ -310,6 +313,32 @@ def _wait_for_what_is_left(
             survivors.tell(number, members)
         time.sleep(0.1)
         members = survivors.members()
+
+
+def _left_after_the_end(run: Run, *, is_launcher_s: bool) -> processes.Identity | None:
+    """Return the first process of a training whose end is written down, where something that it has left lives here.
+
+    A signal to the launcher is not meant for a helper that was started to stay: then only what trains on counts.
+    """
+    state = status.read_state(run)
+    trainer = processes.trainer_of(state.get("launched"), run.paths.output_log)
+    if run_end.read(run) is None or trainer is None or life_signs.place_of(run, trainer) != HERE:
+        return None
+    if is_launcher_s and not status.look(run, state).trains_on:
+        return None
+    return trainer if processes.session_members(trainer) else None
+
+
+def _end_what_is_left(run: Run, trainer: processes.Identity, signal_name: str, *, is_now: bool) -> int:
+    """End what lives of a training whose end is written down: a signal to each, once, and KILL after the grace."""
+    members = processes.session_members(trainer)
+    pids, grace = ", ".join(str(member.pid) for member in members[:MAX_NAMED]), 0.0 if is_now else grace_s(run)
+    how = "are killed" if is_now else f"are told to stop, and killed after {grace:.0f} s"
+    _say(f"the end of '{run.run_id}' is written down; {len(members)} processes of it are left (pid {pids}) and {how}")
+    if _awaits_recovery(run):
+        _write_down(run, signal_name, None, is_now=is_now)
+    _wait_for_what_is_left(run, trainer, stop_signal(run, signal_name), time.monotonic() + grace, has_heard=False)
+    return _end_now(run, trainer)
 
 
 def _end_now(run: Run, trainer: processes.Identity | None) -> int:
