@@ -225,6 +225,7 @@ class Sidecar:
         interval_s = self._run.setting("status", "interval_s", 60)
         if seen["exit_code"] is not None:
             return  # it has ended meanwhile: what it was is said when its last lines are read
+        self._wakefulness.see(seen["suspended"], self._state, now, self._append)
         if seen["state"] == self._shown_state and now - self._last_status < interval_s:
             return
         with contextlib.suppress(OSError):
