@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..basics import check, claims, journal, processes
 from ..basics.errors import Refused
 from ..basics.files import UnreadableFile, read_json, to_json, utc_now, write_atomic
-from . import run_end
+from . import last_step, run_end
 from .event_values import count, text
 from .liveness import MOVES
 from .run_state import State, fold, measured_speed
@@ -209,8 +209,7 @@ def _asked_state(state: State) -> str | None:
 
 def _end_state(state: State, end: dict[str, Any], max_steps: int | None, shows_steps: bool, stopped: str | None) -> str:
     code, step = end.get("code"), state.get("step")
-    has_reached_end = step is not None and max_steps is not None and step >= max_steps
-    if code == 0 and has_reached_end:
+    if code == 0 and last_step.is_reached(state, max_steps):
         return "finished"
     if asked := _asked_state(state):
         return asked

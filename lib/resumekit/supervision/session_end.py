@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from ..basics import journal, process_details
 from ..basics.files import UnreadableFile, read_end
 from ..basics.processes import Identity
-from ..run_folder import run_end
+from ..run_folder import last_step, run_end
 from ..run_folder.event_values import count
 from ..run_folder.run_state import is_waiting, measured_speed
 from ..run_folder.runs import Run, open_run
@@ -180,8 +180,12 @@ class _Session:
         now = time.monotonic()
         state = self._progress.state
         max_steps = count(self._run.setting("training", "max_steps"))
-        is_whole = max_steps is not None and state.get("step", -1) >= max_steps
-        if is_whole and self._first["code"] == 0 and not self._has_trained_on and not self._stop:
+        if (
+            last_step.is_reached(state, max_steps)
+            and self._first["code"] == 0
+            and not self._has_trained_on
+            and not self._stop
+        ):
             return True
         quiet_s = now - max(self._last_sign, self._stopped_at)
         if quiet_s <= self._window_s():
