@@ -179,13 +179,8 @@ class _Session:
         """Whether nothing that is left shows a training any more."""
         now = time.monotonic()
         state = self._progress.state
-        max_steps = count(self._run.setting("training", "max_steps"))
-        if (
-            last_step.is_reached(state, max_steps)
-            and self._first["code"] == 0
-            and not self._has_trained_on
-            and not self._stop
-        ):
+        has_ended_well = self._first["code"] == 0 and not self._has_trained_on and not self._stop
+        if has_ended_well and last_step.is_reached(state, count(self._run.setting("training", "max_steps"))):
             return True
         quiet_s = now - max(self._last_sign, self._stopped_at)
         if quiet_s <= self._window_s():
