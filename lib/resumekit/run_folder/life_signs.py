@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ..basics import claims, process_details, processes
 from ..basics.claims import FREE, HELD
-from ..basics.files import temp_path, utc_now
+from ..basics.files import UnreadableFile, read_json, temp_path, utc_now
 from ..basics.paths import MANIFEST_SUFFIX
 from ..basics.processes import ALIVE, DEAD, UNKNOWN
 from . import run_end
@@ -67,7 +67,7 @@ def examine(run: Run, state: State, *, is_thorough: bool = False, is_follower: b
         is_follower: the run's own sidecar asks, whose lock and files are no sign of the trainer's life.
     """
     launched = state.get("launched") or {}
-    trainer = processes.trainer_of(launched, run.paths.output_log)
+    trainer = processes.trainer_of(launched, run.paths.output_log) if launched else _told_in_the_status(run)
     shim = processes.identity_from(launched.get("shim"))
     launcher = processes.identity_from(launched.get("launcher") or run.record.get("launcher"))
     # Processes before exit.json: read the other way round, an end between the two would look like a lost trainer.
@@ -89,6 +89,20 @@ def examine(run: Run, state: State, *, is_thorough: bool = False, is_follower: b
         seen, sign = _more(run, state, seen, trainer, is_thorough=is_thorough, is_follower=is_follower)
     verdict = judge(seen)
     return Sight(verdict, _launcher(seen), end, seen.place, sign, seen)
+
+
+def _told_in_the_status(run: Run) -> processes.Identity | None:
+    """Return the trainer that status.json names, where the journal was lost; it has to carry the token of run.json."""
+    token = run.record.get("token")
+    try:
+        told = read_json(run.paths.status)
+    except UnreadableFile:
+        return None
+    if not isinstance(told, dict) or not isinstance(token, str) or not token:
+        return None
+    named = {key: told.get(key) for key in ("host", "boot_id", "pid")}
+    known = processes.identity_from({**named, "start_ticks": told.get("pid_start_ticks"), "token": token})
+    return known and known._replace(ties=processes.Ties(str(run.paths.output_log)))
 
 
 def _probe(run: Run, trainer: processes.Identity | None, place: str) -> tuple[str, str]:

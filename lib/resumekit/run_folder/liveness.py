@@ -134,6 +134,9 @@ def _after_the_end(seen: Evidence) -> Verdict:
 
 
 def _before_the_start(seen: Evidence) -> Verdict:
+    """No trainer is known of; one whose journal was lost is named by the status."""
+    if seen.place == HERE and seen.trainer == ALIVE and seen.whose != COPY:
+        return _alive("process")
     is_coming = seen.launcher == ALIVE or seen.session_lock == HELD or (seen.launcher == UNKNOWN and seen.is_fresh)
     return _alive("starting") if is_coming or seen.members else _dead("no_trainer")
 
