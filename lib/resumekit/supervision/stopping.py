@@ -201,9 +201,7 @@ def _stop_the_next(run: Run, signal_name: str, *, is_now: bool) -> int:
 
 def _write_down(run: Run, signal_name: str, trainer: processes.Identity | None, *, is_now: bool) -> None:
     """Journal that this end is wanted; on a full disk an empty `paused` keeps every command off the run instead."""
-    number = stop_signal(run, signal_name)
-    handles = trainer is not None and process_details.catches(trainer.pid, _number_for(run, trainer, number))
-    more = {"has_handler": True} if handles else {}
+    more = {"has_handler": True} if trainer is not None and _has_handler(run, trainer, signal_name) else {}
     try:
         journal.append(run.paths.journal, "stopped", run.run_id, by=signal_name, now=is_now, **more)
     except OSError as error:
@@ -213,6 +211,13 @@ def _write_down(run: Run, signal_name: str, trainer: processes.Identity | None, 
             _say(f"{why}: '{run.paths.paused}' keeps everybody from taking it up")
         except OSError:
             _say(f"{why}: once it can, stop it again with bin/abort-watch.sh --stop, or it may be taken up")
+
+
+def _has_handler(run: Run, trainer: processes.Identity, signal_name: str) -> bool:
+    """Whether the first process handles the signal, and may hand it on; any Python handles INT, which says nothing."""
+    number = _number_for(run, trainer, stop_signal(run, signal_name))
+    wanted = {number, signal.SIGTERM} if number == signal.SIGINT else {number}
+    return all(process_details.catches(trainer.pid, each) for each in wanted)
 
 
 def _alone(run: Run, end: Callable[[], int]) -> int:
