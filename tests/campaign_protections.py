@@ -467,8 +467,8 @@ PATCHES = (
     Patch(
         "orphans are ended first",
         "resumekit/recovery/recovering.py",
-        "    _end_orphans(run, state)\n    devices",
-        "    devices",
+        "    if sentence := leftovers.end(run, state):",
+        "    if sentence := '':",
         (RECOVERY + "test_what_a_dead_trainer_left_running_is_ended_before_the_next_one_starts",),
     ),
     Patch(

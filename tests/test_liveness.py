@@ -55,6 +55,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "status_lock": (HELD, FREE, MISSING, UNASKED),
     "is_fresh": (False, True),
     "has_word": (False, True),
+    "moves_on": (False, True),
 }
 RANK = {DEAD: 0, UNKNOWN: 1, ALIVE: 2}
 
@@ -78,7 +79,7 @@ def signs_of_life(seen: Evidence) -> list[str]:
     """
     is_its_own = seen.whose != COPY
     signs = {
-        "process": seen.place == HERE and seen.trainer == ALIVE and is_its_own and seen.is_launched,
+        "process": seen.place == HERE and seen.trainer == ALIVE and is_its_own,
         "shim": seen.place == HERE and seen.shim == ALIVE and not seen.is_ended and seen.is_launched,
         "members": seen.members > 0,
         "session_lock": seen.session_lock == HELD,
@@ -155,6 +156,7 @@ STRONGER: dict[str, tuple[tuple[Any, Any], ...]] = {
     "status_lock": ((FREE, HELD), (MISSING, HELD)),
     "is_fresh": ((False, True),),
     "launcher": ((DEAD, ALIVE),),
+    "moves_on": ((False, True),),
 }
 
 
@@ -521,6 +523,27 @@ def test_the_lock_is_the_trainers_sessions_alone(kit: Kit) -> None:
     os.kill(trainer, signal.SIGKILL)
     wait_until(lambda: process_details.lock_holders(lock) == [], "all of its session have ended")
     assert claims.lock_state(lock) == FREE
+
+
+def test_a_trainer_that_the_status_names_is_alive_without_journal_and_lock(kit: Kit) -> None:
+    """The journal was lost, and its trainer has closed every descriptor that it inherited, as a daemon does."""
+    kit.config("--delay", "0.02", training={"max_steps": 10**6})
+    document = json.loads(kit.config_file.read_text())
+    closing = 'exec 900>&-; exec "$@"'
+    document["trainer"]["command"] = ["bash", "-c", closing, "bash", *document["trainer"]["command"]]
+    kit.config_file.write_text(json.dumps(document))
+    kit("run", "T-1", "--detach")
+    run = kit.started()
+    wait_until(lambda: (run / "status.json").exists() and kit.status(run)["state"] == "running", "it runs")
+    signal_all(all_but_trainers(kit), signal.SIGSTOP, signal.SIGKILL)
+    assert claims.lock_state(run / "trainer.lock") == FREE
+    for name in ("journal.jsonl", ".sidecar.json"):
+        (run / name).unlink()
+    seen = open_run(run)
+    assert life_signs.examine(seen, status.read_state(seen)).verdict.what == ALIVE
+    kit("run", "T-1", code=6)
+    signal_all(trainers(kit), signal.SIGKILL)
+    wait_until(lambda: life_signs.examine(seen, status.read_state(seen)).verdict.what == DEAD, "it is seen to be gone")
 
 
 def test_a_helper_that_was_started_to_outlive_its_trainer_is_no_sign_of_life(kit: Kit) -> None:

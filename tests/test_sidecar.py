@@ -10,13 +10,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from conftest import LIB, LIVE, ROOT, Kit, events, marked_pids, wait_until
+from resumekit.basics.files import UnreadableFile
 from resumekit.basics.paths import RunPaths, manifest_path
 from resumekit.run_folder.runs import Run, open_run
-from resumekit.supervision import log_follower, witness
+from resumekit.supervision import log_follower, log_source, sidecar, witness
 from resumekit.supervision.log_follower import LogFollower
 from resumekit.supervision.sidecar import Sidecar
 from resumekit.supervision.step_order import StepOrder
@@ -384,6 +386,27 @@ def test_a_bar_that_runs_for_minutes_is_shown_now_and_then(tmp_path: Path, monke
     log.pump(1)
     lines = log._run.paths.train_log.read_bytes().splitlines()
     assert lines[-2:] == [b"9a537e838eda  20%", b"9a537e838eda  30%"]
+
+
+def test_a_log_that_cannot_be_opened_does_not_hold_up_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever keeps it from being read: no descriptor is left, a rule of the system, a drive that fails."""
+    follower(tmp_path, b"step 1\n")
+    watcher = Sidecar(open_run(tmp_path), has_echo=False)
+
+    def refuse(*_args: object, **_more: object) -> int:
+        raise UnreadableFile("no")
+
+    pauses: list[float] = []
+    clock = iter(range(10**6))
+    monkeypatch.setattr(log_source, "open_regular", refuse)
+    monkeypatch.setattr(sidecar, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=pauses.append))
+    assert watcher._read_last_lines()
+    assert pauses and set(pauses) == {sidecar.POLL_S}
+    assert b"7 bytes of logs/output.log cannot be read" in (tmp_path / "logs" / "train.log").read_bytes()
+    waited: list[float] = []
+    watcher._alarm = SimpleNamespace(wait=waited.append)
+    watcher._sleep()
+    assert waited == [sidecar.POLL_S]
 
 
 def test_a_flood_does_not_hold_up_the_rest(tmp_path: Path) -> None:

@@ -17,13 +17,17 @@ import pytest
 from conftest import Kit, events, wait_until
 from resumekit.basics import process_details, processes
 from resumekit.run_folder import status, suspended
+from resumekit.run_folder.run_state import fold, measured_speed
 from resumekit.run_folder.runs import open_run
+from resumekit.run_folder.state_types import is_sound
 from resumekit.watching import acting, watch
 from resumekit.watching.abort_rules import SICK, WARNING
 from resumekit.watching.memory import MAX_WAITS, Memory, Wait
+from resumekit.watching.watch import WELL
 from test_watch import start
 from test_wrapped import WRAPPERS, begun, last_step, saved_steps, wrapped
 
+SINCE = "suspended_since_s"
 PATTERNS = {"step": "^step ([0-9]+)", "loss": "loss ([0-9.a-z]+)"}
 
 
@@ -192,8 +196,39 @@ def test_a_suspended_trainer_is_named_and_does_not_hang(watched: Kit, monkeypatc
         assert f"its trainer (pid {trainer}) is suspended (state T): kill -CONT {trainer}" in look.evidence
         row = next(line for line in watched("runs").stdout.splitlines() if run.name in line)
         assert f"kill -CONT {trainer}" in row
-        monkeypatch.setattr(suspended, "of_trainer", lambda _trainer: [])
-        wait_until(lambda: "hang" in watch.look_at(watched.runs, run.name).evidence, "it would have been one")
+        wait_until(lambda: any(one["kind"] == "trainer_suspended" for one in events(run, "warning")), "it is journaled")
+        state = status.read_state(open_run(run))
+        with monkeypatch.context() as patch:  # it would have been one
+            patch.setattr(suspended, "of_trainer", lambda _trainer: [])
+            patch.setattr(status, "read_state", lambda _run: {k: v for k, v in state.items() if k != SINCE})
+            assert "hang" in watch.look_at(watched.runs, run.name).evidence
+        # The first look after CONT, before the sidecar has seen it go on.
+        sidecar = json.loads((run / ".sidecar.json").read_text())["sidecar"]["pid"]
+        os.kill(sidecar, signal.SIGSTOP)
+    try:
+        look = watch.look_at(watched.runs, run.name)
+        assert look.verdict != SICK and "hang" not in look.evidence
+    finally:
+        os.kill(sidecar, signal.SIGCONT)
+    wait_until(lambda: any(one["kind"] == "clock_gap" for one in events(run, "warning")), "it goes on")
+    look, deeds = one_pass(watched, Memory())
+    assert look.verdict == WELL and deeds == [] and not events(run, "abort")
+
+
+def test_the_time_in_which_a_trainer_was_suspended_is_neither_silence_nor_slowness() -> None:
+    def told(name: str, mono_s: float, **more: Any) -> dict[str, Any]:
+        return {"event": name, "mono_s": mono_s, **more}
+
+    steps = [told("step", float(at), step=at, source="log") for at in range(1, 20)]
+    pause = [told("warning", 20.0, kind="trainer_suspended", message="")]
+    before = fold({}, [*steps, *pause])
+    assert before["suspended_since_s"] == 20.0
+    after = fold(before, [told("step", 4000.0, step=20, source="log"),
+                          told("warning", 4000.5, kind="clock_gap", message="", seconds=3980.0),
+                          told("step", 4001.0, step=21, source="log")])  # fmt: skip
+    assert after["active_mono_s"] >= 4000.5 and after.get("longest_stand_s", 0.0) < 10 and SINCE not in after
+    assert measured_speed(after) == pytest.approx(1.0, rel=0.1)
+    assert is_sound(before) and is_sound(after)
 
 
 def test_a_suspended_trainer_behind_its_wrapper_is_found_and_let_go_on_by_a_stop(kit: Kit) -> None:

@@ -23,12 +23,16 @@ from resumekit.supervision import session_end, stopping
 pytestmark = pytest.mark.usefixtures("valid_records")
 
 PYTHON = '"$PYTHON" "$TOY" "$@"'
+RUN = '"$PYTHON" -c "import subprocess, sys; sys.exit(subprocess.run(sys.argv[1:]).returncode)"'
 WRAPPERS = {
     "plain": f"{PYTHON}",
     "then": f"{PYTHON}\necho the script goes on",
     "background": f"{PYTHON} &\nwait",
     "forwards": f'trap \'kill -TERM "$pid"\' TERM INT\n{PYTHON} &\npid=$!\nwait "$pid"',
     "forwards and waits": f'trap \'kill -TERM "$pid"; wait "$pid"\' TERM INT\n{PYTHON} &\npid=$!\nwait "$pid"',
+    "kills its group": f"trap 'trap - TERM INT; kill 0' TERM INT\n{PYTHON} &\nwait",
+    "python": f"exec {RUN} {PYTHON}",
+    "python in a script": f"{RUN} {PYTHON}\necho the script goes on",
     "tee": f'{PYTHON} | tee "$0.log"',
     "twice": 'bash -c \'"$PYTHON" "$TOY" "$@"; true\' x "$@"',
 }
@@ -84,7 +88,38 @@ def test_a_stop_reaches_what_a_wrapper_wraps_once_and_its_end_is_waited_for(kit:
     process.communicate(timeout=60)
     assert_saved_and_attested(kit, run)
     assert kit.status(run)["state"] == "stopped"
-    assert process.returncode in (130, 143) or wrapper in ("then", "twice")
+    assert process.returncode in (130, 143) or wrapper in ("then", "twice", "python in a script")
+
+
+# It finishes what it has begun, eighty steps, and takes a second signal for "now".
+THOROUGH = """
+import os, signal, sys, time
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from toy_trainer import write_checkpoint
+asked = []
+signal.signal(signal.SIGTERM, lambda got, _frame: os._exit(99) if asked else asked.append(got))
+step = until = 0
+while not asked or step < until:
+    step += 1
+    until = until or (step + 80 if asked else 0)
+    print(f"step {step} loss 1", flush=True)
+    time.sleep(0.05)
+write_checkpoint(Path(sys.argv[2]) / f"hrm_arc_step_{step}.pt", step)
+sys.exit(143)
+"""
+
+
+@pytest.mark.parametrize("wrapper", ["forwards", "forwards and waits", "kills its group"])
+def test_what_goes_on_for_many_steps_after_its_wrapper_has_told_it_is_not_told_again(kit: Kit, wrapper: str) -> None:
+    trainer = kit.folder / "thorough.py"
+    trainer.write_text(THOROUGH)
+    script = WRAPPERS[wrapper].replace(PYTHON, f'"$PYTHON" "{trainer.name}" "{TOY.parent}" "$2"')
+    wrapped(kit, f'cd "${{0%/*}}"\n{script}', abort={"grace_s": 30})
+    process, run = begun(kit)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert_saved_and_attested(kit, run)
 
 
 def test_int_ends_a_shell_at_once_and_what_it_waited_for_is_told(kit: Kit) -> None:
@@ -192,6 +227,44 @@ def test_a_wrapper_that_is_killed_leaves_a_run_that_lives(kit: Kit) -> None:
     process.communicate(timeout=60)
     assert kit.status(run)["state"] == "stopped"
     assert saved_steps(run)[-1] == last_step(run)
+
+
+def silent_after(kit: Kit, end: str, hang_minutes: float) -> tuple[subprocess.Popen, Path, Path]:
+    """Start a training that is silent from step 4 on, and let its wrapper end; returns the file that lets it go on."""
+    go = kit.folder / "go"
+    script = f'sleep 300 &\n{PYTHON} &\nuntil [ -e "$0.end" ]; do sleep 0.05; done\nexit {end}'
+    wrapped(kit, script, "--delay", "0.02", "--at", "4", f"wait={go}", abort={"hang_minutes": hang_minutes},
+            recover={"enabled": False})  # fmt: skip
+    process, run = begun(kit, step=4)
+    wait_until(lambda: kit.status(run).get("state") == "running", "its sidecar has read a step")
+    leader = processes.identity_from(events(run, "launched")[0]["trainer"])
+    if end == "killed":
+        processes.send(leader, signal.SIGKILL)
+    else:
+        (kit.folder / "train.sh.end").touch()
+    wait_until(lambda: processes.probe(leader) == processes.DEAD, "its wrapper has ended")
+    return process, run, go
+
+
+@pytest.mark.parametrize("end", ["killed", "0", "3"])
+def test_a_silent_training_whose_wrapper_has_ended_is_not_over(kit: Kit, end: str) -> None:
+    """An evaluation, a save, a rendezvous: it shows no step for a while, and may sleep."""
+    process, run, go = silent_after(kit, end, hang_minutes=30)
+    time.sleep(session_end.QUIET_S + 3 * session_end.JOURNAL_S)
+    assert not (run / "exit.json").exists() and kit.status(run)["state"] == "running"
+    go.touch()
+    wait_until(lambda: last_step(run) > 8, "it trains on")
+    kit("abort-watch", "--stop", "T-1")
+    process.communicate(timeout=60)
+    assert kit.status(run)["state"] == "stopped"
+    assert saved_steps(run) == [last_step(run)]
+
+
+def test_a_training_that_is_silent_for_longer_than_a_hang_is_over(kit: Kit) -> None:
+    process, run, _ = silent_after(kit, "killed", hang_minutes=0.02)
+    process.communicate(timeout=60)
+    assert (process.returncode, kit.status(run)["state"]) == (137, "failed")
+    assert "left_behind" in [event["kind"] for event in events(run, "warning")]
 
 
 def test_a_second_stop_and_now_end_what_is_wrapped_too(kit: Kit) -> None:

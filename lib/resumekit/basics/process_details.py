@@ -1,4 +1,4 @@
-"""What /proc tells of a process beside its identity: its parent, its signals, its pipes, its processor time.
+"""What /proc tells of a process beside its identity: its parent, signals, pipes, processor time, output.
 
 Each answer is of one moment; a process that is gone, or that may not be looked at, has none of these. Writes nothing.
 Try it: `grep -E 'Sig|Shd' /proc/self/status`
@@ -59,6 +59,18 @@ def cpu_s(pid: int) -> float:
     """Return the processor time that a process has used, in seconds; 0 where that is not known."""
     fields = _stat_fields(pid)
     return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S if fields else 0.0
+
+
+def written_bytes(pid: int) -> int | None:
+    """Return how many bytes a process has written, to files and pipes; None where that is not known.
+
+    Of a process that has ended, and that its parent has not yet taken in, too.
+    """
+    try:
+        with open(f"/proc/{pid}/io", encoding="ascii") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith("wchar:"))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return None
 
 
 def is_shell(pid: int) -> bool:

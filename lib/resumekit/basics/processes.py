@@ -329,6 +329,12 @@ def carriers(token: str) -> list[int]:
     return found
 
 
+def live_tokens() -> set[str]:
+    """Return the run tokens that live processes can be seen to carry; one look through /proc."""
+    pids = (int(entry) for entry in os.listdir("/proc") if entry.isascii() and entry.isdigit())
+    return {token for pid in pids if (token := variable(pid, TOKEN_VARIABLE))}
+
+
 def variable(pid: int, name: str) -> str | None:
     """Return one variable of a process's environment, as it was when it began; None where it has none or is hidden."""
     with contextlib.suppress(OSError):

@@ -15,8 +15,7 @@ from ..basics.causes import NEVER_RECOVERED, OOM
 from ..basics.errors import KitError
 from ..planning import code_change, environment
 from ..planning.code_state import Code
-from ..run_folder import run_end, status
-from ..run_folder.run_state import State
+from ..run_folder import last_step, run_end, status
 from ..run_folder.runs import Run
 from .incident import Incident
 
@@ -94,17 +93,9 @@ def _code(run: Run, incident: Incident) -> str | None:
 def _done(run: Run, incident: Incident) -> str | None:
     """Say of a run that had done its last step: there is nothing to go on with."""
     max_steps = run.setting("training", "max_steps")
-    if type(max_steps) is not int or incident.step is None or incident.step < max_steps:
-        return None
-    if not _is_proven(status.read_state(run), incident.step, max_steps):
+    if type(max_steps) is not int or not last_step.is_proven(status.read_state(run), incident.step, max_steps):
         return None
     return f"it had done its last step; {incident.evidence}"
-
-
-def _is_proven(state: State, step: int, max_steps: int) -> bool:
-    """Whether a last step is no other number of the log, as of an evaluation's bar: a checkpoint has come as far."""
-    is_of_the_log = state.get("has_step_events") and not state.get("tells_steps")
-    return not is_of_the_log or step == max_steps <= state.get("last_checkpoint_step", -1)
 
 
 def _budget(run: Run, incident: Incident) -> str | None:

@@ -32,7 +32,7 @@ from ..run_folder.runs import Run, RunTable
 from ..supervision import aborting, launch
 from ..supervision.witness import Witness
 from ..watching.limits import limits_of
-from . import attention, budget, devices, false_starts, first_start, hindrances, incident, replay, suspicion
+from . import attention, budget, devices, false_starts, first_start, hindrances, incident, leftovers, replay, suspicion
 from .incident import Incident
 from .suspicion import Suspect
 
@@ -43,7 +43,6 @@ GIVE_UP_S = 3600.0
 # How long a sidecar may take to start, and to write down the end: it may have a checkpoint of many GB to witness.
 SIDECAR_START_S = 2.0
 END_WAIT_S = 60.0
-KILL_WAIT_S = 10.0
 # The longest wait between two starts.
 MAX_BACKOFF_S = 3600.0
 _POLICY_OF_ONE_RESUME = "auto"
@@ -87,6 +86,8 @@ def recover(run_dir: Path, launcher_pid: int, *, is_attended: bool = False) -> O
         if status.needs_attention(state):
             attention.tell_again(run)
             return NOTHING
+        if sentence := leftovers.go_on(run, state):
+            return _wait(run, state, sentence, TRY_AGAIN_S)
         found = incident.of(run, state, table)
         if found is None or _is_taken_up(run, table):
             return NOTHING
@@ -206,7 +207,8 @@ def _take_up(
     request = _request(examined, table)
     snapshot, asked = code_state.start_snapshot(request.root), code_change.ask(run)
     choice = _choice(run, state, table, found, request, suspect)
-    _end_orphans(run, state)
+    if sentence := leftovers.end(run, state):
+        return _wait(run, state, sentence, TRY_AGAIN_S)
     devices.require_free(run, state)
     budget.require_room(run, state, choice.candidate)
     refuse_what_cannot_be_continued(run, table)
@@ -237,19 +239,6 @@ def _attest(run: Run) -> None:
     """Give a manifest to what came to rest without one: its sidecar may have died with the rest."""
     if not claims.is_held(run.paths.status_lock):
         Witness(run).look_last()
-
-
-def _end_orphans(run: Run, state: State) -> None:
-    """KILL what a trainer that is dead has left in its session: data workers, or what a dead wrapper wrapped.
-
-    A second trainer beside it would be worse; whatever it was saving has no final name yet.
-    """
-    leader = processes.trainer_of(state.get("launched"), run.paths.output_log)
-    members = processes.session_members(leader) if leader else []
-    if members:
-        left = processes.kill_session(leader, KILL_WAIT_S)
-        message = f"{len(members)} processes of the dead trainer's session were killed, {left} do not end"
-        journal.append(run.paths.journal, "warning", run.run_id, kind="orphans_killed", message=message)
 
 
 def _is_taken_up(run: Run, table: RunTable) -> bool:

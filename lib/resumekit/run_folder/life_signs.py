@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ..basics import claims, process_details, processes
 from ..basics.claims import FREE, HELD
-from ..basics.files import temp_path, utc_now
+from ..basics.files import UnreadableFile, read_json, temp_path, utc_now
 from ..basics.paths import MANIFEST_SUFFIX
 from ..basics.processes import ALIVE, DEAD, UNKNOWN
 from . import run_end
@@ -24,6 +24,8 @@ from .runs import Run
 
 # A folder with more checkpoints than this is not read to its end: its own time tells of new names.
 MAX_CHECKPOINTS = 1000
+# The last words of a trainer may reach its log while its end is being written down.
+AFTER_S = 1.0
 
 
 class Sign(NamedTuple):
@@ -65,7 +67,7 @@ def examine(run: Run, state: State, *, is_thorough: bool = False, is_follower: b
         is_follower: the run's own sidecar asks, whose lock and files are no sign of the trainer's life.
     """
     launched = state.get("launched") or {}
-    trainer = processes.trainer_of(launched, run.paths.output_log)
+    trainer = processes.trainer_of(launched, run.paths.output_log) if launched else _told_in_the_status(run)
     shim = processes.identity_from(launched.get("shim"))
     launcher = processes.identity_from(launched.get("launcher") or run.record.get("launcher"))
     # Processes before exit.json: read the other way round, an end between the two would look like a lost trainer.
@@ -81,10 +83,26 @@ def examine(run: Run, state: State, *, is_thorough: bool = False, is_follower: b
     is_ended = end is not None or "exited" in state
     seen = Evidence(place, bool(launched), is_ended, probed, shim_probe, launcher_probe, whose)
     sign = None
+    if end is not None and place == HERE and not is_follower:
+        seen = seen._replace(moves_on=moved_after_the_end(run) is not None)
     if _needs_more(seen, is_thorough):
         seen, sign = _more(run, state, seen, trainer, is_thorough=is_thorough, is_follower=is_follower)
     verdict = judge(seen)
     return Sight(verdict, _launcher(seen), end, seen.place, sign, seen)
+
+
+def _told_in_the_status(run: Run) -> processes.Identity | None:
+    """Return the trainer that status.json names, where the journal was lost; it has to carry the token of run.json."""
+    token = run.record.get("token")
+    try:
+        told = read_json(run.paths.status)
+    except UnreadableFile:
+        return None
+    if not isinstance(told, dict) or not isinstance(token, str) or not token:
+        return None
+    named = {key: told.get(key) for key in ("host", "boot_id", "pid")}
+    known = processes.identity_from({**named, "start_ticks": told.get("pid_start_ticks"), "token": token})
+    return known and known._replace(ties=processes.Ties(str(run.paths.output_log)))
 
 
 def _probe(run: Run, trainer: processes.Identity | None, place: str) -> tuple[str, str]:
@@ -133,6 +151,23 @@ def signs(run: Run, *, is_of_trainer: bool = False, is_brief: bool = False) -> l
         files += [paths.checkpoints, paths.sidecar_state, paths.status, paths.journal]
     found = [sign for path in files if (sign := _sign(str(path), path.name))]
     return found if is_brief else [*found, *_saved(run)]
+
+
+def moved_after_the_end(run: Run) -> Sign | None:
+    """Return the newest change of a file of the trainer's that came after its end was written down; None without one.
+
+    One that is older than the silence that a hang takes counts no more: what has made it shows nothing since.
+    """
+    ended = _sign(str(run.paths.exit_json), run.paths.exit_json.name)
+    if ended is None:
+        return None
+    changes = signs(run, is_of_trainer=True, is_brief=True)
+    folder = _sign(str(run.paths.checkpoints), run.paths.checkpoints.name)
+    if folder is not None and folder.at_s > ended.at_s + AFTER_S:  # manifests are made there too
+        changes += _saved(run)
+    newest = max((sign for sign in changes if sign.at_s > ended.at_s + AFTER_S), default=None)
+    is_recent = newest is not None and now_of(run) - newest.at_s < run_end.silence_limit_s(run)
+    return newest if is_recent else None
 
 
 def _saved(run: Run) -> list[Sign]:
@@ -190,7 +225,7 @@ def _offset(run: Run) -> float:
 
 def _needs_more(seen: Evidence, is_thorough: bool) -> bool:
     if seen.is_ended:
-        return is_thorough or seen.place in (NAMESPACE, BOOT)  # there it says whether the launcher lives
+        return is_thorough or seen.moves_on or seen.place in (NAMESPACE, BOOT)  # there: whether the launcher lives
     if not seen.is_launched:
         return seen.launcher != ALIVE
     return seen.place != HERE or seen.trainer != ALIVE or seen.whose != OURS
@@ -202,7 +237,7 @@ def _more(
     """Ask what is not asked of a trainer that is seen to run: locks, what is left of its session, files."""
     lock = claims.lock_state(run.paths.session_lock)
     status_lock = FREE if is_follower else claims.lock_state(run.paths.status_lock)
-    members = _members(seen, trainer, lock) if is_thorough or not seen.is_ended else 0
+    members = _members(seen, trainer, lock) if is_thorough or seen.moves_on or not seen.is_ended else 0
     if lock == HELD and seen.place == HERE and not members and _are_helpers(run):
         lock = HELPERS
     has_word = _has_word(run, state, lock)

@@ -16,6 +16,8 @@ from ..basics.processes import ALIVE, DEAD, UNKNOWN
 HERE, NAMESPACE, BOOT, HOST = "here", "namespace", "boot", "host"
 # Whose output a live trainer writes: this folder's, another folder's (this one is a copy), or it cannot be told.
 OURS, COPY, UNSEEN = "ours", "copy", "unseen"
+# The verdict on a run whose end is written down, and that trains on all the same.
+MOVES = "moves"
 # A lock that is held by processes alone that were started to outlive the trainer: without the run's token.
 HELPERS = "helpers"
 # A file that has changed within so many seconds is a sign of life. The sidecar renews status.json each minute.
@@ -35,6 +37,7 @@ class Evidence(NamedTuple):
         session_lock: HELD, FREE, MISSING (a run of an older version) or UNASKED, as claims has them; or HELPERS.
         status_lock: one of the first four.
         is_fresh: a file of the run has changed within FRESH_S.
+        moves_on: the end is written down, and a file of the trainer's has changed since.
         has_word: a person has said that it is dead (`--take-over`), and nothing has changed since.
     """
 
@@ -50,6 +53,7 @@ class Evidence(NamedTuple):
     status_lock: str = FREE
     is_fresh: bool = False
     has_word: bool = False
+    moves_on: bool = False
 
 
 class Verdict(NamedTuple):
@@ -82,6 +86,7 @@ _WORDS = {
     "process": "its trainer runs",
     "ending": "its trainer has ended, and its shim is writing that down",
     "members": "processes of its trainer's session still run",
+    MOVES: "its end is written down, but processes of its training go on, and its files change",
     "starting": "its launcher is starting it",
     "no_trainer": "no trainer was ever started",
     "ended": "its end is written down",
@@ -119,6 +124,8 @@ def judge(seen: Evidence) -> Verdict:
 
 def _after_the_end(seen: Evidence) -> Verdict:
     """The first process has ended; what it left may still train, or hold its lock."""
+    if seen.members and seen.moves_on:
+        return _alive(MOVES)
     if seen.members or (seen.place == HERE and seen.trainer == ALIVE and seen.whose == OURS):
         return _alive("members")
     if seen.session_lock == HELD:
@@ -127,6 +134,9 @@ def _after_the_end(seen: Evidence) -> Verdict:
 
 
 def _before_the_start(seen: Evidence) -> Verdict:
+    """No trainer is known of; one whose journal was lost is named by the status."""
+    if seen.place == HERE and seen.trainer == ALIVE and seen.whose != COPY:
+        return _alive("process")
     is_coming = seen.launcher == ALIVE or seen.session_lock == HELD or (seen.launcher == UNKNOWN and seen.is_fresh)
     return _alive("starting") if is_coming or seen.members else _dead("no_trainer")
 

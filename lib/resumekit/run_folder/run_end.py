@@ -21,6 +21,12 @@ def read(run: Run) -> dict[str, Any] | None:
     return end if is_end else None
 
 
+def silence_limit_s(run: Run) -> float:
+    """Return for how long what is left of a training may show nothing before it counts as over: as long as a hang."""
+    minutes = run.setting("abort", "hang_minutes", 30)
+    return 60.0 * minutes if type(minutes) in (int, float) and 0 < minutes < 1e6 else 1800.0
+
+
 # A trainer that ends on one of these was stopped, whoever sent it: it has saved and says so by its code, or has died of
 # it. KILL is none of them.
 STOPS = {"INT": 130, "TERM": 143}

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..basics import causes, check
 from . import pace, save_wait, symptoms
-from .event_values import at, count, integer, number, process, seconds, speed, text
+from .event_values import at, count, flag, integer, number, process, seconds, speed, text
 from .save_wait import LATE_S
 from .state_types import MAX_KINDS, PHASES, RECOVERY, WAITING_PHASES
 
@@ -19,6 +19,8 @@ from .state_types import MAX_KINDS, PHASES, RECOVERY, WAITING_PHASES
 MIN_MEASURED_S = 0.2
 # The warning with which the sidecar says that nothing ran for a while, itself included: the machine slept.
 CLOCK_GAP = "clock_gap"
+# The one with which it says that the trainer is suspended (state T); the next gap says that it goes on.
+TRAINER_SUSPENDED = "trainer_suspended"
 
 State = dict[str, Any]
 Event = dict[str, Any]
@@ -105,7 +107,7 @@ def _advance(state: State, step: int, mono_s: float, event: Event, *, is_in_orde
     known = state.get("pace") or pace.begun(step)
     # The same step told again is no progress. A smaller one is: some count anew in each epoch.
     if "pace" not in state or step != state.get("step"):
-        if "step" in state and not state.get("tells_phases"):
+        if "step" in state and not state.get("tells_phases") and "suspended_since_s" not in state:
             stood_s = mono_s - state.get("active_mono_s", mono_s)
             state["longest_stand_s"] = max(stood_s, state.get("longest_stand_s", 0.0))
         state["active_mono_s"] = max(mono_s, state.get("active_mono_s", 0.0))
@@ -113,6 +115,7 @@ def _advance(state: State, step: int, mono_s: float, event: Event, *, is_in_orde
     if event.get("event") == "step" or not state.get("has_step_events"):
         # Two that tell steps, each at its own beat, would show a speed that neither of them has.
         counts = state.get("phase") != "warmup" and not is_waiting(state) and not is_odd
+        counts = counts and "suspended_since_s" not in state
         state["pace"] = pace.told(known, step, mono_s, counts=counts)
     _take(state, event, "at", at, "last_progress_at")
 
@@ -204,8 +207,13 @@ def _warning(state: State, event: Event) -> None:
         state["warned_of"] = [*known, kind][-MAX_KINDS:]
     if kind == save_wait.SAVE_FAILED:
         save_wait.over(state, event)
+    if kind == TRAINER_SUSPENDED and mono_s is not None:
+        state.setdefault("suspended_since_s", mono_s)
     if kind == CLOCK_GAP and mono_s is not None:
         state["active_mono_s"] = mono_s
+        since_s = state.pop("suspended_since_s", None)
+        if since_s is not None and "first_step" in state and "waiting_since_s" not in state:
+            state["waited_s"] += max(0.0, mono_s - since_s)
         if "waiting_since_s" in state:  # an evaluation did not take the night
             if "first_step" in state:
                 state["waited_s"] += max(0.0, mono_s - state["waiting_since_s"])
@@ -243,7 +251,8 @@ def _recovery(state: State, event: Event) -> None:
 
 def _stopped(state: State, event: Event) -> None:
     # The first one: a scheduler that warns with USR1 sends TERM when its patience is over.
-    state.setdefault("stopped", {"by": text(event.get("by")), "at": at(event.get("at"))})
+    state.setdefault("stopped", {"by": text(event.get("by")), "at": at(event.get("at")),
+                                 "has_handler": flag(event.get("has_handler"))})  # fmt: skip
     _take(state, event, "asked_by", text, "stop_asked_by")
 
 

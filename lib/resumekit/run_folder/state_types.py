@@ -50,6 +50,7 @@ _TYPES: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("loss", "lr", "lr_scale", "best_eval_acc", "waited_s", "saved_s"), number),
     "steps_per_sec": speed,
     **dict.fromkeys(("step_mono_s", "first_step_mono_s", "waiting_since_s", "saving_since_s", "active_mono_s",
+                     "suspended_since_s",
                      "longest_stand_s"), seconds),
     **dict.fromkeys(("events", "step", "first_step", "resumed_step", "epoch", "last_fast_eval_step", "warnings",
                      "last_full_eval_step", "best_step", "last_checkpoint_step", "swap_from_step"), count),
@@ -69,7 +70,7 @@ _TYPES: dict[str, Callable[[Any], Any]] = {
         ("aborted", "died"), fields(cause=text, evidence=text, at=at, mono_s=seconds, first_bad_step=count)
     ),
     "recovery": fields(**RECOVERY),
-    "stopped": fields(by=text, at=at),
+    "stopped": fields(by=text, at=at, has_handler=flag),
     "taken_over": fields(by=text, host=text, child_run_id=text, at=at, last_sign_s=number, session_lock=text),
     "exited": fields(code=integer, signal=integer, at=at),
 }  # fmt: skip

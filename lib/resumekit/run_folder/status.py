@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..basics import check, claims, journal, processes
 from ..basics.errors import Refused
 from ..basics.files import UnreadableFile, read_json, to_json, utc_now, write_atomic
-from . import run_end
+from . import last_step, run_end
 from .event_values import count, text
+from .liveness import MOVES
 from .run_state import State, fold, measured_speed
 from .runs import Run
 from .save_wait import is_saving
@@ -63,6 +64,11 @@ class View(NamedTuple):
     def is_unknown(self) -> bool:
         """Whether it cannot be told from here whether the trainer lives: nothing may be started or ended."""
         return self.sight is not None and self.sight.verdict.what == processes.UNKNOWN
+
+    @property
+    def trains_on(self) -> bool:
+        """Whether an end is written down, and what the first process has left goes on."""
+        return self.sight is not None and self.sight.verdict.code == MOVES
 
     @property
     def last_heard_at(self) -> str | None:
@@ -118,7 +124,7 @@ def observe(run: Run, state: State, view: View) -> dict[str, Any]:
         "started_at": launched.get("at"),
         "heartbeat_at": ended_at if is_now in ENDED and ended_at else view.last_heard_at or utc_now(view.now),
         "last_progress_at": state.get("last_progress_at"),
-        "exit_code": view.end.get("code") if view.end else None,
+        "exit_code": view.end.get("code") if view.end and not view.trains_on else None,
         "last_warning": state.get("last_warning"),
         "checks": check.summary(state.get("checks", {})),
         "recovery": state.get("recovery"),
@@ -159,7 +165,7 @@ def state_of(
     """
     if needs_attention(state):
         return "needs_attention"
-    if view.end is not None:
+    if view.end is not None and not view.trains_on:
         by = None if view.end.get("code") in incident_codes else run_end.stopped_by(view.end)
         return _end_state(state, view.end, max_steps, shows_steps, by and ("preempted" if is_in_a_job else "stopped"))
     if not state.get("launched"):
@@ -203,8 +209,7 @@ def _asked_state(state: State) -> str | None:
 
 def _end_state(state: State, end: dict[str, Any], max_steps: int | None, shows_steps: bool, stopped: str | None) -> str:
     code, step = end.get("code"), state.get("step")
-    has_reached_end = step is not None and max_steps is not None and step >= max_steps
-    if code == 0 and has_reached_end:
+    if code == 0 and last_step.is_reached(state, max_steps):
         return "finished"
     if asked := _asked_state(state):
         return asked

@@ -58,6 +58,7 @@ class LogFollower:
         known = saved.get("read_offset")
         self._read_before = known if type(known) is int else 0
         self._unwritten = b""
+        self._is_unread = False
         # What a successor goes on from: all before these offsets is in train.log, nothing after them.
         self._is_closed = bool(self._written) and saved.get("is_closed") is True
         self._keep_account()
@@ -68,6 +69,11 @@ class LogFollower:
     def is_blocked(self) -> bool:
         """Whether there are lines that could not be written (disk full); they are tried again with every pump."""
         return bool(self._unwritten)
+
+    @property
+    def is_unreadable(self) -> bool:
+        """Whether there is something to read that the last pump could not read: no pump follows it at once."""
+        return self._is_unread and self.left_bytes > 0
 
     @property
     def left_bytes(self) -> int:
@@ -93,7 +99,9 @@ class LogFollower:
         steps: list[dict[str, Any]] = []
         started = time.monotonic()
         self._aim(started)
+        self._is_unread = True
         while self._write() and (chunk := self._read()):
+            self._is_unread = False
             lines = self._cleaner.feed(chunk)
             steps += self._steps_of(lines)
             self._see_text(lines)

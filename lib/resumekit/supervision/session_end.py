@@ -2,12 +2,14 @@
 
 The first process may be a wrapper (`bash train.sh`, `conda run`): it ends on a TERM and its Python is still saving, or
 it has put its training into the background. It may be the trainer itself, and what is left a TensorBoard. So the end is
-written down when nothing is left, or when what is left shows nothing of a training any more. Reads the run's journal.
+written down when nothing is left, or when what is left shows nothing of a training any more: the process that has
+shown the steps may be silent for as long as a hang takes. Reads the run's journal.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 import time
@@ -18,20 +20,18 @@ from typing import Any, NamedTuple
 from ..basics import journal, process_details
 from ..basics.files import UnreadableFile, read_end
 from ..basics.processes import Identity
-from ..run_folder import run_end
+from ..run_folder import last_step, run_end
 from ..run_folder.event_values import count
 from ..run_folder.run_state import is_waiting, measured_speed
 from ..run_folder.runs import Run, open_run
 from ..run_folder.save_wait import is_saving
+from .step_writers import has_written, launched_bytes
 from .stopping import grace_s, stop_signal
-from .survivors import SETTLE_S, Progress, Survivors
+from .survivors import PATIENCE, SETTLE_S, Progress, Survivors
 
 # A first process that ends by itself after steps were seen, or fails before any, was the trainer or has waited for it.
 QUIET_S = 3.0
 USUAL_STEPS = 5
-# A wrapper that has handled the signal may have handed it on. One whose Python shows no steps is told after this share
-# of the grace all the same.
-PATIENCE = 0.25
 # How old a signal to the whole job may be to be the one that the first process has ended on.
 SAME_STOP_S = 5.0
 # Looks through /proc: often while a stop is under way, rarely beside a training that its wrapper has left.
@@ -51,11 +51,13 @@ class Ears(NamedTuple):
         seen: signal number -> when it came to the shim, which nothing reaches but a signal to the whole job.
         wait: waits for a child's end or such a signal, for so many seconds at most.
         reap: takes in the children that have ended, as pid -> wait status; None where none is left of any kind.
+        written_bytes: how much the first process had written when it ended; None where that is not known.
     """
 
     seen: dict[int, float]
     wait: Callable[[float], None]
     reap: Callable[[], dict[int, int] | None]
+    written_bytes: int | None = None
 
 
 def stopped_by(run_dir: Path, end: dict[str, Any]) -> str | None:
@@ -82,7 +84,7 @@ def outlast(run_dir: Path, leader: Identity, end: dict[str, Any], ears: Ears) ->
 class _Session:
     def __init__(self, run: Run, leader: Identity, end: dict[str, Any], ears: Ears) -> None:
         self._run, self._first, self._ears = run, end, ears
-        self._survivors = Survivors(leader)
+        self._survivors = Survivors(self._run, leader)
         self._members = self._survivors.members()
         self._heirs = {member.pid for member in self._survivors.orphans(self._members)}
         self._statuses: dict[int, int] = {}
@@ -95,11 +97,14 @@ class _Session:
         self._stopped_at = self._begun
         self._was_job = self._is_doubtful = False
         self._cpu = (self._begun, self._cpu_s())
+        self._log_size, self._last_words = -1, self._begun
 
     def end(self) -> dict[str, Any]:
         """Wait, tell what is left of a stop, and return the end."""
         name = stopped_by(self._run.paths.run_dir, self._first)
-        self._notice_a_stop(name, has_handled_it=self._first["signal"] is None)
+        # A script may hand the signal on and then die of it (`trap - TERM; kill 0`).
+        has_handler = (self._progress.state.get("stopped") or {}).get("has_handler") is True
+        self._notice_a_stop(name, has_handled_it=self._first["signal"] is None or has_handler)
         while self._is_somebody_left() and not self._is_over():
             if self._stop:
                 self._tell()
@@ -142,7 +147,7 @@ class _Session:
 
         Args:
             name: of the signal, as the first process's end says it.
-            has_handled_it: the first process has ended on it, and not by dying of it: it may have handed it on.
+            has_handled_it: the first process has handled it before it ended: it may have handed it on.
         """
         state = self._progress.state
         asked = (state.get("stopped") or {}).get("by") or ("TERM" if state.get("aborted") else None)
@@ -159,9 +164,10 @@ class _Session:
 
     def _tell(self) -> None:
         """Tell each process whose parent has ended; one that may have heard already, only when it evidently has not."""
-        waited_s = time.monotonic() - self._stopped_at
-        is_unseen = not self._had_stepped and not self._was_job and waited_s > PATIENCE * grace_s(self._run)
-        if self._is_doubtful and (is_unseen or (self._is_settled and self._progress.trains_on)):
+        is_unseen = not self._had_stepped and not self._was_job
+        if time.monotonic() - self._stopped_at <= max(SETTLE_S, PATIENCE * grace_s(self._run)):
+            self._progress.begin_anew()
+        elif self._is_doubtful and (is_unseen or self._progress.trains_on):
             self._survivors.forget()
             self._is_doubtful = False
         self._survivors.tell(self._number(), self._members)
@@ -173,17 +179,38 @@ class _Session:
         """Whether nothing that is left shows a training any more."""
         now = time.monotonic()
         state = self._progress.state
-        max_steps = count(self._run.setting("training", "max_steps"))
-        is_whole = max_steps is not None and state.get("step", -1) >= max_steps
-        if is_whole and self._first["code"] == 0 and not self._has_trained_on and not self._stop:
+        has_ended_well = self._first["code"] == 0 and not self._has_trained_on and not self._stop
+        if has_ended_well and last_step.is_reached(state, count(self._run.setting("training", "max_steps"))):
             return True
         quiet_s = now - max(self._last_sign, self._stopped_at)
         if quiet_s <= self._window_s():
             return False
-        may_be_silent = not self._stop and (not self._had_stepped or is_waiting(state) or is_saving(state))
-        hang_minutes = self._run.setting("abort", "hang_minutes", 30)
-        limit_s = 60.0 * hang_minutes if type(hang_minutes) in (int, float) else 1800.0
-        return not (may_be_silent and quiet_s < limit_s and self._is_busy(now))
+        if self._stop:
+            return True
+        if self._has_written_since():
+            self._last_words = now
+        if now - max(self._last_sign, self._last_words) >= run_end.silence_limit_s(self._run):
+            return True
+        may_be_silent = not self._had_stepped or is_waiting(state) or is_saving(state)
+        return not (self._is_training_left() or (may_be_silent and self._is_busy(now)))
+
+    def _is_training_left(self) -> bool:
+        """Whether the process that has shown the steps lives: an evaluation, a save, a rendezvous may be silent.
+
+        Where the first process was that one, what is left are its helpers.
+        """
+        wrote = self._ears.written_bytes
+        is_first_s = wrote is not None and has_written(self._run, wrote - launched_bytes(self._run))
+        if is_first_s and not self._has_trained_on:
+            return False
+        return any(has_written(self._run, process_details.written_bytes(member.pid)) for member in self._members)
+
+    def _has_written_since(self) -> bool:
+        """Whether the run's log has grown since this was asked last."""
+        with contextlib.suppress(OSError):
+            size, self._log_size = self._log_size, os.stat(self._run.paths.output_log).st_size
+            return self._log_size != size
+        return False
 
     def _window_s(self) -> float:
         """Return for how long what is left may show nothing before the training counts as over."""

@@ -147,11 +147,15 @@ class _Job:
         self._run = run
         self._ended: dict[int, int] = {}
         self.seen: dict[int, float] = {}
+        self.written_bytes: int | None = None
 
     def wait_for(self, pid: int) -> int:
-        """Return the wait status of a child, once it has ended; others are taken in meanwhile."""
+        """Return the wait status of a child, once it has ended, and note how much it has written; others are taken in
+        meanwhile.
+        """
         while pid not in self._ended:
             self._hear(signal.sigwaitinfo(_AWAITED))
+            self.written_bytes = process_details.written_bytes(pid)
             self._ended.update(self.reap() or {})
         return self._ended[pid]
 
@@ -194,7 +198,8 @@ def _outlasted(
         from resumekit.supervision import session_end  # late: rare, and 30 ms
 
         if is_left and leader is not None:
-            return session_end.outlast(run.run_dir, leader, end, session_end.Ears(job.seen, job.wait, job.reap))
+            ears = session_end.Ears(job.seen, job.wait, job.reap, job.written_bytes)
+            return session_end.outlast(run.run_dir, leader, end, ears)
         if by := session_end.stopped_by(run.run_dir, end):
             return end | {"by": by}
     return end

@@ -211,7 +211,7 @@ class Sidecar:
             if shim := processes.identity_from(launched.get("shim")):
                 self._alarm = processes.Alarm(shim)
         if self._alarm:
-            has_more = self._log.left_bytes > 0 and not self._log.is_blocked
+            has_more = self._log.left_bytes > 0 and not (self._log.is_blocked or self._log.is_unreadable)
             self._alarm.wait(0.0 if has_more else POLL_S)
         else:
             time.sleep(START_POLL_S if time.monotonic() - self._started < PROBE_S else POLL_S)
@@ -225,6 +225,7 @@ class Sidecar:
         interval_s = self._run.setting("status", "interval_s", 60)
         if seen["exit_code"] is not None:
             return  # it has ended meanwhile: what it was is said when its last lines are read
+        self._wakefulness.see(seen["suspended"], self._state, now, self._append)
         if seen["state"] == self._shown_state and now - self._last_status < interval_s:
             return
         with contextlib.suppress(OSError):
@@ -266,9 +267,16 @@ class Sidecar:
         until, goal = time.monotonic() + LAST_LINES_S, self._log.offset + self._log.left_bytes
         while True:
             self._found_steps += self._log.pump(PUMP_S)
-            is_over = not self._log.left_bytes or (self._log.offset >= goal and time.monotonic() > until)
+            is_late = time.monotonic() > until
+            is_over = not self._log.left_bytes or (is_late and self._log.offset >= goal)
+            if self._log.is_unreadable and is_late:
+                self._say(b"resumekit: %d bytes of logs/output.log cannot be read\n" % self._log.left_bytes)
+                self._log.pump(PUMP_S)
+                break
             if self._log.is_blocked or is_over:
                 break
+            if self._log.is_unreadable:
+                time.sleep(POLL_S)
         self._fold_journal()
         self._append_steps()
         return not self._log.is_blocked

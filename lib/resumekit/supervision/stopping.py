@@ -22,7 +22,7 @@ from ..run_folder import life_signs, recovery, run_end, status, suspended
 from ..run_folder.liveness import HERE, OURS
 from ..run_folder.run_state import State
 from ..run_folder.runs import Run, open_run
-from .survivors import SETTLE_S, Progress, Survivors, signal_for, tell
+from .survivors import PATIENCE, SETTLE_S, Progress, Survivors, signal_for, tell
 
 # How long a trainer that is just being started is waited for before a stop gives up on it.
 START_WAIT_S = 10.0
@@ -37,8 +37,7 @@ JOB_WAIT_S = 0.3
 # How old what the shim has heard may be.
 SAME_STOP_S = 5.0
 LOOK_S = 0.25
-# A shell puts its trap off until its child has ended; it has this share of the grace to hand a signal on.
-SHELL_PATIENCE = 0.25
+MAX_NAMED = 8
 # What the end takes to be written down.
 END_WAIT_S = 5.0
 STOP_SIGNALS = ("TERM", "INT", "USR1", "USR2")
@@ -67,14 +66,16 @@ def stop(
     trainer = _wait_for_trainer(run)
     if (code := _out_of_reach(run, trainer)) is not None:
         return code  # nothing is written down: it may be taken up where it can be seen
+    if trainer is None and (left := _left_after_the_end(run, is_launcher_s=is_launcher_s)):
+        return _end_what_is_left(run, left, signal_name, is_now=is_now)
     if trainer is not None and life_signs.place_of(run, trainer) != HERE:
         trainer = None  # dead by proof, or by a person's word: nothing is signalled, and nothing takes it up
     has_heard = is_launcher_s and trainer is not None and _was_sent_to_the_job(run, signal_name)
     if signal_name in _passed_on(run):
-        return _pass_on(trainer, signal_name, has_heard=has_heard)
+        return _pass_on(run, trainer, signal_name, has_heard=has_heard)
     is_over = trainer is None and _awaits_recovery(run)
     if trainer is not None or is_over:
-        _write_down(run, signal_name, is_now=is_now)
+        _write_down(run, signal_name, trainer, is_now=is_now)
     if is_over:
         return _stop_the_next(run, signal_name, is_now=is_now)
     if is_now or trainer is None:
@@ -101,13 +102,13 @@ def _passed_on(run: Run) -> list[str]:
     return [name for name in names if name in ("USR1", "USR2")] if isinstance(names, list) else []
 
 
-def _pass_on(trainer: processes.Identity | None, signal_name: str, *, has_heard: bool) -> int:
+def _pass_on(run: Run, trainer: processes.Identity | None, signal_name: str, *, has_heard: bool) -> int:
     """Hand a signal on to a trainer that knows it: to its first process; where that has ended, to what it has left."""
     if trainer is None:
         return FAILED
     number = signal.Signals[f"SIG{signal_name}"]
     if not has_heard and not _send(trainer, number):
-        survivors = Survivors(trainer)
+        survivors = Survivors(run, trainer)
         for orphan in survivors.orphans(survivors.members()):
             if process_details.catches(orphan.pid, number):
                 processes.send(orphan, number)
@@ -198,10 +199,11 @@ def _stop_the_next(run: Run, signal_name: str, *, is_now: bool) -> int:
     return code if open_run(child.paths.run_dir).has_started else DONE
 
 
-def _write_down(run: Run, signal_name: str, *, is_now: bool) -> None:
-    """Journal that somebody wants this end; on a full disk an empty `paused` keeps every hand off the run instead."""
+def _write_down(run: Run, signal_name: str, trainer: processes.Identity | None, *, is_now: bool) -> None:
+    """Journal that this end is wanted; on a full disk an empty `paused` keeps every command off the run instead."""
+    more = {"has_handler": True} if trainer is not None and _has_handler(run, trainer, signal_name) else {}
     try:
-        journal.append(run.paths.journal, "stopped", run.run_id, by=signal_name, now=is_now)
+        journal.append(run.paths.journal, "stopped", run.run_id, by=signal_name, now=is_now, **more)
     except OSError as error:
         why = f"that it is stopped cannot be written down ({error.strerror})"
         try:
@@ -209,6 +211,13 @@ def _write_down(run: Run, signal_name: str, *, is_now: bool) -> None:
             _say(f"{why}: '{run.paths.paused}' keeps everybody from taking it up")
         except OSError:
             _say(f"{why}: once it can, stop it again with bin/abort-watch.sh --stop, or it may be taken up")
+
+
+def _has_handler(run: Run, trainer: processes.Identity, signal_name: str) -> bool:
+    """Whether the first process handles the signal, and may hand it on; any Python handles INT, which says nothing."""
+    number = _number_for(run, trainer, stop_signal(run, signal_name))
+    wanted = {number, signal.SIGTERM} if number == signal.SIGINT else {number}
+    return all(process_details.catches(trainer.pid, each) for each in wanted)
 
 
 def _alone(run: Run, end: Callable[[], int]) -> int:
@@ -239,7 +248,7 @@ def _end(run: Run, trainer: processes.Identity | None, signal_name: str, *, has_
         return FAILED
     deadline = time.monotonic() + grace_s(run)
     number = stop_signal(run, signal_name)
-    if not has_heard and not _tell_first(trainer, number) and _is_unknown(run, trainer):
+    if not has_heard and not _tell_first(run, trainer, number) and _is_unknown(run, trainer):
         return FAILED
     _wake(trainer)
     if has_heard:
@@ -250,8 +259,14 @@ def _end(run: Run, trainer: processes.Identity | None, signal_name: str, *, has_
     return _end_now(run, trainer)
 
 
-def _tell_first(trainer: processes.Identity, number: int) -> bool:
-    return _send(trainer, signal_for(trainer.pid, number))
+def _tell_first(run: Run, trainer: processes.Identity, number: int) -> bool:
+    return _send(trainer, _number_for(run, trainer, number))
+
+
+def _number_for(run: Run, trainer: processes.Identity, number: int) -> int:
+    """Return the signal that the first process gets; the processes of the training are looked at for INT alone."""
+    members = processes.session_members(trainer) if number == signal.SIGINT else []
+    return signal_for(run, trainer.pid, number, members)
 
 
 def _wake(trainer: processes.Identity) -> None:
@@ -263,32 +278,28 @@ def _wake(trainer: processes.Identity) -> None:
 
 def _tell_if_it_trains_on(run: Run, trainer: processes.Identity, number: int, deadline: float) -> None:
     """Watch a trainer that has got the signal from elsewhere; one that begins further steps has not."""
-    progress = Progress(run)
-    settled_at = time.monotonic() + SETTLE_S
+    if _trains_on(run, trainer, deadline):
+        _tell_first(run, trainer, number)
+
+
+def _trains_on(run: Run, trainer: processes.Identity, deadline: float) -> bool:
+    """Wait until a trainer begins further steps after PATIENCE: True; False where it has ended, or the grace has."""
+    progress, begun = Progress(run), time.monotonic()
     while time.monotonic() < deadline and not processes.wait_for_end(trainer, LOOK_S):
         progress.look()
-        if time.monotonic() < settled_at:
+        if time.monotonic() - begun <= max(SETTLE_S, PATIENCE * grace_s(run)):
             progress.begin_anew()
         elif progress.trains_on:
-            _tell_first(trainer, number)
-            return
+            return True
+    return False
 
 
 def _tell_what_a_shell_waits_for(run: Run, trainer: processes.Identity, number: int, deadline: float) -> None:
     """Tell the child of a shell, once, where it begins further steps: `trap ... TERM` around a foreground Python."""
-    if not process_details.is_shell(trainer.pid):
-        return
-    progress = Progress(run)
-    begun = time.monotonic()
-    while time.monotonic() < deadline and not processes.wait_for_end(trainer, LOOK_S):
-        progress.look()
-        waited_s = time.monotonic() - begun
-        if waited_s < SETTLE_S:
-            progress.begin_anew()
-        elif waited_s > SHELL_PATIENCE * grace_s(run) and progress.trains_on:
-            for child in Survivors(trainer).behind_shells():
-                tell(child, number)
-            return
+    if process_details.is_shell(trainer.pid) and _trains_on(run, trainer, deadline):
+        survivors = Survivors(run, trainer)
+        for child in survivors.behind_shells():
+            tell(run, child, number, survivors.members())
 
 
 def _wait_for_what_is_left(
@@ -298,7 +309,7 @@ def _wait_for_what_is_left(
 
     The shim tells it to stop. Where the shim is dead too, it is told from here.
     """
-    survivors = Survivors(trainer)
+    survivors = Survivors(run, trainer)
     members = survivors.members()
     if has_heard:
         survivors.have_heard([number], members)
@@ -307,6 +318,32 @@ def _wait_for_what_is_left(
             survivors.tell(number, members)
         time.sleep(0.1)
         members = survivors.members()
+
+
+def _left_after_the_end(run: Run, *, is_launcher_s: bool) -> processes.Identity | None:
+    """Return the first process of a training whose end is written down, where something that it has left lives here.
+
+    A signal to the launcher is not meant for a helper that was started to stay: then only what trains on counts.
+    """
+    state = status.read_state(run)
+    trainer = processes.trainer_of(state.get("launched"), run.paths.output_log)
+    if run_end.read(run) is None or trainer is None or life_signs.place_of(run, trainer) != HERE:
+        return None
+    if is_launcher_s and not status.look(run, state).trains_on:
+        return None
+    return trainer if processes.session_members(trainer) else None
+
+
+def _end_what_is_left(run: Run, trainer: processes.Identity, signal_name: str, *, is_now: bool) -> int:
+    """End what lives of a training whose end is written down: a signal to each, once, and KILL after the grace."""
+    members = processes.session_members(trainer)
+    pids, grace = ", ".join(str(member.pid) for member in members[:MAX_NAMED]), 0.0 if is_now else grace_s(run)
+    how = "are killed" if is_now else f"are told to stop, and killed after {grace:.0f} s"
+    _say(f"the end of '{run.run_id}' is written down; {len(members)} processes of it are left (pid {pids}) and {how}")
+    if _awaits_recovery(run):
+        _write_down(run, signal_name, None, is_now=is_now)
+    _wait_for_what_is_left(run, trainer, stop_signal(run, signal_name), time.monotonic() + grace, has_heard=False)
+    return _end_now(run, trainer)
 
 
 def _end_now(run: Run, trainer: processes.Identity | None) -> int:

@@ -16,27 +16,41 @@ from ..basics.processes import Identity
 from ..run_folder import status
 from ..run_folder.run_state import State, fold
 from ..run_folder.runs import Run
+from . import step_writers
 
 # What the sidecar still reads out of the log that was written before this moment.
 SETTLE_S = 1.0
 # A trainer that was told to stop finishes the step that it is in; one that begins another was not.
 STEPS_AFTER_A_STOP = 2
+# What may have heard already, from its wrapper or with the whole job, is told only when it begins further steps after
+# this share of the grace: it may finish an epoch, or look at its flag each hundred steps.
+PATIENCE = 0.25
 _SIGNS = frozenset({"saving", "checkpoint", "eval", "phase"})
 
 
-def signal_for(pid: int, number: int) -> int:
-    """Return the signal that stops a process where `number` is asked for: for INT, TERM where that does nothing.
+def signal_for(run: Run, pid: int, number: int, members: list[Identity]) -> int:
+    """Return the signal that stops a process where `number` is asked for: for INT, TERM where that would not do.
 
     A shell that waits for its child puts INT off until that has ended, and the child has not got it: at a terminal both
-    would have. A shell's background job ignores INT.
+    would have. A shell's background job ignores INT. A wrapper in Python (`subprocess.run`) kills its child a quarter
+    of a second after INT, because at a terminal that has got it too: it ends on TERM, and then its child gets the INT.
+
+    Args:
+        run: the run.
+        pid: the process.
+        number: what is asked for.
+        members: the live processes of the training.
     """
-    is_deaf = number == signal.SIGINT and (process_details.is_shell(pid) or process_details.ignores(pid, number))
-    return signal.SIGTERM if is_deaf else number
+    if number != signal.SIGINT:
+        return number
+    is_deaf = process_details.is_shell(pid) or process_details.ignores(pid, number)
+    dies_of_term = not process_details.catches(pid, signal.SIGTERM) and not process_details.ignores(pid, signal.SIGTERM)
+    return signal.SIGTERM if is_deaf or (dies_of_term and step_writers.is_wrapper(run, pid, members)) else number
 
 
-def tell(process: Identity, number: int) -> bool:
+def tell(run: Run, process: Identity, number: int, members: list[Identity]) -> bool:
     """Send one process the signal that stops it, and CONT where it is suspended, so that it can save."""
-    was_sent = processes.send(process, signal_for(process.pid, number))
+    was_sent = processes.send(process, signal_for(run, process.pid, number, members))
     if was_sent and process_details.is_suspended(process.pid):
         processes.send(process, signal.SIGCONT)
     return was_sent
@@ -45,8 +59,8 @@ def tell(process: Identity, number: int) -> bool:
 class Survivors:
     """The processes of one training, each told to stop at most once."""
 
-    def __init__(self, leader: Identity) -> None:
-        self._leader = leader
+    def __init__(self, run: Run, leader: Identity) -> None:
+        self._run, self._leader = run, leader
         self._told: set[tuple[int, int]] = set()
 
     def members(self) -> list[Identity]:
@@ -80,7 +94,7 @@ class Survivors:
     def tell(self, number: int, members: list[Identity]) -> None:
         """Send a stop signal to each orphan that has not been told."""
         for orphan in self.orphans(members):
-            if _key(orphan) not in self._told and tell(orphan, number):
+            if _key(orphan) not in self._told and tell(self._run, orphan, number, members):
                 self._told.add(_key(orphan))
 
     def have_heard(self, numbers: Collection[int], members: list[Identity]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..basics import processes
 from ..basics.errors import DONE, FAILED, STOPPED_BY_RULE, Busy, KitError, UsageError
 from ..basics.files import utc_now
 from ..basics.terminal import plain, say, show_json, show_text
@@ -162,14 +163,19 @@ def _stop(runs_dir: Path, asked: Asked) -> int:
 
 
 def _live_of_others(runs_dir: Path, wanted: Sequence[str]) -> list[str]:
-    """Return the wanted runs that live and have no marker of this user's: another user's, or in a copied folder."""
+    """Return the wanted runs that live and have no marker of this user's: another user's, in a copied folder, or ended
+    with something left.
+    """
     from ..run_folder import status
     from ..run_folder.runs import RunTable
 
     table = RunTable(runs_dir)
     names = [name for name in table.names if name in wanted or parse_run_name(name).experiment in wanted]
     runs = [run for run in map(table.get, names) if run is not None and run.is_ours and run.has_started]
-    return [run.run_id for run in runs if status.current(run)["state"] in status.LIVE]
+    tokens = processes.live_tokens()  # what an ended trainer has left carries its run's
+    return [
+        run.run_id for run in runs if run.record.get("token") in tokens or status.current(run)["state"] in status.LIVE
+    ]
 
 
 def _told(deeds: Sequence[Deed]) -> bool:

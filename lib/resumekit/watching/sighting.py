@@ -47,8 +47,10 @@ def sight(run: Run, state: State, view: View, table: RunTable, limits: Limits) -
     name = status.name_of(run, state, view)
     has_ended = name in status.TAKEN_UP
     free_bytes, free_inodes = _free(run)
-    # A trainer that its user has suspended is not judged by its ages: it does not hang.
-    is_unaged = has_ended or any(one.process == suspended.TRAINER for one in view.suspended)
+    # A trainer that its user has suspended is not judged by its ages: it does not hang. Nor is one that goes on since a
+    # moment ago, until its sidecar has said so: all ages begin anew there.
+    is_suspended = any(one.process == suspended.TRAINER for one in view.suspended)
+    is_unaged = has_ended or is_suspended or "suspended_since_s" in state
     now_s = None if is_unaged else status.clock(run, state)
     account = observer.Observer() if now_s is None else observer.read(run)
     return Sight(
