@@ -2,8 +2,8 @@
 
 Progress bars without a newline, evaluations with bars or steps of their own, steps that begin again in each epoch,
 numbers in odd forms, two ranks behind a wrapper, a log without any step beside checkpoints that appear, a pipe that
-holds blocks back; an observer that is suspended, a log that is cut. Written before the rules that have to cope with it, and not changed for them. The kit's own code reads
-what is printed.
+holds blocks back; an observer that is suspended, a log that is cut. Written before the rules that have to cope with it,
+and not changed for them. The kit's own code reads what is printed.
 Try it: `python tests/campaign_traces.py --healthy 20 --sick 20 --seed 7`
 """
 
@@ -33,7 +33,11 @@ FORMS = {
 # In these the pattern of the training's steps reads those of an evaluation too, between two epochs.
 EVALUATED = frozenset({"bars", "words"})
 # Causes by the name that the rule for it gives, each with the ways in which it comes.
-FAULTS = {"hang": ("bar stands", "spins", "silent", "evaluation stands"), "nonfinite": ("nan",), "throughput": ("slow",)}
+FAULTS = {
+    "hang": ("bar stands", "spins", "silent", "evaluation stands"),
+    "nonfinite": ("nan",),
+    "throughput": ("slow",),
+}
 # What the sidecar reads at once.
 BEAT_S = 0.25
 # How long a wrapper that pipes its trainer's output holds a block back.
@@ -95,7 +99,7 @@ def sick(seed: int, cause: str, steps: int = STEPS) -> Trace:
     habits = _habits(dice, forms.get(kind, sorted(set(FORMS) - {"files"})))
     if cause == "throughput" and habits.form in EVALUATED:
         habits = habits._replace(save_s=min(habits.save_s, 0.1 * habits.save_every * habits.step_s), block_bytes=0)
-    elif cause == "throughput":  # of what nobody tells of there is so little that half the speed is half of what is seen
+    elif cause == "throughput":  # of what nobody tells of there is so little that half the speed is half of it
         habits = habits._replace(
             eval_s=min(habits.eval_s, 0.2 * habits.per_epoch * habits.step_s),
             save_s=min(habits.save_s, 0.1 * habits.save_every * habits.step_s), block_bytes=0,
