@@ -20,7 +20,7 @@ MIN_MEASURED_S = 0.2
 # The warning with which the sidecar says that nothing ran for a while, itself included: the machine slept.
 CLOCK_GAP = "clock_gap"
 
-# Of who tells the training's steps alone.
+# A step of a trainer that journals its steps: they are the training's.
 TRAINING = step_counters.Told({}, True)
 
 State = dict[str, Any]
