@@ -315,7 +315,7 @@ PATCHES = (
         "resumekit/supervision/bedside.py",
         "HEALS_S = 2.0",
         "HEALS_S = 0.0",
-        (RECOVERY + "test_a_loss_that_is_not_finite_for_a_moment_is_not_stopped_for",),
+        ("tests/test_bedside.py::test_a_nan_that_stays_stops_the_run_two_seconds_after_the_first_and_with_the_second",),
     ),
     Patch(
         "the replay",

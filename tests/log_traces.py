@@ -1,9 +1,9 @@
 """Made-up trainers that are known by what they print alone, and what happens to their output and to its observer.
 
-Progress bars without a newline, steps that begin again in each epoch, numbers in odd forms, two ranks behind a wrapper,
-a log without any step beside checkpoints that appear, a pipe that holds blocks back; an observer that is suspended, a
-log that is cut. Written before the rules that have to cope with it, and not changed for them. The kit's own code reads
-what is printed.
+Progress bars without a newline, evaluations with bars or steps of their own, steps that begin again in each epoch,
+numbers in odd forms, two ranks behind a wrapper, a log without any step beside checkpoints that appear, a pipe that
+holds blocks back; an observer that is suspended, a log that is cut. Written before the rules that have to cope with it,
+and not changed for them. The kit's own code reads what is printed.
 Try it: `python tests/campaign_traces.py --healthy 20 --sick 20 --seed 7`
 """
 
@@ -27,9 +27,17 @@ FORMS = {
     "odd": {"step": r"^\[ *([0-9_,]+)/", "loss": r"'loss': '([0-9.]+)"},
     "ranks": {"step": r"step ([0-9]+)", "loss": r"loss ([0-9.]+)"},
     "files": {},
+    "bars": {"step": r"\| *([0-9]+)/[0-9]+ \[", "loss": r"loss=([0-9.]+)"},
+    "words": {"step": r"step ([0-9]+)", "loss": r"loss ([0-9.]+)"},
 }
+# In these the pattern of the training's steps reads those of an evaluation too, between two epochs.
+EVALUATED = frozenset({"bars", "words"})
 # Causes by the name that the rule for it gives, each with the ways in which it comes.
-FAULTS = {"hang": ("bar stands", "spins", "silent"), "nonfinite": ("nan",), "throughput": ("slow",)}
+FAULTS = {
+    "hang": ("bar stands", "spins", "silent", "evaluation stands"),
+    "nonfinite": ("nan",),
+    "throughput": ("slow",),
+}
 # What the sidecar reads at once.
 BEAT_S = 0.25
 # How long a wrapper that pipes its trainer's output holds a block back.
@@ -59,6 +67,9 @@ class Habits(NamedTuple):
     separator: str
     has_colour: bool
     block_bytes: int  # what a pipe on the way holds back, but for no longer than BLOCK_S; 0: nothing
+    eval_speed: float  # of an evaluation that is seen, in its steps per second
+    begins_anew: bool  # the training's bar, in each epoch
+    shows_loss: bool  # the training's bar
 
 
 class Write(NamedTuple):
@@ -84,8 +95,11 @@ def sick(seed: int, cause: str, steps: int = STEPS) -> Trace:
     """Return a trace with one fault at a random place, of a cause in FAULTS."""
     dice = random.Random(f"sick log {seed} {cause}")
     kind = dice.choice(FAULTS[cause])
-    habits = _habits(dice, ["bar"] if kind == "bar stands" else sorted(set(FORMS) - {"files"}))
-    if cause == "throughput":  # of what nobody tells of there is so little that half the speed is half of what is seen
+    forms = {"bar stands": ["bar", "bars"], "evaluation stands": sorted(EVALUATED)}
+    habits = _habits(dice, forms.get(kind, sorted(set(FORMS) - {"files"})))
+    if cause == "throughput" and habits.form in EVALUATED:
+        habits = habits._replace(save_s=min(habits.save_s, 0.1 * habits.save_every * habits.step_s), block_bytes=0)
+    elif cause == "throughput":  # of what nobody tells of there is so little that half the speed is half of it
         habits = habits._replace(
             eval_s=min(habits.eval_s, 0.2 * habits.per_epoch * habits.step_s),
             save_s=min(habits.save_s, 0.1 * habits.save_every * habits.step_s), block_bytes=0,
@@ -99,23 +113,31 @@ def sick(seed: int, cause: str, steps: int = STEPS) -> Trace:
     fault_s: list[float] = []
     telling_s = telling * habits.step_s
     patience_s = max(3600.0, 60 * telling_s) if cause == "throughput" else max(2 * 3600.0, 12 * telling_s)
+    if cause == "throughput" and habits.form in EVALUATED:  # its evaluations are no time of training
+        patience_s *= 1.0 + 1.1 * habits.eval_s / (habits.per_epoch * habits.step_s)
     life = _Printer(dice.random(), habits, 0, total, kind, at, fault_s).life()
     return Trace((life,), cause, kind, f"log {habits.form}", None, fault_s, patience_s)
 
 
 def _habits(dice: random.Random, forms: list[str]) -> Habits:
     form = dice.choice(forms)
-    every = 1 if form == "bar" else dice.choice((1, 10, 50))
+    every = 1 if form in ("bar", "bars") else dice.choice((1, 10, 50))
     step_s = math.exp(dice.uniform(math.log(0.05), math.log(4.0 if every < 20 else 2.0)))
     # An epoch of a trainer that tells no step may take most of an hour in silence.
     longest = int(2700.0 / step_s) if form == "files" else 5000
-    return Habits(
+    found = Habits(
         form, every, dice.choice((0, 500, 2000)), dice.randrange(min(200, longest - 1), longest), step_s,
         dice.uniform(0.02, 0.4), dice.choice((0.0, 1e-4, 1e-3)), dice.choice((500, 2000)),
         math.exp(dice.uniform(math.log(0.1), math.log(60.0))), math.exp(dice.uniform(math.log(5.0), math.log(700.0))),
         math.exp(dice.uniform(math.log(1.0), math.log(900.0))), dice.uniform(0.5, 12.0), dice.choice(("", ",", "_")),
-        dice.random() < 0.3, dice.choice((0, 0, 0, 4096)),
+        dice.random() < 0.3, dice.choice((0, 0, 0, 4096)), math.exp(dice.uniform(math.log(0.05), math.log(40.0))),
+        dice.random() < 0.5, dice.random() < 0.5,
     )  # fmt: skip
+    if form not in EVALUATED:
+        return found
+    # From one minute to half an hour, between epochs of a thousand steps at least.
+    eval_s = math.exp(dice.uniform(math.log(60.0), math.log(1800.0 / 1.1)))
+    return found._replace(eval_s=eval_s, per_epoch=dice.randrange(1000, 5000))
 
 
 class _Printer:
@@ -176,7 +198,10 @@ class _Printer:
             if self.fault and step >= self.strikes:
                 if not self.fault_s:
                     self.fault_s[:] = [self.now_s]
-                if self.fault in ("bar stands", "spins", "silent"):
+                if self.fault == "evaluation stands":
+                    yield from self._evaluate(self.habits.eval_s * dice.uniform(0.05, 0.9))
+                    self.fault_s[:] = [self.now_s]
+                if self.fault in ("bar stands", "spins", "silent", "evaluation stands"):
                     yield from self._stand_still(step - 1)
                     return
                 slow_by = dice.uniform(3.0, 8.0) if self.fault == "slow" and slow_by == 1.0 else slow_by
@@ -191,13 +216,32 @@ class _Printer:
         """What a trainer does beside its steps: an evaluation that nobody tells of, and a save."""
         habits = self.habits
         is_epoch = step % habits.per_epoch == 0
-        if is_epoch:
+        if is_epoch and habits.form in EVALUATED:
+            yield from self._evaluate(habits.eval_s * self.dice.uniform(0.3, 1.1))
+            yield Write(self.now_s, b"\nvalidation: 0.71\n")
+        elif is_epoch:
             self.now_s += habits.eval_s * self.dice.uniform(0.3, 1.1)
             yield Write(self.now_s, b"\n" if habits.form == "bar" else b"validation: 0.71\n")
         if is_epoch if habits.form in ("files", "epochs") else step % habits.save_every == 0:
             self.now_s += habits.save_s
             number = step // habits.per_epoch if habits.form in ("files", "epochs") else step
             yield Write(self.now_s, file_step=number)
+
+    def _evaluate(self, seconds: float) -> Iterator[Write]:
+        """An evaluation with steps of its own: they begin at 1, and nothing says that they are none of the training."""
+        speed = self.habits.eval_speed
+        total, begins_s = max(2, int(self.habits.eval_s * speed)), self.now_s
+        each_s, until_s = max(1.0, 1 / speed), self.now_s + seconds
+        while self.now_s + each_s < until_s:
+            self.now_s += each_s
+            done = min(total, max(1, round((self.now_s - begins_s) * speed)))
+            if self.habits.form == "words":
+                text = f"evaluation step {done}\n"
+            else:
+                shown = f"{done}/{total} [{int(self.now_s - begins_s) // 60:02d}:00<10:00, {speed:.2f}it/s]"
+                text = f"\r{100 * done // total:3d}%|{int(50 * done / total) * '█':50}| {shown}"
+            yield Write(self.now_s, text.encode())
+        self.now_s = until_s
 
     def _stand_still(self, step: int) -> Iterator[Write]:
         """Four hours in which a trainer lives, and does nothing; with words or without."""
@@ -219,11 +263,14 @@ class _Printer:
 
     def _line(self, step: int, loss: float) -> bytes:
         habits, total = self.habits, self.last
-        if habits.form == "bar":
+        if habits.form in ("bar", "bars"):
             ends = "\n" if habits.newline_every and step % habits.newline_every == 0 else ""
+            if habits.form == "bars" and habits.begins_anew:
+                step, total = (step - 1) % habits.per_epoch + 1, habits.per_epoch
             share = int(50 * step / total) * "█"
             clock = f"{int(self.now_s - self.begins_s) // 60:02d}:{int(self.now_s) % 60:02d}"
-            shown = f"{step}/{total} [{clock}<19:24, 1.67it/s, loss={loss:.3g}]"
+            said = f", loss={loss:.3g}" if habits.form == "bar" or habits.shows_loss or self.fault == "nan" else ""
+            shown = f"{step}/{total} [{clock}<19:24, 1.67it/s{said}]"
             text = f"\r{100 * step // total:3d}%|{share:50}| {shown}{ends}"
         elif habits.form == "epochs":
             per = habits.per_epoch
@@ -231,6 +278,8 @@ class _Printer:
         elif habits.form == "odd":
             shown = f"{step:{habits.separator}}" if habits.separator else str(step)
             text = f"[{shown:>7}/{total}] {{'loss': '{loss * 1e-7:.4e}', 'lr': '8.1e-07'}}\n"
+        elif habits.form == "words":
+            text = f"step {step} loss {loss:.4f}\n"
         elif habits.form == "ranks":
             text = f"[rank0]: step {step} loss {loss:.4f}\n[rank1]: step {step} loss {loss:.4f}\nwrapper: alive\n"
         else:

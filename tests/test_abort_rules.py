@@ -79,7 +79,7 @@ def test_nothing_is_wrong_with_a_steady_run() -> None:
 
 @pytest.mark.parametrize("loss", ["nan", "inf", "-inf", 1e38, -1e31])
 @pytest.mark.fault("D2", by="symptoms.py: is_bad")
-def test_a_loss_that_is_not_finite_is_sick_at_once_and_its_first_step_is_named(loss: Any) -> None:
+def test_a_loss_that_is_not_finite_twice_is_sick_at_once_and_its_first_step_is_named(loss: Any) -> None:
     (found,) = after([*HOUR, step(3601, 3601.0, loss), step(3602, 3602.0, loss)], 3603.0)
     assert (found.cause, found.verdict, found.first_bad_step, found.since_s) == ("nonfinite", SICK, 3601, 3601.0)
     assert "step 3601" in found.evidence
@@ -103,8 +103,48 @@ def test_the_trainer_may_say_itself_that_something_is_not_finite() -> None:
 
 
 def test_the_heartbeat_alone_tells_it_too() -> None:
-    beat = event("heartbeat", 3660.0, global_step=3600, loss="nan")
-    assert causes(after([*HOUR, beat], 3661.0)) == ["nonfinite"]
+    def beat(number: int, mono_s: float) -> dict[str, Any]:
+        return event("heartbeat", mono_s, global_step=number, loss="nan")
+
+    events = [*HOUR, beat(3600, 3660.0), beat(3600, 3720.0)]
+    assert causes(after(events, 3721.0)) == []
+    assert causes(after([*events, beat(3660, 3780.0)], 3781.0)) == ["nonfinite"]
+
+
+@pytest.mark.parametrize("step_s", [0.1, 4.0, 30.0])
+def test_one_loss_that_is_not_finite_is_sick_only_once_the_next_is_not_either(step_s: float) -> None:
+    """A trainer skips such a batch itself; where every 50th step is logged, its next telling is long to come."""
+    before = list(steady(1, 100, 0.0, step_s))
+    one = [*before, step(150, 150 * step_s, "nan")]
+    found = after(one, 199 * step_s)
+    assert (causes(found), causes(found, WARNING)) == ([], ["nonfinite"])
+    assert causes(after([*one, step(200, 200 * step_s, 0.6)], 201 * step_s)) == []
+    (sick,) = after([*one, step(200, 200 * step_s, "nan")], 201 * step_s)
+    assert (sick.cause, sick.first_bad_step, sick.since_s) == ("nonfinite", 150, 150 * step_s)
+
+
+def test_one_nan_before_the_steps_begin_anew_is_healed_by_the_next_epoch() -> None:
+    epochs = [*steady(1, 99, 0.0), step(100, 100.0, "nan"), *steady(1, 49, 100.0), step(50, 150.0, "nan")]
+    assert causes(after(epochs, 151.0)) == []
+
+
+@pytest.mark.parametrize("name", ["failed", "lost"])
+def test_a_trainer_that_ends_after_one_nan_ended_for_it(name: str) -> None:
+    events = [*HOUR, step(3601, 3601.0, "nan")]
+    assert causes(after(events, 3602.0, run_state=name, end={"code": 1}))[0] == "nonfinite"
+
+
+def test_a_trainer_that_is_silent_after_one_nan_is_stopped_for_it_when_it_hangs() -> None:
+    events = [*HOUR, step(3601, 3601.0, "nan")]
+    assert causes(after(events, 3601 + 29 * MINUTE)) == []
+    found = after(events, 3601 + 31 * MINUTE)
+    assert (causes(found), found[0].first_bad_step) == (["nonfinite", "hang"], 3601)
+
+
+def test_a_heartbeat_that_repeats_the_loss_of_the_last_step_event_is_no_second_telling() -> None:
+    """Every 50th step has a loss; the heartbeat beside it is further, and has the same loss."""
+    events = [*HOUR, step(3650, 3650.0, "nan"), event("heartbeat", 3675.0, global_step=3675, loss="nan")]
+    assert causes(after(events, 3676.0)) == []
 
 
 def save(number: int, mono_s: float, **fields: Any) -> dict[str, Any]:

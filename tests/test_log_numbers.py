@@ -173,3 +173,23 @@ def test_whatever_python_prints_is_read_as_python_would(value: float, form: str,
 )
 def test_the_wide_patterns_take_no_other_number_for_a_step(line: str) -> None:
     assert read(line, **wide_patterns()) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "total"),
+    [
+        ("step 15/600", 600),
+        ("step 15/600it", None),
+        ("step [15 / 600]:", 600),
+        ("step 15 of 600, loss 1", 600),
+        ("step 1,500/12,000 ", 12_000),
+        ("step 15", None),
+        ("step 15/5", None),
+        ("step 15 / 24.5 s", None),
+        ("step 15/s", None),
+        (" 3%|█▏    | 15/600 [00:10<06:30,  1.50it/s]", 600),
+    ],
+)
+def test_the_number_of_all_steps_is_read_where_it_stands_behind_a_step(line: str, total: int | None) -> None:
+    (found,) = read(line, **wide_patterns())
+    assert (found["step"], found.get("step_total")) == (1500 if "1,5" in line else 15, total)

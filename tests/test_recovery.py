@@ -131,7 +131,7 @@ def test_a_loss_that_is_not_finite_is_replayed_from_before_it_at_a_lower_rate(re
 
 
 def test_a_loss_that_is_not_finite_for_a_moment_is_not_stopped_for(recovered: Kit):
-    """One line with a NaN, a second of nothing, then finite ones again; two seconds are what it takes."""
+    """One line with a NaN, a second of nothing, then finite ones again; it takes two lines, and two seconds."""
     go = recovered.folder / "go"
     configure(recovered, "--nan-from", "8", "--nan-until", "8", "--at", "8", f"wait={go}", training={"max_steps": 130})
     launcher = recovered.popen("run", "T-1")

@@ -86,6 +86,7 @@ class Habits(NamedTuple):
     noise: float
     spikes: float
     digits: int
+    skips: float  # share of steps whose loss is NaN, and which the trainer skips itself
 
 
 def healthy(seed: int, steps: int = STEPS) -> Trace:
@@ -142,6 +143,9 @@ def _habits(dice: random.Random) -> Habits:
     habit = dice.choice(("each", "each", "tenth", "log", "log", "beats"))
     every = {"each": 1, "tenth": 10, "beats": 1}.get(habit) or dice.choice((1, 10, 20, 50))
     step_s = math.exp(dice.uniform(math.log(0.05), math.log(8.0 if every < 20 else 2.0)))
+    skips = dice.choice((0.0, 0.0, 1e-3))
+    if skips and every < 20:
+        step_s = math.exp(dice.uniform(math.log(0.1), math.log(60.0)))
     # Who names no phases has evaluations that nobody can tell from a standstill: they must be shorter.
     eval_s, save_s = (1000.0, 60.0) if habit in ("log", "beats") else (3000.0, 600.0)
     return Habits(
@@ -149,7 +153,7 @@ def _habits(dice: random.Random) -> Habits:
         dice.choice((200, 1000, 5000)), math.exp(dice.uniform(math.log(5.0), math.log(eval_s))),
         dice.choice((100, 500, 2000)), math.exp(dice.uniform(math.log(0.1), math.log(save_s))),
         math.exp(dice.uniform(math.log(1.0), math.log(1000.0))), dice.uniform(0.5, 12.0), dice.uniform(0.01, 0.3),
-        dice.choice((0.0, 2e-4, 1e-3)), dice.choice((3, 4, 17)),
+        dice.choice((0.0, 2e-4, 1e-3)), dice.choice((3, 4, 17)), skips,
     )  # fmt: skip
 
 
@@ -225,6 +229,7 @@ class _Maker:
         random_, gauss, every, habit = dice.random, dice.gauss, habits.every, habits.habit
         loss = habits.loss
         said: float | str = loss
+        skipped = 0
         for step in steps:
             yield from self.phase("train")
             seconds = habits.step_s * math.exp(habits.jitter * gauss(0.0, 1.0))
@@ -264,6 +269,8 @@ class _Maker:
                 yield from made
                 return
             said = loss if habits.digits > 9 else round(loss, habits.digits)
+            if habits.skips and step > skipped + 50 * habits.every + 600 / habits.step_s and random_() < habits.skips:
+                said, skipped = "nan", step  # never in two tellings in a row
             if is_struck and self.fault in ("loss nan", "loss inf"):
                 said = self.fault.removeprefix("loss ")
                 self.fault_s[:] = self.fault_s or [self.now_s]

@@ -35,6 +35,8 @@ _NUMBER = re.compile(rb"[+-]?(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])|" + _DIGI
 _WITHOUT_COMMAS = re.compile(rb"[+-]?(?:" + _DIGITS + rb")?" + _TAIL)
 # What goes on behind a number, so that it is none, or only a part of one: a letter, another digit, ",5", ".5".
 _GOES_ON = re.compile(rb"[A-Za-z0-9_]|[.,][0-9]")
+# How many steps there are, behind a step: `15/600`, `step 15 of 600`.
+_TOTAL = re.compile(rb" *[0-9][0-9_,]*(?:\.0*)? *(?:/| of) *([0-9][0-9_,]*)(?![0-9A-Za-z_]|\.[0-9])")
 _MULTIPLES = {b"k": 1e3, b"K": 1e3, b"M": 1e6, b"G": 1e9}
 
 
@@ -124,7 +126,8 @@ def found_steps(lines: bytes, patterns: Patterns, told: list[bytes] | None = Non
         told: gets each line that the step's pattern matches, whether its number can be taken or not.
 
     Returns:
-        One dict per line with a step: {"step": 12, "loss": 0.5}; a NaN stays one.
+        One dict per line with a step: {"step": 12, "step_total": 600, "loss": 0.5}, the total where it stands behind
+        the step; a NaN stays one.
     """
     if "step" not in patterns or not lines:
         return []
@@ -143,8 +146,17 @@ def found_steps(lines: bytes, patterns: Patterns, told: list[bytes] | None = Non
         start, end = lines.rfind(b"\n", 0, match.start()) + 1, lines.find(b"\n", match.end())
         line, done = lines[start : end if end >= 0 else len(lines)], max(end, match.end())
         fields = {name: pattern.read(line) for name, pattern in patterns.items()}
+        if (total := _total(match, step)) is not None:
+            fields["step_total"] = total
         result.append({name: value for name, value in fields.items() if value is not None} | {"step": int(step)})
     return result
+
+
+def _total(match: re.Match[bytes], step: float) -> int | None:
+    """Return the number of steps that stands behind a step, None where there is none: `15/5` is something else."""
+    found = _TOTAL.match(match.string, match.start(1))
+    total = None if found is None else _plain(found[1])
+    return int(total) if total is not None and 0 < total < MAX_STEP and step <= total else None
 
 
 def _not_finite(text: str) -> re.Pattern[bytes] | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..basics import causes, check
-from . import pace, save_wait, symptoms
+from . import pace, save_wait, step_counters, symptoms
 from .event_values import at, count, flag, integer, number, process, seconds, speed, text
 from .save_wait import LATE_S
 from .state_types import MAX_KINDS, PHASES, RECOVERY, WAITING_PHASES
@@ -21,6 +21,9 @@ MIN_MEASURED_S = 0.2
 CLOCK_GAP = "clock_gap"
 # The one with which it says that the trainer is suspended (state T); the next gap says that it goes on.
 TRAINER_SUSPENDED = "trainer_suspended"
+
+# A step of a trainer that journals its steps: they are the training's.
+TRAINING = step_counters.Told({}, True)
 
 State = dict[str, Any]
 Event = dict[str, Any]
@@ -79,7 +82,8 @@ def _step(state: State, event: Event) -> None:
     if not state.get("has_step_events"):
         state.pop("pace", None)  # from a heartbeat to the first event is no time between two steps
     is_in_order = event.get("source") != "log" or not state.get("tells_steps")
-    _advance(state, step, mono_s, event, is_in_order=is_in_order)
+    counted = _counted(state, step, mono_s, event) if event.get("source") == "log" and is_in_order else TRAINING
+    _advance(state, step, mono_s, event, is_in_order=is_in_order, counted=counted)
     state["symptoms"] = symptoms.saw_loss(state["symptoms"], event.get("loss"), step, mono_s)
     state.update(has_stepped=True, has_step_events=True)
     for key in ("loss", "lr"):
@@ -88,15 +92,29 @@ def _step(state: State, event: Event) -> None:
     _take(state, event, "epoch", count)
 
 
-def _advance(state: State, step: int, mono_s: float, event: Event, *, is_in_order: bool) -> None:
+def _counted(state: State, step: int, mono_s: float, event: Event) -> step_counters.Told:
+    """Take in whose step a line of the log tells: the training's, or that of an evaluation with steps of its own."""
+    telling = step_counters.Telling(step, count(event.get("step_total")), event.get("loss") is not None)
+    since_s = max(0.0, mono_s - state.get("step_mono_s", mono_s))
+    result = step_counters.told(state.get("counters"), telling, since_s)
+    state["counters"] = result.counters
+    if result.is_new:
+        state["pace"] = pace.begun(step)
+    return result
+
+
+def _advance(
+    state: State, step: int, mono_s: float, event: Event, *, is_in_order: bool, counted: step_counters.Told = TRAINING
+) -> None:
     """Take in how far the trainer is; of two who tell it only one is in order."""
     known, saved_s = state.get("symptoms", {}), state.pop("saved_s", 0.0)
     is_first = "first_step" not in state or state["step"] < state.get("resumed_step", 0) <= step
-    if is_first:
+    has_total = count(event.get("step_total")) is not None
+    if is_first or (counted.is_other and (has_total or step >= known.get("told_step", step))):
         known = symptoms.without_steps(known)
     is_odd = is_in_order and symptoms.is_odd(known, step)
     state["symptoms"] = symptoms.saw_step(known, step) if is_in_order else known
-    if is_first or is_odd:
+    if is_first or is_odd or counted.is_other:
         # What was told before the load (a heartbeat's step 0) is no beginning to measure from: the next step would seem
         # to be 40,000 of them (huggingface/transformers#40560).
         state.update(first_step=step, first_step_mono_s=mono_s, waited_s=0.0)
@@ -114,7 +132,7 @@ def _advance(state: State, step: int, mono_s: float, event: Event, *, is_in_orde
     state.update(step=step, step_mono_s=mono_s)
     if event.get("event") == "step" or not state.get("has_step_events"):
         # Two that tell steps, each at its own beat, would show a speed that neither of them has.
-        counts = state.get("phase") != "warmup" and not is_waiting(state) and not is_odd
+        counts = state.get("phase") != "warmup" and not is_waiting(state) and not is_odd and counted.is_training
         counts = counts and "suspended_since_s" not in state
         state["pace"] = pace.told(known, step, mono_s, counts=counts)
     _take(state, event, "at", at, "last_progress_at")
@@ -194,10 +212,11 @@ def _heartbeat(state: State, event: Event) -> None:
             state["has_stepped"] = True  # the first beat may tell where it was resumed
         # All that a trainer with the heartbeat alone tells of its steps.
         _advance(state, step, mono_s, event, is_in_order=not state.get("has_step_events"))
-        state["symptoms"] = symptoms.saw_loss(state["symptoms"], event.get("loss"), step, mono_s)
+        state["symptoms"] = symptoms.saw_loss(state["symptoms"], event.get("loss"), step, mono_s, is_beat=True)
         _take(state, event, "steps_per_sec", speed)
     elif step is not None and mono_s is not None and symptoms.is_bad(event.get("loss")):
-        state["symptoms"] = symptoms.saw_loss(state.get("symptoms", {}), event.get("loss"), step, mono_s)
+        known = state.get("symptoms", {})
+        state["symptoms"] = symptoms.saw_loss(known, event.get("loss"), step, mono_s, is_beat=True)
 
 
 def _warning(state: State, event: Event) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..basics import check
-from . import pace, symptoms
+from . import pace, step_counters, symptoms
 from .event_values import at, count, fields, flag, integer, number, process, seconds, speed, text
 
 # Phases in which no step is expected; their time is left out of the speed.
@@ -63,6 +63,7 @@ _TYPES: dict[str, Callable[[Any], Any]] = {
     "has_stepped": flag,
     "has_step_events": flag,
     "pace": lambda value: value if pace.is_sound(value) else None,
+    "counters": lambda value: value if step_counters.is_sound(value) else None,
     "symptoms": lambda value: value if symptoms.is_sound(value) else None,
     "launched": fields(trainer=process, shim=process, launcher=process, at=at, mono_s=seconds),
     "checks": _verdicts,

@@ -17,6 +17,8 @@ Symptoms = dict[str, Any]
 MAX_OOMS = 64
 # Beyond this a loss is none, finite or not: the next step would overflow.
 MAX_LOSS = 1e30
+# A loss that was not finite once may be that of a batch which the trainer leaves out itself: the next telling decides.
+SURE_TOLD = 2
 # Tellings over which the loss is smoothed, on a scale of factors: a spike of a few steps does not move it.
 SMOOTHED = 200
 # Of so many tellings at least: the average begins as a mean, and a drift that comes soon must not become the best.
@@ -32,15 +34,20 @@ FIRST_WAY = 1000
 _WORDS = frozenset({"nan", "inf", "-inf"})
 
 
-def saw_loss(known: Symptoms, loss: Any, step: int, mono_s: float) -> Symptoms:
-    """Take in the loss of a step; anything that is no loss changes nothing."""
+def saw_loss(known: Symptoms, loss: Any, step: int, mono_s: float, *, is_beat: bool = False) -> Symptoms:
+    """Take in the loss of a step; anything that is no loss changes nothing.
+
+    Args:
+        is_beat: a heartbeat tells it: beside a `step` event that is the same telling, and may be older than its step.
+    """
     if is_bad(loss):
-        return _went_bad(known, f"loss {loss}", step, mono_s)
+        return _told_bad(_went_bad(known, f"loss {loss}", step, mono_s, is_beat=is_beat), step, is_beat=is_beat)
     if type(loss) not in (int, float):
         return known
     result = {**known, "loss_told": known.get("loss_told", 0) + 1}
     bad = known.get("bad")
-    if bad and step > bad["step"]:
+    # Once it is sure, only a later step heals it; steps may begin again in each epoch.
+    if bad and (step > bad["step"] or (bad["told"] < SURE_TOLD and step != bad["last"])):
         del result["bad"]
         result["healed"] = known.get("healed", 0) + 1
     same = known.get("same")
@@ -83,9 +90,10 @@ def without_steps(known: Symptoms) -> Symptoms:
 
 
 def saw_nonfinite(known: Symptoms, event: Mapping[str, Any], step: int, mono_s: float) -> Symptoms:
-    """Take in a `nonfinite` event: the trainer says it itself."""
+    """Take in a `nonfinite` event: the trainer says it itself, and that is sure."""
     what = event.get("what")
-    return _went_bad(known, f"{what[:80]} not finite" if isinstance(what, str) else "not finite", step, mono_s)
+    result = _went_bad(known, f"{what[:80]} not finite" if isinstance(what, str) else "not finite", step, mono_s)
+    return {**result, "bad": {**result["bad"], "told": SURE_TOLD}}
 
 
 def saw_save(known: Symptoms, event: Mapping[str, Any], step: int, mono_s: float) -> Symptoms:
@@ -124,10 +132,15 @@ def saw_eval(known: Symptoms) -> Symptoms:
     return {key: value for key, value in known.items() if key != "eval_crash"}
 
 
-def not_finite(known: Symptoms) -> list[tuple[str, float, int]]:
-    """Return (what, since when in seconds of the run's clock, first bad step) of each thing that is not finite now."""
+def not_finite(known: Symptoms, *, is_last: bool = False) -> list[tuple[str, float, int]]:
+    """Return (what, since when in seconds of the run's clock, first bad step) of each thing that is not finite now.
+
+    Args:
+        is_last: whether a loss that was not finite in one telling counts: no other telling is waited for.
+    """
     found = []
-    if bad := known.get("bad"):
+    bad = known.get("bad")
+    if bad and (is_last or bad["told"] >= SURE_TOLD):
         found.append((f"{bad['what']} in step {bad['step']}", bad["mono_s"], bad["step"]))
     if bad := known.get("bad_save"):
         first = bad["step"] if bad["after"] is None else bad["after"] + 1
@@ -149,10 +162,19 @@ def is_sound(known: object) -> bool:
     return isinstance(known, dict) and all(key in _TYPES and _TYPES[key](value) for key, value in known.items())
 
 
-def _went_bad(known: Symptoms, what: str, step: int, mono_s: float) -> Symptoms:
+def _went_bad(known: Symptoms, what: str, step: int, mono_s: float, *, is_beat: bool = False) -> Symptoms:
     if "bad" in known:
         return known  # the first one counts: from before it a recovery has to start
-    return {**known, "bad": {"what": what[:100], "step": step, "mono_s": mono_s}}
+    bad = {"what": what[:100], "step": step, "mono_s": mono_s, "told": 1, "last": step, "is_beat": is_beat}
+    return {**known, "bad": bad}
+
+
+def _told_bad(known: Symptoms, step: int, *, is_beat: bool) -> Symptoms:
+    """Count the tellings of what is not finite: the same step again is the same one."""
+    bad = known["bad"]
+    if step == bad["last"] or (is_beat and not bad["is_beat"]):
+        return known
+    return {**known, "bad": {**bad, "told": min(bad["told"] + 1, SURE_TOLD), "last": step}}
 
 
 def _is_count(value: Any) -> bool:
@@ -169,6 +191,10 @@ def _is_time(value: Any) -> bool:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and len(value) <= 200
+
+
+def _is_flag(value: Any) -> bool:
+    return type(value) is bool
 
 
 def _or_none(check: Any) -> Any:
@@ -190,7 +216,7 @@ _TYPES: dict[str, Any] = {
     **dict.fromkeys(("loss_told", "healed", "save_bytes", "sound_step", "best_step"), _is_count),
     **dict.fromkeys(("told_step", "longest_way"), _is_count),
     **dict.fromkeys(("smooth", "best"), _is_number),
-    "bad": _fields(what=_is_text, step=_is_count, mono_s=_is_time),
+    "bad": _fields(what=_is_text, step=_is_count, mono_s=_is_time, told=_is_count, last=_is_count, is_beat=_is_flag),
     "bad_save": _fields(step=_is_count, after=_or_none(_is_count), mono_s=_is_time),
     "same": _fields(loss=_is_number, told=_is_count, step=_is_count),
     "odd_step": _fields(before=_is_count, step=_is_count, times=_is_count),

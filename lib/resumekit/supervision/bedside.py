@@ -19,7 +19,7 @@ from ..run_folder import live_marker, recovery, status, symptoms
 from ..run_folder.run_state import State
 from ..run_folder.runs import Run, open_run
 
-# A loss that is finite again in the next step is not stopped for; whoever trains on with NaN loses no more than this.
+# A loss that is finite again within this time is not stopped for, nor one of which no second telling has come.
 HEALS_S = 2.0
 STOP_AGAIN_S = 30.0
 
@@ -33,7 +33,7 @@ class Bedside:
         self._stops_at: float | None = None
 
     def look(self, state: State, now: float) -> None:
-        """Stop the run if what it tells has not been finite for HEALS_S seconds.
+        """Stop the run if what it tells has not been finite for HEALS_S seconds, and in two tellings at least.
 
         Args:
             state: its folded journal.
@@ -42,12 +42,13 @@ class Bedside:
         if "aborted" in state:
             self._repeat_the_stop(now)
             return
-        found = symptoms.not_finite(state.get("symptoms", {}))
-        if not found or "stopped" in state or os.path.lexists(self._run.paths.paused):
+        known = state.get("symptoms", {})
+        is_well = not symptoms.not_finite(known, is_last=True)
+        if is_well or "stopped" in state or os.path.lexists(self._run.paths.paused):
             self._bad_since = None
             return
         self._bad_since = now if self._bad_since is None else self._bad_since
-        if now - self._bad_since >= HEALS_S:
+        if now - self._bad_since >= HEALS_S and (found := symptoms.not_finite(known)):
             from . import aborting  # late: few runs are stopped, and each sidecar's start would wait for it
 
             evidence, _, first_bad_step = found[0]

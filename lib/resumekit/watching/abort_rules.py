@@ -106,7 +106,7 @@ def findings(state: State, limits: Limits, sight: Sight) -> list[Finding]:
     if sight.run_state == "aborted":
         found = list(_aborted(state))
     elif sight.run_state in ("failed", "lost"):
-        found = [*_not_finite(state), *_ended(state, limits, sight)]
+        found = [*_not_finite(state, is_last=True), *_ended(state, limits, sight)]
     elif sight.run_state in ("starting", "running", "unsupervised"):
         rules = (_not_finite_any, _oom, _eval, _save, _hang, _throughput, _diverged, _odd_loss, _odd_step, _disk)
         found = [one for rule in rules for one in rule(state, limits, sight)]
@@ -115,15 +115,22 @@ def findings(state: State, limits: Limits, sight: Sight) -> list[Finding]:
     return sorted(found, key=lambda one: one.verdict != SICK)
 
 
-def _not_finite_any(state: State, _limits: Limits, _sight: Sight) -> Iterator[Finding]:
-    yield from _not_finite(state)
-    healed = state.get("symptoms", {}).get("healed", 0)
-    if healed and "bad" not in state.get("symptoms", {}):
+def _not_finite_any(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]:
+    """What is not finite; where a loss was so once, the next telling is waited for, as long as it is no hang."""
+    known = state.get("symptoms", {})
+    is_silent = any(one.verdict == SICK for one in _hang(state, limits, sight))
+    sure = list(_not_finite(state, is_last=is_silent))
+    yield from sure
+    healed = known.get("healed", 0)
+    if "bad" in known and not sure:
+        what, since_s, _ = symptoms.not_finite(known, is_last=True)[0]
+        yield Finding(NONFINITE, WARNING, f"{what}; the next telling decides", since_s)
+    elif healed and "bad" not in known:
         yield Finding(NONFINITE, WARNING, f"the loss was not finite {healed} times and came back")
 
 
-def _not_finite(state: State) -> Iterator[Finding]:
-    for what, since_s, first_bad_step in symptoms.not_finite(state.get("symptoms", {})):
+def _not_finite(state: State, *, is_last: bool) -> Iterator[Finding]:
+    for what, since_s, first_bad_step in symptoms.not_finite(state.get("symptoms", {}), is_last=is_last):
         yield Finding(NONFINITE, SICK, what, since_s, first_bad_step)
 
 
