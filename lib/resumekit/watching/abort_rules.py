@@ -30,8 +30,6 @@ HANG_INTERVALS = 5
 STOOD = 2
 # A start that names no phases, with imports, data and compiling in one, may take so many times the limit.
 STARTS = 2
-# So long without a step is standing still.
-STILL_S = 60.0
 # So much of a log's last line is evidence.
 MAX_WORDS = 200
 # A log with four digits shows the same loss now and then.
@@ -118,7 +116,7 @@ def findings(state: State, limits: Limits, sight: Sight) -> list[Finding]:
 def _not_finite_any(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]:
     """What is not finite; where a loss was so once, the next telling is waited for, as long as it is no hang."""
     known = state.get("symptoms", {})
-    is_silent = any(one.verdict == SICK for one in _hang(state, limits, sight))
+    is_silent = _hangs(state, limits, sight)
     sure = list(_not_finite(state, is_last=is_silent))
     yield from sure
     healed = known.get("healed", 0)
@@ -176,17 +174,13 @@ def _oom(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]:
     wanted = min(limits.oom_count, 64)
     if len(recent) >= wanted:
         yield Finding(OOM, SICK, f"out of memory {len(recent)} times in {limits.oom_minutes:g} min", recent[0])
-    elif sight.log_ooms >= wanted and _stands_still(state, sight):  # lines that it got over may be hours old
+    # Lines that it got over may be hours old, and an evaluation that skips what does not fit may be silent for long.
+    elif sight.log_ooms >= wanted and "step" in state and _hangs(state, limits, sight):
         yield Finding(OOM, SICK, f"{sight.log_ooms} of the log's last lines say that memory ran out")
 
 
-def _stands_still(state: State, sight: Sight) -> bool:
-    """Whether a run that has stepped has told no step for a minute, and for longer than is usual."""
-    active_s, usual_s = state.get("active_mono_s"), state["pace"]["typical_s"] if "pace" in state else 0.0
-    if "step" not in state or sight.now_s is None or active_s is None or is_waiting(state):
-        return False
-    active_s = max(active_s, sight.progress_s or 0.0)
-    return sight.now_s - active_s > max(STILL_S, HANG_INTERVALS * usual_s)
+def _hangs(state: State, limits: Limits, sight: Sight) -> bool:
+    return any(one.verdict == SICK for one in _hang(state, limits, sight))
 
 
 def _eval(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]:
