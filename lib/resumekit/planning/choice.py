@@ -259,7 +259,7 @@ def _resume(request: Request, table: RunTable, found: heads.Found, *said: str) -
     consents = (*asked, *_of_another_project(parent or found.head, found.another))
     from . import checkpoint_trust
 
-    consents += checkpoint_trust.consents(candidate, new.resolved)
+    consents += checkpoint_trust.consents(candidate, new.resolved, table)
     if found.others and not request.goes_back:
         said += (f"'{found.head.run_id}' is the newest branch; the others, for --from: {heads.listed(found.others)}",)
     return Choice(
