@@ -287,6 +287,13 @@ HOSTILE: dict[str, tuple[Any, ...]] = {
     "a dtype whose subarray is larger": (
         build(call("numpy dtype", "V8", False, True), (3, "|", (DOUBLE, (9,)), None, None, 8, 1, 0)),
     ),
+    "an array of a field's dtype": (
+        build(EMPTY, (1, (1,), build(call("numpy dtype", "V8", False, True),
+              (3, "|", (DOUBLE, (1,)), None, None, 8, 1, 0)), False, bytes(8))),
+    ),
+    "a time of no part of a unit": (
+        build(call("numpy dtype", "M8", False, True), (4, "<", None, None, None, -1, -1, 0, (None, (b"s", 1, 0, 1)))),
+    ),
     "a dtype with more fields than names": (record_dtype({"a": (DOUBLE, 0), 1.5: (OBJECT, 0)}),),
     "a dtype whose fields are changed later": (
         record_dtype(put(1, Code(push({"a": (DOUBLE, 0)})))), Code(get(1) + push("a") + push((OBJECT, 0)) + b"s"),
@@ -340,6 +347,9 @@ HOSTILE: dict[str, tuple[Any, ...]] = {
     "a set of what can be gone through": (call("__builtin__ set", EMPTY),),
     "an OrderedDict of pairs": (call(DICT, [("a", 1)]),),
     "a counter of an object": (call("collections Counter", NAMESPACE),),
+    "a counter whose dict changes later": (
+        call("collections Counter", put(1, Code(push({"a": 1})))), Code(get(1) + push("b") + push(1) + b"s"),
+    ),
     "a duration of floats": (call("datetime timedelta", 0, 0, 1.5),),
     "a time of numbers": (call("datetime datetime", 2026, 11, 30),),
     "a path of an object": (call("pathlib PosixPath", NAMESPACE),),

@@ -25,13 +25,13 @@ _MAX_DIMENSIONS, _MAX_DEPTH = 64, 16
 
 
 class Dtype(Opaque):
-    """A dtype: its kind, its size in bytes, how deep dtypes lie in it, and whether it has been given its state."""
+    """A dtype: its kind, its size in bytes, how deep dtypes lie in it, and whether it is of a field alone."""
 
-    __slots__ = ("depth", "is_whole", "letter", "size")
+    __slots__ = ("depth", "is_subarray", "letter", "size")
 
     def __init__(self, letter: str, size: int) -> None:
         super().__init__(DTYPE)
-        self.letter, self.size, self.depth, self.is_whole = letter, size, 0, False
+        self.letter, self.size, self.depth, self.is_subarray = letter, size, 0, False
 
 
 def dtype(arguments: tuple[Any, ...]) -> Dtype:
@@ -51,7 +51,8 @@ def set_dtype(made: Dtype, state: Any, keep: Callable[[dict[Any, Any]], None]) -
         keep: called with a dict that the dtype goes on using, which must not change any more.
     """
     _version, order, base, names, fields, size, alignment, flags = state[:8]
-    need(type(state) is tuple and not made.is_whole and order in ("<", ">", "|", "="))
+    need(type(state) is tuple and not made.is_whole)
+    need(order == "|" if made.letter in "SVO" else order in ("<", ">", "|", "="))
     need(_are_counts((flags, size + 1, alignment + 1)))
     if made.letter in "mM":
         need(state[0] == 4 and len(state) == 9)
@@ -76,7 +77,7 @@ def _time_unit(metadata: Any, unit: Any, keep: Callable[[dict[Any, Any]], None])
     need(metadata is None or (type(metadata) is dict and not metadata))
     if metadata is not None:
         keep(metadata)
-    need(type(unit) is tuple and is_bytes(unit[0]) and len(unit) == 4 and _are_counts(unit[1:]))
+    need(type(unit) is tuple and is_bytes(unit[0]) and _are_counts(unit[1:]) and unit[1] > 0 and unit[2:] == (1, 1))
 
 
 def _subarray(made: Dtype, base: Any, shape: Any) -> None:
@@ -85,6 +86,7 @@ def _subarray(made: Dtype, base: Any, shape: Any) -> None:
     for length in shape:
         size *= length
     need(size == made.size)
+    made.is_subarray = True
 
 
 def _fields(made: Dtype, names: Any, fields: Any, keep: Callable[[dict[Any, Any]], None]) -> None:
@@ -117,7 +119,7 @@ def set_array(made: Opaque, state: Any) -> None:
     """Check (1, shape, dtype, is in Fortran's order, bytes): objects are a list as long as the shape says."""
     version, shape, kind, is_fortran, data = state
     need(type(state) is tuple and not made.is_whole and version == 1 and type(is_fortran) in (bool, int))
-    need(_is_shape(shape) and type(kind) is Dtype and kind.is_whole)
+    need(_is_shape(shape) and _is_ready(kind))
     if kind.letter == "O":
         count = 1
         for length in shape:
@@ -131,8 +133,13 @@ def set_array(made: Opaque, state: Any) -> None:
 def scalar(arguments: tuple[Any, ...]) -> Opaque:
     """Check scalar(dtype, bytes)."""
     kind, data = arguments
-    need(type(kind) is Dtype and kind.is_whole and kind.letter != "O" and is_bytes(data))
+    need(_is_ready(kind) and kind.letter != "O" and is_bytes(data))
     return Opaque("numpy scalar")
+
+
+def _is_ready(kind: Any) -> bool:
+    """Whether a value is a dtype that an array or a scalar may have."""
+    return type(kind) is Dtype and kind.is_whole and not kind.is_subarray
 
 
 def _is_shape(shape: Any) -> bool:

@@ -126,6 +126,13 @@ class Forms:
             self.keep(bits)
         return torch_names.tensor(arguments, name)
 
+    def counter(self, arguments: tuple[Any, ...]) -> Any:
+        """Return the dict that a Counter is a copy of, which must not change any more: the copy would not."""
+        (counts,) = arguments
+        need(type(counts) is dict)
+        self.kept[id(counts)] = counts
+        return counts
+
     def parameter(self, arguments: tuple[Any, ...]) -> Tensor:
         made, has_gradient, hooks = arguments
         need(type(made) is Tensor and type(has_gradient) is bool)
@@ -166,11 +173,6 @@ def _unknown_form(what: Any) -> UnreadableFile:
 
 def _ordered() -> Ordered:
     return Ordered()
-
-
-def _counter(counts: Any) -> Any:
-    need(type(counts) is dict)
-    return counts
 
 
 def _size(lengths: Any) -> Any:
@@ -236,7 +238,7 @@ _CALLS: dict[str, Callable[[Forms, tuple[Any, ...]], Any]] = {
     "torch device": _opaque("device", (_is_text,), (_is_text, _is_whole_number)),
     "torch.serialization _get_layout": _opaque("layout", (_is_text,)),
     "collections OrderedDict": lambda _, arguments: _ordered(*arguments),
-    "collections Counter": lambda _, arguments: _counter(*arguments),
+    "collections Counter": Forms.counter,
     DEFAULTDICT: _opaque(DEFAULTDICT, (), (_is_factory,)),
     torch_names.ENCODE: _opaque(torch_names.ENCODE, (_is_text, _is_latin1)),
     "__builtin__ bytearray": _opaque("bytearray", (), (is_bytes,), (_is_text, _is_latin1)),

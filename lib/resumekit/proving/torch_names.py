@@ -112,7 +112,7 @@ def is_dtype(text: str) -> bool:
     module, _, name = text.partition(" ")
     if module != "torch" or name != name.lower() or not _is_word(name):
         return False
-    return name == "bool" or (name.startswith(_DTYPES) and name.lstrip("abcdefilmnoptux")[:1].isdigit())
+    return name == "bool" or any(name.startswith(kind) and name[len(kind) :][:1].isdigit() for kind in _DTYPES)
 
 
 def _is_word(name: str) -> bool:
