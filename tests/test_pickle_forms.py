@@ -7,6 +7,8 @@ import collections
 import datetime
 import random
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import torch
 from checkpoint_tools import pickle_zip, small_model
 from resumekit.basics.files import UnreadableFile
 from resumekit.proving import archive
+from test_archive import LIB
 
 numpy = pytest.importorskip("numpy")
 SCALAR, ARRAY = "scalar", "_reconstruct"
@@ -220,9 +223,13 @@ def get(place: int) -> Code:
 
 def read(folder: Path, *values: Any) -> archive.Summary:
     """Summarize a checkpoint that holds these values."""
-    content = push({"junk": list(values), "global_step": 1})
-    (folder / "x.pt").write_bytes(pickle_zip(b"\x80\x02" + content + b".", s0=bytes(4)))
+    (folder / "x.pt").write_bytes(holding(*values))
     return archive.summarize(folder / "x.pt")
+
+
+def holding(*values: Any) -> bytes:
+    content = push({"junk": list(values), "global_step": 1})
+    return pickle_zip(b"\x80\x02" + content + b".", s0=bytes(4))
 
 
 DICT = "collections OrderedDict"
@@ -383,6 +390,38 @@ HOSTILE: dict[str, tuple[Any, ...]] = {
 def test_c13_a_known_name_in_another_form_than_it_is_saved_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UnreadableFile, match=r"damaged|opcode|not plain data"):
         read(tmp_path, *HOSTILE[name])
+
+
+@pytest.mark.fault("C13", by="pickle_forms: nothing is looked up or called")
+def test_c13_the_gallery_is_refused_where_nothing_in_it_could_be_imported(tmp_path: Path) -> None:
+    """In a process without pickle, torch, numpy and argparse: what the files name is never made."""
+    for number, values in enumerate(HOSTILE.values()):
+        (tmp_path / f"{number}.pt").write_bytes(holding(*values))
+    program = (
+        "import sys; sys.path.append(sys.argv[1]); from pathlib import Path\n"
+        "from resumekit.proving.archive import summarize; from resumekit.basics.files import UnreadableFile\n"
+        "blocked = ('pickle', '_pickle', 'torch', 'numpy', 'argparse', 'datetime')\n"
+        "assert not any(name in sys.modules for name in blocked), sys.modules\n"
+        "for name in blocked: sys.modules[name] = None\n"
+        "for path in Path(sys.argv[2]).iterdir():\n"
+        "    try: print('read', path, summarize(path))\n"
+        "    except UnreadableFile: pass"
+    )
+    command = [sys.executable, "-I", "-c", program, str(LIB), str(tmp_path)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == ""
+
+
+@pytest.mark.parametrize("name", ["sparse", "quantized", "nested", "meta"])
+def test_tensors_that_the_reader_does_not_know_are_refused_with_their_names(tmp_path: Path, name: str) -> None:
+    make: dict[str, Callable[[], torch.Tensor]] = {
+        "sparse": lambda: torch.eye(2).to_sparse(),
+        "quantized": lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+        "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+        "meta": lambda: torch.ones(2, device="meta"),
+    }
+    torch.save({"w": make[name]()}, tmp_path / "x.pt")
+    with pytest.raises(UnreadableFile, match=r"it holds 'torch\._utils\._rebuild_\w+', which is not plain data"):
+        archive.summarize(tmp_path / "x.pt")
 
 
 @pytest.mark.fault("C17", by="pickle_forms: what is gone through is counted")
