@@ -584,7 +584,7 @@ def test_the_callers_own_runs_are_unpickled_without_a_question(state: Path, tmp_
     assert "it has no record of a launcher's" in asks(older.parent, handmade, older.name), (
         "written since the first seal"
     )
-    os.utime(state / "resumekit/seals/.since")
+    os.utime(state / "resumekit/seals/.since", (handmade.stat().st_ctime + 1,) * 2)
     assert not asks(older.parent, handmade, older.name), "from before the kit"
     older.chmod(0o775)
     assert "its group may write to its folder" in asks(older.parent, handmade, older.name)
