@@ -53,7 +53,7 @@ def set_dtype(made: Dtype, state: Any, keep: Callable[[dict[Any, Any]], None]) -
     _version, order, base, names, fields, size, alignment, flags = state[:8]
     need(type(state) is tuple and not made.is_whole)
     need(order == "|" if made.letter in "SVO" else order in ("<", ">", "|", "="))
-    need(_are_counts((flags, size + 1, alignment + 1)))
+    need(_are_counts((size + 1, alignment + 1)) and type(flags) is int and -128 <= flags < 256)
     if made.letter in "mM":
         need(state[0] == 4 and len(state) == 9)
         _time_unit(*state[8], keep)
@@ -63,7 +63,8 @@ def set_dtype(made: Dtype, state: Any, keep: Callable[[dict[Any, Any]], None]) -
         need(size == made.size and alignment in (1, 2, 4, 8, 16))
     else:
         need(size == alignment == -1)
-    need(flags == _OBJECT_FLAGS if made.letter == "O" else not flags & ~_PLAIN_FLAGS)
+    bits = flags & 0xFF  # numpy 1 writes one signed byte
+    need(bits == _OBJECT_FLAGS if made.letter == "O" else not bits & ~_PLAIN_FLAGS)
     need((base is None and names is None and fields is None) or made.letter == "V")
     if base is not None:
         need(names is None and fields is None)

@@ -25,6 +25,8 @@ _SET_BY_TORCH = frozenset({
     "data", "grad", "_grad", "grad_dtype", "_grad_fn", "grad_fn", "_base", "_cdata", "_backward_hooks",
     "_post_accumulate_grad_hooks", "requires_grad", "names", "real", "imag", "volatile", "retains_grad", "output_nr",
 })  # fmt: skip
+# How many arguments a tensor has; those of the later versions may be followed by one, of bits.
+_FEWEST = {f"torch._utils _rebuild_tensor{version}": count for version, count in (("", 4), ("_v2", 6), ("_v3", 7))}
 _OF_DICTS = frozenset({*dir(dict), "move_to_end"})
 
 
@@ -35,11 +37,12 @@ class Ordered(dict):  # type: ignore[type-arg]
 
 
 class Forms:
-    """The forms of one pickle.
+    """Checks what one pickle calls, builds and fills.
 
-    Args of the instance:
+    Args:
         kept: by id, the dicts that an object goes on using after it was made of them: they must not change any more.
         odd: by id, the dicts with keys that the reader has left out.
+        checked: how many arguments and attributes were gone through.
     """
 
     def __init__(self) -> None:
@@ -114,8 +117,8 @@ class Forms:
 
     def tensor(self, name: str, arguments: tuple[Any, ...]) -> Tensor:
         """Check (storage, offset, shape, stride), of later versions also whether it has a gradient, hooks and more."""
-        fewest = 4 + 2 * (name[-3:] in ("_v2", "_v3")) + (name[-3:] == "_v3")
-        need(len(arguments) == fewest or len(arguments) == fewest + 1 > 5)
+        fewest = _FEWEST[name]
+        need(fewest <= len(arguments) <= fewest + (fewest > 4))
         if fewest > 4:
             need(type(arguments[4]) is bool)
             self._no_hooks(arguments[5])
