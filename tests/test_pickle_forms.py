@@ -164,7 +164,7 @@ def test_what_torch_and_numpy_save_is_read(tmp_path: Path, name: str) -> None:
 
 
 def test_numpy_of_before_2_is_read(tmp_path: Path) -> None:
-    """It says numpy.core for numpy._core; a dtype says 0 and 1 for False and True, {} for None, and has signed flags."""
+    """It says numpy.core for numpy._core; a dtype 0 and 1 for False and True, {} for None, and its flags are signed."""
     old = at("numpy.core.multiarray _reconstruct", "numpy ndarray", (0,), b"b")
     kind = build(call("numpy dtype", "M8", 0, 1), (4, "<", None, None, None, -1, -1, 0, ({}, (b"ns", 1, 1, 1))))
     aligned = record_dtype({"a": (DOUBLE, 0)}, flags=144 - 256)
