@@ -18,13 +18,14 @@ from resumekit.basics import kit_version
 from resumekit.basics.files import UnreadableFile
 from resumekit.basics.paths import RunPaths
 from resumekit.configuration import schema
-from resumekit.planning import code_state, executed_words, project
+from resumekit.planning import checkpoint_trust, code_state, executed_words, project
 from resumekit.planning.request import parse
 from resumekit.proving import archive, grades
+from resumekit.proving.checkpoints import Candidate
 from resumekit.recovery import recovering
 from resumekit.recovery.command import environment_of_callers_run
 from resumekit.run_folder import live_marker, seals, status, trust
-from resumekit.run_folder.runs import Run, open_run
+from resumekit.run_folder.runs import Run, RunTable, open_run
 from resumekit.run_folder.trust import Standing
 from test_recovery import configure, watch_as_cron
 from test_run import killed, record
@@ -553,6 +554,90 @@ def test_a_checkpoint_of_another_users_is_loaded_by_a_trainer_of_its_own_only_if
     kit(*words)
     holding(newest, 10, SYSTEM)
     assert "which is not plain data" in kit("resume", "T-1", "--step", "10", code=3).stderr, "the caller's own neither"
+
+
+def copied(kit: Kit) -> Path:
+    """A run that the caller has copied from another user, into the caller's own runs folder; return its newest file."""
+    run = killed(kit)
+    own = record(run)
+    (run / "run.json").write_text(json.dumps({**own, "token": "e" * 32}))
+    for path in run.glob("checkpoints/*.pt.json"):
+        path.unlink()
+    return run / "checkpoints/hrm_arc_step_10.pt"
+
+
+def test_a_checkpoint_in_a_run_that_was_copied_is_unpickled_only_with_consent(kit: Kit) -> None:
+    newest = copied(kit)
+    kit("run", "T-1", "--dry-run")  # plain data: nothing is asked
+    holding(newest, 10, NAMESPACE)
+    for words in (("run", "T-1"), ("resume", "T-1", "--step", "10"), ("run", "T-1", "--resume", str(newest))):
+        said = " ".join(kit(*words, "--dry-run", code=5).stdout.split())
+        assert f"lies in '{newest.parents[1].name}', which is not your own word (it has no seal: " in said
+        assert "and holds 'argparse.Namespace', which is not plain data" in said
+    kit("run", "T-1", code=5)
+    elsewhere = kit.folder / "elsewhere" / newest.parents[1].name
+    elsewhere.parent.mkdir()
+    newest.parents[1].rename(elsewhere)
+    kit("run", "T-1", "--resume", str(elsewhere / "checkpoints" / newest.name), "--dry-run", code=5)
+    kit("run", "T-1", "--resume", str(elsewhere / "checkpoints" / newest.name), "--accept")
+
+
+def found(path: Path, run_id: str | None) -> Candidate:
+    return Candidate(10, path.parent, path.name, run_id, "chosen", "plausible", "", archive.summarize(path))
+
+
+def asks(runs: Path, path: Path, run_id: str | None = None) -> str:
+    resolved = {"trainer": {"loads_with_kit": False}}
+    return " ".join(checkpoint_trust.consents(found(path, run_id), resolved, RunTable(runs)))
+
+
+@pytest.fixture
+def unplain(tmp_path: Path) -> Path:
+    """A checkpoint of the caller's own in an unsealed run folder that no other user can have written."""
+    run = made(tmp_path / "runs")
+    (run / "checkpoints").mkdir()
+    path = run / "checkpoints/hrm_arc_step_10.pt"
+    holding(path, 10, NAMESPACE)
+    return path
+
+
+def test_the_callers_own_runs_are_unpickled_without_a_question(state: Path, tmp_path: Path, unplain: Path) -> None:
+    run = unplain.parents[1]
+    assert not asks(run.parent, unplain, run.name), "from before the seals"
+    run.chmod(0o775)
+    assert "its group may write to its folder, and there is no seal of it" in asks(run.parent, unplain, run.name)
+    reseal(run)
+    assert not asks(run.parent, unplain, run.name), "sealed"
+    run.chmod(0o755)
+    older = tmp_path / "runs/T-1_of-no-kit"
+    (older / "checkpoints").mkdir(parents=True, mode=0o755)
+    older.chmod(0o755)
+    handmade = older / "checkpoints/hrm_arc_step_10.pt"
+    unplain.rename(handmade)
+    assert "it has no record of a launcher's" in asks(older.parent, handmade, older.name), (
+        "written since the first seal"
+    )
+    os.utime(state / "resumekit/seals/.since", (handmade.stat().st_ctime + 1,) * 2)
+    assert not asks(older.parent, handmade, older.name), "from before the kit"
+    older.chmod(0o775)
+    assert "its group may write to its folder" in asks(older.parent, handmade, older.name)
+
+
+def test_a_checkpoint_that_lies_in_no_run_and_is_named_is_the_callers_word(
+    state: Path, tmp_path: Path, unplain: Path
+) -> None:
+    run = unplain.parents[1]
+    reseal(made(tmp_path / "first"))
+    (run / "run.json").write_text(json.dumps({"run_id": run.name, "token": "e" * 32}))
+    named, linked = tmp_path / "named.pt", tmp_path / "linked.pt"
+    named.write_bytes(unplain.read_bytes())
+    linked.symlink_to(unplain)
+    (tmp_path / "run.json").write_text('{"of": "another program"}')
+    assert not asks(run.parent, named)
+    assert "it has no seal" in asks(run.parent, linked), "where the link leads to counts as well"
+    assert "it has no seal" in asks(tmp_path / "other runs", unplain), "a run in another runs folder is one"
+    copy = run.rename(tmp_path / "runs/T-1_renamed")
+    assert "it was not made by this kit" in asks(copy.parent, copy / "checkpoints" / unplain.name, copy.name)
 
 
 @as_root

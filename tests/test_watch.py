@@ -239,7 +239,8 @@ def test_one_broken_run_among_two_hundred_keeps_nobody_from_looking_at_the_other
         if number < len(broken):
             broken[number](run)
         else:
-            journal_of(run, ("step", {"step": 3, "loss": "nan" if number == 99 else 0.5}))
+            loss = "nan" if number == 99 else 0.5
+            journal_of(run, ("step", {"step": 3, "loss": loss}), ("step", {"step": 4, "loss": loss}))
     (tmp_path / LIVE / "$(touch pwned)").touch()
     begun = time.monotonic()
     found = watch.one_pass(tmp_path)
@@ -326,7 +327,7 @@ def test_starts_without_a_step_are_counted_along_the_lineage(tmp_path: Path) -> 
 
 @pytest.mark.fault("E8", by="sighting.py: log_ooms")
 def test_memory_is_read_out_of_the_logs_last_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(abort_rules, "STILL_S", -1.0)  # it stands still
+    monkeypatch.setattr(abort_rules, "_hangs", lambda *_: True)
     run = made(tmp_path, "T-1_run_20261122-1735")
     (run / "logs").mkdir()
     line = b"torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.\n"

@@ -268,7 +268,7 @@ def _resume(request: Request, table: RunTable, found: heads.Found, *said: str) -
     consents = (*asked, *_of_another_project(parent or found.head, found.another))
     from . import checkpoint_trust
 
-    consents += checkpoint_trust.consents(candidate, new.resolved)
+    consents += checkpoint_trust.consents(candidate, new.resolved, table)
     if relation == CONTINUE:
         said += _newer_than(candidate, parent)
     if found.others and not request.goes_back:

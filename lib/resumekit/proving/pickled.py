@@ -1,7 +1,7 @@
 """Read a checkpoint's `data.pkl` as plain values and tensor shapes, executing nothing.
 
 An interpreter of the few opcodes that torch.save writes, in which a class or function is only a name. Tensors become
-(shape, dtype); a name that is not plain data is refused.
+(shape, dtype); a name that is not plain data is refused, and so is one in another form than it is saved (pickle_forms).
 Bounded: one object per opcode, capped; no recursion; nothing copied; only strings and small numbers hashed.
 """
 
@@ -11,7 +11,7 @@ import struct
 
 from ..basics.files import UnreadableFile
 from . import torch_names
-from .torch_names import OPAQUE, Opaque
+from .pickle_forms import Forms
 
 TYPE_CHECKING = False  # see archive
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class _Machine:
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
         self.unsafe: set[str] = set()
+        self.forms = Forms()
 
     def run(self) -> Any:
         data, memo, marks, stack, at = self.data, self.memo, self.marks, self.stack, 0
@@ -130,43 +131,35 @@ class _Machine:
 
     def set_items(self, items: list[Any]) -> None:
         target = self.stack[-1]
-        if isinstance(target, Opaque):
-            return
-        if not isinstance(target, dict) or len(items) % 2:
+        if len(items) % 2 or not self.forms.takes_items(target):
             raise UnreadableFile(_DAMAGED)
+        if not isinstance(target, dict):
+            return
         for key, value in zip(items[::2], items[1::2], strict=True):
             # Hashing a nested tuple can take for ever, and so can whole numbers chosen to collide: those are left out.
             if isinstance(key, str) or (isinstance(key, int) and abs(key) < 1 << 53):
                 target[key] = value
+            else:
+                self.forms.odd[id(target)] = target
 
     def append_items(self, items: list[Any]) -> None:
-        if not isinstance(self.stack[-1], Opaque):
-            self.stack[-1].extend(items)
+        target = self.stack[-1]
+        if type(target) is not list:
+            raise UnreadableFile(_DAMAGED)
+        target.extend(items)
 
     def reduce(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
-        self.stack.append(self.result_of(function.text, arguments))
-
-    def result_of(self, name: str, arguments: tuple[Any, ...]) -> Any:
-        if name == torch_names.SUBCLASS:  # (function, type, its arguments, state)
-            name, arguments = arguments[0].text, arguments[2]
-        if name in torch_names.TENSORS:
-            return torch_names.tensor(arguments, name)
-        if name in torch_names.DICTS:
-            return arguments[0] if arguments and isinstance(arguments[0], dict) else {}
-        if name in torch_names.PARAMETERS or name == torch_names.SIZE:
-            return arguments[0]
-        return OPAQUE
+        self.stack.append(self.forms.call(function, arguments))
 
     def new_object(self) -> None:
-        del self.stack[-2:]
-        self.stack.append(OPAQUE)
+        arguments, function = self.stack.pop(), self.stack.pop()
+        self.stack.append(self.forms.new(function, arguments))
 
     def build(self) -> None:
-        """Drop the state of an object: an OrderedDict's attributes (torch's `_metadata`), an opaque value's."""
-        self.stack.pop()
-        if not isinstance(self.stack[-1], (dict, Opaque)):
-            raise UnreadableFile(_DAMAGED)
+        """Check and drop the state of an object: an OrderedDict's attributes (torch's `_metadata`), a Namespace's."""
+        state = self.stack.pop()
+        self.forms.build(self.stack[-1], state)
 
 
 # By opcode: those that `run` does not do itself.
@@ -184,7 +177,6 @@ _ACTIONS: dict[int, Callable[[_Machine], None]] = {
     ord("G"): lambda m: m.stack.append(m.number(">d")),
     0x8A: lambda m: m.stack.append(int.from_bytes(m.take(m.number("<B")), "little", signed=True)),
     ord("X"): lambda m: m.stack.append(m.take(m.number("<I")).decode("utf-8", "surrogatepass")),
-    ord("U"): lambda m: m.stack.append(m.take(m.number("<B"))),
     ord("q"): lambda m: m.memo.__setitem__(m.number("<B"), m.stack[-1]),
     ord("j"): lambda m: m.stack.append(m.memo[m.number("<I")]),
     ord("c"): _Machine.global_name,

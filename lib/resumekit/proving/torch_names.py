@@ -27,18 +27,20 @@ ITEM_BYTES = dict(_KINDS.values()) | {
     "float8_e4m3fnuz": 1, "float8_e5m2fnuz": 1, "float8_e8m0fnu": 1,
 }  # fmt: skip
 STORAGE_KINDS = {dtype: kind for kind, (dtype, _) in _KINDS.items() if kind != "Untyped"}
-_DTYPES = ("bool", "int", "uint", "float", "bfloat", "complex")
+_DTYPES = ("int", "uint", "float", "bfloat", "complex")
 
 DICTS = frozenset({"collections OrderedDict", "collections Counter"})
 SIZE = "torch Size"
 PARAMETERS = frozenset({"torch._utils _rebuild_parameter", "torch._utils _rebuild_parameter_with_state"})
 TENSORS = frozenset({f"torch._utils _rebuild_tensor{version}" for version in ("", "_v2", "_v3")})
 SUBCLASS = "torch._tensor _rebuild_from_type_v2"
-_PLAIN = frozenset({
-    "__builtin__ set", "__builtin__ bytearray", "__builtin__ complex", "torch device", "_codecs encode",
-    "torch.serialization _get_layout", "torch Tensor", "torch.nn.parameter Parameter",
-})  # fmt: skip
-# They carry no code, and weights_only=True refuses them all the same: read over, and named to the caller.
+TENSOR_TYPES = frozenset({"torch Tensor", "torch.nn.parameter Parameter"})
+ENCODE = "_codecs encode"
+_PLAIN = TENSOR_TYPES | {
+    "__builtin__ set", "__builtin__ bytearray", "__builtin__ complex", "torch device", ENCODE,
+    "torch.serialization _get_layout",
+}  # fmt: skip
+# In the form that `pickle_forms` knows they carry no code; weights_only=True refuses them: named to the caller.
 UNSAFE_DATA = frozenset({
     "numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct", "numpy ndarray", "numpy dtype",
     "numpy.core.multiarray scalar", "numpy._core.multiarray scalar", "argparse Namespace", "__builtin__ list",
@@ -59,10 +61,17 @@ class Name:
 
 
 class Opaque:
-    """A value that is of no interest: a set, a device, a numpy array."""
+    """A value that is of no interest: a set, a device, a numpy array.
 
+    Args:
+        kind: what it is.
+        is_whole: (set later) it has been given its state.
+    """
 
-OPAQUE = Opaque()
+    __slots__ = ("is_whole", "kind")
+
+    def __init__(self, kind: str) -> None:
+        self.kind, self.is_whole = kind, False
 
 
 class Storage:
@@ -94,10 +103,31 @@ def is_known(text: str) -> bool:
     if text in _KNOWN:
         return True
     module, _, name = text.partition(" ")
-    is_word = name.isascii() and name.replace("_", "").isalnum()
-    is_dtype = module == "torch" and name.startswith(_DTYPES) and name == name.lower()
     is_storage = module in ("torch", "torch.storage") and name.endswith("Storage")
-    return is_word and (is_dtype or is_storage)
+    return is_dtype(text) or (is_storage and _is_word(name))
+
+
+def is_dtype(text: str) -> bool:
+    """Whether 'module name' is a dtype's: its kind and its bits, as in float8_e5m2; not torch.float_power."""
+    module, _, name = text.partition(" ")
+    if module != "torch" or name != name.lower() or not _is_word(name):
+        return False
+    return name == "bool" or any(name.startswith(kind) and name[len(kind) :][:1].isdigit() for kind in _DTYPES)
+
+
+def _is_word(name: str) -> bool:
+    return name.isascii() and name.replace("_", "").isalnum()
+
+
+def is_bytes(value: Any) -> bool:
+    """Whether a value stands for bytes, which a pickle of protocol 2 holds as encoded text."""
+    return type(value) is Opaque and value.kind == ENCODE
+
+
+def need(condition: Any) -> None:
+    """Raise ValueError where a condition of a form is not met."""
+    if not condition:
+        raise ValueError
 
 
 def storage(reference: Any, sizes: dict[str, int]) -> Storage:
@@ -106,8 +136,9 @@ def storage(reference: Any, sizes: dict[str, int]) -> Storage:
     Raises:
         UnreadableFile: the record is missing or has another size; ValueError, TypeError: it is no such reference.
     """
-    kind, storage_type, key, _location, elements = reference
+    kind, storage_type, key, location, elements = reference
     dtype, item_bytes = _STORAGES.get(storage_type.text, ("", 0))
+    need(type(reference) is tuple and type(storage_type) is Name and type(kind) is type(location) is str)
     if kind != "storage" or not item_bytes or type(key) is not str or not _are_counts((elements,)):
         raise UnreadableFile("its data.pkl refers to an unknown kind of storage")
     if key not in sizes:
@@ -124,6 +155,7 @@ def tensor(arguments: tuple[Any, ...], name: str) -> Tensor:
         UnreadableFile: it claims more elements than its storage has (an expanded tensor would fill the memory).
     """
     held, offset, shape, stride = arguments[:4]
+    need(type(held) is Storage and type(shape) is type(stride) is tuple)
     dtype, item_bytes, bits = held.dtype, held.item_bytes, arguments[6:]
     if name.endswith("_v3"):
         dtype, bits = arguments[6].text.removeprefix("torch "), arguments[7:]

@@ -294,7 +294,7 @@ def _choice(
     return Choice(
         CONTINUE, str(run.experiment), run.name, resolved, table, settings, run, step, chosen,
         begin.selection.candidates, differs.changed, (*begin.said, *since.said), recovery, differs.settled,
-        since.run if since.between else None, checkpoint_trust.consents(chosen, resolved),
+        since.run if since.between else None, checkpoint_trust.consents(chosen, resolved, table),
     )  # fmt: skip
 
 

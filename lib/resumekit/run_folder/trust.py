@@ -83,6 +83,25 @@ def standing(run: Run) -> Standing:
     return found
 
 
+def against_checkpoint(run: Run, checkpoint: Path) -> str | None:
+    """Return why a checkpoint in a run's folder is not the caller's word; None where it is.
+
+    It is where the run's records are. A folder without a record of any kit, of before it was used, has the folder and
+    the file themselves to go by: the caller's, not writable by others, and older than the caller's first seal.
+
+    Raises:
+        OSError: the folder or the file is gone.
+    """
+    if run.is_ours or run.other_id is not None:
+        found = standing(run)
+        return None if found.is_callers else found.reason
+    file, folder = os.stat(checkpoint), os.stat(run.paths.run_dir)
+    own = _Folder(folder, {checkpoint.name: file}, {}, {})
+    since = seals.since()
+    is_new = since is not None and file.st_ctime >= since
+    return _foreign(own) or _not_safe(own) or ("it has no record of a launcher's" if is_new else None)
+
+
 def examine(run_dir: Path) -> Examined:
     """Read a run for a recovery: through one descriptor of its folder, which must be the caller's and no link.
 
