@@ -8,7 +8,6 @@ written down when nothing is left, or when what is left shows nothing of a train
 from __future__ import annotations
 
 import contextlib
-import re
 import signal
 import time
 from collections.abc import Callable
@@ -16,9 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..basics import journal, process_details
-from ..basics.files import UnreadableFile, read_end
 from ..basics.processes import Identity
-from ..run_folder import run_end
+from ..run_folder import end_words, run_end
 from ..run_folder.event_values import count
 from ..run_folder.run_state import is_waiting, measured_speed
 from ..run_folder.runs import Run, open_run
@@ -39,9 +37,6 @@ LOOK_S, STOPPING_LOOK_S, JOURNAL_S = 5.0, 0.2, 0.5
 # A share of one core: a training computes, a TensorBoard waits.
 BUSY = 0.1
 MAX_NAMED = 8
-_TAIL_BYTES = 8192
-# torchrun ends with 1 whatever signal it got, and says so in a traceback.
-_TORCHRUN = re.compile(rb"SignalException: Process \d+ got signal: (2|15)\b")
 
 
 class Ears(NamedTuple):
@@ -59,14 +54,13 @@ class Ears(NamedTuple):
 
 
 def stopped_by(run_dir: Path, end: dict[str, Any]) -> str | None:
-    """Return which stop a trainer ended on, 'INT' or 'TERM'; of torchrun, whose code is 1, by what it said last."""
-    if end["code"] != 1:
-        return run_end.stopped_by(end)
-    with contextlib.suppress(UnreadableFile, OSError):
-        tail, _ = read_end(open_run(run_dir).paths.output_log, _TAIL_BYTES)
-        if found := _TORCHRUN.findall(tail):
-            return "INT" if found[-1] == b"2" else "TERM"
-    return None
+    """Return which stop a trainer ended on, 'INT' or 'TERM'; where its code does not say, by what it said last."""
+    return run_end.stopped_by(judged(run_dir, end))
+
+
+def judged(run_dir: Path, end: dict[str, Any]) -> dict[str, Any]:
+    """Return an end with what its code does not say, as `end_words.judged`."""
+    return end_words.judged(open_run(run_dir), end)
 
 
 def outlast(run_dir: Path, leader: Identity, end: dict[str, Any], ears: Ears) -> dict[str, Any]:
@@ -231,4 +225,4 @@ class _Session:
         by = self._stop or run_end.stopped_by(end)
         if by in run_end.STOPS and run_end.stopped_by(end) is None:
             end["by"] = by
-        return end
+        return end_words.judged(self._run, end)
