@@ -1,8 +1,8 @@
 """How a training has ended, where its code does not say so: a stop, or an error, by the last words of its log.
 
-A wrapper hides how its trainer has ended: `subprocess.run(check=True)` and torchrun end with 1, a returncode of -15 that
-is handed on becomes 241, `python train.py | tee log` ends with 0. Writes nothing; exit.json has the answer for good, so
-that the state of a run never depends on its log.
+A wrapper hides how its trainer has ended: `subprocess.run(check=True)` and torchrun end with 1, a returncode of -15
+that is handed on becomes 241, `python train.py | tee log` ends with 0. Writes nothing; exit.json has the answer for
+good, so that the state of a run never depends on its log.
 Try it: `tail -n 12 runs/<run_id>/logs/output.log`
 """
 
