@@ -83,6 +83,7 @@ Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.
         (f"{TRACEBACK}RuntimeError: no such luck\n" + "skipped\n" * 9, None),
         (f"Exception ignored in: <function f.__del__ at 0x7>\n{TRACEBACK}AssertionError: x\n", None),
         (f"Exception in thread Thread-1 (f):\n{TRACEBACK}ValueError: x\n", None),
+        (f"{TRACEBACK}ValueError: x\nstep 8\nMeanSquaredError: 0.3\n", None),
         ("the last batch: ValueError: x\nValueError: y\n", None),
         ("train.sh: line 9:  4711 Terminated              tensorboard\n", None),
     ],

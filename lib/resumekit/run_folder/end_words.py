@@ -104,6 +104,8 @@ def _stop_of(match: re.Match[bytes]) -> str | None:
 
 def _is_uncaught(before: Sequence[bytes]) -> bool:
     """Whether the lines before an exception's own are a traceback that ended a process."""
+    if not before or not before[-1].startswith(b" "):
+        return False  # `MeanSquaredError: 0.3`
     begins = next((at for at in range(len(before) - 1, -1, -1) if before[at].startswith(_TRACEBACK)), None)
     return begins is not None and not (begins and _NO_END.match(before[begins - 1]))
 

@@ -45,14 +45,15 @@ _SAY_AGAIN_S = 1.0
 _OUTPUT_LOG = "RESUMEKIT_OUTPUT_LOG"
 _SET_CHILD_SUBREAPER = 36  # prctl(2)
 # More than exit.json ever has.
-_END_BYTES = 512
+_END_BYTES = 2048
 # What a trainer that was killed ends with; a shell around it hands it on as a code.
 _KILLED = 128 + signal.SIGKILL
 _NOT_STARTED = 127
 # One of these is in the last words of what died, and is rare in those of others: then all of it is read (end_words).
 _LAST_WORDS = (
-    b"Error", b"Traceback", b"Interrupt", b"Killed", b"fault", b"Aborted", b"Bus error", b"Illegal instruction",
-    b"terminate called", b"exit status", b"return code", b"exitcode", b"Signals.SIG",
+    b"Error", b"CUDA error", b"Traceback", b"Interrupt", b"Killed", b"Segmentation fault", b"Aborted", b"Bus error",
+    b"Illegal instruction", b"Fatal Python", b"terminate called", b"exit status", b"return code", b"exitcode",
+    b"Signals.SIG",
 )  # fmt: skip
 _TAIL_BYTES = 16384
 _SHIM_IGNORES = (*_OF_THE_JOB, signal.SIGQUIT, signal.SIGHUP)
