@@ -11,6 +11,8 @@ source "${BASH_SOURCE[0]%/*}/command_line.sh"
 
 # Exit codes with a name of their own; the trainer's code passes through untouched.
 readonly KIT_FAILED=1 KIT_CHECKS_FAILED=7 KIT_STOPPED_BY_RULE=8
+# A sidecar's word that a person has to be told of a run that ended with code 0; no command ends with it.
+readonly KIT_ENDED_EARLY=9
 # How long the last lines of the log are waited for when the trainer has ended.
 readonly KIT_LAST_LINES_S=15
 # A Ctrl-C that comes sooner after the first one is the same: a key that bounces, a job that gets INT twice.
@@ -195,14 +197,16 @@ kit_run_trainer() { # <argv>...: become the shim that starts the trainer in a se
   exec "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit/supervision/shim.py" "$KIT_RUN_DIR" "$$" "$KIT_HEAD" -- "$@" </dev/null
 }
 
-kit_keep_sidecar() { # start the sidecar again until it has written down the end: 0; 7 or 8 if checks or a rule did it
+kit_keep_sidecar() { # start the sidecar again until it has written down the end: 0; 7 or 8 if checks or a rule did it; 9
   trap '' INT TERM HUP USR1 USR2
   local pause_s=1 started code echo=()
   ((KIT_DETACHED)) || echo=(--echo)
   while [[ -d $KIT_RUN_DIR ]]; do
     started=$SECONDS code=0
     "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit_cli.py" sidecar "$KIT_RUN_DIR" "${echo[@]}" || code=$?
-    if ((code == 0 || code == KIT_CHECKS_FAILED || code == KIT_STOPPED_BY_RULE)); then return "$code"; fi
+    if ((code == 0 || code == KIT_CHECKS_FAILED || code == KIT_STOPPED_BY_RULE || code == KIT_ENDED_EARLY)); then
+      return "$code"
+    fi
     # One that lived for a minute was killed; one that did not has something to wait for.
     if ((SECONDS - started >= 60)); then pause_s=1; fi
     sleep "$pause_s"

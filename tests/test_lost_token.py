@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from conftest import Kit, events, wait_until
+from conftest import Kit, events, marked_pids, wait_until
 from resumekit.basics import processes
 from test_wrapped import begun, last_step, saved_steps
 
@@ -35,6 +36,12 @@ def behind(kit: Kit, *command: str, **sections: dict) -> None:
 def wrapper(kit: Kit) -> Path:
     file = kit.folder / "wrap.py"
     file.write_text(WRAPPER)
+    return file
+
+
+def in_a_session_of_its_own(kit: Kit) -> Path:
+    file = wrapper(kit)
+    file.write_text(WRAPPER.replace("env=env", "env=env, start_new_session=True"))
     return file
 
 
@@ -76,6 +83,91 @@ def test_no_second_trainer_starts_beside_a_child_without_the_token(kit: Kit, end
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert_saved_once(kit, run)
+
+
+@pytest.mark.parametrize("command", [["--stop"], ["--stop", "--now"], ["TERM"]])
+def test_a_stop_reaches_a_child_with_neither_its_wrapper_s_environment_nor_its_session(
+    kit: Kit, command: list[str]
+) -> None:
+    behind(kit, sys.executable, str(in_a_session_of_its_own(kit)))
+    process, run = begun(kit)
+    assert len(processes.session_members(leader_of(run))) == 2
+    if command == ["TERM"]:
+        process.send_signal(signal.SIGTERM)
+    else:
+        kit("abort-watch", *command, "T-1")
+    process.communicate(timeout=60)
+    if "--now" in command:
+        assert kit.status(run)["state"] == "stopped" and processes.session_members(leader_of(run)) == []
+    else:
+        assert_saved_once(kit, run)
+
+
+def test_no_second_trainer_starts_beside_a_child_in_a_session_of_its_own(kit: Kit) -> None:
+    """Its wrapper is killed; what would go on from there finds a training that lives."""
+    behind(kit, sys.executable, str(in_a_session_of_its_own(kit)), recover={"enabled": True, "backoff_s": 1})
+    process, run = begun(kit)
+    os.kill(leader_of(run).pid, signal.SIGKILL)
+    begun_at = last_step(run)
+    wait_until(lambda: last_step(run) > begun_at + 40, "it trains on")
+    assert process.poll() is None and kit.run_dirs() == [run] and not (run / "exit.json").exists()
+    kit("run", "T-1", code=6)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert_saved_once(kit, run)
+
+
+@pytest.mark.parametrize("dead", ["wrapper and shim", "shim"])
+def test_a_child_in_a_session_of_its_own_is_known_by_its_output(kit: Kit, dead: str) -> None:
+    """Without the shim nothing says whose child it is; a wrapper that lives still does."""
+    behind(kit, "sh", "-c", f'env -i RESUMEKIT_TEST_MARK={kit.mark} setsid "$@"; true', "x")
+    process, run = begun(kit)
+    (launched,) = events(run, "launched")
+    leader = leader_of(run)
+    os.kill(launched["shim"]["pid"], signal.SIGKILL)
+    if dead != "shim":
+        os.kill(leader.pid, signal.SIGKILL)
+        wait_until(lambda: processes.probe(leader) == processes.DEAD, "the wrapper is gone")
+    left = [one for one in processes.session_members(leader) if one.pid != leader.pid]
+    assert [b"toy_trainer" in Path(f"/proc/{one.pid}/cmdline").read_bytes() for one in left] == [True]
+    kit("run", "T-1", "--set", "training.max_steps=1000000", code=6)
+    kit("abort-watch", "--stop", "--now", "T-1")
+    process.communicate(timeout=60)
+    assert processes.session_members(leader) == []
+
+
+def test_a_reader_of_the_log_and_a_process_of_another_run_are_not_taken_for_the_run_s(kit: Kit) -> None:
+    """A person's `tail -f`, also one whose output is the log but cannot be written to; a run within the run."""
+    other = f'env -i RESUMEKIT_TEST_MARK={kit.mark} RESUMEKIT_RUN_TOKEN={"0" * 32} setsid sh -c "sleep 300; true"'
+    behind(kit, "sh", "-c", f'{other} & exec "$@"', "x")
+    process, run = begun(kit)
+    leader = leader_of(run)
+    with (run / "logs" / "output.log").open("rb") as log:
+        readers = [
+            subprocess.Popen(["sleep", "300"], stdin=log, start_new_session=True),
+            subprocess.Popen(["sleep", "300"], stdout=log, start_new_session=True, env={}),
+        ]
+    try:
+        assert processes.session_members(leader) == [leader._replace(token=None, ties=None)]
+        kit("abort-watch", "--stop", "--now", "T-1")
+        process.communicate(timeout=60)
+        assert [reader.poll() for reader in readers] == [None, None]
+    finally:
+        for reader in readers:
+            reader.kill()
+            reader.wait()
+    (left,) = (pid for pid in marked_pids(f"RESUMEKIT_RUN_TOKEN={'0' * 32}") if processes.variable(pid, "PWD") is None)
+    os.kill(left, signal.SIGKILL)
+
+
+def test_what_the_run_has_started_is_found_though_its_trainer_s_pid_is_another_s_by_now(kit: Kit) -> None:
+    behind(kit, sys.executable, str(in_a_session_of_its_own(kit)))
+    process, run = begun(kit)
+    leader = leader_of(run)
+    (found,) = processes.session_members(leader._replace(start_ticks=leader.start_ticks - 1))
+    assert found.pid != leader.pid
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
 
 
 def test_a_child_without_the_token_is_killed_with_its_session(kit: Kit) -> None:

@@ -17,7 +17,7 @@ from resumekit.basics import processes
 from resumekit.basics.paths import RunPaths
 from resumekit.run_folder import status
 from resumekit.run_folder.runs import Run, open_run
-from resumekit.supervision import stop_request, stopping
+from resumekit.supervision import aborting, stop_request, stopping
 from resumekit.watching import watch
 
 pytestmark = pytest.mark.usefixtures("valid_records")
@@ -260,7 +260,7 @@ def test_a_sidecar_that_cannot_signal_either_does_not_say_that_it_stops(
     process, run = started(kit)
     state = status.read_state(open_run(run))
     stop_request.ask(open_run(run), state)
-    monkeypatch.setattr(stop_request, "stop_aborted", lambda _run: pytest.fail("it has nothing to signal"))
+    monkeypatch.setattr(aborting, "stop_aborted", lambda _run: pytest.fail("it has nothing to signal"))
     monkeypatch.setattr(processes, "host_name", lambda: "elsewhere")
     monkeypatch.setattr(processes, "boot_id", lambda: "another boot")
     monkeypatch.setattr(stop_request.journal, "append", lambda *_args, **_more: pytest.fail("nor to write down"))

@@ -20,6 +20,7 @@ NEEDS_ACCEPT = 5
 REFUSED = 6
 CHECKS_FAILED = 7
 STOPPED_BY_RULE = 8
+ENDED_EARLY = 9  # of the sidecar, to its launcher: a person has to be told; no command ends with it
 TOOL_MISSING = 127
 
 

@@ -17,6 +17,11 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 # A shell that waits for a foreground child acts on INT only when that child has ended.
 _SHELLS = frozenset({"ash", "bash", "busybox", "dash", "ksh", "ksh93", "mksh", "sh", "yash", "zsh"})
 
+# What a wrapper in Python that hands on its child's returncode ends with: -15 & 255 and -2 & 255.
+NEGATED_STOPS = {241: "TERM", 254: "INT"}
+# Codes that may be those of a stop: 1 is a wrapper's, which says in words how its child has ended.
+UNCLEAR_CODES = frozenset({1, *NEGATED_STOPS})
+
 
 def end_of(status: int) -> dict[str, Any]:
     """Return how a process ended, by its wait status: its code (128 + n for signal n), its signal or None."""

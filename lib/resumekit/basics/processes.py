@@ -10,42 +10,23 @@ import contextlib
 import os
 import select
 import signal
-import stat
 import time
 from collections import namedtuple
+from collections.abc import Iterator
 
-from . import process_details
+from . import environments, process_details, run_ties
+from .environments import ALIVE, DEAD, RUN_ID_VARIABLE, UNKNOWN, carried, variable
+from .environments import TOKEN_VARIABLE as TOKEN_VARIABLE
+from .run_ties import Ties
 
 TYPE_CHECKING = False  # as in basics.files
 if TYPE_CHECKING:
     from typing import Any
 
-TOKEN_VARIABLE = "RESUMEKIT_RUN_TOKEN"
-
-ALIVE = "alive"
-DEAD = "dead"
-UNKNOWN = "unknown"  # another host, or a process we may not look at: never taken for dead
-
-# What a process that was started to outlive its training has without the token (`env -u RESUMEKIT_RUN_TOKEN`).
-RUN_ID_VARIABLE = "RESUMEKIT_RUN_ID"
-
-# How often an empty environment is read again, a millisecond apart.
-EXEC_LOOKS = 20
 # The largest pid that a kernel can be told to give out; more than that would not fit pidfd_open.
 _MAX_PID = 1 << 22
 # The entries of an environment end with it, so that none can hold it.
 _NO_TOKEN = "\0"
-
-
-class Ties(namedtuple("Ties", ["output_log", "shim"], defaults=[None])):
-    """What ties a process without any token to its run: its output, or its parent.
-
-    Args:
-        output_log: the path of the run's log; a process of the training writes into it with descriptor 1 or 2.
-        shim: the Identity of the run's shim, the subreaper of the training; None where it is not known.
-    """
-
-    __slots__ = ()
 
 
 _FIELDS = ("host", "boot_id", "pid", "start_ticks", "token", "ties")
@@ -122,8 +103,8 @@ def probe(identity: Identity | None) -> str:
         return DEAD
     if identity.token is None:
         return ALIVE
-    carried = _has_token(identity.pid, identity.token)
-    return ALIVE if carried == UNKNOWN and _is_tied(identity.pid, identity.ties) else carried
+    said = carried(identity.pid, identity.token)
+    return ALIVE if said == UNKNOWN and _is_tied(identity.pid, identity.ties) else said
 
 
 def is_stopped(identity: Identity | None) -> bool:
@@ -245,34 +226,58 @@ def kill_session(leader: Identity, wait_s: float = 5.0) -> int:
 
 
 def session_members(leader: Identity) -> list[Identity]:
-    """Return the live processes of the session that `leader` opened, and what it has started in sessions of their own.
+    """Return the live processes of the training that `leader` began: its session, and what is the run's in others.
 
     The session's id is the leader's pid. One of it that carries the run token proves that the session is ours, or one
     without any token that is tied to the run (its wrapper has replaced the environment); no pid is given out again
     while a session of that number exists: then the others are ours too. In another session (each rank of torchrun opens
-    one) whoever carries the token is ours, if it is younger than the leader: the shim carries it too.
+    one) what carries the token is ours, and what carries none but is tied to the run (run_ties), if it is no older than
+    the leader; the shim carries the token too.
     """
     if not leader.token or leader.boot_id != boot_id():
         return []
     if leader.host != host_name() and not is_of_this_kernel(leader.boot_id):
         return []
     holder = _stat(leader.pid)
-    if holder and holder[1] != leader.start_ticks:
-        return []  # the pid is another's by now, and with it the session
-    members, elsewhere = [], []
+    is_anothers = holder is not None and holder[1] != leader.start_ticks  # the pid, and with it the session
+    members: list[Identity] = []
+    elsewhere: list[Identity] = []
+    others: dict[int, Identity] = {}
+    parents: dict[int, int] = {}
+    for one, parent in _all_live(leader):
+        with contextlib.suppress(OSError):
+            if leader.pid in (one.pid, os.getsid(one.pid)):
+                members += [] if is_anothers else [one]
+            elif _is_no_older(one, leader):
+                if environments.entry(leader.token) in environments.read(one.pid):
+                    elsewhere.append(one)
+                else:
+                    others[one.pid], parents[one.pid] = one, parent
+    is_ours = any(_proves(member.pid, leader) for member in members)
+    found = [*members, *elsewhere] if is_ours else elsewhere
+    if leader.ties is None or not others:
+        return found
+    shim = leader.ties.shim
+    roots = [one.pid for one in found] + ([shim.pid] if shim and probe(shim) == ALIVE else [])
+    tied = run_ties.tied(roots, others, parents, leader.token, run_ties.log_of(leader.ties.output_log))
+    return [*found, *(others[pid] for pid in sorted(tied))]
+
+
+def _all_live(leader: Identity) -> Iterator[tuple[Identity, int]]:
+    """Yield (process, its parent's pid) of all that live on this host and can be seen."""
     for entry in os.listdir("/proc"):
         if entry.isascii() and entry.isdigit():
-            with contextlib.suppress(OSError):
-                found = _stat(int(entry))
-                if not found or found[0] in "ZX":
-                    continue
-                one = Identity(leader.host, leader.boot_id, int(entry), found[1])
-                if os.getsid(one.pid) == leader.pid:
-                    members.append(one)
-                elif one.start_ticks > leader.start_ticks and _entry(leader.token) in _environment(one.pid):
-                    elsewhere.append(one)
-    is_ours = any(_proves(member.pid, leader) for member in members)
-    return [*members, *elsewhere] if is_ours else elsewhere
+            found = _stat(int(entry))
+            if found and found[0] not in "ZX":
+                yield Identity(leader.host, leader.boot_id, int(entry), found[1]), found[2]
+
+
+def _is_no_older(one: Identity, leader: Identity) -> bool:
+    """Whether a process may be the leader's work: a wrapper begins another one within the same tick of the clock."""
+    shim = leader.ties.shim if leader.ties else None
+    if shim is None:
+        return one.start_ticks > leader.start_ticks
+    return one.start_ticks >= leader.start_ticks and one.pid != shim.pid
 
 
 def _proves(pid: int, leader: Identity) -> bool:
@@ -280,9 +285,9 @@ def _proves(pid: int, leader: Identity) -> bool:
 
     One that was started to outlive the training (with the run's id, without its token) shows nothing.
     """
-    carried = _has_token(pid, str(leader.token))
-    if carried != UNKNOWN or not _is_tied(pid, leader.ties):
-        return carried == ALIVE
+    said = carried(pid, str(leader.token))
+    if said != UNKNOWN or not _is_tied(pid, leader.ties):
+        return said == ALIVE
     return pid == leader.pid or variable(pid, RUN_ID_VARIABLE) is None
 
 
@@ -296,22 +301,7 @@ def _is_tied(pid: int, ties: Ties | None) -> bool:
     """Whether a process that may be looked at writes into the run's log, or is a child of the run's shim."""
     if ties is None or not process_details.may_be_looked_at(pid):
         return False
-    if is_under_shim(pid, ties):
-        return True
-    try:
-        log = os.lstat(ties.output_log)  # a link would let another process's output pass for it
-    except (OSError, ValueError):
-        return False
-    # With a second name it may be another process's output, which a journal's writer has linked here.
-    return stat.S_ISREG(log.st_mode) and log.st_nlink == 1 and any(_is_open_as(pid, number, log) for number in (1, 2))
-
-
-def _is_open_as(pid: int, number: int, file: os.stat_result) -> bool:
-    try:
-        seen = os.stat(f"/proc/{pid}/fd/{number}")
-    except OSError:
-        return False
-    return (seen.st_dev, seen.st_ino) == (file.st_dev, file.st_ino)
+    return is_under_shim(pid, ties) or run_ties.writes_into(pid, run_ties.log_of(ties.output_log))
 
 
 def carriers(token: str) -> list[int]:
@@ -324,7 +314,7 @@ def carriers(token: str) -> list[int]:
         if entry.isascii() and entry.isdigit():
             with contextlib.suppress(OSError):
                 seen = _stat(int(entry))
-                if seen and seen[0] not in "ZX" and _entry(token) in _environment(int(entry)):
+                if seen and seen[0] not in "ZX" and environments.entry(token) in environments.read(int(entry)):
                     found.append(int(entry))
     return found
 
@@ -332,17 +322,7 @@ def carriers(token: str) -> list[int]:
 def live_tokens() -> set[str]:
     """Return the run tokens that live processes can be seen to carry; one look through /proc."""
     pids = (int(entry) for entry in os.listdir("/proc") if entry.isascii() and entry.isdigit())
-    return {token for pid in pids if (token := variable(pid, TOKEN_VARIABLE))}
-
-
-def variable(pid: int, name: str) -> str | None:
-    """Return one variable of a process's environment, as it was when it began; None where it has none or is hidden."""
-    with contextlib.suppress(OSError):
-        begins = name.encode() + b"="
-        for entry in _environment(pid):
-            if entry.startswith(begins):
-                return os.fsdecode(entry[len(begins) :])
-    return None
+    return {token for pid in pids if (token := environments.variable(pid, TOKEN_VARIABLE))}
 
 
 def _open_pidfd(pid: int) -> int | None:
@@ -394,43 +374,12 @@ _boot_id: str | None = None
 _NO_BOOT_ID = "unknown"
 
 
-def _stat(pid: int) -> tuple[str, int] | None:
-    """Return (state letter, start time in ticks) of a process, or None."""
+def _stat(pid: int) -> tuple[str, int, int] | None:
+    """Return (state letter, start time in ticks, pid of the parent) of a process, or None."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             # The command's name may hold spaces and brackets: everything is behind the last one.
             fields = file.read().rsplit(b")", 1)[1].split()
     except (OSError, IndexError):
         return None
-    return fields[0].decode(), int(fields[19])
-
-
-def _has_token(pid: int, token: str) -> str:
-    """Say whether the process carries this run token; UNKNOWN if it carries none.
-
-    Another one is another run. None at all may be a trainer that has written its title over its environment
-    (setproctitle): no stranger that may be signalled, but not dead either.
-    """
-    environment: list[bytes] = []
-    for _ in range(EXEC_LOOKS):
-        try:
-            environment = _environment(pid)
-        except (FileNotFoundError, ProcessLookupError):
-            return DEAD
-        except OSError:
-            return UNKNOWN
-        if environment != [b""]:
-            break
-        time.sleep(0.001)  # in the middle of its exec a process has none
-    if _entry(token) in environment:
-        return ALIVE
-    return DEAD if any(entry.startswith(TOKEN_VARIABLE.encode() + b"=") for entry in environment) else UNKNOWN
-
-
-def _environment(pid: int) -> list[bytes]:
-    with open(f"/proc/{pid}/environ", "rb") as file:
-        return file.read().split(b"\0")
-
-
-def _entry(token: str) -> bytes:
-    return f"{TOKEN_VARIABLE}={token}".encode()
+    return fields[0].decode(), int(fields[19]), int(fields[1])

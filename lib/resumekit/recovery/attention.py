@@ -27,6 +27,7 @@ NOTIFY_S = 30.0
 MAX_REASON = 1000
 # The kind of the warning in the journal of a run that lives.
 UNATTENDED = "unattended"
+ENDED_EARLY = status.ENDED_EARLY
 
 
 def call(run: Run, incident: Incident, reason: str, *, is_told: bool = False) -> None:
@@ -93,6 +94,25 @@ def tell_of(run: Run, kind: str, message: str) -> None:
     """Run `notify.command` with a warning about a run that goes on: a person should look, nothing waits for it."""
     fields = {"event": "warning", "run_id": run.run_id, "run_dir": str(run.paths.run_dir)}
     _notify(run, {**fields, "kind": kind, "message": plain(message)[:MAX_REASON]})
+
+
+def tell_of_early_end(run: Run, message: str) -> None:
+    """Tell, once, of a run that has ended with code 0 before its last step: nothing goes on from it by itself.
+
+    The live marker goes last, as in `call`. A run without one has been told of.
+
+    Raises:
+        OSError: it cannot be written down; the next one that asks tells it.
+    """
+    with _alone(run) as is_alone:
+        if not is_alone or not live_marker.was_made_here(live_marker.of(run.paths)):
+            return
+        if ENDED_EARLY not in status.read_state(run).get("warned_of", ()):
+            journal.append(run.paths.journal, "warning", run.run_id, kind=ENDED_EARLY, message=message)
+        status.renew(run)
+        tell_of(run, ENDED_EARLY, message)
+        with contextlib.suppress(OSError):
+            live_marker.remove(run.paths)
 
 
 def _fields(run: Run, incident: Incident, reason: str) -> dict[str, Any]:

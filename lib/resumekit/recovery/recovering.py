@@ -25,7 +25,7 @@ from ..configuration.config import ConfigFile
 from ..planning import checkpoint_trust, code_change, code_state, origin, plan, preflight
 from ..planning.choice import CONTINUE, Choice, refuse_what_cannot_be_continued
 from ..planning.request import Request
-from ..run_folder import run_end, status, trust
+from ..run_folder import live_marker, run_end, status, trust
 from ..run_folder.recovery import Recovery
 from ..run_folder.run_state import State
 from ..run_folder.runs import Run, RunTable
@@ -89,7 +89,10 @@ def recover(run_dir: Path, launcher_pid: int, *, is_attended: bool = False) -> O
         if sentence := leftovers.go_on(run, state):
             return _wait(run, state, sentence, TRY_AGAIN_S)
         found = incident.of(run, state, table)
-        if found is None or _is_taken_up(run, table):
+        if found is None:
+            _tell_of_an_early_end(run, state, table)
+            return NOTHING
+        if _is_taken_up(run, table):
             return NOTHING
         aborting.note(run, found.cause, found.evidence, first_bad_step=found.first_bad_step)
         state = status.read_state(run)
@@ -109,6 +112,20 @@ def recover(run_dir: Path, launcher_pid: int, *, is_attended: bool = False) -> O
         return outcome
     except (KitError, OSError) as error:  # a lock, a full disk: it may pass by itself
         return _cannot_now(run, state, table, found, str(error))
+
+
+def _tell_of_an_early_end(run: Run, state: State, table: RunTable) -> None:
+    """Have a person told of a trainer that has ended with code 0 before its last step."""
+    if status.name_of(run, state, status.look(run, state)) != status.ENDED_EARLY:
+        return
+    if _is_taken_up(run, table):  # by a person, who knows
+        live_marker.remove(run.paths)
+        return
+    max_steps, step = run.setting("training", "max_steps"), state.get("step")
+    where = f"at step {step} of {max_steps}" if step is not None else f"before the first of its {max_steps} steps"
+    message = f"it ended by itself {where}, with code 0: nothing goes on from it by itself (ended_early)"
+    _say(f"'{run.run_id}': {message}")
+    attention.tell_of_early_end(run, message)
 
 
 def _state_at_the_end(run: Run) -> State:

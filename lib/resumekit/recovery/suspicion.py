@@ -84,7 +84,7 @@ def _failed_by_itself(run: Run, table: RunTable) -> bool:
     end = run_end.read(run)
     if run.setting("trainer", "loads_with_kit") is True or end is None or end.get("signal") is not None:
         return False
-    if end["code"] == 0 or not _ended_before_a_step(run, table):
+    if not run_end.has_failed(end) or not _ended_before_a_step(run, table):
         return False
     found = last_error.of(run, end["code"])
     return found is None or found.kind not in _NOT_ITS_FAULT

@@ -77,24 +77,43 @@ def of(run: Run, code: int) -> LastError | None:
     Args:
         code: its exit code: 2 is argparse's, 126 and 127 are a shell's.
     """
-    lines = [_RANK.sub(b"", line.rstrip()) for line in log_tail.read(run)[0] if line.strip()]
-    return in_lines(lines[-LINES:], code)
+    return in_lines(lines_of(run), code)
+
+
+def lines_of(run: Run) -> list[bytes]:
+    """Return the last LINES lines of a run's log that are not empty, without the ranks that some begin with."""
+    return [_RANK.sub(b"", line.rstrip()) for line in log_tail.read(run)[0] if line.strip()][-LINES:]
 
 
 def in_lines(lines: Sequence[bytes], code: int) -> LastError | None:
     """Return what the last lines of a log say; the same as `of`."""
-    found = [(at, match[1].rpartition(b".")[2]) for at, line in enumerate(lines) if (match := _whole(line))]
+    found = _exceptions(lines)
     causes = [(at, name) for at, name in found if name not in _WRAPPERS]
     if causes:
         # Of several ranks the first to fail is the cause; the others lose their connection to it.
         at, name = causes[0] if any(name == _TORCHRUN for _, name in found) else causes[-1]
-        return LastError(_shown(lines[at]), _kind(name, lines[at]))
+        return LastError(shown(lines[at]), _kind(name, lines[at]))
     if code == 2 and (line := _last(lines, _ARGPARSE)):
-        return LastError(_shown(line), ARGUMENTS)
+        return LastError(shown(line), ARGUMENTS)
     if code in (1, 2, 126, 127) and (line := _last(lines[-3:], _NO_SCRIPT)):
-        return LastError(_shown(line), IMPORT if b"No module named" in line else FILE)
+        return LastError(shown(line), IMPORT if b"No module named" in line else FILE)
     hydra = next((at for at, line in enumerate(lines) if line.startswith(_HYDRA)), 0)
-    return LastError(_shown(lines[hydra - 1]), CONFIG) if hydra else None
+    return LastError(shown(lines[hydra - 1]), CONFIG) if hydra else None
+
+
+def last_of(lines: Sequence[bytes]) -> tuple[int, bytes] | None:
+    """Return (index, name) of the last exception that is more than a wrapper's complaint; None without one."""
+    return next((one for one in reversed(_exceptions(lines)) if one[1] not in _WRAPPERS), None)
+
+
+def ends_traceback(line: bytes) -> bool:
+    """Whether a line is an exception's own, a wrapper's too."""
+    return _whole(line) is not None
+
+
+def _exceptions(lines: Sequence[bytes]) -> list[tuple[int, bytes]]:
+    """Return (index, name without its module) of the lines that end a traceback."""
+    return [(at, match[1].rpartition(b".")[2]) for at, line in enumerate(lines) if (match := _whole(line))]
 
 
 def _whole(line: bytes) -> re.Match[bytes] | None:
@@ -113,5 +132,6 @@ def _kind(name: bytes, line: bytes) -> str:
     return MAY_HEAL
 
 
-def _shown(line: bytes) -> str:
+def shown(line: bytes) -> str:
+    """Return a line of a log as it may be told: printable, cut, without what looks like a secret."""
     return plain(redact(line)[0].decode("utf-8", "replace"))[:MAX_WORDS]

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 # How a `recovery` event ends: a child goes on, or a person has to.
 RESUMED, NEEDS_ATTENTION = "resumed", "needs_attention"
-ENDED = frozenset({"finished", "ended_early", "stopped", "preempted", "failed", "aborted", "lost", "needs_attention"})
+ENDED_EARLY = "ended_early"
+ENDED = frozenset({"finished", ENDED_EARLY, "stopped", "preempted", "failed", "aborted", "lost", "needs_attention"})
 # Over by an incident: something may go on from it.
 TAKEN_UP = frozenset({"failed", "lost", "aborted"})
 LIVE = frozenset({"starting", "running", "unsupervised"})
@@ -215,10 +216,14 @@ def _end_state(state: State, end: dict[str, Any], max_steps: int | None, shows_s
         return asked
     if state.get("aborted"):
         return "aborted"
+    if code == 0 and stopped:
+        return stopped
+    if run_end.error(end):
+        return "failed"
     if code == 0:
         # Where steps can be seen and there is an end, code 0 alone proves nothing; where they cannot, it has to do.
         is_unseen = step is None and (not shows_steps or state.get("last_checkpoint_step") is not None)
-        return "finished" if max_steps is None or is_unseen else "ended_early"
+        return "finished" if max_steps is None or is_unseen else ENDED_EARLY
     return stopped or "failed"
 
 

@@ -14,7 +14,7 @@ from ..basics import journal
 from ..basics.causes import CHECKS_FAILED, NONFINITE
 from ..basics.claims import locked
 from ..basics.errors import CHECKS_FAILED as CHECKS_FAILED_CODE
-from ..basics.errors import DONE, STOPPED_BY_RULE, KitError
+from ..basics.errors import DONE, ENDED_EARLY, STOPPED_BY_RULE, KitError
 from ..run_folder import live_marker, recovery, status, symptoms
 from ..run_folder.run_state import State
 from ..run_folder.runs import Run, open_run
@@ -84,9 +84,9 @@ class Bedside:
         Raises:
             OSError: it cannot be removed.
         """
-        if is_now == status.NEEDS_ATTENTION:
-            return  # whoever tells a person takes it away, then
         is_enabled = self._run.setting("recover", "enabled") is True
+        if is_now == status.NEEDS_ATTENTION or (is_now == status.ENDED_EARLY and is_enabled):
+            return  # what tells a person takes it away, then
         # Of a run whose end nobody saw, somebody has to be told, taken up or not.
         is_somebodys = is_now == "lost" or (is_now in status.TAKEN_UP and is_enabled)
         if not is_somebodys or _went_on(state, self._run):
@@ -94,9 +94,13 @@ class Bedside:
 
 
 def exit_code(state: State, is_now: str) -> int:
-    """Return what the launcher ends with if nothing goes on: 7 or 8 where checks or a rule ended the run, else 0."""
+    """Return what the launcher is to know: 7 or 8 where checks or a rule ended the run, 9 of one that a person has to
+    be told of though its trainer ended with 0, else 0. It ends with 7 or 8 itself if nothing goes on.
+    """
     if (state.get("aborted") or {}).get("cause") == CHECKS_FAILED:
         return CHECKS_FAILED_CODE
+    if is_now == status.ENDED_EARLY:
+        return ENDED_EARLY
     return STOPPED_BY_RULE if is_now == "aborted" else DONE
 
 

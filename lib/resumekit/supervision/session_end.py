@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import time
 from collections.abc import Callable
@@ -18,9 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..basics import journal, process_details
-from ..basics.files import UnreadableFile, read_end
 from ..basics.processes import Identity
-from ..run_folder import last_step, run_end
+from ..run_folder import end_words, last_step, run_end
 from ..run_folder.event_values import count
 from ..run_folder.run_state import is_waiting, measured_speed
 from ..run_folder.runs import Run, open_run
@@ -39,9 +37,6 @@ LOOK_S, STOPPING_LOOK_S, JOURNAL_S = 5.0, 0.2, 0.5
 # A share of one core: a training computes, a TensorBoard waits.
 BUSY = 0.1
 MAX_NAMED = 8
-_TAIL_BYTES = 8192
-# torchrun ends with 1 whatever signal it got, and says so in a traceback.
-_TORCHRUN = re.compile(rb"SignalException: Process \d+ got signal: (2|15)\b")
 
 
 class Ears(NamedTuple):
@@ -61,14 +56,13 @@ class Ears(NamedTuple):
 
 
 def stopped_by(run_dir: Path, end: dict[str, Any]) -> str | None:
-    """Return which stop a trainer ended on, 'INT' or 'TERM'; of torchrun, whose code is 1, by what it said last."""
-    if end["code"] != 1:
-        return run_end.stopped_by(end)
-    with contextlib.suppress(UnreadableFile, OSError):
-        tail, _ = read_end(open_run(run_dir).paths.output_log, _TAIL_BYTES)
-        if found := _TORCHRUN.findall(tail):
-            return "INT" if found[-1] == b"2" else "TERM"
-    return None
+    """Return which stop a trainer ended on, 'INT' or 'TERM'; where its code does not say, by what it said last."""
+    return run_end.stopped_by(judged(run_dir, end))
+
+
+def judged(run_dir: Path, end: dict[str, Any]) -> dict[str, Any]:
+    """Return an end with what its code does not say, as `end_words.judged`."""
+    return end_words.judged(open_run(run_dir), end)
 
 
 def outlast(run_dir: Path, leader: Identity, end: dict[str, Any], ears: Ears) -> dict[str, Any]:
@@ -258,4 +252,4 @@ class _Session:
         by = self._stop or run_end.stopped_by(end)
         if by in run_end.STOPS and run_end.stopped_by(end) is None:
             end["by"] = by
-        return end
+        return end_words.judged(self._run, end)

@@ -28,7 +28,7 @@ if __package__ in (None, ""):  # run by path: the package is found beside this f
 
 from resumekit.basics import journal, process_details, processes
 from resumekit.basics.errors import FAILED, KitError, Refused
-from resumekit.basics.files import fsync_directory, temp_path, to_json, utc_now, write_atomic
+from resumekit.basics.files import fsync_directory, read_end, temp_path, to_json, utc_now, write_atomic
 from resumekit.basics.paths import RunPaths
 from resumekit.basics.terminal import plain
 from resumekit.supervision import memory_kills, session_lock
@@ -46,10 +46,17 @@ _SAY_AGAIN_S = 1.0
 _OUTPUT_LOG = "RESUMEKIT_OUTPUT_LOG"
 _SET_CHILD_SUBREAPER = 36  # prctl(2)
 # More than exit.json ever has.
-_END_BYTES = 512
+_END_BYTES = 2048
 # What a trainer that was killed ends with; a shell around it hands it on as a code.
 _KILLED = 128 + signal.SIGKILL
 _NOT_STARTED = 127
+# One of these is in the last words of what died, and is rare in those of others: then all of it is read (end_words).
+_LAST_WORDS = (
+    b"Error", b"CUDA error", b"Traceback", b"Interrupt", b"Killed", b"Segmentation fault", b"Aborted", b"Bus error",
+    b"Illegal instruction", b"Fatal Python", b"terminate called", b"exit status", b"return code", b"exitcode",
+    b"Signals.SIG",
+)  # fmt: skip
+_TAIL_BYTES = 16384
 _SHIM_IGNORES = (*_OF_THE_JOB, signal.SIGQUIT, signal.SIGHUP)
 
 
@@ -60,7 +67,8 @@ def main(argv: list[str]) -> int:
         argv: RUN_DIR LAUNCHER_PID [HEAD_DIR] -- COMMAND ARG...; HEAD_DIR is the run that this one continues, if any.
 
     Returns:
-        The trainer's exit code, or 128 + n when signal n ended it; 127 where it could not be started.
+        The trainer's exit code, or 128 + n when signal n ended it; 127 where it could not be started, 1 where its last
+        words belie its code 0.
     """
     run = RunPaths(Path(argv[0]))
     log = os.environ.pop(_OUTPUT_LOG, None)
@@ -96,7 +104,7 @@ def main(argv: list[str]) -> int:
     if end["code"] == _KILLED and before is not None and (memory_kills.kills(counter) or 0) > before:
         end["oom_kill"] = True  # evidence, and only where there is some: others send KILL too
     _write_end(run, reserved, end)
-    return int(end["code"])
+    return FAILED if end["code"] == 0 and "error" in end else int(end["code"])
 
 
 def _leader(log: str, pid: int) -> processes.Identity | None:
@@ -192,7 +200,7 @@ def _outlasted(
     """Return how the training has ended whose first process has: most leave nothing behind, and pay for no more."""
     has_children = job.reap() is not None
     is_left = has_children if is_subreaper or leader is None else bool(processes.session_members(leader))
-    if not is_left and end["code"] != FAILED:
+    if not is_left and not _may_mean_another(run, leader, end):
         return end
     with contextlib.suppress(Exception):  # whatever it is: the end has to be written down
         from resumekit.supervision import session_end  # late: rare, and 30 ms
@@ -200,9 +208,20 @@ def _outlasted(
         if is_left and leader is not None:
             ears = session_end.Ears(job.seen, job.wait, job.reap, job.written_bytes)
             return session_end.outlast(run.run_dir, leader, end, ears)
-        if by := session_end.stopped_by(run.run_dir, end):
-            return end | {"by": by}
+        return session_end.judged(run.run_dir, end)
     return end
+
+
+def _may_mean_another(run: RunPaths, leader: processes.Identity | None, end: dict[str, object]) -> bool:
+    """Whether a trainer may have ended otherwise than its code says: a wrapper's code, or code 0 behind an error."""
+    if end["code"] in process_details.UNCLEAR_CODES:
+        return True
+    if end["code"] != 0:
+        return False
+    with contextlib.suppress(ValueError, OSError):
+        tail, _ = read_end(Path(leader.ties.output_log if leader else run.output_log), _TAIL_BYTES)
+        return any(word in tail for word in _LAST_WORDS)
+    return False
 
 
 def _become_subreaper() -> bool:

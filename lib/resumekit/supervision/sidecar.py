@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..basics import causes, journal, processes
-from ..basics.errors import DONE, FAILED
+from ..basics.errors import DONE, ENDED_EARLY, FAILED
 from ..basics.files import UnreadableFile, read_json, unlink_temps
 from ..basics.terminal import say
 from ..run_folder import run_end, status
@@ -106,7 +106,7 @@ class Sidecar:
             return self._leave_it_to_a_child(end)
         # The launcher waits for the code, and not for long.
         code = exit_code(self._state, self._observed()["state"])
-        self._best.finish(LIMIT_S if code == DONE else LAST_LINES_S)
+        self._best.finish(LIMIT_S if code in (DONE, ENDED_EARLY) else LAST_LINES_S)
         return code
 
     def _try_to_conclude(self, end: dict[str, Any] | None, limit_s: float) -> bool:

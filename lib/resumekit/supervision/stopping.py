@@ -240,7 +240,7 @@ def _alone(run: Run, end: Callable[[], int]) -> int:
 def _awaits_recovery(run: Run) -> bool:
     """Whether a run has ended in a way that something may still take up: a person who stops it then means that."""
     end = run_end.read(run)
-    return run.has_started and (end is None or end["code"] != 0)
+    return run.has_started and (end is None or run_end.has_failed(end))
 
 
 def _end(run: Run, trainer: processes.Identity | None, signal_name: str, *, has_heard: bool = False) -> int:

@@ -144,8 +144,9 @@ def _ended(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]:
     code = (sight.end or {}).get("code")
     signal = (sight.end or {}).get("signal")
     how = f"by signal {signal}" if signal else f"with code {code}" if code is not None else "and nobody saw how"
-    if code and not signal and sight.last_words:
-        how += f", its last line: '{sight.last_words[:MAX_WORDS]}'"
+    last_words = run_end.error(sight.end) or sight.last_words
+    if run_end.has_failed(sight.end) and not signal and last_words:
+        how += f", its last line: '{last_words[:MAX_WORDS]}'"
     memory = f"; {sight.log_ooms} lines of its log's last speak of memory" if sight.log_ooms else ""
     if run_end.is_oom_kill(sight.end):
         memory += "; the kernel killed a process of its cgroup for want of memory"
@@ -154,7 +155,7 @@ def _ended(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]:
         yield Finding(CRASH_LOOP, SICK, f"{starts}; the last one ended {step} {how}{memory}")
     elif sight.log_ooms or run_end.is_oom_kill(sight.end):
         yield Finding(OOM, SICK, f"the trainer ended {step} {how}{memory}")
-    elif code and not signal and _is_evaluating(state):
+    elif run_end.has_failed(sight.end) and not signal and _is_evaluating(state):
         yield Finding(EVAL, SICK, f"the trainer ended {step} {how}, in the middle of an evaluation")
     else:
         yield Finding(DIED, SICK, f"the trainer ended {step} {how}")

@@ -153,10 +153,12 @@ def _about(runs_dir: Path, look: Look) -> Iterator[Deed]:
     elif look.verdict == SICK:
         yield from _about_over(run, state, view)
     elif look.state == status.NEEDS_ATTENTION and _was_marked_here(run):
-        yield from _about_untold(run, view)
+        yield from _about_untold(run, view, "it needs attention")
     elif "launched" in state and "exited" not in state:
         if view.launcher == processes.DEAD:
             _start_sidecar(run)  # its end was written down by nobody; whoever does so takes the marker
+    elif look.state == status.ENDED_EARLY and run.setting("recover", "enabled") is True and _was_marked_here(run):
+        yield from _about_untold(run, view, "it ended early")
     elif look.verdict == ENDED and status.name_of(run, state, view) == look.state and not _may_start(run, look):
         live_marker.remove(run.paths)
 
@@ -225,11 +227,11 @@ def _about_over(run: Run, state: dict[str, Any], view: status.View) -> Iterator[
         live_marker.remove(run.paths)  # it has been said; recover.enabled is false
 
 
-def _about_untold(run: Run, view: status.View) -> Iterator[Deed]:
+def _about_untold(run: Run, view: status.View, what: str) -> Iterator[Deed]:
     """Tell whom `notify.command` tells, where whoever was to do it was killed before the marker went."""
     if view.launcher == processes.DEAD:
         _take_up(run)
-        yield Deed(run.run_id, "it needs attention: telling it again")
+        yield Deed(run.run_id, f"{what}: telling it again")
 
 
 def _take_up(run: Run) -> None:
