@@ -193,7 +193,7 @@ def test_c5_other_files_are_refused_with_what_they_are(tmp_path: Path) -> None:
     refused(tmp_path / "x.pt", b"<html>404</html>", "not a file of torch.save")
     refused(tmp_path / "x.pt", gzip.compress(b"x" * 1000), "a gzip file")
     refused(tmp_path / "x.pt", b"PK\x03\x04" + bytes(1000), "no zip directory at its end")
-    refused(tmp_path / "x.pt", stored_zip({"hello.txt": b"hello"}), "records are missing")
+    refused(tmp_path / "x.pt", stored_zip({"hello.txt": b"hello"}), "is none that torch.save writes")
 
 
 @pytest.mark.fault("C6", by="archive: every storage has its record")
@@ -319,6 +319,15 @@ def test_a_record_for_which_two_readers_find_two_places_is_refused(tmp_path: Pat
     refused(tmp_path / "x.pt", with_extra(good, name, place, here), "extra fields")
     renamed = good.replace(name.encode(), name.replace("data", "eval").encode(), 1)
     refused(tmp_path / "x.pt", renamed, "is not where the directory says")
+
+
+@pytest.mark.parametrize(
+    "name", ["constants.pkl\0x", "CONSTANTS.pkl", "code/__torch__/m.py", "data/0x1", "data/", "Version"]
+)
+def test_a_record_that_torch_save_does_not_write_is_refused(tmp_path: Path, name: str) -> None:
+    """torch takes an archive for a program by such a name, cut at a NUL, and finds it whatever its case."""
+    content = stored_zip({"data.pkl": pickled({}), "version": b"3", "Q" * len(name): b"x"})
+    refused(tmp_path / "x.pt", content.replace(b"Q" * len(name), name.encode()), "is none that torch.save writes")
 
 
 @pytest.mark.fault("C16", by="torch_names: a tensor fits its storage")

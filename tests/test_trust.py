@@ -669,7 +669,7 @@ def two_in_one(path: Path, evil_first: str, evil_name: str) -> None:
 
 @pytest.mark.parametrize(
     ("first", "name", "reason"),
-    [("aaa", "data.pkl", "two archives in one file"), ("archive", "DATA.PKL", "two records have the same name")],
+    [("aaa", "data.pkl", "two archives in one file"), ("archive", "DATA.PKL", "is none that torch.save writes")],
 )
 def test_an_archive_that_torch_would_read_otherwise_than_the_kit_is_no_checkpoint(
     tmp_path: Path, first: str, name: str, reason: str

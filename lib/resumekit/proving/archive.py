@@ -33,6 +33,10 @@ _END64 = struct.Struct("<4sQ2H2L4Q")
 _ENTRY = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
 _FULL32, _FOLDER = 0xFFFFFFFF, 0x10
+# The records that torch.save writes, beside `data/<number>` for each storage. With others torch may take the file for
+# a program: it knows a TorchScript archive by a record's name, cut at a NUL, and finds records whatever their case.
+_NAMES = frozenset({"data.pkl", "version", "byteorder", ".data/serialization_id", ".format_version",
+                    ".storage_alignment"})  # fmt: skip
 
 
 class Record:
@@ -101,8 +105,6 @@ def content(descriptor: int) -> tuple[dict[Any, Any], tuple[str, ...], dict[str,
     """
     _refuse_other_formats(descriptor, os.fstat(descriptor).st_size)
     inside = {record.name.partition("/")[2]: record for record in records(descriptor)}
-    if "constants.pkl" in inside:
-        raise UnreadableFile("a TorchScript archive, not a checkpoint of torch.save")
     pickle = inside.get("data.pkl")
     if pickle is None or "version" not in inside:
         raise UnreadableFile("records are missing: the save was cut short")
@@ -275,9 +277,19 @@ def _entries(data: bytes, count: int) -> Iterator[Record]:
             raise UnreadableFile(f"record '{name}' is compressed; torch.save never does that")
         if fields[15] & _FOLDER:
             raise UnreadableFile(f"record '{name}' is marked as a folder: torch would not read it, and not say so")
+        _refuse_odd_name(name)
         yield Record(name, offset, size, crc)
     if position != len(data):
         raise UnreadableFile("its zip directory is damaged")
+
+
+def _refuse_odd_name(name: str) -> None:
+    folder, _, inside = name.partition("/")
+    if inside == "constants.pkl":
+        raise UnreadableFile("a TorchScript archive, not a checkpoint of torch.save")
+    is_storage = inside.startswith("data/") and inside[5:].isascii() and inside[5:].isdigit()
+    if not (is_storage or inside in _NAMES) or "\0" in folder:
+        raise UnreadableFile(f"record {name[:80]!r} is none that torch.save writes")
 
 
 def _widened(extra: bytes, *values: int) -> list[int]:
