@@ -210,9 +210,18 @@ def a_link_for_a_folder(run: Run) -> None:
     run.paths.artifacts.symlink_to(run.paths.run_dir.parent)
 
 
+def a_link_out_of_its_folder(run: Run) -> None:
+    """Another user's, to weights that the run's owner alone may read; what is made of them is read by all."""
+    best = run.paths.checkpoints / "hrm_arc_best.pt"
+    shutil.copy(best, run.paths.run_dir / "private.pt")
+    best.unlink()
+    best.symlink_to("../private.pt")
+
+
 @pytest.mark.parametrize(
     ("fault", "reason"),
-    [(broken, "digest differs"), (unreadable_manifest, "is missing"), (something_else_there, "not empty"),
+    [(a_link_out_of_its_folder, "a link that leads out of its folder"), (broken, "digest differs"),
+     (unreadable_manifest, "is missing"), (something_else_there, "not empty"),
      (a_link_for_a_folder, "Not a directory")],
 )  # fmt: skip
 def test_what_goes_wrong_is_one_warning_and_leaves_nothing(tmp_path: Path, fault: Any, reason: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from conftest import Kit, events, reseal, wait_until
 from resumekit.basics import processes
-from resumekit.recovery import recovering
+from resumekit.recovery import leftovers, recovering
 from resumekit.run_folder import life_signs, status
 from resumekit.run_folder.runs import open_run
 from test_recovery import configure
@@ -47,6 +47,21 @@ def test_a_run_that_trains_on_after_its_end_is_not_taken_up(kit: Kit, ended: Pat
     before = last_step(ended)
     wait_until(lambda: last_step(ended) > before, "it trains on")
     kit("run", "T-1", code=6)
+
+
+def test_a_line_of_another_run_in_its_journal_has_nothing_of_that_run_killed(kit: Kit, ended: Path) -> None:
+    """A member of the group can write into the journal, and read the other run's `launched` event."""
+    other = ended.rename(ended.with_name(ended.name + "x"))
+    (launched,) = events(other, "launched")
+    run_dir = kit.runs / "T-2_toy_20260101-0000"
+    run_dir.mkdir()
+    (run_dir / "run.json").write_text(json.dumps({"run_id": run_dir.name, "token": "0" * 32}))
+    run = open_run(run_dir)
+    assert processes.trainer_of(launched, run.paths.output_log) is not None
+    assert run.trainer_of(launched) is None and open_run(other).trainer_of({"trainer": 3}) is None
+    assert leftovers.end(run, {"launched": launched, "aborted": {}}) == ""
+    assert processes.session_members(processes.identity_from(launched["trainer"])), "it trains on"
+    other.rename(ended)
 
 
 def test_a_stop_ends_a_run_that_trains_on_after_its_end(kit: Kit, ended: Path) -> None:

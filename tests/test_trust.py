@@ -195,6 +195,20 @@ def test_a_run_in_which_another_user_has_put_a_link_for_a_folder_is_none_of_ours
     assert trust.standing(open_run(run)) == (trust.OTHERS, f"its '{folder}' is a link of another user's")
 
 
+@as_root
+def test_another_users_link_to_a_run_of_the_callers_is_no_run_of_this_folder(state: Path, tmp_path: Path) -> None:
+    """It may lead to a private run: what is trained from there would be saved where all can read it."""
+    private, runs = made(tmp_path / "private"), tmp_path / "runs"
+    runs.mkdir()
+    link = runs / private.name
+    link.symlink_to(private)
+    assert RunTable(runs).names == [private.name], "the caller's own link, to another disk"
+    os.lchown(link, ANOTHER, ANOTHER)
+    assert RunTable(runs).names == [] and RunTable(runs).get(private.name) is None
+    os.chown(private, ANOTHER, ANOTHER)
+    assert RunTable(runs).names == [private.name], "a colleague's own run, which they have moved"
+
+
 def test_a_seal_that_cannot_be_written_is_said(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path, *_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device", str(path))

@@ -345,7 +345,7 @@ def _refuse_orphans(run: Run, otherwise: str, *, is_taken_over: bool = False) ->
     """Refuse while what an ended trainer left still runs: a wrapper may have died before what it wrapped."""
     state = status.read_state(run)
     launched = state.get("launched") or {}
-    leader = processes.trainer_of(launched, run.paths.output_log)
+    leader = run.trainer_of(launched)
     give_up = time.monotonic() + ORPHANS_WAIT_S
     while (view := status.look(run, state, is_thorough=True)).trainer != processes.DEAD and time.monotonic() < give_up:
         if view.is_unknown and is_taken_over and view.sight.verdict.can_take_over:

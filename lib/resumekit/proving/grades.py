@@ -86,7 +86,7 @@ def examine(
         Unattested: its manifest is none; it may be graded without.
         UnreadableFile: it is not stable; the message is the one short reason.
     """
-    _refuse_odd_files(path)
+    refuse_odd_files(path)
     descriptor = open_regular(path)
     try:
         known = _manifest_of(path, descriptor, run_id) if has_manifest else None
@@ -134,7 +134,7 @@ def witness(path: Path, name_step: int | None, *, run_id: str | None = None, **l
         FileExistsError: it has a manifest of its trainer's by now.
         OSError: the manifest could not be written.
     """
-    _refuse_odd_files(path)
+    refuse_odd_files(path)
     descriptor = open_regular(path)
     try:
         before = os.fstat(descriptor)
@@ -219,7 +219,7 @@ def _agreed_step(
     return inside.step, ()
 
 
-def _refuse_odd_files(path: Path) -> None:
+def refuse_odd_files(path: Path) -> None:
     """Look before opening: opening a device can already do something."""
     try:
         status = os.lstat(path)

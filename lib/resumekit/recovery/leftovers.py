@@ -43,7 +43,7 @@ def end(run: Run, state: State) -> str:
         return ""
     if "aborted" not in state and (sentence := _sentence(run, members)):
         return sentence
-    leader = processes.trainer_of(state.get("launched"), run.paths.output_log)
+    leader = run.trainer_of(state.get("launched"))
     left = processes.kill_session(leader, KILL_WAIT_S)
     message = f"{len(members)} processes of the dead trainer's session were killed, {left} do not end"
     journal.append(run.paths.journal, "warning", run.run_id, kind="orphans_killed", message=message)
@@ -51,7 +51,7 @@ def end(run: Run, state: State) -> str:
 
 
 def _members(run: Run, state: State) -> list[processes.Identity]:
-    leader = processes.trainer_of(state.get("launched"), run.paths.output_log)
+    leader = run.trainer_of(state.get("launched"))
     return processes.session_members(leader) if leader else []
 
 

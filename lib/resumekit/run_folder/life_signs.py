@@ -67,7 +67,7 @@ def examine(run: Run, state: State, *, is_thorough: bool = False, is_follower: b
         is_follower: the run's own sidecar asks, whose lock and files are no sign of the trainer's life.
     """
     launched = state.get("launched") or {}
-    trainer = processes.trainer_of(launched, run.paths.output_log) if launched else _told_in_the_status(run)
+    trainer = run.trainer_of(launched) if launched else _told_in_the_status(run)
     shim = processes.identity_from(launched.get("shim"))
     launcher = processes.identity_from(launched.get("launcher") or run.record.get("launcher"))
     # Processes before exit.json: read the other way round, an end between the two would look like a lost trainer.
@@ -312,7 +312,7 @@ def _look_at_only_name(path: os.PathLike[str] | str) -> os.stat_result:
 
 def original_of(run: Run, state: State) -> str:
     """Say where the live trainer of a copied run writes: 'pid 4711, which writes into '/runs/X''."""
-    trainer = processes.trainer_of(state.get("launched"), run.paths.output_log)
+    trainer = run.trainer_of(state.get("launched"))
     if trainer is None:
         return "an unknown process"
     named = processes.variable(trainer.pid, "RESUMEKIT_RUN_DIR")

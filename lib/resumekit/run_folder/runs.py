@@ -85,6 +85,15 @@ class Run:
         """Whether its pids are ours: of one that was started in another container nobody here can be seen."""
         return self.record.get("pid_namespace") in (None, processes.pid_namespace())
 
+    def trainer_of(self, launched: object) -> processes.Identity | None:
+        """Return the trainer that a `launched` event of its journal names; None where that is no trainer of this run.
+
+        Other users may be able to write into the journal: a trainer carries the token that stands in run.json.
+        """
+        trainer = processes.trainer_of(launched, self.paths.output_log)
+        own, told = self.record.get("token"), launched["trainer"].get("token") if trainer else None
+        return None if told and isinstance(own, str) and told != own else trainer
+
     @property
     def settings(self) -> tuple[str, ...]:
         """Every `--set` that its config is made with, its ancestors' first."""
@@ -221,14 +230,15 @@ class RunTable:
             return []
         except OSError as error:
             raise UsageError(f"the runs folder '{self.runs_dir}' cannot be read: {error.strerror}") from error
-        return sorted(e.name for e in entries if e.is_dir(follow_symlinks=True) and parse_run_name(e.name))
+        return sorted(e.name for e in entries if parse_run_name(e.name) and _is_run_folder(e))
 
     def get(self, run_id: str | None) -> Run | None:
         """Return the run of that id, or None."""
         if not run_id or len(run_id) > 255 or parse_run_name(run_id) is None:
             return None
         if run_id not in self._runs:
-            if not os.path.isdir(self.runs_dir / run_id):
+            path = self.runs_dir / run_id
+            if not os.path.isdir(path) or (os.path.islink(path) and not _leads_to_its_owners(path)):
                 return None
             self._runs[run_id] = open_run(self.runs_dir / run_id)
         return self._runs[run_id]
@@ -310,6 +320,22 @@ def _other_id(record: Any) -> str | None:
 
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
+
+
+def _is_run_folder(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir(follow_symlinks=True) and (not entry.is_symlink() or _leads_to_its_owners(Path(entry.path)))
+
+
+def _leads_to_its_owners(link: Path) -> bool:
+    """Whether a link to a run is the caller's, or leads to a folder of its own owner's, moved to another disk.
+
+    Another user's link to a run of the caller's, which may be a private one, is no run of this folder.
+    """
+    try:
+        owner = os.lstat(link).st_uid
+        return owner in (0, os.geteuid(), os.stat(link).st_uid)
+    except OSError:
+        return False
 
 
 def _is_view(name: str) -> bool:

@@ -46,7 +46,7 @@ def of(run: Run, state: State) -> tuple[Suspended, ...]:
         SIDECAR: processes.identity_from(_sidecar(run)),
     }
     named = [Suspended(name, identity.pid) for name, identity in identities.items() if processes.is_stopped(identity)]
-    trainer = processes.trainer_of(state.get("launched"), run.paths.output_log)
+    trainer = run.trainer_of(state.get("launched"))
     named += [Suspended(TRAINER, pid) for pid in of_trainer(trainer)]
     if not any(one.process == LAUNCHER for one in named):
         return tuple(named)

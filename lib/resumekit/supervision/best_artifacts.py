@@ -132,6 +132,9 @@ class BestArtifacts:
         self._done = mark
         temp = None
         try:
+            from ..proving import grades  # late, as extraction below
+
+            grades.refuse_odd_files(self._best)  # a link out of its folder may lead to what its owner alone may read
             descriptor = open_regular(self._best)  # held: no pruning takes these bytes away any more
             try:
                 source = self._source(descriptor)

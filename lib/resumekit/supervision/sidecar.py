@@ -187,7 +187,7 @@ class Sidecar:
 
     def _trainer_pid(self) -> int | None:
         """Return the pid of the trainer, if it lives and can be seen from here."""
-        trainer = processes.trainer_of(self._state.get("launched"), self._run.paths.output_log)
+        trainer = self._run.trainer_of(self._state.get("launched"))
         return trainer.pid if trainer and processes.probe(trainer) == processes.ALIVE else None
 
     def _milestones(self) -> tuple[bool, bool]:

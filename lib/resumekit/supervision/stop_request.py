@@ -106,7 +106,7 @@ class Obedience:
         stop_aborted(self._run.paths.run_dir)
 
     def _can_stop(self, state: State) -> bool:
-        trainer = processes.trainer_of(state["launched"], self._run.paths.output_log)
+        trainer = self._run.trainer_of(state["launched"])
         return life_signs.place_of(self._run, trainer) == HERE and processes.probe(trainer) != processes.UNKNOWN
 
     def _taken_over(self) -> str | None:

@@ -326,7 +326,7 @@ def _left_after_the_end(run: Run, *, is_launcher_s: bool) -> processes.Identity 
     A signal to the launcher is not meant for a helper that was started to stay: then only what trains on counts.
     """
     state = status.read_state(run)
-    trainer = processes.trainer_of(state.get("launched"), run.paths.output_log)
+    trainer = run.trainer_of(state.get("launched"))
     if run_end.read(run) is None or trainer is None or life_signs.place_of(run, trainer) != HERE:
         return None
     if is_launcher_s and not status.look(run, state).trains_on:
@@ -409,7 +409,7 @@ def _wait_for_trainer(run: Run) -> processes.Identity | None:
         with contextlib.suppress(OSError):  # a network drive may answer the next time
             for event, _ in journal.read(run.paths.journal):
                 if event["event"] == "launched":
-                    trainer = processes.trainer_of(event, run.paths.output_log)
+                    trainer = run.trainer_of(event)
                     return trainer if trainer and _is_there(trainer) else None
         time.sleep(0.05)
     return None
