@@ -85,7 +85,7 @@ class Bedside:
             OSError: it cannot be removed.
         """
         is_enabled = self._run.setting("recover", "enabled") is True
-        if is_now == status.NEEDS_ATTENTION or (is_now == status.ENDED_EARLY and is_enabled):
+        if is_now == status.NEEDS_ATTENTION or is_to_be_told(self._run, is_now):
             return  # what tells a person takes it away, then
         # Of a run whose end nobody saw, somebody has to be told, taken up or not.
         is_somebodys = is_now == "lost" or (is_now in status.TAKEN_UP and is_enabled)
@@ -93,13 +93,19 @@ class Bedside:
             live_marker.remove(self._run.paths)
 
 
-def exit_code(state: State, is_now: str) -> int:
+def is_to_be_told(run: Run, is_now: str) -> bool:
+    """Whether a person is to be told that a run has ended before its last step, and there is a way to tell."""
+    is_watched = run.setting("recover", "enabled") is True and run.setting("notify", "command") is not None
+    return is_now == status.ENDED_EARLY and is_watched
+
+
+def exit_code(run: Run, state: State, is_now: str) -> int:
     """Return what the launcher is to know: 7 or 8 where checks or a rule ended the run, 9 of one that a person has to
     be told of though its trainer ended with 0, else 0. It ends with 7 or 8 itself if nothing goes on.
     """
     if (state.get("aborted") or {}).get("cause") == CHECKS_FAILED:
         return CHECKS_FAILED_CODE
-    if is_now == status.ENDED_EARLY:
+    if is_to_be_told(run, is_now):
         return ENDED_EARLY
     return STOPPED_BY_RULE if is_now == "aborted" else DONE
 

@@ -105,7 +105,7 @@ class Sidecar:
         if not is_concluded:
             return self._leave_it_to_a_child(end)
         # The launcher waits for the code, and not for long.
-        code = exit_code(self._state, self._observed()["state"])
+        code = exit_code(self._run, self._state, self._observed()["state"])
         self._best.finish(LIMIT_S if code in (DONE, ENDED_EARLY) else LAST_LINES_S)
         return code
 
@@ -127,7 +127,7 @@ class Sidecar:
         words = f"the end of '{self._run.run_id}' cannot be written down now in '{where}' (is the disk full?)"
         say("resumekit", f"{words}: {run_end.words(end)}; it is tried again for a day")
         if os.fork():
-            return exit_code(self._state, self._observed()["state"])
+            return exit_code(self._run, self._state, self._observed()["state"])
         code = FAILED
         try:
             os.setsid()
