@@ -39,7 +39,7 @@ class ManyRuns:
 
     Args:
         folder: made by `make`.
-        sizes: how many runs the folders have: each of the smaller ones holds hard links into the largest.
+        sizes: how many runs the folders have: of the smaller ones the finished runs are hard links into the largest.
         events: how many events a live run's journal has.
     """
 
@@ -47,6 +47,7 @@ class ManyRuns:
         self.folders = {size: folder / str(size) for size in sizes}
         self.config = folder / "config.yaml"
         self._folder, self._events = folder, events
+        self._template, self._shared = Path(), _Journal(1)
         self._sleepers: list[subprocess.Popen[bytes]] = []
         self._locks: list[TextIO] = []
 
@@ -56,13 +57,11 @@ class ManyRuns:
         trainer = {"command": command, "resume_args": [], "log_patterns": _PATTERNS}
         lab = Lab(self._folder, {"BENCH-9": {"trainer": trainer}})
         timed(lab.run("BENCH-9"), cwd=self._folder, env=clean_environment())
-        (template,) = lab.run_folders()
-        largest = max(self.folders)
-        self._make(template, self.folders[largest], largest)
-        for size, runs in self.folders.items():
-            if size != largest:
-                _link(self.folders[largest], runs, size)
-            _check(runs, size)
+        (self._template,) = lab.run_folders()
+        self._shared = _Journal(self._events)
+        for size in sorted(self.folders, reverse=True):
+            self._make(self.folders[size], size)
+            _check(self.folders[size], size)
 
     def end(self) -> None:
         """End the sleepers."""
@@ -74,43 +73,57 @@ class ManyRuns:
 
     def save_folds(self) -> None:
         """Do as the sidecars do every five seconds: what is older was left alone by one that died."""
-        largest = self.folders[max(self.folders)]
-        for name in os.listdir(largest / ".live"):
-            if not name.startswith("."):
-                os.utime(largest / name / ".sidecar.json")
+        for runs in self.folders.values():
+            for name in os.listdir(runs / ".live"):
+                if not name.startswith("."):
+                    os.utime(runs / name / ".sidecar.json")
 
-    def _make(self, template: Path, runs: Path, count: int) -> None:
-        names = [_name(number) for number in range(count)]
+    def without_saved_folds(self, target: Path) -> None:
+        """Make a folder of live runs, but for what their sidecars have saved."""
+        self._make(target, LIVE)
+        for name in os.listdir(target / ".live"):
+            (target / name / ".sidecar.json").unlink(missing_ok=True)
+
+    def _make(self, runs: Path, count: int) -> None:
+        template, largest = self._template, self.folders[max(self.folders)]
         files = {path: path.read_bytes() for path in sorted(template.rglob("*")) if path.is_file()}
-        live, shared = min(LIVE, count), _Journal(self._events)
         (runs / ".live").mkdir(parents=True)
-        for number, name in enumerate(names):
+        for number, name in enumerate(map(_name, range(count))):
+            if number >= LIVE and runs != largest:
+                shutil.copytree(largest / name, runs / name, copy_function=os.link, symlinks=True)
+                continue
             for path, content in files.items():
                 target = runs / name / path.relative_to(template)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(content.replace(template.name.encode(), name.encode()))
-            if number < live:
-                self._bring_to_life(runs / name, shared)
+            if number < LIVE:
+                self._bring_to_life(runs / name)
                 (runs / ".live" / name).touch()
 
-    def _bring_to_life(self, run: Path, shared: _Journal) -> None:
+    def _bring_to_life(self, run: Path) -> None:
         token = os.urandom(16).hex()
         env = {**clean_environment(), processes.TOKEN_VARIABLE: token}
-        self._sleepers.append(subprocess.Popen(["sleep", "7200"], env=env, stdin=subprocess.DEVNULL))
-        sleeper = processes.identify(self._sleepers[-1].pid, token)
+        lines = "".join(f"step {step} loss {1 / step:.6f} lr 0.001\n" for step in range(1, LOG_LINES))
+        log = run / "logs" / "output.log"
+        log.write_text(lines, encoding="ascii")
+        with open(log, "ab") as output:  # as of a trainer: a process is known by its output too
+            sleeper = subprocess.Popen(["sleep", "7200"], env=env, stdin=subprocess.DEVNULL, stdout=output)
+        self._sleepers.append(sleeper)
+        trainer = processes.identify(sleeper.pid, token)
         itself = processes.identify(os.getpid())
-        if sleeper is None or itself is None:
+        if trainer is None or itself is None:
             raise BenchmarkError("a sleeper that stands for a trainer has ended")
         (run / "exit.json").unlink()
-        who = {"trainer": sleeper.as_fields(), "shim": itself.as_fields(), "launcher": itself.as_fields()}
-        state, offset = shared.write(run, who)
+        record = json.loads((run / "run.json").read_bytes())
+        (run / "run.json").write_text(json.dumps({**record, "token": token}), encoding="ascii")
+        who = {"trainer": trainer.as_fields(), "shim": itself.as_fields(), "launcher": itself.as_fields()}
+        state, offset = self._shared.write(run, who)
         tail = journal.tail(run / "journal.jsonl", offset)
-        account = {"run_id": run.name, "journal_offset": offset, "journal_tail": tail, "state": state}
+        account = {"run_id": run.name, "journal_offset": offset, "journal_tail": tail, "state": state,
+                   "output_offset": len(lines)}  # fmt: skip
         (run / ".sidecar.json").write_text(json.dumps(account), encoding="ascii")
         self._locks.append(open(run / ".status.lock", "w"))  # noqa: SIM115 (held as its sidecar would, to the end)
         fcntl.flock(self._locks[-1], fcntl.LOCK_EX)
-        lines = "".join(f"step {step} loss {1 / step:.6f} lr 0.001\n" for step in range(1, LOG_LINES))
-        (run / "logs" / "output.log").write_text(lines, encoding="ascii")
 
 
 class _Journal:
@@ -168,24 +181,8 @@ def files_that_are_read(runs: Path) -> list[Path]:
     return found + [path for name in live for path in (runs / name).rglob("*") if path.is_file()]
 
 
-def without_saved_folds(runs: Path, target: Path) -> None:
-    """Link the live runs into another folder, but for what their sidecars have saved."""
-    _link(runs, target, LIVE)
-    for name in os.listdir(target / ".live"):
-        (target / name / ".sidecar.json").unlink(missing_ok=True)
-
-
 def _name(number: int) -> str:
     return f"BENCH-9_run{number:05d}_20261122-1200"
-
-
-def _link(source: Path, target: Path, count: int) -> None:
-    shutil.copytree(source / ".live", target / ".live")
-    for number in range(count):
-        shutil.copytree(source / _name(number), target / _name(number), copy_function=os.link, symlinks=True)
-    for name in os.listdir(target / ".live"):
-        if not (target / name).is_dir():
-            (target / ".live" / name).unlink()
 
 
 def _check(runs: Path, size: int) -> None:

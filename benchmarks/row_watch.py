@@ -16,7 +16,7 @@ from arithmetic import growth
 from comparison import compare
 from harness import AGAIN, OURS, THEIRS, Sample, Samples, Variant, measure
 from lab import KIT, PROGRAMS
-from many_runs import LIVE, ManyRuns, drop_from_memory, files_that_are_read, without_saved_folds
+from many_runs import LIVE, ManyRuns, drop_from_memory, files_that_are_read
 from processes import BenchmarkError, clean_environment, timed
 from settings import Findings, Settings
 
@@ -69,7 +69,7 @@ def _named(name: str, size: int, largest: int) -> str:
 def _beside(settings: Settings, many: ManyRuns, runs: Path) -> list[Variant]:
     """Return what else is measured on the largest folder: the limit, and the peers."""
     env, unfolded = clean_environment(), settings.scratch / "many" / "unfolded"
-    without_saved_folds(runs, unfolded)
+    many.without_saved_folds(unfolded)
     nothing = [sys.executable, "-I", "-S", str(PROGRAMS / "nothing.py")]
     beside = [
         Variant(BARE, lambda: timed(nothing, cwd=PROGRAMS, env=env)),
