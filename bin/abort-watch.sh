@@ -49,7 +49,7 @@ main() { # <argument>...
   KIT_SWITCHES=' --observe --stop --now --quiet --json --log ' KIT_OPTIONS=' --every --runs --config '
   KIT_EXPERIMENT=many
   kit_parse_options "$@"
-  exec "$KIT_PYTHON" -I "$KIT_LIB/resumekit_cli.py" watch "${KIT_QUESTION[@]}"
+  exec "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit_cli.py" watch "${KIT_QUESTION[@]}"
 }
 
 # One compound command, which Bash has read whole before it runs: a file that is copied over this one meanwhile is not.

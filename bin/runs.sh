@@ -36,7 +36,7 @@ main() { # <argument>...
   KIT_SWITCHES=' --json --watch ' KIT_OPTIONS=' --runs --config '
   KIT_EXPERIMENT=optional
   kit_parse_options "$@"
-  exec "$KIT_PYTHON" -I "$KIT_LIB/resumekit_cli.py" runs "${KIT_QUESTION[@]}"
+  exec "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit_cli.py" runs "${KIT_QUESTION[@]}"
 }
 
 # One compound command, which Bash has read whole before it runs: a file that is copied over this one meanwhile is not.

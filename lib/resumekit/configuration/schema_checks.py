@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+from ..basics import third_party
 from ..basics.errors import InvalidFile
 from ..basics.terminal import say
 from .schema import Node, Schema, child, follow, nearest, types_of
@@ -102,6 +103,7 @@ def _is_surely_valid(data: Any, schema: Schema) -> bool:
 def _fine_checks(data: Any, schema: Schema) -> Iterator[Problem]:
     if _is_surely_valid(data, schema):
         return
+    third_party.find()
     try:
         # 50 ms, more than all the rest of reading a config: only where something is off.
         from jsonschema import Draft202012Validator

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from ..basics import third_party
 from ..basics.errors import InvalidFile
 from . import yaml_scalars
 from .yaml_scalars import MAX_DEPTH, Fault, Refusal, show
@@ -90,6 +91,7 @@ def _read(text: str, lines: Lines, reader: str) -> Any:
 
 
 def _read_pyyaml(text: str, lines: Lines) -> Any:
+    third_party.find()
     import yaml  # 15 ms: only for a config that the subset reader does not take
 
     try:
@@ -99,6 +101,7 @@ def _read_pyyaml(text: str, lines: Lines) -> Any:
 
 
 def _has_pyyaml() -> bool:
+    third_party.find()
     try:
         import yaml  # noqa: F401
     except ImportError:

@@ -20,8 +20,6 @@ from ..basics.errors import DONE, KitError
 from ..basics.paths import LIB, RunPaths, live_folder
 from ..run_folder import live_marker, status
 from ..run_folder.runs import Run, RunTable
-from ..supervision import aborting
-from ..supervision.stopping import ASKED
 from . import custody, watcher_files
 from .abort_rules import SICK, WARNING
 from .memory import Memory, Wait
@@ -112,6 +110,8 @@ def stop(runs_dir: Path, run_ids: Sequence[str], *, is_now: bool = False) -> lis
     """
     import subprocess  # 11 ms for every pass, and hardly ever
 
+    from ..supervision.stopping import ASKED
+
     # What lies behind a link may be a run of another folder, which the name does not mean.
     links = {name: reason for name in run_ids if (reason := custody.of_link(RunPaths(runs_dir / name)))}
     command = [sys.executable, "-I", "-S", CLI, "stop"]
@@ -201,9 +201,13 @@ def _about_live(run: Run, state: dict[str, Any], view: status.View, look: Look) 
         yield Deed(run.run_id, "nobody follows it any more: a sidecar of its own does now")
     _note_warnings(run, state, look)
     first = next((one for one in look.findings if one.verdict == SICK), None)
+    if "aborted" not in state and first is None:
+        return
+    from ..supervision import aborting  # late: most runs of a pass are well
+
     if "aborted" in state:
         aborting.stop_aborted(run.paths.run_dir)  # again, if whoever began it was killed
-    elif first is not None and aborting.abort(run, first.cause, first.evidence, first_bad_step=first.first_bad_step):
+    elif aborting.abort(run, first.cause, first.evidence, first_bad_step=first.first_bad_step):
         yield Deed(run.run_id, f"stopping it: {first.cause}: {first.evidence}")
 
 

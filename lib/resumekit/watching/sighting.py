@@ -11,12 +11,11 @@ import os
 import re
 from typing import Any, NamedTuple
 
-from ..run_folder import last_error, log_patterns, log_tail, observer, pace, recovery, status, step_sight, suspended
+from ..run_folder import log_tail, observer, pace, recovery, status, step_sight, suspended
 from ..run_folder.event_values import count
 from ..run_folder.run_state import State
 from ..run_folder.runs import Run, RunTable
 from ..run_folder.status import View
-from ..supervision.train_log import clean
 from . import custody
 from .abort_rules import Sight
 from .limits import Limits
@@ -71,6 +70,8 @@ def sight(run: Run, state: State, view: View, table: RunTable, limits: Limits) -
 
 def _last_words(run: Run, end: dict[str, Any] | None) -> str:
     """Return what a trainer died of by its log: the exception's line, which need not be the last one."""
+    from ..run_folder import last_error  # late: most runs of a pass live
+
     found = last_error.of(run, end["code"]) if end is not None else None
     return found.line if found else "".join(log_tail.last_lines(run, 1))
 
@@ -174,12 +175,22 @@ def log_ooms(run: Run, window_s: float, *, clears: bool = False) -> int:
     lines, age_s = log_tail.read(run)
     if age_s > window_s:
         return 0
-    step = log_patterns.compiled(run.setting("trainer", "log_patterns")).get("step") if clears else None
+    lines = [line[:LINE_BYTES] for line in lines[-TAIL_LINES:]]
+    found = sum(1 for line in lines if _OOM.search(line))
+    return _not_cleared(run, lines) if found and clears else found
+
+
+def _not_cleared(run: Run, lines: list[bytes]) -> int:
+    """Return how many lines say that memory ran out behind the last line of a step."""
+    from ..run_folder import log_patterns  # late: nearly no log speaks of memory
+    from ..supervision.train_log import clean
+
+    step = log_patterns.compiled(run.setting("trainer", "log_patterns")).get("step")
     found = 0
-    for line in lines[-TAIL_LINES:]:
-        if _OOM.search(line[:LINE_BYTES]):
+    for line in lines:
+        if _OOM.search(line):
             found += 1
-        elif step and step.number.search(clean(line[:LINE_BYTES])):
+        elif step and step.number.search(clean(line)):
             found = 0
     return found
 
