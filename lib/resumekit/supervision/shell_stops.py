@@ -14,6 +14,7 @@ import time
 from ..basics import process_details, processes
 from ..basics.processes import Identity
 from ..run_folder.runs import Run
+from ..run_folder.save_wait import is_saving
 from .save_signs import SaveSigns
 from .survivors import Progress, Survivors, tell
 
@@ -53,7 +54,7 @@ def tell_first(run: Run, shell: Identity, number: int, deadline: float, patience
         if time.monotonic() - begun <= patience_s:
             progress.begin_anew()
         children = survivors.behind_shells()
-        if signs.look(children):
+        if signs.look(children) or is_saving(progress.state):
             quiet_since = time.monotonic()
         is_quiet = not has_heard and time.monotonic() - quiet_since > patience_s
         if not progress.trains_on:
