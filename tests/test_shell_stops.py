@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from conftest import TOY, Kit, events, wait_until
-from resumekit.basics import processes
+from resumekit.basics import process_details, processes
+from resumekit.run_folder.runs import open_run
+from resumekit.supervision import spawned_ranks
 from resumekit.supervision.save_signs import SAVE_BYTES, SaveSigns
 from test_wrapped import begun, last_step, saved_steps, wrapped
 
@@ -95,8 +97,6 @@ def test_a_trap_that_hands_on_another_signal_leaves_the_save_alone(kit: Kit) -> 
 def test_signs_of_a_save_are_changes_in_its_folder_and_many_bytes(kit: Kit) -> None:
     kit.config("--steps", "1", training={"max_steps": 1})
     kit("run", "T-1")
-    from resumekit.run_folder.runs import open_run
-
     (folder,) = kit.run_dirs()
     run, own = open_run(folder), processes.identify(os.getpid())
     assert own
@@ -174,7 +174,7 @@ def train(rank, folder):
         step += 1
         if rank == 0:
             print(f"step {step} loss 1.0", flush=True)
-        time.sleep(0.1)
+        time.sleep(0.05)
         if asked:
             time.sleep(0.5)
             if rank == 0:
@@ -182,6 +182,7 @@ def train(rank, folder):
             os._exit(143)
 if __name__ == "__main__":
     context = multiprocessing.get_context(sys.argv[3])
+    os.write(os.open(os.devnull, os.O_WRONLY), b"x" * 4096)  # as much as its ranks' arguments
     ranks = [context.Process(target=train, args=(rank, Path(sys.argv[2])), daemon=True) for rank in range(2)]
     for rank in ranks:
         rank.start()
@@ -191,6 +192,34 @@ if __name__ == "__main__":
         time.sleep(1000)
     sys.exit(1)
 """
+
+
+FEEDS = """
+import time, torch
+class Data(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        while True:
+            yield 0
+if __name__ == "__main__":
+    batches = iter(torch.utils.data.DataLoader(Data(), num_workers=1))
+    next(batches)
+    print("step 1 loss 1\\nstep 2 loss 1", flush=True)
+    time.sleep(1000)
+"""
+
+
+def test_data_workers_are_no_ranks(kit: Kit) -> None:
+    """Torch gives each a handler for TERM, and their trainer may have none."""
+    (kit.folder / "feeds.py").write_text(FEEDS)
+    wrapped(kit, 'exec "$PYTHON" "${0%/*}/feeds.py"', abort={"grace_s": 20})
+    process, run = begun(kit)
+    trainer = processes.trainer_of(events(run, "launched")[0], run / "logs" / "output.log")
+    members = processes.session_members(trainer)
+    workers = [one for one in members if one.pid != trainer.pid and process_details.catches(one.pid, signal.SIGTERM)]
+    assert workers and spawned_ranks.of(open_run(run), trainer.pid, signal.SIGTERM, members) == []
+    kit("abort-watch", "--stop", "T-1")
+    process.communicate(timeout=60)
+    assert kit.status(run)["state"] == "stopped"
 
 
 @pytest.mark.parametrize(("how", "script", "then"), [
