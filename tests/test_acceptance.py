@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from conftest import ROOT, Kit, assert_valid, events, marked_pids, wait_until
+from test_recovery import configure, kill_trainer, reached
 from test_run import killed, record
 
 sys.path.append(str(ROOT / "lib"))
@@ -200,6 +201,27 @@ def test_a_failed_check_is_said_aloud_and_ends_nothing(kit: Kit) -> None:
     assert "resumekit: check step failed: expected steps after 10, found 1" in shown
     assert "check step failed" in (run / "logs/train.log").read_text()
     assert_valid("status", status)
+
+
+def test_a_person_is_told_once_of_a_recovery_that_begins_anew(kit: Kit) -> None:
+    """Its resume_args do nothing: it trains on, and each further crash would cost all again."""
+    told = kit.folder / "told"
+    configure(kit, trainer={"resume_args": ["--delay", "0.05"]}, training={"max_steps": 10**6},
+              notify={"command": ["sh", "-c", 'cat >> "$0"', str(told)]})  # fmt: skip
+    process = kit.popen("run", "T-1")
+    first = kit.started()
+    wait_until(lambda: reached(first, 12), "it trains")
+    kill_trainer(first)
+    run = kit.started(2)
+    wait_until(lambda: told.exists() and told.read_text().endswith("\n"), "a person is told")
+    wait_until(lambda: events(run, "step") and events(run, "step")[-1]["step"] > 20, "it trains on")
+    [event] = [json.loads(line) for line in told.read_text().splitlines()]
+    assert (event["event"], event["kind"], event["run_id"]) == ("warning", "began_elsewhere", run.name)
+    assert "began_elsewhere" in [one["kind"] for one in events(run, "warning")]
+    row = next(line for line in kit("runs", "T-1").stdout.splitlines() if run.name in line)
+    assert "failed checks: step" in row
+    kit("abort-watch", "--stop", "--now", "T-1")
+    process.communicate(timeout=60)
 
 
 def test_strict_checks_end_the_run_with_7_and_nothing_goes_on_from_it(kit: Kit) -> None:

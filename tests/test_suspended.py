@@ -242,3 +242,21 @@ def test_a_suspended_trainer_behind_its_wrapper_is_found_and_let_go_on_by_a_stop
     kit("abort-watch", "--stop", "T-1")
     process.communicate(timeout=60)
     assert saved_steps(run) == [last_step(run)]
+
+
+def test_the_first_pass_after_a_pause_counts_none_of_it(kit: Kit) -> None:
+    """A person held the trainer and has let it go: the silence of that time is no hang."""
+    go = kit.folder / "go"
+    kit.config("--delay", "0.05", "--at", "9", f"wait={go}", trainer={"log_patterns": PATTERNS},
+               training={"max_steps": 20_000}, abort={"hang_minutes": 0.1})  # fmt: skip
+    process = kit.popen("run", "T-1")
+    run = kit.started()
+    wait_until(lambda: b"step 9" in (run / "logs" / "output.log").read_bytes(), "the ninth step")
+    (run / "paused").touch()
+    state = status.read_state(open_run(run))
+    wait_until(lambda: status.clock(open_run(run), state) - state["active_mono_s"] > 7, "it is as old as a hang")
+    (run / "paused").unlink()
+    assert "hang" not in kit("abort-watch").stdout
+    assert events(run, "abort") == []
+    kit("abort-watch", "--stop", "--now", "T-1")
+    process.communicate(timeout=60)

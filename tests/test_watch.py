@@ -356,6 +356,19 @@ def test_a_machine_that_slept_is_journaled_by_the_sidecar() -> None:
     assert said[0][1]["seconds"] == 30_000.0 - 101.0 - GAP_S
 
 
+def test_the_time_of_a_pause_is_journaled_once_when_it_is_over() -> None:
+    said: list[dict[str, Any]] = []
+
+    def append(_event: str, /, **fields: Any) -> bool:
+        said.append(fields)
+        return len(said) > 1  # the disk is full at first
+
+    wakefulness = Wakefulness()
+    for now_s, is_paused in ((1.0, False), (2.0, True), (50.0, True), (60.0, False), (61.0, False), (62.0, False)):
+        wakefulness.rest(now_s, append, is_paused=is_paused)
+    assert [(fields["kind"], fields["seconds"]) for fields in said] == [(CLOCK_GAP, 58.0), (CLOCK_GAP, 59.0)]
+
+
 def test_the_second_look_keeps_only_what_both_have_seen() -> None:
     hang, bad = Finding("hang", SICK, "no step"), Finding("nonfinite", SICK, "loss nan")
     disk = Finding("disk", WARNING, "full")

@@ -260,6 +260,24 @@ def test_a_silent_training_whose_wrapper_has_ended_is_not_over(kit: Kit, end: st
     assert saved_steps(run) == [last_step(run)]
 
 
+def test_the_death_of_a_training_that_its_script_has_left_is_taken_up(kit: Kit) -> None:
+    """`python train.py & exit 0`: it is watched for as long as it trains, and its end is the run's."""
+    wrapped(kit, f"{PYTHON} &\nsleep 1\nexit 0", "--delay", "0.05", "--save-every", "5",
+            abort={"grace_s": 1}, recover={"enabled": True, "backoff_s": 1})  # fmt: skip
+    process, run = begun(kit)
+    leader = processes.identity_from(events(run, "launched")[0]["trainer"])
+    wait_until(lambda: processes.probe(leader) == processes.DEAD, "its script has ended")
+    before = last_step(run)
+    wait_until(lambda: last_step(run) > before + 60, "it has trained for longer than the grace")
+    assert not (run / "exit.json").exists() and kit.status(run)["state"] == "running"
+    for member in processes.session_members(leader):
+        processes.send(member, signal.SIGKILL)
+    wait_until(lambda: len(kit.run_dirs()) == 2, "it is taken up")
+    assert kit.status(run)["state"] == "failed"
+    kit("abort-watch", "--stop", "--now", "T-1")
+    process.communicate(timeout=60)
+
+
 def test_a_training_that_is_silent_for_longer_than_a_hang_is_over(kit: Kit) -> None:
     process, run, _ = silent_after(kit, "killed", hang_minutes=0.02)
     process.communicate(timeout=60)

@@ -220,6 +220,12 @@ def _escalate(arguments: list[str]) -> int:
     return command.escalate(Path(arguments[0]), arguments[1])
 
 
+def _tell(arguments: list[str]) -> int:
+    from .recovery import command
+
+    return command.tell(Path(arguments[0]), *arguments[1:3])
+
+
 def _stop(arguments: list[str]) -> int:
     from .supervision import stopping
 
@@ -252,4 +258,5 @@ _VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "version": (_version, "version"),
     "take-up": (_take_up, "take-up"),
     "escalate": (_escalate, "escalate"),
+    "tell": (_tell, "tell"),
 }

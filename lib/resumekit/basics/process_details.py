@@ -60,6 +60,15 @@ def may_be_looked_at(pid: int) -> bool:
     return True
 
 
+def arguments(pid: int) -> list[bytes]:
+    """Return a process's command line; none where it may not be looked at."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read().split(b"\0")[:-1]
+    except OSError:
+        return []
+
+
 def cpu_s(pid: int) -> float:
     """Return the processor time that a process has used, in seconds; 0 where that is not known."""
     fields = _stat_fields(pid)

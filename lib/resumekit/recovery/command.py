@@ -1,12 +1,13 @@
-"""The verb `recover`, for launchers: is the run that has just ended taken up, and how; and two for the watcher.
+"""The verb `recover`, for launchers: is the run that has just ended taken up, and how; and three that tell or take up.
 
     python -I lib/resumekit_cli.py recover RUN_DIR --launcher-pid=PID [--attended]
     python -I lib/resumekit_cli.py take-up RUN_DIR
     python -I lib/resumekit_cli.py escalate RUN_DIR REASON
+    python -I lib/resumekit_cli.py tell RUN_DIR KIND MESSAGE
 
 `recover` answers in NUL-separated fields: none (nothing goes on from here), one (ask again in so many seconds), or
 those that `start` and `resume` answer. `take-up` becomes the launcher of a run that has none, `escalate` tells a
-person.
+person of one that the watcher can do nothing about, `tell` of a warning that is in the journal already.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ..basics.ownership import state_folder
 from ..basics.paths import LIB, RunPaths
 from ..basics.terminal import plain
 from ..run_folder import trust
-from ..run_folder.runs import RunTable
+from ..run_folder.runs import Run, RunTable
 from ..watching import custody
 from ..watching.acting import environment_of
 from . import attention, recovering
@@ -64,12 +65,26 @@ def escalate(run_dir: Path, reason: str) -> int:
     Raises:
         Refused: the run is not the caller's.
     """
+    attention.escalate(_callers_run(run_dir), RunTable(run_dir.parent), reason)
+    return DONE
+
+
+def tell(run_dir: Path, kind: str, message: str) -> int:
+    """Tell a person of a warning about a run that goes on; returns 0.
+
+    Raises:
+        Refused: the run is not the caller's.
+    """
+    attention.tell_of(_callers_run(run_dir), kind, message)
+    return DONE
+
+
+def _callers_run(run_dir: Path) -> Run:
+    """Return a run with its sealed `notify.command`, or none; that one runs in the environment of the run's start."""
     environment = environment_of_callers_run(run_dir)
     os.environ.clear()
-    os.environ.update(environment)  # `notify.command` runs in the environment that the run was started with
-    run = trust.examine(run_dir).run  # the sealed notify.command, or none
-    attention.escalate(run, RunTable(run_dir.parent), reason)
-    return DONE
+    os.environ.update(environment)
+    return trust.examine(run_dir).run
 
 
 def environment_of_callers_run(run_dir: Path) -> dict[str, str]:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from ..basics import processes
+from ..basics import check, processes
 from ..basics.errors import UsageError
 from ..basics.terminal import duration, plain
 from . import status, suspended
@@ -163,7 +163,13 @@ def _detail(run: Run, seen: dict[str, Any]) -> str:
         parts.append(f"by {plain(seen['stopped_by'])}")
     if word := seen["taken_over"]:
         parts.append(plain(f"taken over by {word['by']} on {word['host']}"))
-    return ", ".join([*parts, *_suspended(seen), *_recovery(run, seen)])
+    return ", ".join([*parts, *_failed_checks(seen), *_suspended(seen), *_recovery(run, seen)])
+
+
+def _failed_checks(seen: dict[str, Any]) -> list[str]:
+    """Name what a resumed run that lives was not accepted for."""
+    failed = [name for name in (seen["checks"] or {}).get("failed", ()) if name in check.NAMES]
+    return [f"failed checks: {' '.join(failed)}"] if failed and seen["state"] in status.LIVE else []
 
 
 def _suspended(seen: dict[str, Any]) -> list[str]:

@@ -18,11 +18,14 @@ from ..basics.check import FAILED, WARNED, WHOLE, Check
 from ..basics.errors import KitError
 from ..basics.paths import step_of_name
 from ..basics.terminal import plain
+from ..run_folder import recovery
 from ..run_folder.quarantine import put_in_quarantine
 from ..run_folder.runs import Run
-from . import aborting, expectations
+from . import aborting, expectations, notice
 from .acceptance_rules import Rules
 
+# The kind of the warning about a recovery that began at another step than the planned one: it trains all again.
+BEGAN_ELSEWHERE = "began_elsewhere"
 # A sidecar that was started again looks at no more than this of the journal before it.
 MAX_READ_BYTES = 8 << 20
 
@@ -83,6 +86,11 @@ class Acceptance:
         append("check", **one.as_fields())
         if one.verdict in (FAILED, WARNED) or one.name == WHOLE:
             say(f"resumekit: {plain(one.sentence())}\n".encode("utf-8", "backslashreplace"))
+        if one.name == "step" and one.verdict == FAILED and not self._is_strict and recovery.of(self._run) is not None:
+            # There may be no one at the terminal of a recovery.
+            message = f"{one.sentence()}; it trains on: do trainer.resume_args name an option that the trainer acts on?"
+            append("warning", kind=BEGAN_ELSEWHERE, message=plain(message))
+            notice.give(self._run, BEGAN_ELSEWHERE, message)
 
 
 def quarantine_all(run: Run) -> None:

@@ -23,15 +23,18 @@ from ..run_folder.event_values import count
 from ..run_folder.run_state import is_waiting, measured_speed
 from ..run_folder.runs import Run, open_run
 from ..run_folder.save_wait import is_saving
+from .save_signs import SaveSigns
 from .step_writers import has_written, launched_bytes
-from .stopping import grace_s, stop_signal
-from .survivors import PATIENCE, SETTLE_S, Progress, Survivors
+from .stopping import grace_s, patience_s, stop_signal
+from .survivors import SETTLE_S, Progress, Survivors
 
 # A first process that ends by itself after steps were seen, or fails before any, was the trainer or has waited for it.
 QUIET_S = 3.0
 USUAL_STEPS = 5
 # How old a signal to the whole job may be to be the one that the first process has ended on.
 SAME_STOP_S = 5.0
+# What a trap may hand a stop on as.
+HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # Looks through /proc: often while a stop is under way, rarely beside a training that its wrapper has left.
 LOOK_S, STOPPING_LOOK_S, JOURNAL_S = 5.0, 0.2, 0.5
 # A share of one core: a training computes, a TensorBoard waits.
@@ -90,6 +93,8 @@ class _Session:
         self._stop: str | None = None
         self._stopped_at = self._begun
         self._was_job = self._is_doubtful = False
+        self._signs: SaveSigns | None = None
+        self._saved_at = self._begun
         self._cpu = (self._begun, self._cpu_s())
         self._log_size, self._last_words = -1, self._begun
 
@@ -151,15 +156,20 @@ class _Session:
         to_the_job = [number for number, at in self._ears.seen.items() if self._stopped_at - at < SAME_STOP_S]
         self._was_job = bool(to_the_job)
         if self._was_job or has_handled_it:
-            # A script's trap may hand on another one than it got.
-            handed_on = [self._number(), signal.SIGTERM] if has_handled_it else []
+            # A script's trap may hand on another one than it got: Slurm's TERM as USR1.
+            handed_on = [self._number(), *HANDED_ON] if has_handled_it else []
             self._survivors.have_heard([*to_the_job, *handed_on], self._members)
             self._is_doubtful = True
+            # What would die of the signal may be saving on another one.
+            may_die = any(not process_details.catches(member.pid, self._number()) for member in self._members)
+            self._signs = SaveSigns(self._run, self._members) if may_die else None
 
     def _tell(self) -> None:
         """Tell each process whose parent has ended; one that may have heard already, only when it evidently has not."""
         is_unseen = not self._had_stepped and not self._was_job
-        if time.monotonic() - self._stopped_at <= max(SETTLE_S, PATIENCE * grace_s(self._run)):
+        if self._is_doubtful and self._signs and self._signs.look(self._members):
+            self._saved_at = time.monotonic()
+        if time.monotonic() - max(self._stopped_at, self._saved_at) <= patience_s(self._run):
             self._progress.begin_anew()
         elif self._is_doubtful and (is_unseen or self._progress.trains_on):
             self._survivors.forget()

@@ -149,6 +149,7 @@ class Sidecar:
         self._tell_of_cuts()
         now = time.monotonic()
         self._wakefulness.beat(now, self._append)
+        self._wakefulness.rest(now, self._append, is_paused=os.path.lexists(self._run.paths.paused))
         if self._milestones() != known:  # a pid, a first step: the status says so at once
             self._last_probe, self._shown_state = float("-inf"), None
         if now - self._last_probe >= PROBE_S and not has_ended:

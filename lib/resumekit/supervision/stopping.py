@@ -22,7 +22,8 @@ from ..run_folder import life_signs, recovery, run_end, status, suspended
 from ..run_folder.liveness import HERE, OURS
 from ..run_folder.run_state import State
 from ..run_folder.runs import Run, open_run
-from .survivors import PATIENCE, SETTLE_S, Progress, Survivors, signal_for, tell
+from . import passed_signals, shell_stops, spawned_ranks
+from .survivors import PATIENCE, SETTLE_S, Progress, Survivors, signal_for
 
 # How long a trainer that is just being started is waited for before a stop gives up on it.
 START_WAIT_S = 10.0
@@ -97,21 +98,29 @@ def grace_s(run: Run) -> float:
     return float(seconds) if type(seconds) in (int, float) and 0 <= seconds < 1e6 else 60.0
 
 
+def patience_s(run: Run) -> float:
+    """Return for how long what may have heard of a stop already is waited for."""
+    return max(SETTLE_S, PATIENCE * grace_s(run))
+
+
 def _passed_on(run: Run) -> list[str]:
     names = run.setting("trainer", "pass_signals", [])
     return [name for name in names if name in ("USR1", "USR2")] if isinstance(names, list) else []
 
 
 def _pass_on(run: Run, trainer: processes.Identity | None, signal_name: str, *, has_heard: bool) -> int:
-    """Hand a signal on to a trainer that knows it: to its first process; where that has ended, to what it has left."""
+    """Hand a signal on to what has a handler for it; a wrapper that has none would die of it."""
     if trainer is None:
         return FAILED
+    if has_heard:
+        return DONE
     number = signal.Signals[f"SIG{signal_name}"]
-    if not has_heard and not _send(trainer, number):
-        survivors = Survivors(run, trainer)
-        for orphan in survivors.orphans(survivors.members()):
-            if process_details.catches(orphan.pid, number):
-                processes.send(orphan, number)
+    found = passed_signals.recipients(processes.session_members(trainer), number)
+    for one in found:
+        processes.send(one, number)
+    if not found:
+        words = f"{signal_name} was not handed on: no process of the training has a handler for it"
+        _warn(run, "not_passed_on", f"{words} (trainer.pass_signals)")
     return DONE
 
 
@@ -248,19 +257,29 @@ def _end(run: Run, trainer: processes.Identity | None, signal_name: str, *, has_
         return FAILED
     deadline = time.monotonic() + grace_s(run)
     number = stop_signal(run, signal_name)
-    if not has_heard and not _tell_first(run, trainer, number) and _is_unknown(run, trainer):
+    if not has_heard and not _tell_first(run, trainer, number, deadline) and _is_unknown(run, trainer):
         return FAILED
     _wake(trainer)
     if has_heard:
         _tell_if_it_trains_on(run, trainer, number, deadline)
-    _tell_what_a_shell_waits_for(run, trainer, number, deadline)
+    if process_details.is_shell(trainer.pid):
+        shell_stops.tell_first(run, trainer, number, deadline, patience_s(run), has_heard=has_heard)
     if processes.wait_for_end(trainer, deadline - time.monotonic()):
         _wait_for_what_is_left(run, trainer, number, deadline, has_heard=has_heard)
     return _end_now(run, trainer)
 
 
-def _tell_first(run: Run, trainer: processes.Identity, number: int) -> bool:
-    return _send(trainer, _number_for(run, trainer, number))
+def _tell_first(run: Run, trainer: processes.Identity, number: int, deadline: float) -> bool:
+    """Send the first process its signal, or the ranks that it has spawned; then its end is waited for here."""
+    wanted = _number_for(run, trainer, number)
+    members = processes.session_members(trainer) if process_details.children_of(trainer.pid) else []
+    if not (ranks := spawned_ranks.of(run, trainer.pid, wanted, members)):
+        return _send(trainer, wanted)
+    for rank in ranks:
+        processes.send(rank, wanted)
+    _wake(trainer)
+    spawned_ranks.wait_for_parent(trainer, ranks, wanted, deadline)
+    return True
 
 
 def _number_for(run: Run, trainer: processes.Identity, number: int) -> int:
@@ -279,7 +298,7 @@ def _wake(trainer: processes.Identity) -> None:
 def _tell_if_it_trains_on(run: Run, trainer: processes.Identity, number: int, deadline: float) -> None:
     """Watch a trainer that has got the signal from elsewhere; one that begins further steps has not."""
     if _trains_on(run, trainer, deadline):
-        _tell_first(run, trainer, number)
+        _tell_first(run, trainer, number, deadline)
 
 
 def _trains_on(run: Run, trainer: processes.Identity, deadline: float) -> bool:
@@ -287,19 +306,11 @@ def _trains_on(run: Run, trainer: processes.Identity, deadline: float) -> bool:
     progress, begun = Progress(run), time.monotonic()
     while time.monotonic() < deadline and not processes.wait_for_end(trainer, LOOK_S):
         progress.look()
-        if time.monotonic() - begun <= max(SETTLE_S, PATIENCE * grace_s(run)):
+        if time.monotonic() - begun <= patience_s(run):
             progress.begin_anew()
         elif progress.trains_on:
             return True
     return False
-
-
-def _tell_what_a_shell_waits_for(run: Run, trainer: processes.Identity, number: int, deadline: float) -> None:
-    """Tell the child of a shell, once, where it begins further steps: `trap ... TERM` around a foreground Python."""
-    if process_details.is_shell(trainer.pid) and _trains_on(run, trainer, deadline):
-        survivors = Survivors(run, trainer)
-        for child in survivors.behind_shells():
-            tell(run, child, number, survivors.members())
 
 
 def _wait_for_what_is_left(

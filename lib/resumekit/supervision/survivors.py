@@ -16,7 +16,7 @@ from ..basics.processes import Identity
 from ..run_folder import status
 from ..run_folder.run_state import State, fold
 from ..run_folder.runs import Run
-from . import step_writers
+from . import spawned_ranks, step_writers
 
 # What the sidecar still reads out of the log that was written before this moment.
 SETTLE_S = 1.0
@@ -48,12 +48,19 @@ def signal_for(run: Run, pid: int, number: int, members: list[Identity]) -> int:
     return signal.SIGTERM if is_deaf or (dies_of_term and step_writers.is_wrapper(run, pid, members)) else number
 
 
-def tell(run: Run, process: Identity, number: int, members: list[Identity]) -> bool:
-    """Send one process the signal that stops it, and CONT where it is suspended, so that it can save."""
-    was_sent = processes.send(process, signal_for(run, process.pid, number, members))
-    if was_sent and process_details.is_suspended(process.pid):
-        processes.send(process, signal.SIGCONT)
-    return was_sent
+def tell(run: Run, process: Identity, number: int, members: list[Identity]) -> list[Identity]:
+    """Send one process the signal that stops it, and CONT where it is suspended, so that it can save.
+
+    Returns:
+        Those that were told: the process, or the ranks that it has spawned and waits for.
+    """
+    wanted = signal_for(run, process.pid, number, members)
+    meant = spawned_ranks.of(run, process.pid, wanted, members) or [process]
+    told = [one for one in meant if processes.send(one, wanted)]
+    for one in told:
+        if process_details.is_suspended(one.pid):
+            processes.send(one, signal.SIGCONT)
+    return told
 
 
 class Survivors:
@@ -94,8 +101,8 @@ class Survivors:
     def tell(self, number: int, members: list[Identity]) -> None:
         """Send a stop signal to each orphan that has not been told."""
         for orphan in self.orphans(members):
-            if _key(orphan) not in self._told and tell(self._run, orphan, number, members):
-                self._told.add(_key(orphan))
+            if _key(orphan) not in self._told and (told := tell(self._run, orphan, number, members)):
+                self._told.update(_key(one) for one in (orphan, *told))
 
     def have_heard(self, numbers: Collection[int], members: list[Identity]) -> None:
         """Take note that these may have got one of some signals: it went to the whole job, or a wrapper handed it on.

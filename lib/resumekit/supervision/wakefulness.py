@@ -23,6 +23,7 @@ class Wakefulness:
 
     def __init__(self) -> None:
         self._last_s: float | None = None
+        self._paused_s: float | None = None
 
     def beat(self, now_s: float, append: Callable[..., bool]) -> None:
         """Journal a gap if there was one.
@@ -35,6 +36,21 @@ class Wakefulness:
         if last_s is not None and now_s - last_s > GAP_S:
             message = f"nothing ran for {now_s - last_s:.0f} s: the machine slept, or was held up"
             append("warning", kind=CLOCK_GAP, message=message, seconds=now_s - last_s)
+
+    def rest(self, now_s: float, append: Callable[..., bool], *, is_paused: bool) -> None:
+        """Journal that a person has taken the file `paused` away: what stood still while it was there did not hang.
+
+        Args:
+            now_s, append: as in `beat`.
+            is_paused: the file is there.
+        """
+        if is_paused:
+            self._paused_s = now_s if self._paused_s is None else self._paused_s
+        elif self._paused_s is not None:
+            paused_s = now_s - self._paused_s
+            message = f"the file 'paused' was in its folder for {paused_s:.0f} s, and is gone"
+            if append("warning", kind=CLOCK_GAP, message=message, seconds=paused_s):
+                self._paused_s = None
 
     def see(self, suspended: list[dict[str, Any]], state: State, now_s: float, append: Callable[..., bool]) -> None:
         """Journal that the trainer is suspended, and that it goes on: the first look after CONT is not to see an age.
