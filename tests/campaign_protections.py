@@ -271,8 +271,8 @@ PATCHES = (
     Patch(
         "the run token",
         "resumekit/basics/processes.py",
-        "    carried = _has_token(identity.pid, identity.token)\n",
-        "    carried = ALIVE\n",
+        "    said = carried(identity.pid, identity.token)\n",
+        "    said = ALIVE\n",
         ("tests/test_processes.py",),
     ),
     Patch(
@@ -967,8 +967,8 @@ PATCHES = (
     Patch(
         "the end waits for what the first process has left",
         "resumekit/supervision/shim.py",
-        "    if not is_left and end",
-        "    is_left = False\n    if not is_left and end",
+        "    if not is_left and not _may_mean",
+        "    is_left = False\n    if not is_left and not _may_mean",
         ("tests/test_wrapped.py::test_a_stop_reaches_what_a_wrapper_wraps_once_and_its_end_is_waited_for[plain-TERM]",),
     ),
     Patch(
