@@ -152,6 +152,7 @@ kit_supervise_one() { # <run-id> <run-dir> <cwd> <token> <config-hash> <output-l
   fi
   if ((code == KIT_TOOL_MISSING)) && kit_is_exchanged; then
     kit_say "'$KIT_RUN_DIR' is not the folder that was made for this run: the trainer was not started, or its end is not kept"
+    disown "$keeper"
     kill -KILL "$keeper" 2>/dev/null || true
     return "$code"
   fi

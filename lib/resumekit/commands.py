@@ -27,15 +27,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _in_one_sentence(verb: Callable[[list[str]], int], arguments: list[str]) -> int:
-    """Run a verb; whatever ends it becomes one printable sentence."""
+    """Run a verb; whatever ends it becomes one sentence."""
     try:
         return verb(arguments)
-    except KitError as error:
-        raise type(error)(plain(str(error))) from error
     except BrokenPipeError:
         raise
     except OSError as error:
-        where = f" ('{plain(os.fsdecode(error.filename))}')" if error.filename else ""
+        where = f" ('{os.fsdecode(error.filename)}')" if error.filename else ""
         raise KitError(f"{(error.strerror or str(error)).lower()}{where}") from error
     except ValueError as error:
         if "null byte" not in str(error) and "null character" not in str(error):

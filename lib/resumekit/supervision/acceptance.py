@@ -17,7 +17,6 @@ from ..basics.causes import CHECKS_FAILED
 from ..basics.check import FAILED, WARNED, WHOLE, Check
 from ..basics.errors import KitError
 from ..basics.paths import step_of_name
-from ..basics.terminal import plain
 from ..run_folder.quarantine import put_in_quarantine
 from ..run_folder.runs import Run
 from . import aborting, expectations
@@ -82,7 +81,7 @@ class Acceptance:
     def _tell(self, one: Check, append: Callable[..., bool], say: Callable[[bytes], Any]) -> None:
         append("check", **one.as_fields())
         if one.verdict in (FAILED, WARNED) or one.name == WHOLE:
-            say(f"resumekit: {plain(one.sentence())}\n".encode("utf-8", "backslashreplace"))
+            say(f"resumekit: {one.sentence()}\n".encode("utf-8", "backslashreplace"))
 
 
 def quarantine_all(run: Run) -> None:
