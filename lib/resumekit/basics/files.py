@@ -27,7 +27,7 @@ NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 class UnreadableFile(ValueError):
-    """A file is missing, not regular, too large or not what it should be; the message says which, in a printable line."""
+    """A file is missing, not regular, too large or not what it should be: its printable message says which."""
 
     def __str__(self) -> str:
         return plain(super().__str__())
