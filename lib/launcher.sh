@@ -13,6 +13,8 @@ source "${BASH_SOURCE[0]%/*}/command_line.sh"
 readonly KIT_FAILED=1 KIT_CHECKS_FAILED=7 KIT_STOPPED_BY_RULE=8
 # A sidecar's word that a person has to be told of a run that ended with code 0; no command ends with it.
 readonly KIT_ENDED_EARLY=9
+# A sidecar's word that another folder lies in the place of the run's.
+readonly KIT_EXCHANGED=6
 # How long the last lines of the log are waited for when the trainer has ended.
 readonly KIT_LAST_LINES_S=15
 # A Ctrl-C that comes sooner after the first one is the same: a key that bounces, a job that gets INT twice.
@@ -124,7 +126,8 @@ kit_let_signals() {
   done
 }
 
-kit_supervise_one() { # <run-id> <run-dir> <cwd> <token> <config-hash> <output-log> <checkpoint or ''> <continued head or ''> <argv>...
+# <made>: by what the run's folder is known (made_folder.py), and directly behind it the head that is continued, or ''.
+kit_supervise_one() { # <run-id> <run-dir> <cwd> <token> <config-hash> <output-log> <checkpoint or ''> <made> <argv>...
   local shim keeper code=0
   kit_hold_signals
   if ((KIT_SIGNALS)); then # it was meant for the run before this one, which is over: then this one is not wanted
@@ -132,7 +135,7 @@ kit_supervise_one() { # <run-id> <run-dir> <cwd> <token> <config-hash> <output-l
     return "$KIT_FAILED"
   fi
   KIT_RUN_ID="$1" KIT_RUN_DIR="$2" KIT_CWD="$3" KIT_TOKEN="$4" KIT_HASH="$5" KIT_OUTPUT_LOG="$6" KIT_CHECKPOINT="$7"
-  KIT_HEAD="$8"
+  KIT_MADE="${8%%/*}" KIT_HEAD="${8#"${8%%/*}"}"
   shift 8
 
   kit_prove_checkpoint
@@ -145,6 +148,12 @@ kit_supervise_one() { # <run-id> <run-dir> <cwd> <token> <config-hash> <output-l
   if [[ ! -d $KIT_RUN_DIR ]]; then
     kit_say "the folder '$KIT_RUN_DIR' was removed while its trainer ran, which has ended with code $code: nothing of it is kept"
     kit_wait_for_last_lines "$keeper" || true
+    return "$code"
+  fi
+  if ((code == KIT_TOOL_MISSING)) && kit_is_exchanged; then
+    kit_say "'$KIT_RUN_DIR' is not the folder that was made for this run: the trainer was not started, or its end is not kept"
+    disown "$keeper"
+    kill -KILL "$keeper" 2>/dev/null || true
     return "$code"
   fi
   if [[ ! -e $KIT_RUN_DIR/exit.json && ! -e $KIT_RUN_DIR/journal.jsonl ]]; then
@@ -194,7 +203,7 @@ kit_run_trainer() { # <argv>...: become the shim that starts the trainer in a se
   cd -- "$KIT_CWD" || exit "$KIT_FAILED"
   # The shim opens it, since '>>' would follow a link that another user has put there.
   export RESUMEKIT_OUTPUT_LOG="$KIT_OUTPUT_LOG"
-  exec "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit/supervision/shim.py" "$KIT_RUN_DIR" "$$" "$KIT_HEAD" -- "$@" </dev/null
+  exec "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit/supervision/shim.py" "$KIT_RUN_DIR" "$$" "$KIT_MADE$KIT_HEAD" -- "$@" </dev/null
 }
 
 kit_keep_sidecar() { # start the sidecar again until it has written down the end: 0; 7 or 8 if checks or a rule did it; 9
@@ -203,10 +212,11 @@ kit_keep_sidecar() { # start the sidecar again until it has written down the end
   ((KIT_DETACHED)) || echo=(--echo)
   while [[ -d $KIT_RUN_DIR ]]; do
     started=$SECONDS code=0
-    "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit_cli.py" sidecar "$KIT_RUN_DIR" "${echo[@]}" || code=$?
+    "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit_cli.py" sidecar "$KIT_RUN_DIR" "--made=$KIT_MADE" "${echo[@]}" || code=$?
     if ((code == 0 || code == KIT_CHECKS_FAILED || code == KIT_STOPPED_BY_RULE || code == KIT_ENDED_EARLY)); then
       return "$code"
     fi
+    if ((code == KIT_EXCHANGED)); then return 0; fi # it has said so: there is nothing that it could follow
     # One that lived for a minute was killed; one that did not has something to wait for.
     if ((SECONDS - started >= 60)); then pause_s=1; fi
     sleep "$pause_s"
@@ -218,12 +228,17 @@ kit_prove_checkpoint() { # compute the checkpoint's digest beside the trainer's 
   [[ -n $KIT_CHECKPOINT ]] || return 0
   (
     trap '' HUP USR1 USR2
-    exec "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit_cli.py" prove "$KIT_RUN_DIR" "$KIT_CHECKPOINT"
+    exec "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit_cli.py" prove "$KIT_RUN_DIR" "$KIT_CHECKPOINT" "--made=$KIT_MADE"
   ) </dev/null >/dev/null &
 }
 
 kit_checkpoint_is_damaged() {
-  "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit_cli.py" quarantine-damaged "$KIT_RUN_DIR" "$KIT_CHECKPOINT"
+  "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit_cli.py" quarantine-damaged "$KIT_RUN_DIR" "$KIT_CHECKPOINT" "--made=$KIT_MADE"
+}
+
+kit_is_exchanged() { # whether the run's name leads to another folder than was made
+  local found
+  found="$(stat -c %d:%i -- "$KIT_RUN_DIR" 2>/dev/null)" && [[ -n $KIT_MADE && $found != "${KIT_MADE%:*}" ]]
 }
 
 kit_wait_for() { # <job's pid>: wait until it has ended, whatever signals come; return its exit code

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -170,3 +171,43 @@ def test_of_another_users_journal_no_more_than_a_bound_is_read_at_once(
     seen = listing.state_of(found)
     assert seen["state"] == "unknown" and "of another user's journal are not read" in seen["last_warning"]
     assert "of another user's journal are not read" in listing.as_text(RunTable(kit.runs), [(found, seen)])
+
+
+def test_a_hole_in_a_journal_costs_no_time_and_what_lies_behind_it_is_read(tmp_path: Path) -> None:
+    """`truncate -s 15T` takes no disk: reading it would take hours."""
+    path = tmp_path / "journal.jsonl"
+    journal.append(path, "step", "run", step=1)
+    os.truncate(path, path.stat().st_size + (1 << 33))
+    begun = time.monotonic()
+    assert [event["step"] for event in read(path)] == [1]
+    journal.append(path, "step", "run", step=2)
+    assert [event["step"] for event in read(path)] == [1, 2]
+    assert [event["step"] for event in read(path, 4096)] == [2], "from within the hole"
+    assert time.monotonic() - begun < 2.0
+
+
+def test_zeros_of_a_power_cut_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    journal.append(path, "step", "run", step=1)
+    with path.open("ab") as file:
+        file.write(bytes(5 << 20))
+    journal.append(path, "step", "run", step=2)
+    assert [event["step"] for event in read(path)] == [1, 2]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a file to another user")
+def test_of_another_users_journal_a_long_stretch_without_an_event_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "MAX_FOREIGN_GAP_BYTES", 10_000)
+    path = tmp_path / "journal.jsonl"
+    for step in range(200):
+        journal.append(path, "step", "run", step=step)
+    os.chown(path, 65534, 65534)
+    assert len(read(path)) == 200 and path.stat().st_size > 10_000, "events are no such stretch"
+    with path.open("ab") as file:
+        file.write(b"\n" * 10_001)
+    with pytest.raises(OSError, match="of another user's journal without an event are not read"):
+        read(path)
+    os.chown(path, os.geteuid(), os.getegid())
+    assert len(read(path)) == 200

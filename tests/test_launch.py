@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from resumekit.basics import made_folder
 from resumekit.basics.errors import KitError
+from resumekit.basics.made_folder import MadeFolder
 from resumekit.basics.paths import RunPaths
 from resumekit.planning import preflight
 from resumekit.supervision import launch
@@ -18,7 +20,7 @@ NOTHING: Any = SimpleNamespace(parent=None, candidate=None, relation="fresh", st
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> tuple[RunPaths, launch.Made]:
+def made(tmp_path: Path) -> tuple[RunPaths, MadeFolder]:
     """A run folder as it was just made, beside a folder of another run's that has a checkpoint in it."""
     (tmp_path / "other/checkpoints").mkdir(parents=True)
     (tmp_path / "other/checkpoints/step_10.pt").write_text("precious")
@@ -35,7 +37,7 @@ def exchange(paths: RunPaths) -> None:
 
 @pytest.mark.fault("K4", by="launch: only the folder that was made is taken back")
 def test_a_start_that_fails_takes_back_its_own_folder_and_no_exchanged_one(
-    made: tuple[RunPaths, launch.Made], capsys: pytest.CaptureFixture[str]
+    made: tuple[RunPaths, MadeFolder], capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths, identity = made
     exchange(paths)
@@ -45,7 +47,7 @@ def test_a_start_that_fails_takes_back_its_own_folder_and_no_exchanged_one(
 
 
 def test_what_is_taken_back_is_gone_whole_and_what_its_links_lead_to_stays(
-    made: tuple[RunPaths, launch.Made], capsys: pytest.CaptureFixture[str]
+    made: tuple[RunPaths, MadeFolder], capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths, identity = made
     other = paths.run_dir.with_name("other")
@@ -59,12 +61,12 @@ def test_what_is_taken_back_is_gone_whole_and_what_its_links_lead_to_stays(
 
 
 @pytest.mark.fault("K4", by="launch: nothing is written into an exchanged folder")
-def test_an_exchanged_folder_is_not_filled(made: tuple[RunPaths, launch.Made]) -> None:
+def test_an_exchanged_folder_is_not_filled(made: tuple[RunPaths, MadeFolder]) -> None:
     paths, identity = made
-    launch._refuse_exchanged(paths, identity)
+    made_folder.refuse_exchanged(paths.run_dir, identity)
     exchange(paths)
     with pytest.raises(KitError, match="is not the folder that was made for this run"):
-        launch._refuse_exchanged(paths, identity)
+        made_folder.refuse_exchanged(paths.run_dir, identity)
     with pytest.raises(OSError, match="exchanged"):
         launch._just_made(paths.run_dir)
 

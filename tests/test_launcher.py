@@ -550,3 +550,26 @@ exec {shlex.quote(sys.executable)} "$@"
     assert "cannot take the trainer's output, and it was not started: it is a link" in done.stderr
     assert "the trainer was never started: the lines above say why" in done.stderr
     assert private.read_text() == "precious" and not events(kit.run_dirs()[0], "launched")
+
+
+EXCHANGING = """#!/bin/sh
+case "$*" in *supervision/shim.py*)
+  mv "$4" "$4.aside" && cp -a "$4.aside" "$4"
+  echo >"$4/journal.jsonl"
+  echo '{"code":0}' >"$4/exit.json" ;;
+esac
+exec %s "$@"
+"""
+
+
+@pytest.mark.fault("K4", by="shim, sidecar, launcher.sh: the folder that was made, or none")
+def test_a_folder_that_is_exchanged_right_after_the_launch_is_not_used(kit: Kit) -> None:
+    """In a runs folder without the sticky bit another user renames the new run away, and puts an own one there."""
+    python = kit.folder / "python"
+    python.write_text(EXCHANGING % shlex.quote(sys.executable))
+    python.chmod(0o755)
+    said = kit("run", "T-1", code=127, env={"PYTHON": str(python)})
+    (run,) = (path for path in kit.run_dirs() if not path.name.endswith(".aside"))
+    assert said.stderr.count(f"{run.name}' is not the folder that was made for this run") >= 2, said.stderr
+    assert "the trainer was not started" in said.stderr and said.stdout == ""
+    assert (run / "journal.jsonl").read_text() == "\n" and not list(run.glob("checkpoints/*"))

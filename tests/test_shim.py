@@ -15,7 +15,9 @@ import pytest
 
 from conftest import LIB, assert_valid, events, wait_until
 from faults import somebody
-from resumekit.basics import processes
+from resumekit.basics import made_folder, processes
+from resumekit.basics.paths import RunPaths
+from resumekit.supervision import shim
 
 SHIM = LIB / "resumekit" / "supervision" / "shim.py"
 
@@ -253,3 +255,66 @@ def test_a_log_that_is_not_the_runs_own_takes_no_output_and_no_trainer_is_starte
     assert done.returncode == 127 and done.stdout == "" and done.stderr.count("\n") == 1
     assert done.stderr.startswith(f"resumekit: '{log}' cannot take the trainer's output") and says in done.stderr
     assert private.read_text() == "precious" and not (tmp_path / "journal.jsonl").exists()
+
+
+def exchanged_for_anothers(run: Path) -> Path:
+    """Rename a run's folder away, and put a copy in its place; returns the run's own."""
+    aside = run.with_name("aside")
+    run.rename(aside)
+    run.mkdir()
+    (run / "output.log").touch()
+    return aside
+
+
+def said_of_made(run: Path, made: str) -> subprocess.CompletedProcess:
+    env = {**os.environ, "RESUMEKIT_RUN_ID": "r", "RESUMEKIT_RUN_TOKEN": "t"}
+    env["RESUMEKIT_OUTPUT_LOG"] = str(run / "output.log")
+    line = [sys.executable, "-I", "-S", SHIM, run, str(os.getpid()), made, "--", "touch", run / "trained"]
+    return subprocess.run(line, env=env, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.fault("K4", by="shim.py: the folder that the launcher has made, or none")
+def test_in_a_folder_that_was_exchanged_no_trainer_is_started(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "output.log").touch()
+    made = str(made_folder.of(run.stat()))
+    assert said_of_made(run, made).returncode == 0 and (run / "trained").exists()
+    (run / "trained").unlink()
+    aside = exchanged_for_anothers(run)
+    done = said_of_made(run, made)
+    assert done.returncode == 127 and done.stderr == (
+        f"resumekit: '{run}' is not the folder that was made for this run: another user has exchanged it; "
+        "the trainer was not started\n"
+    )
+    assert os.listdir(run) == ["output.log"] and not (run / "output.log").read_bytes()
+    assert not (aside / "trained").exists()
+
+
+def test_a_folder_that_is_exchanged_right_before_the_exec_gets_no_trainer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    made = made_folder.of(run.stat())
+    monkeypatch.setenv("RESUMEKIT_RUN_ID", "r")
+    monkeypatch.setenv("RESUMEKIT_RUN_TOKEN", "t")
+    pid = os.fork()
+    if pid == 0:
+        shim.session_lock.take = lambda _path: exchanged_for_anothers(run)
+        shim._become_trainer(RunPaths(run), os.getppid(), made, "", ["touch", str(run / "trained")], set())
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 127
+    assert not (run / "trained").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a file to another user")
+def test_the_owner_of_a_runs_folder_counts_only_where_it_is_the_one_that_was_made(tmp_path: Path) -> None:
+    """A drive may show every file as one user's; but who owns an exchanged folder owns the log in it too."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "output.log").touch()
+    made = str(made_folder.of(run.stat()))
+    for path in (run, run / "output.log"):
+        os.chown(path, 65534, 65534)
+    assert said_of_made(run, made).returncode == 0
+    assert "belongs to another user" in said_of_made(run, "").stderr

@@ -10,6 +10,7 @@ import os
 import pty
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,14 @@ import pytest
 
 from conftest import LIB, ROOT, Kit
 from resumekit.basics import journal, terminal
+from resumekit.basics.check import FAILED, Check
+from resumekit.basics.errors import InvalidFile
+from resumekit.basics.files import UnreadableFile
 from resumekit.basics.paths import RunPaths
 from resumekit.commands import main
 from resumekit.proving import dry_run
 from resumekit.run_folder import live_marker
+from resumekit.trainer import loading
 
 # A window title, a carriage return, a line that looks like one of the command's own, 8-bit CSI, a turned direction.
 CANARY = "\x1b]0;t\x07\r\nFORGED \x9b31m\u202e\x7f"
@@ -216,3 +221,17 @@ def test_nothing_else_of_the_kit_writes_to_the_terminal() -> None:
                 assert module.stem in WRITERS, f"{module.name}:{call.lineno}"
             if name == "os.write" and ast.unparse(call.args[0]) in ("1", "2"):
                 assert module.stem in WRITERS, f"{module.name}:{call.lineno}"
+
+
+def test_what_an_error_says_is_one_printable_line_wherever_it_is_printed() -> None:
+    """A trainer prints it in a traceback: names of weights, of another user's checkpoint, stand in it."""
+    for error in (InvalidFile(f"unexpected: x{CANARY}"), UnreadableFile(f"no such record: x{CANARY}")):
+        assert_harmless("".join(traceback.format_exception_only(error)), type(error))
+        assert str(error).isprintable() and str(type(error)(str(error))) == str(error), "said again, it is the same"
+    assert_harmless(Check("lr", FAILED, f"a{CANARY}", "b", CANARY).sentence(), Check)
+
+
+def test_lines_of_a_load_are_printable() -> None:
+    said: list[str] = []
+    loading._plainly(said.append)(f"[warn] torch {CANARY}")
+    assert_harmless(said[0], "log_fn")

@@ -494,3 +494,46 @@ def test_a_private_file_behind_a_planted_link_does_not_get_into_the_runs_files(t
     paths.heartbeat_json.write_bytes(private.read_bytes())
     watcher._fold_heartbeat_file()
     assert events(run_dir, "heartbeat"), "a trainer's own file is told"
+
+
+@pytest.mark.fault("K4", by="sidecar: of records that were edited since, no paths, settings or patterns")
+def test_a_sidecar_takes_nothing_from_records_that_were_edited_since_the_launch(kit: Kit) -> None:
+    """One who may write in the run's folder can have a regular expression there, or another place for its status."""
+    go = kit.folder / "go"
+    kit.config("--at", "2", f"wait={go}")
+    process = kit.popen("run", "T-1", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    run = kit.started()
+    first = wait_until(lambda: events(run, "step") and sidecar_of(kit, run), "a sidecar that has seen a step")
+    record, config = (json.loads((run / name).read_text()) for name in ("run.json", "resolved_config.json"))
+    (run / "run.json").write_text(json.dumps(record | {"paths": {**record["paths"], "status": "x/status.json"}}))
+    config["trainer"]["log_patterns"]["step"] = "^(step|X)"
+    (run / "resolved_config.json").write_text(json.dumps(config))
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: sidecar_of(kit, run) not in (None, first), "another sidecar")
+    go.touch()
+    process.wait()
+    (warning,) = events(run, "warning")
+    assert warning["kind"] == "records_edited" and warning["message"] == (
+        "its records are not as its launcher wrote them: its sidecar uses the default paths, and no setting and no log "
+        "pattern of it"
+    )
+    assert kit.status(run)["exit_code"] == 0 and not (run / "x").exists()
+
+
+def test_who_keeps_no_seals_gets_a_sidecar_from_the_watcher_all_the_same(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a HOME, and under umask 0002; where seals are kept, a run whose group may write needs one."""
+    kit("run", "T-1")
+    (run,) = kit.run_dirs()
+    for path in (run, *run.glob("*.json")):
+        path.chmod(path.stat().st_mode | 0o020)
+    assert sidecar._followed(run, None)[1] == "", "it is sealed"
+    (run / "resolved_config.json").write_text((run / "resolved_config.json").read_text() + " ")
+    found, doubt = sidecar._followed(run, None)
+    assert doubt.startswith("its resolved_config.json is not as this user's launcher sealed it: ")
+    assert found.setting("trainer", "log_patterns") is None
+    monkeypatch.setenv("XDG_STATE_HOME", "nowhere")
+    monkeypatch.delenv("HOME", raising=False)
+    found, doubt = sidecar._followed(run, None)
+    assert doubt == "" and found.setting("trainer", "log_patterns") is not None

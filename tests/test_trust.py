@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import zipfile
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pytest
 
 from conftest import Kit, events, reseal, wait_until
 from lab_repo import git
-from resumekit.basics import kit_version
+from resumekit.basics import kit_version, made_folder
 from resumekit.basics.files import UnreadableFile
 from resumekit.basics.paths import RunPaths
 from resumekit.configuration import schema
@@ -793,3 +794,30 @@ def test_the_digest_of_the_kit_is_kept_and_changes_with_any_file_of_it(
     assert kit_version.digest() == first, "what Python compiles is not the kit"
     (tmp_path / "kit/lib/a.py").write_text("other")
     assert kit_version.digest() != first
+
+
+@pytest.mark.fault("K4", by="trust.examine_made: what the launcher has made and written, or no word of it")
+def test_what_a_launcher_hands_on_says_whether_a_run_is_as_it_was_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a state folder too: nothing of it is a seal."""
+    monkeypatch.setenv("XDG_STATE_HOME", "nowhere")
+    run = made(tmp_path / "runs")
+    for path in [run, *run.iterdir()]:
+        path.chmod(path.stat().st_mode | 0o020)
+    records = seals.digest({path.name: path.read_bytes() for path in run.iterdir()})
+    known_by = made_folder.from_text(str(made_folder.of(run.stat(), records)))
+    assert known_by is not None and trust.examine_made(run, known_by).standing.is_callers
+    before = (run / "resolved_config.json").read_bytes()
+    (run / "resolved_config.json").write_text("{}")
+    found = trust.examine_made(run, known_by).standing
+    assert found == (trust.OTHERS, "its records are not as its launcher wrote them")
+    (run / "resolved_config.json").write_bytes(before)
+    run.rename(tmp_path / "runs/aside")
+    run.symlink_to("aside")
+    with pytest.raises(made_folder.Exchanged, match="another user has exchanged it"):
+        trust.examine_made(run, known_by)
+    run.unlink()
+    shutil.copytree(tmp_path / "runs/aside", run)
+    with pytest.raises(made_folder.Exchanged, match="another user has exchanged it"):
+        trust.examine_made(run, known_by)

@@ -27,15 +27,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _in_one_sentence(verb: Callable[[list[str]], int], arguments: list[str]) -> int:
-    """Run a verb; whatever ends it becomes one printable sentence."""
+    """Run a verb; whatever ends it becomes one sentence."""
     try:
         return verb(arguments)
-    except KitError as error:
-        raise type(error)(plain(str(error))) from error
     except BrokenPipeError:
         raise
     except OSError as error:
-        where = f" ('{plain(os.fsdecode(error.filename))}')" if error.filename else ""
+        where = f" ('{os.fsdecode(error.filename)}')" if error.filename else ""
         raise KitError(f"{(error.strerror or str(error)).lower()}{where}") from error
     except ValueError as error:
         if "null byte" not in str(error) and "null character" not in str(error):
@@ -170,20 +168,28 @@ def _install_watch(arguments: list[str]) -> int:
 def _sidecar(arguments: list[str]) -> int:
     from .supervision import sidecar
 
-    return sidecar.main(Path(arguments[0]), has_echo="--echo" in arguments[1:])
+    return sidecar.main(Path(arguments[0]), has_echo="--echo" in arguments[1:], made=_made(arguments))
 
 
 def _prove(arguments: list[str]) -> int:
     from .proving.proof import prove_for_run
 
-    return prove_for_run(Path(arguments[0]), Path(arguments[1]))
+    return prove_for_run(Path(arguments[0]), Path(arguments[1]), _made(arguments))
 
 
 def _quarantine_damaged(arguments: list[str]) -> int:
     """0 if the run's checkpoint failed its proof; it is in quarantine then. 1 if it did not, or cannot be put there."""
     from .run_folder.quarantine import quarantine_damaged
 
-    return DONE if quarantine_damaged(Path(arguments[0]), Path(arguments[1])) else FAILED
+    return DONE if quarantine_damaged(Path(arguments[0]), Path(arguments[1]), _made(arguments)) else FAILED
+
+
+def _made(arguments: list[str]) -> Any:
+    """Return by what a launcher knows the folder that it has made (`--made=`); None where nothing was handed on."""
+    from .basics import made_folder
+
+    handed = (word.partition("=")[2] for word in arguments[1:] if word.startswith("--made="))
+    return made_folder.from_text(next(handed, ""))
 
 
 def _recover(arguments: list[str]) -> int:

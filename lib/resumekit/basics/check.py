@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from .terminal import plain
+
 PASSED, WARNED, FAILED, UNKNOWN = "passed", "warned", "failed", "unknown"
 VERDICTS = (PASSED, WARNED, FAILED, UNKNOWN)
 # In the order in which a run comes by them. 'resume' is the last: the verdict on all of them together.
@@ -41,12 +43,13 @@ class Check(NamedTuple):
         return self._asdict()
 
     def sentence(self) -> str:
-        """Say it in a line: 'check lr failed: expected 0.001, found 0.0008 (...)'."""
+        """Say it in a printable line: 'check lr failed: expected 0.001, found 0.0008 (...)'."""
         if self.name == WHOLE:
-            return f"the checks after the resume: {self.verdict}, {self.found}" + (f" ({self.why})" if self.why else "")
+            words = f"the checks after the resume: {self.verdict}, {self.found}"
+            return plain(words + (f" ({self.why})" if self.why else ""))
         compared = f"expected {self.expected}, found {self.found}" if self.expected is not None else str(self.found)
         why = f" ({self.why})" if self.why else ""
-        return f"check {self.name} {self.verdict}: {compared}{why}"
+        return plain(f"check {self.name} {self.verdict}: {compared}{why}")
 
 
 def overall(verdicts: Iterable[str]) -> str:

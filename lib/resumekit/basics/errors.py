@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from .terminal import say
+from .terminal import plain, say
 
 DONE = 0
 FAILED = 1
@@ -25,9 +25,15 @@ TOOL_MISSING = 127
 
 
 class KitError(Exception):
-    """Something failed; the message is a whole sentence for the person at the keyboard."""
+    """Something failed; the message is a whole sentence for the person at the keyboard.
+
+    It may name what lies in another user's file, and a trainer prints it in a traceback: it is one printable line.
+    """
 
     exit_code = FAILED
+
+    def __str__(self) -> str:
+        return plain(super().__str__())
 
 
 class UsageError(KitError):

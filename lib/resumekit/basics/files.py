@@ -12,6 +12,8 @@ import os
 import stat
 import time
 
+from .terminal import plain
+
 TYPE_CHECKING = False  # typing costs 12 ms, pathlib 8, and only the signatures name them
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +27,10 @@ NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 class UnreadableFile(ValueError):
-    """A file is missing, not regular, too large or not what it should be; the message says which."""
+    """A file is missing, not regular, too large or not what it should be: its printable message says which."""
+
+    def __str__(self) -> str:
+        return plain(super().__str__())
 
 
 def temp_path(target: Path) -> Path:

@@ -25,6 +25,8 @@ DURABLE_EVENTS = frozenset({"launched", "checkpoint", "abort", "recovery", "stop
 MAX_LINE_BYTES = 1 << 20
 # Of another user's journal no more is read at once; what a sidecar has read of it before does not count.
 MAX_FOREIGN_BYTES = 1 << 30
+# Nor on from so much of it that holds no event: a power cut leaves a few MB of zeros.
+MAX_FOREIGN_GAP_BYTES = 16 << 20
 TAIL_BYTES = 128
 # Of a trainer that goes on for a minute after its abort event, with a thousand steps a second.
 END_BYTES = 16 << 20
@@ -70,12 +72,12 @@ def read(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
 
     Yields:
         (event, offset behind it), in the order of the file. Lines that are torn, too long or not JSON objects are
-        passed over.
+        passed over, and so are holes, which take no disk however large they are.
 
     Raises:
         OSError: it is there and cannot be read now (a stale handle of a network drive, a disk that fails, no
             permission): that is no empty journal, and no run without a trainer. Or it is another user's, and goes
-            on for more than MAX_FOREIGN_BYTES.
+            on for more than MAX_FOREIGN_BYTES, or without an event for more than MAX_FOREIGN_GAP_BYTES.
     """
     try:
         descriptor = open_regular(path, follow_links=False)
@@ -84,17 +86,41 @@ def read(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
         return
     with os.fdopen(descriptor, "rb") as file:
         is_own = os.fstat(descriptor).st_uid == os.geteuid()
-        give_up = None if is_own else offset + MAX_FOREIGN_BYTES
+        count = event_at = 0
         file.seek(offset)
         while line := file.readline(MAX_LINE_BYTES):
-            if not line.endswith(b"\n") and len(line) < MAX_LINE_BYTES:
+            is_whole = line.endswith(b"\n")
+            if not is_whole and len(line) < MAX_LINE_BYTES:
                 return  # still being written: the next reading begins here
             offset += len(line)
-            if give_up is not None and offset > give_up:
-                limit = f"{MAX_FOREIGN_BYTES / (1 << 30):g} GiB"
-                raise OSError(errno.EFBIG, f"more than {limit} of another user's journal are not read", str(path))
+            count += len(line)
+            if not is_own and (count > MAX_FOREIGN_BYTES or count - event_at > MAX_FOREIGN_GAP_BYTES):
+                raise _too_much(path, has_events=count > MAX_FOREIGN_BYTES)
             if event := _parse(line):
+                event_at = count
                 yield event, offset
+            elif not is_whole and (beyond := _beyond_hole(descriptor, offset)) != offset:
+                offset = file.seek(beyond)
+
+
+def _beyond_hole(descriptor: int, offset: int) -> int:
+    """Return where the data of a file go on at or behind an offset: its end, where only a hole follows.
+
+    A file system that knows of no holes says that all is data.
+    """
+    position = os.lseek(descriptor, 0, os.SEEK_CUR)  # the reader's own
+    try:
+        return os.lseek(descriptor, offset, os.SEEK_DATA)
+    except OSError as error:
+        return os.fstat(descriptor).st_size if error.errno == errno.ENXIO else offset
+    finally:
+        os.lseek(descriptor, position, os.SEEK_SET)
+
+
+def _too_much(path: Path, *, has_events: bool) -> OSError:
+    size = MAX_FOREIGN_BYTES if has_events else MAX_FOREIGN_GAP_BYTES
+    what = f"more than {size >> 20} MiB of another user's journal{'' if has_events else ' without an event'}"
+    return OSError(errno.EFBIG, f"{what} are not read", str(path))
 
 
 def newest(path: Path, kind: str) -> dict[str, Any] | None:

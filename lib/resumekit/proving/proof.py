@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from ..basics.errors import DONE, NO_STABLE_CHECKPOINT
 from ..basics.files import UnreadableFile, open_regular, read_json, to_json, write_atomic
+from ..basics.made_folder import MadeFolder, refuse_exchanged
 from ..basics.paths import RunPaths, manifest_path
 from . import archive, manifest
 
@@ -97,12 +98,21 @@ def prove(descriptor: int, path: Path) -> Proof:
     return _proof(path, before, sha256, verdict, reason)
 
 
-def prove_for_run(run_dir: Path, checkpoint_path: Path) -> int:
+def prove_for_run(run_dir: Path, checkpoint_path: Path, made: MadeFolder | None = None) -> int:
     """Prove the checkpoint that the run in `run_dir` starts from, and write the verdict there.
+
+    Args:
+        run_dir: the run's folder.
+        checkpoint_path: the checkpoint.
+        made: by what its launcher knows that folder.
 
     Returns:
         An exit code: 0 proven, 3 not.
+
+    Raises:
+        Exchanged: another folder lies there by now.
     """
+    refuse_exchanged(run_dir, made)
     target = RunPaths(run_dir).proof
     try:
         descriptor = open_regular(checkpoint_path)

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..basics.claims import locked
 from ..basics.errors import KitError
 from ..basics.files import UnreadableFile, read_json, to_json, utc_now, write_atomic
+from ..basics.made_folder import MadeFolder, refuse_exchanged
 from ..basics.paths import RunPaths
 from ..proving import proof
 from .runs import RunTable, open_run, run_around
@@ -54,17 +55,22 @@ def _entries(run: RunPaths) -> list[dict[str, object]]:
     return [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
 
 
-def quarantine_damaged(run_dir: Path, checkpoint: Path) -> bool:
+def quarantine_damaged(run_dir: Path, checkpoint: Path, made: MadeFolder | None = None) -> bool:
     """Put the checkpoint that a run started from into quarantine, if its proof failed.
 
     Args:
         run_dir: the run that was to start from it, with the proof in its folder.
         checkpoint: the file.
+        made: by what its launcher knows the run's folder.
 
     Returns:
         Whether it is in quarantine now: then the same command takes the next candidate. Not if it did not fail, if it
         lies in no run (a list there would be a stranger's file), or if its run cannot be written to.
+
+    Raises:
+        Exchanged: another folder lies there by now.
     """
+    refuse_exchanged(run_dir, made)
     verdict = proof.read(open_run(run_dir).paths.proof)
     if verdict is None or verdict.verdict not in (proof.DIFFERS, proof.UNREADABLE):
         return False

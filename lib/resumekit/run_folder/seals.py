@@ -48,6 +48,12 @@ def records(paths: RunPaths) -> tuple[Path, ...]:
     return paths.run_json, paths.resolved_json, paths.config_copy, paths.resume_plan
 
 
+def digest(contents: Mapping[str, bytes]) -> str:
+    """Return one SHA-256 of all records of a run, 64 hex digits: of their names and bytes, in whichever order."""
+    parts = (b"%s\0%d\0%s" % (os.fsencode(name), len(data), data) for name, data in sorted(contents.items()))
+    return digests.sha256(b"".join(parts))
+
+
 def keep(
     paths: RunPaths, record: Mapping[str, Any], contents: Mapping[str, bytes], notify: list[str] | None
 ) -> str | None:

@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..basics import digests
+from ..basics import digests, made_folder
 from ..basics.files import UnreadableFile, parse_json
+from ..basics.made_folder import MadeFolder
 from ..basics.paths import RunPaths
 from . import seals
 from .runs import Run, open_run, run_of
@@ -122,6 +123,26 @@ def examine(run_dir: Path) -> Examined:
     if not found.is_callers:
         _take_notifier_of(run, seal)
     return Examined(run, found, folder.contents.get(run.paths.config_copy.name))
+
+
+def examine_made(run_dir: Path, made: MadeFolder) -> Examined:
+    """Read a run for a process that its launcher starts: what was made, and as it was written, needs no seal.
+
+    Args:
+        run_dir: its folder; a link there is not followed.
+        made: what the launcher has handed on.
+
+    Raises:
+        Exchanged: another folder lies there by now.
+        OSError: there is none, or it cannot be read.
+    """
+    made_folder.refuse_exchanged(run_dir, made)
+    folder = _read(RunPaths(run_dir), os.O_DIRECTORY | _WITHOUT_LINKS)
+    if not made.is_at(folder.found):
+        raise made_folder.exchanged(run_dir)
+    is_whole = not folder.faults and seals.digest(folder.contents) == made.records
+    standing = Standing(SEALED) if is_whole else Standing(OTHERS, "its records are not as its launcher wrote them")
+    return Examined(_run_in(run_dir, folder), standing, folder.contents.get(RunPaths(run_dir).config_copy.name))
 
 
 def _run_in(run_dir: Path, folder: _Folder) -> Run:

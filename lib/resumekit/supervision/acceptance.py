@@ -17,7 +17,6 @@ from ..basics.causes import CHECKS_FAILED
 from ..basics.check import FAILED, WARNED, WHOLE, Check
 from ..basics.errors import KitError
 from ..basics.paths import step_of_name
-from ..basics.terminal import plain
 from ..run_folder import recovery
 from ..run_folder.quarantine import put_in_quarantine
 from ..run_folder.runs import Run
@@ -85,11 +84,11 @@ class Acceptance:
     def _tell(self, one: Check, append: Callable[..., bool], say: Callable[[bytes], Any]) -> None:
         append("check", **one.as_fields())
         if one.verdict in (FAILED, WARNED) or one.name == WHOLE:
-            say(f"resumekit: {plain(one.sentence())}\n".encode("utf-8", "backslashreplace"))
+            say(f"resumekit: {one.sentence()}\n".encode("utf-8", "backslashreplace"))
         if one.name == "step" and one.verdict == FAILED and not self._is_strict and recovery.of(self._run) is not None:
             # There may be no one at the terminal of a recovery.
             message = f"{one.sentence()}; it trains on: do trainer.resume_args name an option that the trainer acts on?"
-            append("warning", kind=BEGAN_ELSEWHERE, message=plain(message))
+            append("warning", kind=BEGAN_ELSEWHERE, message=message)
             notice.give(self._run, BEGAN_ELSEWHERE, message)
 
 

@@ -13,9 +13,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..basics import claims, processes
+from ..basics import claims, made_folder, processes
 from ..basics.errors import Busy, KitError, Refused
 from ..basics.files import fsync_directory, fsync_file, to_json, utc_now, write_atomic, write_new
+from ..basics.made_folder import MadeFolder, refuse_exchanged
 from ..basics.paths import RunPaths
 from ..basics.terminal import say
 from ..configuration import config
@@ -31,8 +32,6 @@ from . import run_record
 # Fifty commands at once take a tenth of a second each.
 START_WAIT_S = 60.0
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-# By what a folder is known whatever its name: its device and its inode.
-Made = tuple[int, int]
 
 
 class Launch(NamedTuple):
@@ -46,6 +45,7 @@ class Launch(NamedTuple):
         prove: the checkpoint whose digest is to be computed beside the trainer's start, or None.
         head: the folder of the run that this one continues, or None; its claim is checked once more at the start.
         argv: the trainer's command.
+        made: by what the processes of the run know its folder again.
         unsealed: why its records could not be sealed (`run_folder/seals`); None where they are, or no seals are kept.
     """
 
@@ -57,13 +57,18 @@ class Launch(NamedTuple):
     prove: Path | None
     head: Path | None
     argv: list[str]
+    made: MadeFolder
     unsealed: str | None = None
 
     def answer(self) -> list[str]:
-        """Return the fields for Bash, in the order of kit_supervise in lib/launcher.sh."""
+        """Return the fields for Bash, in the order of kit_supervise_one in lib/launcher.sh.
+
+        What the folder is known by and the head are one field: a launcher of before it hands both to the shim as they
+        are, and the files of a kit may be copied over while it runs.
+        """
         prove = str(self.prove) if self.prove else ""
         return [self.run_id, str(self.paths.run_dir), str(self.cwd), self.token, self.config_hash,
-                str(self.paths.output_log), prove, str(self.head or ""), *self.argv]  # fmt: skip
+                str(self.paths.output_log), prove, f"{self.made}{self.head or ''}", *self.argv]  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -116,10 +121,10 @@ def prepare(
         digest = config.config_hash(choice.config, request.config_file.schema)
         head = choice.parent.paths.run_dir if choice.relation == CONTINUE and choice.parent else None
         token = os.urandom(16).hex()
-        launch = Launch(paths.run_dir.name, paths, ready.cwd, token, digest, _to_prove(choice), head, argv)
-        _refuse_exchanged(paths, made)
-        launch = launch._replace(unsealed=_fill(choice, request, launch, ready, code, plan, launcher, kit_argv))
-        _refuse_exchanged(paths, made)
+        launch = Launch(paths.run_dir.name, paths, ready.cwd, token, digest, _to_prove(choice), head, argv, made)
+        refuse_exchanged(paths.run_dir, made)
+        launch = _fill(choice, request, launch, ready, code, plan, launcher, kit_argv)
+        refuse_exchanged(paths.run_dir, made)
     except BaseException as error:
         _take_back(choice, paths, launch, made)
         if isinstance(error, OSError):
@@ -128,7 +133,7 @@ def prepare(
     return launch
 
 
-def _claim_folder(choice: Choice) -> tuple[RunPaths, Made]:
+def _claim_folder(choice: Choice) -> tuple[RunPaths, MadeFolder]:
     """Make the run's folder under a name that nobody has; plain mkdir is what makes it ours alone.
 
     Returns:
@@ -154,25 +159,15 @@ def _claim_folder(choice: Choice) -> tuple[RunPaths, Made]:
     raise KitError(f"no free name for '{run_id}' in '{runs_dir}'")
 
 
-def _just_made(folder: Path) -> Made:
+def _just_made(folder: Path) -> MadeFolder:
     """Return what the folder is that this process has just made; OSError where another one lies there by now."""
     descriptor = os.open(folder, _FOLDER)
     try:
         if os.listdir(descriptor):
             raise OSError(errno.ESTALE, "it was exchanged as soon as it was made", str(folder))
-        return _made(os.fstat(descriptor))
+        return made_folder.of(os.fstat(descriptor))
     finally:
         os.close(descriptor)
-
-
-def _made(found: os.stat_result) -> Made:
-    return found.st_dev, found.st_ino
-
-
-def _refuse_exchanged(paths: RunPaths, made: Made) -> None:
-    """Raise KitError where the run's name leads to another folder by now: the members of a group may rename it."""
-    if _made(os.lstat(paths.run_dir)) != made:
-        raise KitError(f"'{paths.run_dir}' is not the folder that was made for this run: another user has exchanged it")
 
 
 def _make_runs_dir(runs_dir: Path) -> None:
@@ -231,8 +226,12 @@ def _to_prove(choice: Choice) -> Path | None:
 def _fill(
     choice: Choice, request: Request, launch: Launch, ready: preflight.Ready, code: Code,
     plan: dict[str, Any] | None, launcher: processes.Identity | None, kit_argv: Sequence[str],
-) -> str | None:  # fmt: skip
-    """Write everything into the new folder; run.json first, it says what the folder is. Returns why it has no seal."""
+) -> Launch:  # fmt: skip
+    """Write everything into the new folder; run.json first, it says what the folder is.
+
+    Returns:
+        The launch, with what was written and why it could not be sealed.
+    """
     paths = launch.paths
     record = run_record.record(
         choice, request, paths, root=ready.root, cwd=ready.cwd, argv=launch.argv, kit_argv=kit_argv, code=code,
@@ -273,7 +272,7 @@ def _fill(
     unsealed = seals.keep(paths, record, sealed, config.get(choice.config, "notify.command"))
     live_marker.make(paths.live_marker)
     _make_durable(paths)
-    return unsealed
+    return launch._replace(made=launch.made._replace(records=seals.digest(sealed)), unsealed=unsealed)
 
 
 def _make_durable(paths: RunPaths) -> None:
@@ -288,7 +287,7 @@ def _make_durable(paths: RunPaths) -> None:
     fsync_directory(paths.run_dir.parent)
 
 
-def _take_back(choice: Choice, paths: RunPaths, launch: Launch | None, made: Made) -> None:
+def _take_back(choice: Choice, paths: RunPaths, launch: Launch | None, made: MadeFolder) -> None:
     """Remove the folder that this process has just made, its seal and its claims; no other process has seen it."""
     if not _remove(paths.run_dir, made):
         _say(f"'{paths.run_dir}' stays as it is: it could not be removed, or is not the folder made for this run")
@@ -303,7 +302,7 @@ def _take_back(choice: Choice, paths: RunPaths, launch: Launch | None, made: Mad
         claims.release_pin(holder_of(choice.candidate, choice.parent, choice.table).paths, choice.step, run_id)
 
 
-def _remove(folder: Path, made: Made) -> bool:
+def _remove(folder: Path, made: MadeFolder) -> bool:
     """Remove the folder that was made, and no other one that was moved to its name; False where something is left.
 
     What lies in it is removed through its descriptor, and rmdir takes away what is empty alone.
@@ -313,7 +312,7 @@ def _remove(folder: Path, made: Made) -> bool:
     except OSError:
         return not os.path.lexists(folder)
     try:
-        if _made(os.fstat(descriptor)) != made:
+        if not made.is_at(os.fstat(descriptor)):
             return False
         for name in os.listdir(descriptor):
             _remove_entry(f"/proc/self/fd/{descriptor}/{name}")

@@ -5,7 +5,7 @@ its own and blocks signals: one that comes to it was sent to the whole job, whic
 what its trainer leaves behind, and where that is more than nothing, `session_end` says when the training is over.
 Run by path with `python -I -S`: it imports only the standard library, `basics` and one module beside it.
 
-    python -I -S lib/resumekit/supervision/shim.py RUN_DIR LAUNCHER_PID [HEAD_DIR] -- COMMAND ARG...
+    python -I -S lib/resumekit/supervision/shim.py RUN_DIR LAUNCHER_PID [MADE[HEAD_DIR]] -- COMMAND ARG...
 
 It opens the file that RESUMEKIT_OUTPUT_LOG names, which is not handed on, for what it and the trainer say.
 """
@@ -26,9 +26,10 @@ if __package__ in (None, ""):  # run by path: the package is found beside this f
     sys.path.append(str(Path(__file__).resolve().parents[2]))
     __package__ = "resumekit.supervision"
 
-from resumekit.basics import journal, process_details, processes
+from resumekit.basics import journal, made_folder, process_details, processes
 from resumekit.basics.errors import FAILED, KitError, Refused
 from resumekit.basics.files import fsync_directory, read_end, temp_path, to_json, utc_now, write_atomic
+from resumekit.basics.made_folder import MadeFolder
 from resumekit.basics.paths import RunPaths
 from resumekit.basics.terminal import plain
 from resumekit.supervision import memory_kills, session_lock
@@ -64,7 +65,8 @@ def main(argv: list[str]) -> int:
     """Start the trainer and outlive it.
 
     Args:
-        argv: RUN_DIR LAUNCHER_PID [HEAD_DIR] -- COMMAND ARG...; HEAD_DIR is the run that this one continues, if any.
+        argv: RUN_DIR LAUNCHER_PID [MADE[HEAD_DIR]] -- COMMAND ARG...; MADE is by what the run's folder is known
+            (`made_folder`), HEAD_DIR the absolute path of the run that this one continues, if any.
 
     Returns:
         The trainer's exit code, or 128 + n when signal n ended it; 127 where it could not be started, 1 where its last
@@ -72,10 +74,11 @@ def main(argv: list[str]) -> int:
     """
     run = RunPaths(Path(argv[0]))
     log = os.environ.pop(_OUTPUT_LOG, None)
-    if not _speak_into(log, run):
-        return _NOT_STARTED
     launcher_pid, split = int(argv[1]), argv.index("--")
-    head, command = "".join(argv[2:split]), argv[split + 1 :]
+    known_by, slash, rest = "".join(argv[2:split]).partition("/")
+    made, head, command = made_folder.from_text(known_by), slash + rest, argv[split + 1 :]
+    if not _speak_into(log, run, made):
+        return _NOT_STARTED
     for number in _SHIM_IGNORES:
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError):  # the leader of a group cannot; then a signal to that group is taken for more
@@ -93,7 +96,7 @@ def main(argv: list[str]) -> int:
         _write_end(run, reserved, {"code": FAILED, "signal": None, "pid": None, "at": utc_now(), "elapsed_s": 0.0})
         return FAILED
     if pid == 0:
-        _become_trainer(run, launcher_pid, head, command, mask)
+        _become_trainer(run, launcher_pid, made, head, command, mask)
     leader = _leader(log or str(run.output_log), pid)
     counter = memory_kills.counter()  # the trainer is on its way already, and does not wait for this
     before = memory_kills.kills(counter)
@@ -113,20 +116,20 @@ def _leader(log: str, pid: int) -> processes.Identity | None:
     return known and known._replace(ties=processes.Ties(log, processes.identify(os.getpid())))
 
 
-def _speak_into(log: str | None, run: RunPaths) -> bool:
+def _speak_into(log: str | None, run: RunPaths, made: MadeFolder | None) -> bool:
     """Make the log both outputs of this process and of the trainer; False, and a sentence, where it is not our own."""
-    if log is None:
-        return True
     try:
-        # O_NONBLOCK: a FIFO under its name would wait for a reader for ever.
-        flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        descriptor = os.open(log, flags)
-        if reason := _why_not_own(os.fstat(descriptor), run):
-            raise OSError(0, reason)
+        made_folder.refuse_exchanged(run.run_dir, made)
+        if log is None:
+            return True
+        descriptor = _opened(log, run, made)
         os.set_blocking(descriptor, True)  # as the trainer expects its output
         for number in (1, 2):
             os.dup2(descriptor, number)
             os.set_inheritable(number, True)  # it has that number already where the launcher's was closed
+    except made_folder.Exchanged as error:
+        _say(f"{error}; the trainer was not started")
+        return False
     except OSError as error:
         reason = "it is a link" if error.errno == errno.ELOOP else error.strerror
         _say(f"'{log}' cannot take the trainer's output, and it was not started: {reason}")
@@ -136,14 +139,33 @@ def _speak_into(log: str | None, run: RunPaths) -> bool:
     return True
 
 
-def _why_not_own(found: os.stat_result, run: RunPaths) -> str | None:
+def _opened(log: str, run: RunPaths, made: MadeFolder | None) -> int:
+    """Return the log's descriptor, opened in the folder that the launcher has made, and in no other."""
+    folder = os.open(run.run_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if made is not None and not made.is_at(os.fstat(folder)):
+            raise made_folder.exchanged(run.run_dir)
+        # O_NONBLOCK: a FIFO under its name would wait for a reader for ever.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(log.removeprefix(f"{run.run_dir}/"), flags, dir_fd=folder)
+        owners = {os.geteuid()} if made is None else {os.geteuid(), os.fstat(folder).st_uid}
+    finally:
+        os.close(folder)
+    if reason := _why_not_own(os.fstat(descriptor), owners):
+        raise OSError(0, reason)
+    return descriptor
+
+
+def _why_not_own(found: os.stat_result, owners: set[int]) -> str | None:
     """Return why a file is not the one that the launcher has made; None for its own.
 
-    A drive that shows every file as one user's (a squashed root's, CIFS) shows the run's folder as theirs too.
+    Args:
+        owners: the caller, and who owns the folder that the launcher has made: a drive that shows every file as one
+            user's (a squashed root's, CIFS) shows that folder as theirs too.
     """
     if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
         return "it is no regular file, or has another name"
-    if found.st_uid not in (os.geteuid(), os.lstat(run.run_dir).st_uid):
+    if found.st_uid not in owners:
         return f"it belongs to another user (uid {found.st_uid})"
     return None
 
@@ -235,7 +257,9 @@ def _become_subreaper() -> bool:
         return False
 
 
-def _become_trainer(run: RunPaths, launcher_pid: int, head: str, command: list[str], mask: set[signal.Signals]) -> None:
+def _become_trainer(
+    run: RunPaths, launcher_pid: int, made: MadeFolder | None, head: str, command: list[str], mask: set[signal.Signals]
+) -> None:
     """In the child: a new session, the `launched` event, then the trainer. Never returns.
 
     The event is on disk before the trainer's first instruction: no trainer ever runs that nobody knows of.
@@ -252,6 +276,7 @@ def _become_trainer(run: RunPaths, launcher_pid: int, head: str, command: list[s
                 launcher=launcher.as_fields() if launcher else None,
             )  # fmt: skip
             fsync_directory(run.journal.parent)  # the journal's first event: its name is new
+            made_folder.refuse_exchanged(run.run_dir, made)
         for number in _TRAINER_DEFAULTS:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # a stop that came since `launched` ends it here
@@ -259,6 +284,8 @@ def _become_trainer(run: RunPaths, launcher_pid: int, head: str, command: list[s
     except (OSError, ValueError) as error:  # ValueError: an empty name
         reason = getattr(error, "strerror", None) or "no such name"
         _say(f"the trainer could not be started: {reason}: '{command[0]}'")
+    except made_folder.Exchanged as error:
+        _say(f"{error}; the trainer was not started")
     except KitError as error:
         _say(str(error))
         os._exit(error.exit_code)

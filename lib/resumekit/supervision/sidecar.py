@@ -3,7 +3,7 @@
 It is our `tee`: the trainer writes to a plain file and never waits for us. It may be killed at any moment; the next one
 goes on where `.sidecar.json` says this one stood. It ends when the trainer's end is known and written down.
 
-    python -I -S lib/resumekit_cli.py sidecar RUN_DIR [--echo]
+    python -I -S lib/resumekit_cli.py sidecar RUN_DIR [--made=...] [--echo]
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from ..basics import causes, journal, processes
-from ..basics.errors import DONE, ENDED_EARLY, FAILED
+from ..basics.errors import DONE, ENDED_EARLY, FAILED, Refused
 from ..basics.files import UnreadableFile, read_json, unlink_temps
+from ..basics.made_folder import Exchanged, MadeFolder
+from ..basics.paths import RunPaths
 from ..basics.terminal import say
-from ..run_folder import run_end, status
+from ..run_folder import run_end, seals, status, trust
 from ..run_folder.run_state import fold
-from ..run_folder.runs import Run, open_run
+from ..run_folder.runs import Run
 from . import sidecar_account
 from .bedside import Bedside, exit_code
 from .best_artifacts import LIMIT_S, BestArtifacts
@@ -334,12 +336,17 @@ class Sidecar:
         })  # fmt: skip
 
 
-def main(run_dir: Path, *, has_echo: bool) -> int:
+def main(run_dir: Path, *, has_echo: bool, made: MadeFolder | None = None) -> int:
     """Run the sidecar of one run.
+
+    Args:
+        run_dir: its folder.
+        has_echo: show the trainer's output.
+        made: by what the run's launcher knows that folder; None where the watcher starts this sidecar.
 
     Returns:
         0 when its end is written down, or when another sidecar is at it already; 7 where failed checks have ended it,
-        8 where a rule has.
+        8 where a rule has; 6 where another folder lies there by now.
     """
     # In the background of its terminal: what stops the launcher (Ctrl-Z) must not stop who watches the trainer, and
     # `stty tostop` must not stop who shows its output.
@@ -347,17 +354,41 @@ def main(run_dir: Path, *, has_echo: bool) -> int:
         os.setpgid(0, 0)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGTTOU, signal.SIGTTIN):
         signal.signal(number, signal.SIG_IGN)
-    run = open_run(run_dir)
+    try:
+        run, doubt = _followed(run_dir, made)
+    except Exchanged as error:
+        raise Refused(f"{error}; nothing follows the run") from error
     try:
         if not sidecar_account.take_status_lock(run):
             return DONE
     except OSError as error:
         say("sidecar", f"the lock '{run.paths.status_lock}' cannot be taken: {error.strerror}")
         return FAILED
+    if doubt:
+        _warn_of(run, doubt)
     unlink_temps([run.paths.status, run.paths.sidecar_state])  # the lock is ours: nobody else writes these
     code = Sidecar(run, has_echo=has_echo).run_until_end()
     sys.stdout = None  # its flush at exit may fail or block; there is nothing in it
     return code
+
+
+def _followed(run_dir: Path, made: MadeFolder | None) -> tuple[Run, str]:
+    """Return a run as the caller's launcher wrote it, and why nothing is taken from its records where it is not that.
+
+    Such a run has the default paths, and no setting: no pattern for its log above all. Of a user who keeps no seals
+    (without a HOME), the watcher's sidecar goes by what lies there. Raises as `trust.examine_made`.
+    """
+    run, standing, _ = trust.examine(run_dir) if made is None else trust.examine_made(run_dir, made)
+    if standing.is_callers or (made is None and seals.since() is None):
+        return run, ""
+    run = Run(RunPaths(run_dir), {"run_id": run_dir.name, "token": run.record.get("token")} if run.is_ours else {})
+    run.config = {}
+    return run, f"{standing.reason}: its sidecar uses the default paths, and no setting and no log pattern of it"
+
+
+def _warn_of(run: Run, doubt: str) -> None:
+    with contextlib.suppress(OSError):
+        journal.append(run.paths.journal, "warning", run.run_id, kind="records_edited", message=doubt)
 
 
 def _acceptance(run: Run, state: dict[str, Any], offset: int) -> Any:

@@ -15,6 +15,7 @@ from ..basics import lr_scale
 from ..basics.actions import ABSENT, FRESH, LOAD, PARTIAL, REFIT, RESET, SWAP
 from ..basics.errors import InvalidFile, KitError
 from ..basics.lr_scale import LrScale, Ramp
+from ..basics.terminal import plain
 from . import (
     averages,
     decisions,
@@ -93,6 +94,7 @@ def load_resume_bundle(
     Source: protocol §4, §6, §7, §13.
     """
     guard_output()
+    log_fn = _plainly(log_fn)
     wishes = Wishes(allow_partial_weights, optimizer_policy, schedule_policy, new_params, restore_rng)
     wishes.check()
     plan = trainer_plan.read()
@@ -137,6 +139,11 @@ def load_resume_bundle(
         journal_event("swap", step=bundle.global_step, **swapped)
     verification.at_first_step(loaded, log_fn)
     return bundle
+
+
+def _plainly(log_fn: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return what prints printable lines: they name what lies in the checkpoint, which may be another user's."""
+    return lambda line: log_fn(plain(line))
 
 
 def _refuse_fresh_start(plan: TrainerPlan | None) -> None:
