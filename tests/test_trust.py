@@ -819,5 +819,7 @@ def test_what_a_launcher_hands_on_says_whether_a_run_is_as_it_was_made(
         trust.examine_made(run, known_by)
     run.unlink()
     shutil.copytree(tmp_path / "runs/aside", run)
+    assert trust.examine_made(run, known_by).standing.is_callers, "as on a drive that changes inode numbers"
+    (run / "resolved_config.json").write_text("{}")
     with pytest.raises(made_folder.Exchanged, match="another user has exchanged it"):
         trust.examine_made(run, known_by)

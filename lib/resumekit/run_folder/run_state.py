@@ -21,6 +21,8 @@ MIN_MEASURED_S = 0.2
 CLOCK_GAP = "clock_gap"
 # The one with which it says that the trainer is suspended (state T); the next gap says that it goes on.
 TRAINER_SUSPENDED = "trainer_suspended"
+# The one with which it says that it takes no pattern from records that are not as the launcher wrote them.
+RECORDS_EDITED = "records_edited"
 
 # A step of a trainer that journals its steps: they are the training's.
 TRAINING = step_counters.Told({}, True)

@@ -128,6 +128,8 @@ def examine(run_dir: Path) -> Examined:
 def examine_made(run_dir: Path, made: MadeFolder) -> Examined:
     """Read a run for a process that its launcher starts: what was made, and as it was written, needs no seal.
 
+    A folder of the caller's with the very records counts under another inode too: some network drives change them.
+
     Args:
         run_dir: its folder; a link there is not followed.
         made: what the launcher has handed on.
@@ -136,11 +138,12 @@ def examine_made(run_dir: Path, made: MadeFolder) -> Examined:
         Exchanged: another folder lies there by now.
         OSError: there is none, or it cannot be read.
     """
-    made_folder.refuse_exchanged(run_dir, made)
-    folder = _read(RunPaths(run_dir), os.O_DIRECTORY | _WITHOUT_LINKS)
-    if not made.is_at(folder.found):
+    if os.path.islink(run_dir):
         raise made_folder.exchanged(run_dir)
+    folder = _read(RunPaths(run_dir), os.O_DIRECTORY | _WITHOUT_LINKS)
     is_whole = not folder.faults and seals.digest(folder.contents) == made.records
+    if not made.is_at(folder.found) and not (is_whole and folder.found.st_uid == os.geteuid()):
+        raise made_folder.exchanged(run_dir)
     standing = Standing(SEALED) if is_whole else Standing(OTHERS, "its records are not as its launcher wrote them")
     return Examined(_run_in(run_dir, folder), standing, folder.contents.get(RunPaths(run_dir).config_copy.name))
 

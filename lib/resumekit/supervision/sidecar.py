@@ -23,7 +23,7 @@ from ..basics.made_folder import Exchanged, MadeFolder
 from ..basics.paths import RunPaths
 from ..basics.terminal import say
 from ..run_folder import run_end, seals, status, trust
-from ..run_folder.run_state import fold
+from ..run_folder.run_state import RECORDS_EDITED, fold
 from ..run_folder.runs import Run
 from . import sidecar_account
 from .bedside import Bedside, exit_code
@@ -388,7 +388,7 @@ def _followed(run_dir: Path, made: MadeFolder | None) -> tuple[Run, str]:
 
 def _warn_of(run: Run, doubt: str) -> None:
     with contextlib.suppress(OSError):
-        journal.append(run.paths.journal, "warning", run.run_id, kind="records_edited", message=doubt)
+        journal.append(run.paths.journal, "warning", run.run_id, kind=RECORDS_EDITED, message=doubt)
 
 
 def _acceptance(run: Run, state: dict[str, Any], offset: int) -> Any:

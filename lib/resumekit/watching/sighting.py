@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from ..run_folder import log_tail, observer, pace, recovery, status, step_sight, suspended
 from ..run_folder.event_values import count
-from ..run_folder.run_state import State
+from ..run_folder.run_state import RECORDS_EDITED, State
 from ..run_folder.runs import Run, RunTable
 from ..run_folder.status import View
 from . import custody
@@ -62,10 +62,17 @@ def sight(run: Run, state: State, view: View, table: RunTable, limits: Limits) -
         last_words=_last_words(run, view.end) if has_ended else "",
         free_bytes=free_bytes,
         free_inodes=free_inodes,
-        behind="" if now_s is None else observer.behind(run, account, state, now_s),
+        behind="" if now_s is None else _blind(state) or observer.behind(run, account, state, now_s),
         progress_s=_progress_s(run, state, table, account),
         parent_stepped=not has_ended and not step_sight.has_stepped(state) and step_sight.parent_stepped(run, table),
     )
+
+
+def _blind(state: State) -> str:
+    """Say that a sidecar reads no steps, because the run's records are not as they were written."""
+    if RECORDS_EDITED not in state.get("warned_of", ()) or state.get("tells_steps"):
+        return ""
+    return "its records were edited, so its sidecar reads no steps: nothing can be said of its speed"
 
 
 def _last_words(run: Run, end: dict[str, Any] | None) -> str:
