@@ -156,7 +156,7 @@ def test_what_the_trainer_cannot_be_told_is_not_planned(
     config = {"trainer": {"loads_with_kit": loads_with_kit}}
     (folder / "resolved_config.json").write_text(json.dumps(config))
     run = open_run(folder)
-    chosen = SimpleNamespace(step=20, run_id="other") if has_checkpoint else None
+    chosen = SimpleNamespace(step=20, run_id="other", path=tmp_path / "none") if has_checkpoint else None
     monkeypatch.setattr(replay.heads, "search_stable", lambda *_: Selection(chosen, ()))
     monkeypatch.setattr(replay.recovery, "of", lambda _run: Recovery("nonfinite", 1, first_bad_step=32))
     crash: dict[str, Any] = {"symptoms": {"eval_crash": {"step": 30}}}

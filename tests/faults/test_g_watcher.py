@@ -107,6 +107,7 @@ def forge(night: Night, trainer: dict[str, Any], *more: tuple[str, dict[str, Any
     (run,) = night.run_dirs()
     for name in ("exit.json", ".sidecar.json", "status.json", "journal.jsonl"):
         (run / name).unlink(missing_ok=True)
+    trainer = {**trainer, "token": json.loads((run / "run.json").read_bytes())["token"]}
     gone = {**trainer, "boot_id": "another"}
     journal.append(run / "journal.jsonl", "launched", run.name, trainer=trainer, shim=gone, launcher=gone)
     for kind, fields in more:
