@@ -164,19 +164,23 @@ def moved_after_the_end(run: Run) -> Sign | None:
     changes = signs(run, is_of_trainer=True, is_brief=True)
     folder = _sign(str(run.paths.checkpoints), run.paths.checkpoints.name)
     if folder is not None and folder.at_s > ended.at_s + AFTER_S:  # manifests are made there too
-        changes += _saved(run)
+        changes += _saved(run, ended.at_s)
     newest = max((sign for sign in changes if sign.at_s > ended.at_s + AFTER_S), default=None)
     is_recent = newest is not None and now_of(run) - newest.at_s < run_end.silence_limit_s(run)
     return newest if is_recent else None
 
 
-def _saved(run: Run) -> list[Sign]:
-    """Return when each checkpoint was written; a manifest may be a child's work."""
+def _saved(run: Run, since_s: float = 0.0) -> list[Sign]:
+    """Return when each checkpoint was written, of those since a moment; a manifest may be a child's work."""
     found = []
     with contextlib.suppress(OSError), os.scandir(run.paths.checkpoints) as entries:
         for _, entry in zip(range(MAX_CHECKPOINTS), entries, strict=False):
-            if not entry.name.endswith(MANIFEST_SUFFIX) and (sign := _sign(entry.path, entry.name)):
-                found.append(sign)
+            if entry.name.endswith(MANIFEST_SUFFIX):
+                continue
+            with contextlib.suppress(OSError):
+                changed_s = entry.stat(follow_symlinks=False).st_mtime
+                if changed_s > since_s:
+                    found.append(Sign(changed_s, entry.name))
     return found
 
 
