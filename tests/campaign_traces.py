@@ -62,6 +62,7 @@ class Idle:
     def take(self, event: dict) -> None:
         if event.get("kind") == CLOCK_GAP:
             self.slept_s += event["seconds"]
+            self.look(event["mono_s"])  # a fault may begin at this moment: the sleep was before it
         elif event["event"] == "phase":
             if self.since_s is not None:
                 self.waited_s += event["mono_s"] - self.since_s
@@ -76,6 +77,8 @@ def watched(trace: traces.Trace) -> Verdict:
     """Let a watcher look at a trace once a minute; return its first sick finding, or that there was none."""
     limits = Limits(divergence=trace.divergence)
     lineage_speed: float | None = None
+    lineage_whole: float | None = None
+    has_stepped = False
     fruitless = 0
     idle = Idle()
     state: dict = {}
@@ -88,15 +91,20 @@ def watched(trace: traces.Trace) -> Verdict:
             is_dead = bool(life.is_dead_at) and now_s >= life.is_dead_at[0]
             name = "lost" if is_dead else "running" if "step" in state else "starting"
             dead = fruitless + ("step" not in state)
-            fields = {"lineage_speed": lineage_speed, "fruitless": dead if is_dead else 0, **_observed(seen, now_s)}
+            fields = {
+                "lineage_speed": lineage_speed, "lineage_whole": lineage_whole, "parent_stepped": has_stepped,
+                "fruitless": dead if is_dead else 0, **_observed(seen, now_s),
+            }  # fmt: skip
             sight = Sight(now_s, name, **{key: fields[key] for key in fields if key in Sight._fields})
             found = [one for one in abort_rules.findings(state, limits, sight) if one.verdict == abort_rules.SICK]
             is_on_the_way = trace.kind == "no step" and number < len(trace.lives) - 1  # restarted each time
             if found and not is_on_the_way:
                 return Verdict(found[0], now_s, number, idle.told)
         fruitless = fruitless + 1 if "step" not in state else 0
-        own = pace.baseline(state.get("pace"))
-        lineage_speed = max((one for one in (lineage_speed, own) if one is not None), default=None)
+        has_stepped = has_stepped or "has_stepped" in state
+        if (own := pace.baseline(state.get("pace"))) is not None:
+            lineage_speed = max(own, lineage_speed or 0.0)
+            lineage_whole = max(pace.whole_speed(state["pace"]) or 0.0, lineage_whole or 0.0)
     return Verdict(None, 0.0, len(trace.lives) - 1, idle.told)
 
 

@@ -308,6 +308,7 @@ class _Observer:
         self.begins_s, self.last, self.offset, self.hidden = begins_s, -1, 0, 0
         self.seen: Event = {"reads_steps": bool(FORMS[form])}
         self.seen_at_s = -math.inf
+        self.looks_until_s = 0.0
 
     def events(self, writes: Iterator[Write]) -> Iterator[Event]:
         yield self._event("launched", self.begins_s)
@@ -326,15 +327,16 @@ class _Observer:
             since_s = write.at_s if not waiting else since_s
             waiting.append(write)
         if suspended is not None and self.fault_s:
-            self.ends[0] = max(self.ends[0], suspended[1] + 4 * 3600.0)
             yield from self._wake(waiting, suspended)
-            return
-        yield from self._read(waiting, max(since_s, waiting[-1].at_s) if waiting else since_s)
+        else:
+            yield from self._read(waiting, max(since_s, waiting[-1].at_s) if waiting else since_s)
+        self.ends[0] = max(self.ends[0], self.looks_until_s)
 
     def _wake(self, waiting: list[Write], suspended: tuple[float, float]) -> Iterator[Event]:
         gap_s = suspended[1] - suspended[0]
         if self.fault_s:
             self.fault_s[:] = [max(self.fault_s[0], suspended[1])]
+            self.looks_until_s = suspended[1] + 4 * 3600.0
         if gap_s > GAP_S:
             yield self._event("warning", suspended[1], kind="clock_gap", message="nothing ran", seconds=gap_s)
         yield from self._read(waiting, suspended[1])

@@ -70,6 +70,17 @@ def test_a_sick_run_is_found_in_time_and_by_its_name(cause: str) -> None:
     assert judge_sick(6000, (900, cause))[1] == ""
 
 
+@pytest.mark.parametrize(
+    ("seed", "cause"),
+    [(1002000500, "hang"), (1002001015, "throughput"), (1002001274, "diverged"), (1002001711, "hang")],
+    ids=["the parent stepped", "untold evaluations", "habit redrawn", "asleep at the fault"],
+)
+def test_the_campaign_makes_and_judges_what_the_rules_promise(seed: int, cause: str) -> None:
+    """Traces that once showed or hid more than a watcher sees; none may be found before its fault."""
+    judged = judge_sick(traces.STEPS, (seed, cause))
+    assert judged.said == "" and judged.share >= 0
+
+
 def test_nothing_is_wrong_with_a_steady_run() -> None:
     assert after(HOUR, 3600.0) == []
 
@@ -542,6 +553,7 @@ def test_no_journal_breaks_a_rule(events: list[dict[str, Any]], now_s: float, na
 @pytest.mark.parametrize(
     "part",
     [
+        {"pace": {**pace.begun(1), "whole_now": [1.0] * 21}}, {"pace": {**pace.begun(1), "whole_s": -1.0}},
         {"pace": {}}, {"pace": {**pace.begun(1), "levels": [[1, 0]]}}, {"pace": {**pace.begun(1), "peaks": [[1.0]]}},
         {"pace": {**pace.begun(1), "seconds": math.inf}}, {"pace": {**pace.begun(1), "long_in_a_row": None}},
         {"pace": {**pace.begun(1), "levels": [[0, 1]] * 2000}}, {"symptoms": []}, {"symptoms": {"bad": {"step": 1}}},

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+from typing import Any
+
+import pytest
 
 from resumekit.run_folder import pace
 from resumekit.run_folder.run_state import fold
@@ -56,6 +59,38 @@ def test_a_slowness_of_four_usual_intervals_is_found() -> None:
         told.append(step(number, at_s, 0.5 + 0.01 * (number % 7)))
     found = abort_rules.findings(fold({}, told), Limits(), Sight(at_s, "running"))
     assert [one.cause for one in found if one.verdict == SICK] == ["throughput"]
+
+
+def _with_saves(own_s: float, count: int, stall_s: float) -> dict[str, Any]:
+    """Return the state of a log trainer that saves for 31 s before every second line, and stalls early for once."""
+    state, at_s = fold({}, [event("launched", 0.0)]), 0.0
+    for number in range(1, count):
+        at_s += own_s + (31.0 if number % 2 else 0.0) + (stall_s if number == 8 else 0.0)
+        state = fold(state, [step(50 * number, at_s, 0.5 + number % 7, source="log")])
+    return state
+
+
+@pytest.mark.fault("E3", by="abort_rules.py: _is_only_counted_otherwise")
+def test_a_run_that_counts_its_untold_saves_where_its_parent_left_them_out_is_not_slower() -> None:
+    """Of the same intervals one life takes 40 s for long ones, and the other, after an early stall, does not."""
+    parent = _with_saves(8.8, 400, 0.0)["pace"]
+    norm = {"lineage_speed": pace.baseline(parent), "lineage_whole": pace.whole_speed(parent)}
+
+    def found(state: dict[str, Any], **known: Any) -> list[str]:
+        sight = Sight(state["step_mono_s"], "running", **known)
+        return [one.cause for one in abort_rules.findings(state, Limits(), sight) if one.verdict == SICK]
+
+    child = _with_saves(8.8, 80, 25.0)
+    assert pace.baseline(child["pace"]) < 0.5 * pace.baseline(parent)
+    assert found(child, lineage_speed=norm["lineage_speed"]) == ["throughput"]
+    assert found(child, **norm) == []
+    # One that is slow from its first step is slow with all intervals in full too.
+    assert found(_with_saves(60.0, 40, 0.0), **norm) == ["throughput"]
+    # And one that was as fast as its parent for an hour, and is slow now, is so by what it was lately.
+    at_s, number = child["step_mono_s"], child["step"]
+    for later in range(1, 60):
+        child = fold(child, [step(number + 50 * later, at_s + 90.0 * later, 0.5 + later % 7, source="log")])
+    assert found(child, **norm) == ["throughput"]
 
 
 def test_a_first_loss_that_happens_to_be_small_is_no_best() -> None:

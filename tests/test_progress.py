@@ -496,6 +496,21 @@ def test_what_is_known_of_a_resumed_run_s_steps_by_those_that_it_came_from(
     assert step_sight.parent_stepped(open_run(tmp_path / "N"), RunTable(tmp_path)) is is_judged
 
 
+@pytest.mark.parametrize(("loads_with_kit", "is_judged"), [(False, True), (True, False)])
+def test_a_parent_that_told_its_steps_by_the_heartbeat_alone_shows_that_they_can_be_seen(
+    tmp_path: Path, loads_with_kit: bool, is_judged: bool
+) -> None:
+    """Neither has a pattern; a parent that told them by the kit's helpers shows nothing of one that has none."""
+    for name, came_from, loads in (("P", None, loads_with_kit), ("N", "P", False)):
+        paths = RunPaths(tmp_path / name)
+        paths.logs.mkdir(parents=True)
+        paths.run_json.write_text(json.dumps({"run_id": name, "parent_run_id": came_from}))
+        paths.resolved_json.write_text(json.dumps({"trainer": {"loads_with_kit": loads}}))
+    beats = [{"event": "heartbeat", "run_id": "P", "mono_s": 60.0 * n, "global_step": 2 * n} for n in (1, 2)]
+    RunPaths(tmp_path / "P").journal.write_text("".join(json.dumps(one) + "\n" for one in beats))
+    assert step_sight.parent_stepped(open_run(tmp_path / "N"), RunTable(tmp_path)) is is_judged
+
+
 EPOCHS = """
 import os, sys, time
 sys.path.insert(0, sys.argv[1])

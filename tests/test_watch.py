@@ -478,5 +478,5 @@ def test_a_run_that_is_slow_from_its_first_step_is_measured_by_its_parent(
     assert (look.run_id, [one.cause for one in look.findings]) == (child.name, expected), look.evidence
     if expected:
         # Levels of 4.4 % are what a speed is remembered by.
-        assert sighting.lineage_speed(open_run(child), RunTable(tmp_path)) == pytest.approx(10.0, rel=0.05)
+        assert sighting.lineage_speed(open_run(child), RunTable(tmp_path)) == pytest.approx((10.0, 10.0), rel=0.05)
         assert "usual are 9.9" in look.evidence or "usual are 10" in look.evidence

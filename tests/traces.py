@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 Event = dict[str, Any]
 
 STEPS = 20_000
+# The longest evaluation and save of a trainer that names no phases.
+UNTOLD_EVAL_S, UNTOLD_SAVE_S = 1000.0, 60.0
 # Causes by the name that the rule for it gives, each with the ways in which it comes.
 FAULTS = {
     "nonfinite": ("loss nan", "loss inf", "event", "weights"),
@@ -113,6 +115,13 @@ def sick(seed: int, cause: str | None = None, steps: int = STEPS) -> Trace:
     if kind == "drifts off":
         habit = dice.choice(("each", "tenth", "log"))  # one loss a minute is too few to speak of a drift
         habits = habits._replace(spikes=0.0, habit=habit, every={"each": 1, "tenth": 10}.get(habit, 5))
+    if habits.habit in ("log", "beats"):  # it may have been drawn as one that names its phases
+        habits = habits._replace(eval_s=min(habits.eval_s, UNTOLD_EVAL_S), save_s=min(habits.save_s, UNTOLD_SAVE_S))
+        if cause == "throughput":  # of what nobody tells of there is so little that half the speed is half of it
+            habits = habits._replace(
+                eval_s=min(habits.eval_s, 0.2 * habits.eval_every * habits.step_s),
+                save_s=min(habits.save_s, 0.1 * habits.save_every * habits.step_s),
+            )
     # A run has been well for an hour at least, and far enough from its end.
     well = int(3600 / habits.step_s) + 50 * habits.every
     soon = 2 + int(300 / habits.step_s)
@@ -147,7 +156,7 @@ def _habits(dice: random.Random) -> Habits:
     if skips and every < 20:
         step_s = math.exp(dice.uniform(math.log(0.1), math.log(60.0)))
     # Who names no phases has evaluations that nobody can tell from a standstill: they must be shorter.
-    eval_s, save_s = (1000.0, 60.0) if habit in ("log", "beats") else (3000.0, 600.0)
+    eval_s, save_s = (UNTOLD_EVAL_S, UNTOLD_SAVE_S) if habit in ("log", "beats") else (3000.0, 600.0)
     return Habits(
         habit, every, step_s, dice.uniform(0.02, 0.4), dice.choice((0.0, 1e-4, 1e-3)),
         dice.choice((200, 1000, 5000)), math.exp(dice.uniform(math.log(5.0), math.log(eval_s))),

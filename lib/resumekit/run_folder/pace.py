@@ -9,6 +9,7 @@ Try it: `python -m pytest tests/test_abort_rules.py`
 from __future__ import annotations
 
 import math
+import statistics
 from typing import Any
 
 Pace = dict[str, Any]
@@ -39,6 +40,8 @@ LEARNED = 8
 LEARNED_SHARE = 0.5
 # Then all counts are halved, and what a run did a day ago fades.
 MAX_COUNTED = 2000
+# Speeds of so many of the last buckets, each interval in full: ten minutes at least.
+MAX_NOW = 20
 
 
 def begun(step: int) -> Pace:
@@ -46,6 +49,7 @@ def begun(step: int) -> Pace:
     return {
         "step": step, "at_s": None, "told": 0, "steps": 0, "seconds": 0.0, "trained_s": 0.0, "typical_s": 0.0,
         "least_s": None, "long_in_a_row": 0, "settling": SETTLING, "learned": 0, "levels": [], "peaks": [],
+        "whole_s": 0.0, "whole": [], "whole_now": [],
     }  # fmt: skip
 
 
@@ -66,6 +70,7 @@ def told(pace: Pace, step: int, mono_s: float, *, counts: bool = True) -> Pace:
     if interval_s < MIN_INTERVAL_S:
         return {**result, "at_s": pace["at_s"]}
     result["told"] += 1
+    result["whole_s"] += interval_s
     is_long = pace["typical_s"] > 0 and interval_s > LONG_INTERVALS * pace["typical_s"]
     result["long_in_a_row"] = min(pace["long_in_a_row"] + 1, LONG_IN_A_ROW) if is_long else 0
     if result["long_in_a_row"] == 1:
@@ -83,7 +88,9 @@ def paused(pace: Pace, mono_s: float) -> Pace:
     """Stop the clock: an evaluation, a save; what lies between the last step and now was training."""
     if pace["at_s"] is None:
         return pace
-    return {**pace, "at_s": None, "seconds": pace["seconds"] + _counted(pace, max(0.0, mono_s - pace["at_s"]))}
+    interval_s = max(0.0, mono_s - pace["at_s"])
+    seconds, whole_s = pace["seconds"] + _counted(pace, interval_s), pace["whole_s"] + interval_s
+    return {**pace, "at_s": None, "seconds": seconds, "whole_s": whole_s}
 
 
 def taken_up(pace: Pace, mono_s: float) -> Pace:
@@ -101,6 +108,20 @@ def waited(pace: Pace, since_s: float, mono_s: float) -> Pace:
 def baseline(pace: Pace | None) -> float | None:
     """Return the usual speed in steps per second, the median of what was learned; None where that is too little."""
     return _median(pace["levels"]) if pace and pace["learned"] >= LEARNED else None
+
+
+def whole_speed(pace: Pace | None) -> float | None:
+    """Return the median speed of all buckets with every interval in full; None before the first bucket.
+
+    Which intervals are long, and count as usual ones instead, depends on `typical_s`, which each life of a lineage
+    learns anew; this speed does not, and can be compared between them.
+    """
+    return _median(pace["whole"]) if pace else None
+
+
+def whole_speed_now(pace: Pace) -> float | None:
+    """Return the same of the last buckets alone."""
+    return statistics.median(pace["whole_now"]) if pace["whole_now"] else None
 
 
 def slow_for(pace: Pace, speed: float) -> float:
@@ -139,12 +160,16 @@ def is_sound(pace: object) -> bool:
     """Whether a pace that was read from a file has the types that are given to it here."""
     if not isinstance(pace, dict) or pace.keys() != begun(0).keys():
         return False
-    numbers = [pace[key] for key in ("seconds", "trained_s", "typical_s")]
+    numbers = [pace[key] for key in ("seconds", "trained_s", "typical_s", "whole_s")]
     numbers += [pace[key] for key in ("at_s", "least_s") if pace[key] is not None]
     counts = (pace[key] for key in ("step", "told", "steps", "learned", "settling", "long_in_a_row"))
     if not all(map(_is_time, numbers)) or not all(type(n) is int and 0 <= n < 1 << 53 for n in counts):
         return False
-    return _are_pairs(pace["levels"], _is_level, _is_count) and _are_pairs(pace["peaks"], _is_time, _is_time)
+    now = pace["whole_now"]
+    if not isinstance(now, list) or len(now) > MAX_NOW or not all(map(_is_time, now)):
+        return False
+    are_levels = all(_are_pairs(pace[key], _is_level, _is_count) for key in ("levels", "whole"))
+    return are_levels and _are_pairs(pace["peaks"], _is_time, _is_time)
 
 
 def _usual_now(pace: Pace) -> float:
@@ -164,7 +189,8 @@ def _closed(pace: Pace) -> Pace:
     seconds, number = pace["seconds"], pace["steps"]
     if not pace["typical_s"]:
         # Of the first bucket, with all that a start brings, only this is learned: how often steps are told.
-        return {**pace, "typical_s": max(MIN_INTERVAL_S, pace["least_s"]), "told": 0, "steps": 0, "seconds": 0.0}
+        return {**pace, "typical_s": max(MIN_INTERVAL_S, pace["least_s"]), "told": 0, "steps": 0, "seconds": 0.0,
+                "whole_s": 0.0}  # fmt: skip
     speed = number / seconds
     usual = baseline(pace)
     if pace["settling"]:
@@ -174,9 +200,12 @@ def _closed(pace: Pace) -> Pace:
     elif number and (usual is None or speed >= LEARNED_SHARE * usual):
         pace["levels"] = _learned(pace["levels"], _level(speed))
         pace["learned"] = min(pace["learned"] + 1, MAX_COUNTED)
+    whole = number / max(pace["whole_s"], MIN_INTERVAL_S)
+    pace["whole"] = _learned(pace["whole"], _level(whole))
+    pace["whole_now"] = [*pace["whole_now"], whole][-MAX_NOW:]
     pace["trained_s"] += seconds
     pace["peaks"] = _with_peak(pace["peaks"], pace["trained_s"], speed)
-    pace.update(told=0, steps=0, seconds=0.0)
+    pace.update(told=0, steps=0, seconds=0.0, whole_s=0.0)
     return pace
 
 

@@ -5,6 +5,8 @@ A pattern that is configured proves nothing: it may fit no line. Asks the journa
 
 from __future__ import annotations
 
+from typing import Any
+
 from . import status
 from .run_state import State
 from .runs import Run, RunTable
@@ -23,11 +25,19 @@ def has_stepped(state: State) -> bool:
 
 
 def parent_stepped(run: Run, table: RunTable) -> bool:
-    """Whether steps were seen of a run that this one came from, by the patterns that this one has."""
-    patterns = run.setting("trainer", "log_patterns")
-    for ancestor, _ in table.history(run)[1 : 1 + MAX_ANCESTORS] if status.shows_steps(run) else ():
-        if ancestor.setting("trainer", "log_patterns") != patterns:
+    """Whether steps were seen of a run that this one came from, by the means that this one has.
+
+    Not asked is whether it has a pattern or the kit's helpers: a heartbeat, which needs neither, tells steps too.
+    """
+    means = _means(run)
+    for ancestor, _ in table.history(run)[1 : 1 + MAX_ANCESTORS]:
+        if _means(ancestor) != means:
             return False
         if "has_stepped" in status.read_state(ancestor):
             return True
     return False
+
+
+def _means(run: Run) -> tuple[Any, Any]:
+    """Return what decides how the steps of a run are seen."""
+    return run.setting("trainer", "log_patterns"), run.setting("trainer", "loads_with_kit")

@@ -48,6 +48,8 @@ class Sight(NamedTuple):
         run_state: as `status.state_of` names it.
         end: exit.json, or None.
         lineage_speed: the usual steps per second of comparable ancestors; None where there are none.
+        lineage_whole: the highest `pace.whole_speed` of the same ancestors, with every interval between two steps in
+            full; None where that is not known.
         fruitless: how many starts in a row, this one included, ended without a new step.
         log_ooms: out-of-memory messages among the last lines of a log that is being written.
         last_words: of one that has ended, what it died of by its log, else its last line; without secrets.
@@ -63,6 +65,7 @@ class Sight(NamedTuple):
     run_state: str
     end: dict[str, Any] | None = None
     lineage_speed: float | None = None
+    lineage_whole: float | None = None
     fruitless: int = 0
     log_ooms: int = 0
     last_words: str = ""
@@ -244,7 +247,7 @@ def _throughput(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]
     known = state.get("pace")
     if known is None or sight.behind:
         return
-    usual = usual_speed(state, sight)
+    usual = usual_speed(known, limits, sight)
     if usual is None:
         return
     threshold = usual * (1 - limits.throughput_drop)
@@ -256,6 +259,17 @@ def _throughput(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]
             f"(limit {limits.throughput_drop:.0%} slower for {limits.throughput_minutes:g} min)"
         )
         yield Finding(THROUGHPUT, SICK, evidence)
+
+
+def _is_only_counted_otherwise(known: pace.Pace, limits: Limits, sight: Sight) -> bool:
+    """Whether a run that is slower than its ancestors is so only because it counts untold saves as training.
+
+    They may have left them out: which intervals are long each life learns anew. With all of them in full it is as fast.
+    """
+    whole = pace.whole_speed_now(known)
+    if whole is None or sight.lineage_whole is None:
+        return False
+    return whole >= sight.lineage_whole * (1 - limits.throughput_drop)
 
 
 def _diverged(state: State, limits: Limits, _sight: Sight) -> Iterator[Finding]:
@@ -296,8 +310,9 @@ def _disk(state: State, limits: Limits, sight: Sight) -> Iterator[Finding]:
         yield Finding(INODES, WARNING, f"{sight.free_inodes} inodes left on its disk, {limits.free_inodes} are wanted")
 
 
-def usual_speed(state: State, sight: Sight) -> float | None:
+def usual_speed(known: pace.Pace, limits: Limits, sight: Sight) -> float | None:
     """Return the lineage's own baseline: its ancestors' where it has one, for what a sick run learns is no norm."""
-    own = pace.baseline(state.get("pace"))
-    known = [speed for speed in (own, sight.lineage_speed) if speed is not None]
-    return max(known, default=None)
+    own, lineage = pace.baseline(known), sight.lineage_speed
+    if lineage is None or (own is not None and own >= lineage) or _is_only_counted_otherwise(known, limits, sight):
+        return own
+    return lineage

@@ -52,11 +52,13 @@ def sight(run: Run, state: State, view: View, table: RunTable, limits: Limits) -
     is_unaged = has_ended or is_suspended or "suspended_since_s" in state
     now_s = None if is_unaged else status.clock(run, state)
     account = observer.Observer() if now_s is None else observer.read(run)
+    speed, whole = (None, None) if has_ended else lineage_speed(run, table)
     return Sight(
         now_s=now_s,
         run_state=name,
         end=view.end,
-        lineage_speed=None if has_ended else lineage_speed(run, table),
+        lineage_speed=speed,
+        lineage_whole=whole,
         fruitless=fruitless_starts(run, state, table, limits.max_attempts) if has_ended else 0,
         log_ooms=log_ooms(run, math.inf) if has_ended else _log_ooms_now(run, state, limits, now_s),
         last_words=_last_words(run, view.end) if has_ended else "",
@@ -94,21 +96,24 @@ def _progress_s(run: Run, state: State, table: RunTable, account: observer.Obser
     return max((one for one in (account.saved_s, text_s, line_s) if one is not None), default=None)
 
 
-def lineage_speed(run: Run, table: RunTable) -> float | None:
-    """Return the highest usual speed of the ancestors that trained the same thing on the same host.
+def lineage_speed(run: Run, table: RunTable) -> tuple[float | None, float | None]:
+    """Return the highest usual speed of the ancestors that trained the same thing on the same host, and the same whole.
 
     Of the caller's own: another user's numbers stop none of the caller's runs.
     """
     known: list[float] = []
+    wholes: list[float] = []
     for ancestor, _ in table.history(run)[1 : 1 + MAX_ANCESTORS]:
         if any(ancestor.record.get(key) != run.record.get(key) for key in ("config_hash", "host")):
             break
         if custody.of_run(ancestor.paths) is not None:
             break
-        speed = pace.baseline(status.read_state(ancestor).get("pace"))
-        if speed is not None:
+        its_pace = status.read_state(ancestor).get("pace")
+        speed, whole = pace.baseline(its_pace), pace.whole_speed(its_pace)
+        if speed is not None and whole is not None:
             known.append(speed)
-    return max(known, default=None)
+            wholes.append(whole)
+    return max(known, default=None), max(wholes, default=None)
 
 
 def fruitless_starts(run: Run, state: State, table: RunTable, limit: int) -> int:
