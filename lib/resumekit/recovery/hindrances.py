@@ -94,7 +94,9 @@ def _code(run: Run, incident: Incident) -> str | None:
 def _done(run: Run, incident: Incident) -> str | None:
     """Say of a run that had done its last step: nothing is left to do, unless that step's save was broken off."""
     max_steps, state = run.setting("training", "max_steps"), status.read_state(run)
-    if type(max_steps) is not int or not last_step.is_proven(state, incident.step, max_steps) or is_saving(state):
+    if type(max_steps) is not int or not last_step.is_proven(state, incident.step, max_steps):
+        return None
+    if is_saving(state) and state.get("last_checkpoint_step", -1) < max_steps:
         return None
     return f"it had done its last step; {incident.evidence}"
 
