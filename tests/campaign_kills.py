@@ -29,7 +29,7 @@ sys.path.append(str(Path(__file__).resolve().parent))
 sys.path.append(str(Path(__file__).resolve().parent.parent / "examples" / "hrm_arc"))
 sys.path.append(str(Path(__file__).resolve().parent.parent / "lib"))
 
-from conftest import marked_pids
+from conftest import events, marked_pids
 from faults.nights import Night
 from faults.oracle import Oracle
 from warm_trainer import Server
@@ -179,10 +179,21 @@ def differences(night: Night, whole: Path) -> list[str]:
     """Return what is different from the undisturbed run, in any loss or any value of the last checkpoint."""
     from compare_runs import compare
 
-    done = [run for run in night.run_dirs() if night.state(run) == "finished"]
+    done = [run for run in night.run_dirs() if night.state(run) == "finished" or has_done_all(run)]
     if len(done) != 1:
-        return [f"{len(done)} finished runs"]
+        last = night.run_dirs()[-1]
+        return [f"{len(done)} finished runs; {last.name} {night.state(last)}: {reason_of(last)}"]
     return compare(done[0], whole)[0]
+
+
+def has_done_all(run: Path) -> bool:
+    """Whether a run was killed behind its last step: by the rule a person is told, and nothing is left to train."""
+    return str(reason_of(run)).startswith("it had done its last step") and events(run, "step")[-1]["step"] == STEPS
+
+
+def reason_of(run: Path) -> str | None:
+    """Return why a run needs attention; None where it does not."""
+    return next((one["reason"] for one in events(run, "recovery") if one["outcome"] == "needs_attention"), None)
 
 
 def summary(outcomes: list[Outcome], seed: int) -> str:

@@ -63,6 +63,8 @@ def journaled(*told: dict[str, Any]) -> str:
         (1000, {"source": "log", "saved": 1000}, True),
         (1000, {}, True),  # the trainer's own word
         (1001, {}, True),
+        (1000, {"saving": True}, False),  # killed in the save of the last step
+        (1000, {"saving": True, "saved": 1000}, True),
         (999, {"saved": 1000}, False),
     ],
 )
@@ -74,6 +76,7 @@ def test_a_step_of_the_log_proves_no_end_without_a_checkpoint_as_far(
     run.paths.resolved_json.write_text('{"training": {"max_steps": 1000}}')
     saved = [{"event": "checkpoint", "step": told["saved"], "writer": "sidecar"}] if "saved" in told else []
     source = {"source": told["source"]} if "source" in told else {}
+    saved = [{"event": "saving", "step": step}, *saved] if "saving" in told else saved
     run.paths.journal.write_text(journaled({"event": "step", "step": step, **source}, *saved))
     said = hindrances._done(run, Incident(DIED, "it died", step=step))
     assert said == ("it had done its last step; it died" if is_done else None)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from conftest import TOY, Kit, events, marked_pids, wait_until
-from resumekit.basics import processes
+from resumekit.basics import journal, processes
 from resumekit.supervision import session_end, stopping
 
 pytestmark = pytest.mark.usefixtures("valid_records")
@@ -202,6 +202,64 @@ def test_a_training_whose_wrapper_was_killed_ends_the_run_with_its_own_code(kit:
     assert processes.send(processes.identity_from(events(run, "launched")[0]["trainer"]), signal.SIGKILL)
     process.communicate(timeout=60)
     assert (process.returncode, last_step(run), kit.status(run)["state"]) == (code, 80, state)
+
+
+@pytest.mark.parametrize(("code", "state"), [(0, "finished"), (3, "failed")])
+def test_a_wrapper_that_is_killed_in_the_last_save_of_its_training_does_not_decide_its_end(
+    kit: Kit, code: int, state: str
+) -> None:
+    """The training shows no further step, and ends within a second: it has shown the steps, the wrapper none."""
+    go = kit.folder / "go"
+    wrapped(kit, WRAPPERS["then"], "--delay", "0.01", "--steps", "40", "--at", "40", f"wait={go}", "--exit", str(code))
+    config = json.loads(kit.config_file.read_text())
+    config["training"]["max_steps"] = 40
+    kit.config_file.write_text(json.dumps(config))
+    process, run = begun(kit, step=40)
+    wait_until(lambda: kit.status(run).get("state") == "running", "its sidecar has read a step")
+    leader = processes.identity_from(events(run, "launched")[0]["trainer"])
+    assert processes.send(leader, signal.SIGKILL)
+    wait_until(lambda: processes.probe(leader) == processes.DEAD, "the wrapper has ended")
+    time.sleep(0.3)
+    go.touch()
+    process.communicate(timeout=60)
+    assert (process.returncode, kit.status(run)["state"]) == (code, state)
+
+
+@pytest.mark.parametrize(("told", "code"), [({}, 0), ({"source": "log"}, 137)], ids=["its own word", "read late"])
+def test_a_step_that_the_trainer_tells_after_its_wrapper_s_end_shows_that_it_trains_on(
+    monkeypatch: pytest.MonkeyPatch, kit: Kit, told: dict[str, str], code: int
+) -> None:
+    """At once, and not only after the second in which the sidecar still reads what was printed before."""
+    kit.config("--at", "2", "exit=0", training={"max_steps": 10**6})
+    kit("run", "T-1")
+    (run,) = kit.run_dirs()
+    leader = processes.identity_from(events(run, "launched")[0]["trainer"])
+    child = leader._replace(pid=4_000_000)
+    looks = iter([[child], [child]])
+    monkeypatch.setattr(processes, "session_members", lambda _leader: next(looks, []))
+    reaped = iter([{}, {child.pid: 0}])
+
+    def wait(_timeout_s: float) -> None:
+        journal.append(run / "journal.jsonl", "step", run.name, step=10, loss=0.5, **told)
+
+    ears = session_end.Ears({}, wait, lambda: next(reaped, None))
+    first = {"code": 137, "signal": 9, "pid": leader.pid}
+    assert session_end.outlast(run, leader, first, ears)["code"] == code
+
+
+@pytest.mark.parametrize(("told", "code"), [("saving", 0), (None, 137)], ids=["it has saved", "it is a helper"])
+def test_what_ends_together_with_its_wrapper_decides_where_it_has_told_something_since(
+    kit: Kit, told: str | None, code: int
+) -> None:
+    kit.config("--at", "2", "exit=0", training={"max_steps": 10**6})
+    kit("run", "T-1")
+    (run,) = kit.run_dirs()
+    leader = processes.identity_from(events(run, "launched")[0]["trainer"])
+    ended_s = time.monotonic()
+    if told:
+        journal.append(run / "journal.jsonl", told, run.name, step=2)
+    ears = session_end.Ears({}, lambda _timeout_s: None, lambda: None, None, ended_s, {4_000_000: 0})
+    assert session_end.outlast(run, leader, {"code": 137, "signal": 9, "pid": leader.pid}, ears)["code"] == code
 
 
 def test_what_is_left_behind_and_trains_nothing_does_not_hold_up_the_end(kit: Kit) -> None:

@@ -1,6 +1,7 @@
 """Who trains right now: the processes that a run's trainer consists of, as /proc has them.
 
-A trainer leads a session of its own and carries its run's token. Where a warm server stands in
+A trainer leads a session of its own and carries its run's token; where a script that led it has ended, what goes on in
+that session and writes the run's log stands for it. Where a warm server stands in
 (tests/warm_trainer.py) that is a client of 30 ms, and what trains is a fork of the server: in the server's session,
 with the server's environment, known only by its standard output, which is the run's log. Both are told.
 Try it: `python -m pytest tests/faults/test_oracle.py -k trainers`
@@ -39,12 +40,33 @@ def of_runs(tokens: Mapping[str, str], logs: Mapping[bytes, str]) -> list[Traine
         logs: path of a run's output.log, as the kernel names it -> run.
     """
     leaders = {pid: tokens[token] for pid, token in trainers() if token in tokens}
-    writing = {pid: run for pid, run in _writing(logs) if pid not in leaders and os_session(pid) not in leaders}
+    leaders |= _of_dead_leaders(leaders, logs)
+    sessions = {os_session(pid) for pid in leaders}
+    writing = {pid: run for pid, run in _writing(logs) if pid not in leaders and os_session(pid) not in sessions}
     forks = {pid: run for pid, run in writing.items() if _parent(pid) not in writing and not _is_the_kits(pid)}
     return [
         *(Trainer(pid, run, False) for pid, run in leaders.items()),
         *(Trainer(pid, run, True) for pid, run in forks.items()),
     ]
+
+
+def _of_dead_leaders(leaders: Mapping[int, str], logs: Mapping[bytes, str]) -> dict[int, str]:
+    """Return pid -> run of what goes on in sessions whose leader, a script, has ended: one process of each."""
+    found: dict[int, tuple[int, str]] = {}
+    for pid, run in _writing(logs):
+        session = os_session(pid)
+        with contextlib.suppress(OSError):
+            if session in (None, pid) or session in leaders or _token(pid) is None or _is_shim(pid):
+                continue
+            if _state(pid) not in (b"Z", b"X") and not _is_alive(session):
+                found.setdefault(session, (pid, run))
+    return dict(found.values())
+
+
+def _is_alive(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return _state(pid) not in (b"Z", b"X")
+    return False
 
 
 def at_once(found: list[Trainer]) -> int:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -318,6 +319,41 @@ def test_two_trainers_at_once_are_seen_by_their_tokens(runs: Path) -> None:
     rewrite(runs / CHILD / "run.json", lambda it: it.update(relation="branch"))
     with trainer_of(PARENT):
         assert "O5" not in found(runs), "a branch beside its parent is free"
+
+
+# As a script that starts a trainer, with its token and its output.
+SCRIPT = '"$@" & echo "$!" >"$PID"; wait'
+
+
+@contextlib.contextmanager
+def behind_a_dead_script(runs: Path, run_id: str) -> Iterator[None]:
+    """A live process of a session whose leader, a script, was killed."""
+    file = runs.parent.parent / f"pid of {run_id}"
+    with (runs / run_id / "logs" / "output.log").open("ab") as log:
+        script = subprocess.Popen(
+            ["bash", "-c", SCRIPT, "bash", sys.executable, "-I", "-S", "-c", SLEEP], start_new_session=True, stdout=log,
+            env={"RESUMEKIT_RUN_TOKEN": f"token of {run_id}", "PID": str(file)},
+        )  # fmt: skip
+    try:
+        wait_until(lambda: file.exists() and file.read_text().endswith("\n"), "it is there")
+        pid = int(file.read_text())
+        wait_until(lambda: b"time.sleep" in Path(f"/proc/{pid}/cmdline").read_bytes(), "it is itself")
+        script.kill()
+        script.wait()
+        yield
+    finally:
+        script.kill()
+        script.wait()
+        with contextlib.suppress(OSError, ValueError):
+            os.kill(int(file.read_text()), signal.SIGKILL)
+
+
+def test_a_trainer_whose_script_was_killed_is_seen_and_is_one(runs: Path) -> None:
+    with behind_a_dead_script(runs, CHILD):
+        assert "O5" not in found(runs, lambda runs: train(runs / CHILD), leaders=())
+        assert "O5: two trainers at once" in found(runs, leaders=(PARENT,))
+    with behind_a_dead_script(runs, PARENT):
+        assert "O5: two trainers at once" in found(runs)
 
 
 def test_a_launch_that_needs_a_hand_is_seen(runs: Path) -> None:

@@ -17,6 +17,7 @@ from ..planning import code_change, environment
 from ..planning.code_state import Code
 from ..run_folder import last_step, run_end, status
 from ..run_folder.runs import Run
+from ..run_folder.save_wait import is_saving
 from .incident import Incident
 
 _MACHINE = ("python", "torch", "cuda", "driver", "world_size")
@@ -91,9 +92,11 @@ def _code(run: Run, incident: Incident) -> str | None:
 
 
 def _done(run: Run, incident: Incident) -> str | None:
-    """Say of a run that had done its last step: there is nothing to go on with."""
-    max_steps = run.setting("training", "max_steps")
-    if type(max_steps) is not int or not last_step.is_proven(status.read_state(run), incident.step, max_steps):
+    """Say of a run that had done its last step: nothing is left to do, unless that step's save was broken off."""
+    max_steps, state = run.setting("training", "max_steps"), status.read_state(run)
+    if type(max_steps) is not int or not last_step.is_proven(state, incident.step, max_steps):
+        return None
+    if is_saving(state) and state.get("last_checkpoint_step", -1) < max_steps:
         return None
     return f"it had done its last step; {incident.evidence}"
 

@@ -12,8 +12,9 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ..basics import journal, process_details
@@ -50,12 +51,16 @@ class Ears(NamedTuple):
         wait: waits for a child's end or such a signal, for so many seconds at most.
         reap: takes in the children that have ended, as pid -> wait status; None where none is left of any kind.
         written_bytes: how much the first process had written when it ended; None where that is not known.
+        ended_s: when its end was heard of, on the monotonic clock; None where that is not known.
+        beside: pid -> wait status of other children of the shim that have ended by now.
     """
 
     seen: dict[int, float]
     wait: Callable[[float], None]
     reap: Callable[[], dict[int, int] | None]
     written_bytes: int | None = None
+    ended_s: float | None = None
+    beside: Mapping[int, int] = MappingProxyType({})
 
 
 def stopped_by(run_dir: Path, end: dict[str, Any]) -> str | None:
@@ -82,14 +87,15 @@ class _Session:
     def __init__(self, run: Run, leader: Identity, end: dict[str, Any], ears: Ears) -> None:
         self._run, self._first, self._ears = run, end, ears
         self._survivors = Survivors(self._run, leader)
-        self._members = self._survivors.members()
-        self._heirs = {member.pid for member in self._survivors.orphans(self._members)}
+        self._heirs: set[int] = set()
+        self._writers: set[int] = set()  # what has shown the steps, beside the first process
         self._statuses: dict[int, int] = {}
         self._has_children = True
         self._begun = self._last_sign = self._looked = time.monotonic()
-        self._progress = Progress(run)
+        self._progress = Progress(run, self._begun if ears.ended_s is None else ears.ended_s)
         self._had_stepped = "step" in self._progress.state
-        self._is_settled = self._has_trained_on = False
+        self._is_settled, self._has_trained_on = False, self._progress.has_own_word
+        self._members = self._seen_members()
         self._stop: str | None = None
         self._stopped_at = self._begun
         self._was_job = self._is_doubtful = False
@@ -133,13 +139,28 @@ class _Session:
         if self._progress.look():
             self._last_sign = now
             self._has_trained_on |= self._is_settled and self._progress.steps > 0
+        # What the log says is read late; the trainer's own word says when it was.
+        self._has_trained_on |= self._stop is None and self._progress.has_own_word
         if not self._stop and (self._progress.state.get("stopped") or self._progress.state.get("aborted")):
             self._notice_a_stop(None, has_handled_it=False)
         is_due = now - self._looked >= (LOOK_S if ended is not None else SETTLE_S)
         if ended or self._stop or is_due or not self._members:
-            self._looked, self._members = now, self._survivors.members()
-            if not self._is_settled:
-                self._heirs |= {member.pid for member in self._survivors.orphans(self._members)}
+            self._looked, self._members = now, self._seen_members()
+
+    def _seen_members(self) -> list[Identity]:
+        """Look through /proc; note who has lost its parent with the first process, and who has shown the steps."""
+        members = self._survivors.members()
+        if not self._is_settled:
+            self._heirs |= {member.pid for member in self._survivors.orphans(members)}
+        if "step" in self._progress.state:
+            pids = [member.pid for member in members]
+            self._writers |= {pid for pid in pids if self._has_shown_steps(pid, pids)}
+        return members
+
+    def _has_shown_steps(self, pid: int, pids: list[int]) -> bool:
+        """Whether a process has written what the log holds, and is no `tee` that another one writes into."""
+        written = process_details.written_bytes(pid)
+        return has_written(self._run, written) and not process_details.reads_from(pid, pids)
 
     def _notice_a_stop(self, name: str | None, *, has_handled_it: bool) -> None:
         """Take note of a stop, where there is one, and of who may have heard of it already.
@@ -203,11 +224,13 @@ class _Session:
 
         Where the first process was that one, what is left are its helpers.
         """
-        wrote = self._ears.written_bytes
-        is_first_s = wrote is not None and has_written(self._run, wrote - launched_bytes(self._run))
-        if is_first_s and not self._has_trained_on:
+        if self._has_first_shown_steps() and not self._has_trained_on:
             return False
         return any(has_written(self._run, process_details.written_bytes(member.pid)) for member in self._members)
+
+    def _has_first_shown_steps(self) -> bool:
+        wrote = self._ears.written_bytes
+        return wrote is not None and has_written(self._run, wrote - launched_bytes(self._run))
 
     def _has_written_since(self) -> bool:
         """Whether the run's log has grown since this was asked last."""
@@ -249,9 +272,13 @@ class _Session:
     def _composed(self) -> dict[str, Any]:
         """Return the first process's end, or, where that one did not wait for the training, the training's own."""
         end = dict(self._first)
-        own = [status for pid, status in self._statuses.items() if pid in self._heirs]
+        shown = [status for pid, status in self._statuses.items() if pid in self._writers]
+        own = shown or [status for pid, status in self._statuses.items() if pid in self._heirs]
+        own = own or ([] if self._stop else list(self._ears.beside.values()))
+        # A script that is killed in the last second of its training, or during its last save.
+        was_wrapper = bool(shown) and not self._has_first_shown_steps()
         has_not_waited = end["signal"] or end["code"] == 0
-        counts = (self._stop and end["signal"]) or (self._has_trained_on and has_not_waited)
+        counts = (end["signal"] and (self._stop or was_wrapper)) or (self._has_trained_on and has_not_waited)
         if own and counts:
             last = process_details.end_of(own[-1])
             is_stop = last["code"] == 0 or run_end.stopped_by(last)

@@ -175,19 +175,21 @@ class _Job:
 
     def __init__(self, run: RunPaths) -> None:
         self._run = run
-        self._ended: dict[int, int] = {}
+        self.ended: dict[int, int] = {}
         self.seen: dict[int, float] = {}
         self.written_bytes: int | None = None
+        self.ended_s: float | None = None
 
     def wait_for(self, pid: int) -> int:
-        """Return the wait status of a child, once it has ended, and note how much it has written; others are taken in
-        meanwhile.
+        """Return the wait status of a child, once it has ended, and note when, and how much it has written; others are
+        taken in meanwhile.
         """
-        while pid not in self._ended:
+        while pid not in self.ended:
             self._hear(signal.sigwaitinfo(_AWAITED))
+            self.ended_s = time.monotonic()
             self.written_bytes = process_details.written_bytes(pid)
-            self._ended.update(self.reap() or {})
-        return self._ended[pid]
+            self.ended.update(self.reap() or {})
+        return self.ended[pid]
 
     def wait(self, timeout_s: float) -> None:
         """Sleep for so long at most; a child's end or a signal to the job ends it."""
@@ -220,15 +222,19 @@ def _outlasted(
     run: RunPaths, leader: processes.Identity | None, end: dict[str, object], job: _Job, *, is_subreaper: bool
 ) -> dict[str, object]:
     """Return how the training has ended whose first process has: most leave nothing behind, and pay for no more."""
-    has_children = job.reap() is not None
+    found = job.reap()
+    has_children = found is not None
+    job.ended.update(found or {})
+    beside = {pid: status for pid, status in job.ended.items() if pid != end["pid"]}
     is_left = has_children if is_subreaper or leader is None else bool(processes.session_members(leader))
+    is_left = is_left or (end["signal"] is not None and bool(beside))
     if not is_left and not _may_mean_another(run, leader, end):
         return end
     with contextlib.suppress(Exception):  # whatever it is: the end has to be written down
         from resumekit.supervision import session_end  # late: rare, and 30 ms
 
         if is_left and leader is not None:
-            ears = session_end.Ears(job.seen, job.wait, job.reap, job.written_bytes)
+            ears = session_end.Ears(job.seen, job.wait, job.reap, job.written_bytes, job.ended_s, beside)
             return session_end.outlast(run.run_dir, leader, end, ears)
         return session_end.judged(run.run_dir, end)
     return end

@@ -7,6 +7,7 @@ save, and would reach torchrun's ranks twice. So a process is told once, and onl
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Collection
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from ..basics import process_details, processes
 from ..basics.processes import Identity
 from ..run_folder import status
+from ..run_folder.event_values import seconds
 from ..run_folder.run_state import State, fold
 from ..run_folder.runs import Run
 from . import spawned_ranks, step_writers
@@ -119,10 +121,16 @@ class Survivors:
 
 
 class Progress:
-    """What a run's journal tells of its training from a moment on: steps, saves, evaluations."""
+    """What a run's journal tells of its training from a moment on: steps, saves, evaluations.
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    Args:
+        run: the run.
+        since_s: what the trainer itself has told after this moment, on the monotonic clock, is `has_own_word`.
+    """
+
+    def __init__(self, run: Run, since_s: float = math.inf) -> None:
+        self._run, self._since_s = run, since_s
+        self.has_own_word = False
         self.state: State
         self.state, self._offset = status.saved_state(run)
         self.steps = 0
@@ -143,6 +151,7 @@ class Progress:
     def _take(self, event: dict[str, Any]) -> bool:
         before = self.state.get("step")
         self.state = fold(self.state, [event])
+        self.has_own_word |= _is_own_word(event) and (seconds(event.get("mono_s")) or 0.0) > self._since_s
         has_stepped = self.state.get("step") != before
         self.steps += has_stepped
         return has_stepped or event["event"] in _SIGNS
@@ -154,6 +163,13 @@ class Progress:
     @property
     def trains_on(self) -> bool:
         return self.steps >= STEPS_AFTER_A_STOP
+
+
+def _is_own_word(event: dict[str, Any]) -> bool:
+    """Whether the trainer itself tells a step or a save; the sidecar tells them later than they were."""
+    if event["event"] == "step":
+        return event.get("source") != "log"
+    return event["event"] == "saving" or (event["event"] == "checkpoint" and event.get("writer") != "sidecar")
 
 
 def _key(member: Identity) -> tuple[int, int]:
