@@ -187,7 +187,9 @@ def _journal(content: bytes, folder: Path) -> None:
     assert is_sound(state)
     middle = len(events) // 2
     for name in STATES:
-        sight = abort_rules.Sight(1e6, name, None, 1.0, 0, 0, None, None)
+        sight = abort_rules.Sight(
+            1e6, name, lineage_speed=1.0, lineage_whole=1.0, last_words="", free_bytes=None, free_inodes=None
+        )
         abort_rules.findings(state, abort_rules.Limits(), sight)
     _acceptance(_run(folder, journal=content))
     half = json.loads(json.dumps(fold({}, events[:middle]), allow_nan=False))
