@@ -1113,6 +1113,55 @@ PATCHES = (
         "  if false; then\n",
         ("tests/test_shown_text.py::test_what_the_launcher_itself_says_is_one_printable_line",),
     ),
+    Patch(
+        "a record has one zip64 field at most",
+        "resumekit/proving/archive.py",
+        "    if position != len(extra) or [len(field) for field in fields] != ([8 * full] if full else []):\n",
+        "    if len(fields) < (full > 0):\n",
+        ("tests/test_archive.py::test_a_record_for_which_two_readers_find_two_places_is_refused",),
+    ),
+    Patch(
+        "only the records that torch.save writes",
+        "resumekit/proving/archive.py",
+        "        _refuse_odd_name(name)\n",
+        "",
+        ("tests/test_archive.py::test_a_record_that_torch_save_does_not_write_is_refused",),
+    ),
+    Patch(
+        "a link of another user's stands for no folder of a run",
+        "resumekit/run_folder/runs.py",
+        "            if stat.S_ISLNK(found.st_mode) and found.st_uid != os.geteuid():\n",
+        "            if False:\n",
+        ("tests/test_trust.py::test_a_run_in_which_another_user_has_put_a_link_for_a_folder_is_none_of_ours",),
+    ),
+    Patch(
+        "a status is no hidden file",
+        "resumekit/run_folder/runs.py",
+        '    return last.endswith(".json") and not last.startswith(".")\n',
+        "    return True\n",
+        ("tests/test_trust.py::test_a_record_does_not_say_that_a_status_is_written_over_another_file",),
+    ),
+    Patch(
+        "a trainer carries the token of its run's record",
+        "resumekit/run_folder/runs.py",
+        "        return None if told and isinstance(own, str) and told != own else trainer\n",
+        "        return trainer\n",
+        ("tests/test_leftovers.py::test_a_line_of_another_run_in_its_journal_has_nothing_of_that_run_killed",),
+    ),
+    Patch(
+        "a copy is made of no link",
+        "resumekit/planning/preflight.py",
+        "        if path.parent != Path(os.path.realpath(chosen.parent)):\n",
+        "        if False:\n",
+        ("tests/test_launch.py::test_a_link_that_has_come_into_the_place_of_a_checkpoint_is_not_copied_from",),
+    ),
+    Patch(
+        "a link to a run leads to its owner's",
+        "resumekit/run_folder/runs.py",
+        "        return owner in (0, os.geteuid(), os.stat(link).st_uid)\n",
+        "        return True\n",
+        ("tests/test_trust.py::test_another_users_link_to_a_run_of_the_callers_is_no_run_of_this_folder",),
+    ),
 )
 
 
