@@ -66,15 +66,15 @@ def test_a_stop_reaches_a_child_that_its_wrapper_gave_another_environment(kit: K
     assert_saved_once(kit, run)
 
 
-@pytest.mark.parametrize("end", ["killed", "ends by itself"])
+@pytest.mark.parametrize("end", ["killed", "ends by itself", "killed, in a session of its own"])
 def test_no_second_trainer_starts_beside_a_child_without_the_token(kit: Kit, end: str) -> None:
     """Its wrapper is gone; it trains on, and is the run's: nothing is started, and a stop reaches it."""
-    file = wrapper(kit)
-    if end != "killed":
+    file = in_a_session_of_its_own(kit) if "session" in end else wrapper(kit)
+    if end == "ends by itself":
         Path(f"{file}.ends").touch()
     behind(kit, sys.executable, str(file), recover={"enabled": True, "backoff_s": 1})
     process, run = begun(kit)
-    if end == "killed":
+    if end != "ends by itself":
         os.kill(leader_of(run).pid, signal.SIGKILL)
     begun_at = last_step(run)
     wait_until(lambda: last_step(run) > begun_at + 40, "it trains on")
@@ -101,20 +101,6 @@ def test_a_stop_reaches_a_child_with_neither_its_wrapper_s_environment_nor_its_s
         assert kit.status(run)["state"] == "stopped" and processes.session_members(leader_of(run)) == []
     else:
         assert_saved_once(kit, run)
-
-
-def test_no_second_trainer_starts_beside_a_child_in_a_session_of_its_own(kit: Kit) -> None:
-    """Its wrapper is killed; what would go on from there finds a training that lives."""
-    behind(kit, sys.executable, str(in_a_session_of_its_own(kit)), recover={"enabled": True, "backoff_s": 1})
-    process, run = begun(kit)
-    os.kill(leader_of(run).pid, signal.SIGKILL)
-    begun_at = last_step(run)
-    wait_until(lambda: last_step(run) > begun_at + 40, "it trains on")
-    assert process.poll() is None and kit.run_dirs() == [run] and not (run / "exit.json").exists()
-    kit("run", "T-1", code=6)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert_saved_once(kit, run)
 
 
 @pytest.mark.parametrize("dead", ["wrapper and shim", "shim"])

@@ -11,8 +11,12 @@ import os
 
 TYPE_CHECKING = False  # as in basics.files
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
+# A share of one core: a training computes, a TensorBoard waits.
+BUSY = 0.1
+_SHOWN = 8
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 # A shell that waits for a foreground child acts on INT only when that child has ended.
 _SHELLS = frozenset({"ash", "bash", "busybox", "dash", "ksh", "ksh93", "mksh", "sh", "yash", "zsh"})
@@ -73,6 +77,18 @@ def cpu_s(pid: int) -> float:
     """Return the processor time that a process has used, in seconds; 0 where that is not known."""
     fields = _stat_fields(pid)
     return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S if fields else 0.0
+
+
+def total_cpu_s(pids: Iterable[int]) -> float:
+    """Return the processor time of several processes together."""
+    return sum(map(cpu_s, pids))
+
+
+def shown(pids: Iterable[int]) -> str:
+    """Return pids for a message, the first few of them: '4711, 4712 and 3 more'."""
+    listed = [str(pid) for pid in pids]
+    more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
+    return ", ".join(listed[:_SHOWN]) + more
 
 
 def written_bytes(pid: int) -> int | None:

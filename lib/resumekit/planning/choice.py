@@ -355,10 +355,10 @@ def _refuse_orphans(run: Run, otherwise: str, *, is_taken_over: bool = False) ->
         return
     if view.is_unknown:
         holders = process_details.lock_holders(run.paths.session_lock)
-        pids = f" (pid {', '.join(map(str, holders))})" if holders else ""
+        pids = f" (pid {process_details.shown(holders)})" if holders else ""
         raise Refused(f"'{run.run_id}' has ended, but {view.sight.verdict.words}{pids}: {view.sight.verdict.way_out}")
     left = processes.session_members(leader) if leader else []
-    pids = ", ".join(str(member.pid) for member in left)
+    pids = process_details.shown(member.pid for member in left)
     raise Refused(
         f"'{run.run_id}' has ended, but processes of its trainer still run (pid {pids}): end them first, or {otherwise}"
     )

@@ -17,9 +17,8 @@ from ..run_folder.run_state import State
 from ..run_folder.runs import Run
 
 KILL_WAIT_S = 10.0
-# So long the processor time of what is left is looked at, and more than this share of a core is a computation.
-LOOK_S, BUSY = 0.5, 0.1
-MAX_NAMED = 8
+# So long the processor time of what is left is looked at.
+LOOK_S = 0.5
 
 
 def go_on(run: Run, state: State) -> str:
@@ -59,7 +58,7 @@ def _sentence(run: Run, members: list[processes.Identity]) -> str:
     """Say by what the processes that are left are seen to go on; '' where they are not."""
     if not members:
         return ""
-    pids = ", ".join(str(member.pid) for member in members[:MAX_NAMED])
+    pids = process_details.shown(member.pid for member in members)
     left = f"its end is written down, but {len(members)} processes that its trainer has started go on (pid {pids})"
     if sign := life_signs.moved_after_the_end(run):
         return f"{left}: {sign.name} has changed since; bin/abort-watch.sh --stop {run.run_id} ends them"
@@ -78,10 +77,7 @@ def _age_s(run: Run) -> float:
 
 
 def _are_busy(members: list[processes.Identity]) -> bool:
-    begun, used_s = time.monotonic(), _cpu_s(members)
+    pids = [member.pid for member in members]
+    begun, used_s = time.monotonic(), process_details.total_cpu_s(pids)
     time.sleep(LOOK_S)
-    return _cpu_s(members) - used_s > BUSY * (time.monotonic() - begun)
-
-
-def _cpu_s(members: list[processes.Identity]) -> float:
-    return sum(process_details.cpu_s(member.pid) for member in members)
+    return process_details.total_cpu_s(pids) - used_s > process_details.BUSY * (time.monotonic() - begun)

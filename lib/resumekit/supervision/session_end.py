@@ -38,9 +38,6 @@ SAME_STOP_S = 5.0
 HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # Looks through /proc: often while a stop is under way, rarely beside a training that its wrapper has left.
 LOOK_S, STOPPING_LOOK_S, JOURNAL_S = 5.0, 0.2, 0.5
-# A share of one core: a training computes, a TensorBoard waits.
-BUSY = 0.1
-MAX_NAMED = 8
 
 
 class Ears(NamedTuple):
@@ -249,7 +246,7 @@ class _Session:
         return min(longest_s, max(QUIET_S, USUAL_STEPS / speed if speed else QUIET_S))
 
     def _cpu_s(self) -> float:
-        return sum(process_details.cpu_s(member.pid) for member in self._members)
+        return process_details.total_cpu_s(member.pid for member in self._members)
 
     def _is_busy(self, now: float) -> bool:
         """Whether what is left computes; asked for again within a second it says the same."""
@@ -258,14 +255,11 @@ class _Session:
             return True
         used_s = self._cpu_s()
         self._cpu = (now, used_s)
-        return used_s - before_s > BUSY * (now - since_s)
+        return used_s - before_s > process_details.BUSY * (now - since_s)
 
     def _say_what_is_left(self) -> None:
-        named = ", ".join(str(member.pid) for member in self._members[:MAX_NAMED])
-        more = " and more" if len(self._members) > MAX_NAMED else ""
-        message = (
-            f"{len(self._members)} processes that the trainer has started are left, and train nothing: {named}{more}"
-        )
+        pids = process_details.shown(member.pid for member in self._members)
+        message = f"{len(self._members)} processes that the trainer has started are left, and train nothing: {pids}"
         with contextlib.suppress(OSError):
             journal.append(self._run.paths.journal, "warning", self._run.run_id, kind="left_behind", message=message)
 

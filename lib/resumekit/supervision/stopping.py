@@ -38,7 +38,6 @@ JOB_WAIT_S = 0.3
 # How old what the shim has heard may be.
 SAME_STOP_S = 5.0
 LOOK_S = 0.25
-MAX_NAMED = 8
 # What the end takes to be written down.
 END_WAIT_S = 5.0
 STOP_SIGNALS = ("TERM", "INT", "USR1", "USR2")
@@ -348,7 +347,7 @@ def _left_after_the_end(run: Run, *, is_launcher_s: bool) -> processes.Identity 
 def _end_what_is_left(run: Run, trainer: processes.Identity, signal_name: str, *, is_now: bool) -> int:
     """End what lives of a training whose end is written down: a signal to each, once, and KILL after the grace."""
     members = processes.session_members(trainer)
-    pids, grace = ", ".join(str(member.pid) for member in members[:MAX_NAMED]), 0.0 if is_now else grace_s(run)
+    pids, grace = process_details.shown(member.pid for member in members), 0.0 if is_now else grace_s(run)
     how = "are killed" if is_now else f"are told to stop, and killed after {grace:.0f} s"
     _say(f"the end of '{run.run_id}' is written down; {len(members)} processes of it are left (pid {pids}) and {how}")
     if _awaits_recovery(run):
