@@ -608,11 +608,3 @@ def test_a_launcher_that_is_stopped_at_its_terminal_leaves_the_sidecar_at_work(q
     goal = last_step(run) + 20
     wait_until(lambda: last_step(run) > goal, "nor does a stop of the whole group stop it")
     assert open_run(run).run_id == run.name and sys.version_info
-
-
-def test_a_run_whose_sidecar_takes_no_pattern_from_edited_records_is_no_hang() -> None:
-    """No step is read any more, though the trainer prints them: that says nothing of the trainer."""
-    edited = event("warning", 20.0, kind="records_edited", message="m")
-    state = fold({}, [event("launched", 0.0), event("step", 10.0, step=1, loss=0.5, source="log"), edited])
-    assert "its sidecar reads no steps" in sighting._blind(state) and not sighting._blind({"step": 1})
-    assert sighting._blind({**state, "tells_steps": True}) == "", "a trainer that journals them is seen all the same"

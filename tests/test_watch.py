@@ -325,6 +325,17 @@ def test_starts_without_a_step_are_counted_along_the_lineage(tmp_path: Path) -> 
     assert found.evidence.startswith("3 starts in a row without a new step")
 
 
+@pytest.mark.parametrize("tells_steps", [False, True])
+def test_a_run_whose_sidecar_takes_no_pattern_from_edited_records_is_unknown(tmp_path: Path, tells_steps: bool) -> None:
+    """No step is read any more, though the trainer may print them; one that journals its steps is seen all the same."""
+    run = made(tmp_path, "T-1_run_20261122-1735")
+    more = {} if tells_steps else {"source": "log"}
+    edited = ("warning", {"kind": "records_edited", "message": "its run.json was edited"})
+    journal_of(run, ("step", {"step": 3, "loss": 0.5, **more}), edited)
+    (look,) = watch.one_pass(tmp_path)
+    assert ("its sidecar reads no steps" in look.note) is (look.verdict == watch.UNKNOWN) is not tells_steps
+
+
 @pytest.mark.fault("E8", by="sighting.py: log_ooms")
 def test_memory_is_read_out_of_the_logs_last_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(abort_rules, "_hangs", lambda *_: True)
