@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Start a trainer, supervise it and whatever takes its place, and pass signals on.
 #
-# Sourced by bin/run.sh and bin/resume.sh. Run by itself it supervises a run that was planned by somebody else
+# Sourced by bin/run.sh and bin/resume.sh. Run by itself it supervises a run that was planned by another process
 # (`run.sh --detach`), or takes up one that has lost its launcher (the watcher):
 #   bash lib/launcher.sh supervise PYTHON COMMAND COUNT ARGUMENT... FIELD...
 #   bash lib/launcher.sh recover RUN_DIR
@@ -158,7 +158,7 @@ kit_supervise_one() { # <run-id> <run-dir> <cwd> <token> <config-hash> <output-l
   fi
   if [[ ! -e $KIT_RUN_DIR/exit.json && ! -e $KIT_RUN_DIR/journal.jsonl ]]; then
     kit_say "the trainer was never started: the lines above say why, or the last ones of '$KIT_OUTPUT_LOG'"
-    # The sidecar waits for a launcher that lives: nobody else will come.
+    # The sidecar waits for a launcher that lives, and none will come.
     kill -KILL "$keeper" 2>/dev/null || true
     return "$KIT_TOOL_MISSING"
   fi
@@ -278,7 +278,7 @@ kit_wait_for_last_lines() { # <keeper's pid>: bounded, a grandchild may hold the
     kit_let_signals
     disown "$timer"
     kit_wait_for "$keeper" 2>/dev/null || code=$?
-    # Killed, and not by the timer, which still runs: then nobody has written down the end.
+    # Killed, and not by the timer, which still runs: then the end is not written down.
     if ! kill "$timer" 2>/dev/null || ((code <= 128)); then break; fi
     kit_hold_signals
     kit_keep_sidecar &
@@ -334,7 +334,7 @@ kit_now_us() { # <output-variable>: microseconds; of whole seconds where this Ba
   printf -v "$1" '%s' "${clock//[!0-9]/}"
 }
 
-kit_end_sayers() { # what is still waiting to be said, on a terminal that nobody reads, ends with the launcher
+kit_end_sayers() { # what is still waiting to be said, on a terminal that is not read, ends with the launcher
   # With the terminal's own launcher HUP would end it; under nohup, or on a pipe, nothing does.
   local sayer
   for sayer in "${KIT_SAYERS[@]}"; do
@@ -351,7 +351,7 @@ kit_main() { # supervise <python> <command> <number of its arguments> <argument>
   shopt -s inherit_errexit
   KIT_DETACHED=1
   if [[ $1 == recover ]]; then
-    # For a run that has no launcher any more: whoever starts this has set the environment.
+    # For a run that has no launcher any more: the watcher, which starts this, has set the environment.
     kit_setup "$KIT_ROOT/bin/resume.sh"
     KIT_SIGNALS=0 KIT_WARNINGS=0 KIT_IS_RECOVERY=1
     kit_ask recover "$2" "--launcher-pid=$$" || return "$?"

@@ -15,7 +15,7 @@
 #   make install-cron
 #
 # Exit status:
-#   0 done or nothing to do, 1 failed, 2 usage or nobody to ask, 4 config invalid,
+#   0 done or nothing to do, 1 failed, 2 usage or no terminal to ask at, 4 config invalid,
 #   6 there are other units of that name, 127 a tool is missing
 
 if ((BASH_VERSINFO[0] < 4 || (BASH_VERSINFO[0] == 4 && BASH_VERSINFO[1] < 4))); then

@@ -17,5 +17,5 @@ ENDED_BY_ITSELF = frozenset({DIED, CRASH_LOOP})
 CAUSES = frozenset({NONFINITE, DIVERGED, THROUGHPUT, OOM, EVAL, HANG, CHECKS_FAILED}) | ENDED_BY_ITSELF
 # The training itself went wrong: a recovery begins from before the first bad step.
 REPLAYED = frozenset({NONFINITE, DIVERGED})
-# Nothing goes on by itself from here: the same would happen again, or nobody knows what happened.
+# Nothing goes on by itself from here: the same would happen again, or it is not known what happened.
 NEVER_RECOVERED = frozenset({CRASH_LOOP, CHECKS_FAILED})

@@ -45,7 +45,7 @@ def held(descriptor: int, path: Path, wait_s: float = LOCK_WAIT_S) -> Iterator[N
     The descriptor is closed on exec, so that no child keeps the lock.
 
     Raises:
-        Busy: somebody else holds it for longer than `wait_s` seconds.
+        Busy: another process holds it for longer than `wait_s` seconds.
     """
     try:
         deadline = time.monotonic() + wait_s
@@ -68,7 +68,7 @@ def try_lock(descriptor: int) -> bool:
 
 
 def is_held(path: Path) -> bool:
-    """Whether somebody holds a lock file; not where there is none, or where it cannot be asked."""
+    """Whether a lock file is held; not where there is none, or where it cannot be asked."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -104,7 +104,7 @@ def lock_state(path: Path) -> str:
 
 
 def continuation_of(run: RunPaths) -> dict[str, object] | None:
-    """Return the claim of whoever continues this head, or None if nobody has claimed it."""
+    """Return the claim of the run that continues this head, or None if none has claimed it."""
     try:
         claim = read_json(run.continuation)
     except UnreadableFile:
@@ -113,7 +113,7 @@ def continuation_of(run: RunPaths) -> dict[str, object] | None:
 
 
 def held_by_other(run: RunPaths, has_started: HasStarted, *, is_taken_over: bool = False) -> str | None:
-    """Return the sentence that says who continues this head already, or None: nobody does, or only a dead claim.
+    """Return the sentence that says which run continues this head already, or None: none does, or only by a dead claim.
 
     Args:
         run: the head.

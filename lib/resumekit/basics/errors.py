@@ -71,7 +71,7 @@ class Refused(KitError):
 
 
 class Busy(Refused):
-    """Somebody else is at it just now; that may pass by itself."""
+    """Another process is at it just now; that may pass by itself."""
 
 
 class ToolMissing(KitError):

@@ -1,4 +1,4 @@
-"""Reading and writing single files so that nobody ever sees half of one.
+"""Reading and writing single files so that no reader ever sees half of one.
 
 Whatever another process watches is written to a unique temp name beside it and moved with `os.replace`.
 Whatever comes from outside is read with a limit, from a regular file, and never through a FIFO or a device.

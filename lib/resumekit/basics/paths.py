@@ -1,4 +1,4 @@
-"""Where everything of a run lies. Every path is made here; nobody else joins strings."""
+"""Where everything of a run lies. Every path is made here; no other module joins strings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is this process really ours, is it alive, and a signal that cannot hit a stranger.
+"""Is this process really ours, is it alive, and a signal that cannot hit another process.
 
 A process is known by host, boot id, pid, start time and the run token in its environment. A pid alone is nothing:
 it is reused, and `kill -0` calls a zombie alive.
@@ -132,7 +132,7 @@ def stopped_in_group_of(identity: Identity) -> list[int]:
 
 
 def _is_hidden(pid: int) -> bool:
-    """Whether there is a process that /proc does not show (hidepid): it may be the one, or a stranger."""
+    """Whether there is a process that /proc does not show (hidepid): it may be the one, or another."""
     try:
         os.kill(pid, 0)
     except PermissionError:
@@ -218,7 +218,7 @@ def kill_session(leader: Identity, wait_s: float = 5.0) -> int:
     deadline = time.monotonic() + wait_s
     while members := session_members(leader):
         if time.monotonic() > deadline:
-            break  # in uninterruptible sleep, or somebody else's
+            break  # in uninterruptible sleep, or another user's
         for member in members:
             send(member, signal.SIGKILL)
         time.sleep(0.01)

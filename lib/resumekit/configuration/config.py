@@ -108,7 +108,7 @@ def override(
     """Return a resolved config with `--set` applied to it; the given one stays as it is.
 
     Args:
-        resolved: as it was written into a run folder, by this kit, an older one, or somebody else: it is checked again,
+        resolved: as it was written into a run folder, by this kit, an older one, or another user: it is checked again,
             and keys of the kit's own that it lacks get their defaults.
         overrides: `KEY=VALUE` as typed, later ones win.
         schema: None for the kit's own with the lab's overlay.

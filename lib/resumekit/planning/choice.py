@@ -180,7 +180,7 @@ def _also_said(request: Request, table: RunTable, resolved: dict[str, Any]) -> t
 def _anew(choice: Choice, head: Run, request: Request, another: str | None) -> Choice:
     """Begin anew in the place of a head without a checkpoint: who claims it first, a person or its recovery, begins.
 
-    Under another name it is another run, as with --fresh; a folder that the kit did not make is nobody's to take up.
+    Under another name it is another run, as with --fresh; a folder that the kit did not make is not taken up.
     The config is the caller's own; a head of another user's that would execute other words is not passed over.
     """
     if choice.name != head.name:

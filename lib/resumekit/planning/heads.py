@@ -31,7 +31,7 @@ class Found(NamedTuple):
 
     Args:
         head: the run whose history was searched; None where a file was named and the experiment has no run.
-        parent: the run that a new one would descend from: the head, or whoever holds the checkpoint that was named.
+        parent: the run that a new one would descend from: the head, or the run with the checkpoint that was named.
         selection: the checkpoint, and each one that was thought of.
         others: heads of the same experiment that were not searched, newest first.
         another: how the head is another project's, for a message; None where it is this one's, or was named.
@@ -199,7 +199,7 @@ def _named(table: RunTable, run_id: str, origin: str) -> Run:
 def _past_damaged(table: RunTable, run: Run) -> Run:
     """Return the run, or who continues it where that one found its checkpoint damaged and never trained.
 
-    Such a child has the head now; whoever asks for the old one by its id means to go on from there all the same.
+    Such a child has the head now; a request for the old one by its id means to go on from there all the same.
     """
     seen = {run.run_id}
     while (claim := claims.continuation_of(run.paths)) and (child := table.get(str(claim.get("run_id")))):

@@ -1,8 +1,8 @@
 """With which run a resume is compared: the one that holds the checkpoint, which need not be the one that goes on.
 
 A run that died before its first checkpoint, or is taken up from before it, has left no more than its config. What it
-changed, and what it was told to reset, is in no checkpoint yet: it happens when somebody goes on, and nobody is asked
-for it a second time. Reads run.json and the resolved configs of the history; writes nothing.
+changed, and what it was told to reset, is in no checkpoint yet: it happens when the run goes on, and consent is not
+asked for a second time. Reads run.json and the resolved configs of the history; writes nothing.
 Try it: `bin/resume.sh EXP-01 --dry-run` after a run that ended before its first checkpoint
 """
 
@@ -58,7 +58,7 @@ class Differences(NamedTuple):
 
     @property
     def settled(self) -> frozenset[str]:
-        """The keys that the parent had changed already: nobody is asked for its consent again."""
+        """The keys that the parent had changed already: consent is not asked for again."""
         return frozenset(change.key for change in self.changed) - {change.key for change in self.asked}
 
 
@@ -77,7 +77,7 @@ def of(parent: Run, candidate: Candidate | None, table: RunTable, schema: Schema
     if holder.run_id not in ids:
         return Origin(parent)
     at = ids.index(holder.run_id)
-    while not history[at].config and at:  # a folder of somebody else: the first run of ours after it
+    while not history[at].config and at:  # a folder that the kit did not make: the first run of ours after it
         at -= 1
     return Origin(history[at], tuple(history[:at]), _policies(history[: ids.index(holder.run_id)], table, schema))
 
@@ -89,7 +89,7 @@ def differences(
 
     Args:
         resolved: the new run's config.
-        before: the `resume` section as it is where nobody is told anything.
+        before: the `resume` section as it is where the trainer is told nothing.
     """
     asked = changes({**parent.config, _SECTION: {**before, **origin.policies}}, resolved, schema)
     if not origin.between:

@@ -47,7 +47,7 @@ class Plan(NamedTuple):
         environment: what differs on this machine.
         measures: what a recovery changes.
         lr_scale: what the schedule's rate is multiplied by from here on.
-        match: how the weights fit the new model; None where nobody was asked.
+        match: how the weights fit the new model; None where the trainer was not asked.
         forecast: learning rates, totals and warnings.
         consents: what a person must agree to, with the reason.
         refusals: what makes it impossible, with the rule and what would have to change.
@@ -180,7 +180,7 @@ def _settled(
 ) -> tuple[Component, ...]:
     """Return what the parent, as it was started, would get from the checkpoint: with what it was told and had changed.
 
-    An environment that has changed since then is nobody's decision yet.
+    An environment that has changed since then is not decided yet.
     """
     parent = choice.parent
     here = {one.key: one.new for one in differs}
@@ -208,7 +208,7 @@ def _inherited_scale(choice: Choice) -> LrScale:
     """Return what the learning rate is multiplied by before anything new.
 
     The checkpoint says it. But a run that was cut, and died before its first checkpoint, has said it in its plan only:
-    whoever continues it from its parent's checkpoint must not undo the cut.
+    a run that continues it from its parent's checkpoint must not undo the cut.
     """
     parent, candidate = choice.parent, choice.candidate
     if choice.relation == CONTINUE and parent is not None and candidate.run_id != parent.run_id:

@@ -103,7 +103,7 @@ class Options(NamedTuple):
 
     @property
     def launcher_pid(self) -> int:
-        """The launcher's process id; 0 where nobody said it."""
+        """The launcher's process id; 0 where it was not given."""
         return _number(self.values.get("launcher-pid", "0"), "--launcher-pid takes a process id")
 
     def request(self) -> Request:

@@ -38,7 +38,7 @@ def factor(name: str, step: int, *, warmup_steps: int, max_steps: int, min_lr_ra
 def of_config(resolved: dict[str, Any]) -> Callable[[int], float] | None:
     """Return the function that a config describes.
 
-    None where nobody can know it: the trainer does not take its learning rate from here
+    None where it cannot be known: the trainer does not take its learning rate from here
     (`trainer.schedule_with_kit` is not set), or the schedule is one of its own.
     """
     name = config.get(resolved, "schedule.name")
@@ -52,7 +52,7 @@ def of_config(resolved: dict[str, Any]) -> Callable[[int], float] | None:
 
 
 def phase_of(resolved: dict[str, Any], step: int) -> str | None:
-    """Return the phase of the schedule in the step that follows `step` completed ones; None where nobody can know.
+    """Return the phase of the schedule in the step that follows `step` completed ones; None where it cannot be known.
 
     'warmup', then the schedule's name; 'floor' where it has come to its end.
     """

@@ -117,7 +117,7 @@ def select(
         path: this file, whatever its name.
         needs: top-level keys that must be inside, such as 'optimizer_state_dict'.
         prove: read the chosen file once and compare its digest (without a manifest: its checksums); else that is left
-            to whoever loads it.
+            to the process that loads it.
         weights_only: also pass over files that loading with weights_only=True would refuse.
         minimum: the lowest grade to take: 'proven', 'witnessed' or 'plausible'. A plausible one is taken only where
             the history has no better one, or where it was asked for by step, best or path.
@@ -131,7 +131,7 @@ def select(
     rules = _Rules(needs, prove, weights_only, minimum, why if step is None else "the step asked for")
     if path is not None:
         home = folders[0] if folders else CheckpointFolder(path.parent)
-        # Whoever names a file may name it through a link, and take it from another run.
+        # A user who names a file may name it through a link, and take it from another run.
         path = Path(os.path.realpath(path)) if path.is_symlink() else path
         named = home._replace(folder=path.parent, run_id=None, max_step=None)
         has_manifest = _is_there(path, MANIFEST_SUFFIX)

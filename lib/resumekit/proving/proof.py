@@ -34,7 +34,7 @@ class Proof(NamedTuple):
     Args:
         path: the checkpoint, as it was named.
         device, inode, size, mtime_ns, ctime_ns: which file it was, in which state; a changed one needs a new proof
-            (mtime can be set back by whoever changes a file, ctime can't).
+            (mtime can be set back by a user who changes a file, ctime can't).
         sha256: the digest of its bytes, if it was read to its end.
         verdict: 'pending', 'equal', 'sound', 'differs' or 'unreadable'.
         reason: in a few words, for the last two.

@@ -1,7 +1,7 @@
 """Which old checkpoints may go, and which leftovers of dead writers are swept.
 
 Only files that this run's save_checkpoint wrote are ever removed: never below two proven ones, never a pinned one,
-the best one, or one of somebody else. Reads manifests and the run's claims; removes files.
+the best one, or one that the kit did not write. Reads manifests and the run's claims; removes files.
 """
 
 from __future__ import annotations
@@ -72,10 +72,10 @@ def prune(
 
 
 def prune_own(folder: Path, keep: Keep, run_dir: Path | None, **names: str | None) -> None:
-    """Prune under the run's lock, so that no branch pins a step in between; not now if somebody holds it.
+    """Prune under the run's lock, so that no branch pins a step in between; not now if it is held.
 
     Args:
-        run_dir: the run folder; None without the kit, where nobody pins.
+        run_dir: the run folder; None without the kit, where nothing is pinned.
         names: run_id, pattern and best_name, as for `prune`.
     """
     if run_dir is None:
@@ -87,7 +87,7 @@ def prune_own(folder: Path, keep: Keep, run_dir: Path | None, **names: str | Non
 
 
 def pinned_steps(claims: Path | None) -> frozenset[int]:
-    """Return the steps that `claims/pin_<step>*.json` protect; OSError where nobody can say: then none may go."""
+    """Return the steps that `claims/pin_<step>*.json` protect; OSError where that cannot be read: then none may go."""
     names: list[str] = []
     if claims is not None:
         with contextlib.suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""Giving up: a run that a person has to look at. One event with the reason, and whoever is to be told is told.
+"""Giving up: a run that a person has to look at. One event with the reason, and the person is told.
 
 Writes into the run's journal and status, takes its live marker away, and runs `notify.command`.
 """
@@ -33,7 +33,7 @@ ENDED_EARLY = status.ENDED_EARLY
 def call(run: Run, incident: Incident, reason: str, *, is_told: bool = False) -> None:
     """Write down that nothing goes on from here by itself, once, and tell it.
 
-    The live marker goes last: while it is there, nobody may have been told yet, and `tell_again` does.
+    The live marker goes last: while it is there, no person may have been told yet, and `tell_again` does.
 
     Args:
         run: the run that ended.
@@ -42,7 +42,7 @@ def call(run: Run, incident: Incident, reason: str, *, is_told: bool = False) ->
         is_told: the person who is to know has been told, at the terminal: `notify.command` is not needed.
 
     Raises:
-        Refused, OSError: it cannot be written; nobody is told then, and the next pass tries again.
+        Refused, OSError: it cannot be written; no person is told then, and the next pass tries again.
     """
     fields = _fields(run, incident, reason)
     with locked(run.paths.lock):
@@ -53,7 +53,7 @@ def call(run: Run, incident: Incident, reason: str, *, is_told: bool = False) ->
 
 
 def tell_again(run: Run) -> None:
-    """Tell of a run that needs attention if whoever wrote that down may have been killed before it was told."""
+    """Tell of a run that needs attention if the process that wrote that down may have been killed before it told it."""
     fields = status.read_state(run).get("recovery") or {}
     _tell(run, {key: value for key, value in fields.items() if key != "at"}, is_again=True)
 
@@ -130,7 +130,7 @@ def _tell(run: Run, fields: dict[str, Any], *, is_again: bool = False, is_told: 
     status.renew(run)
     with _alone(run) as is_alone:
         if not is_alone or (is_again and not live_marker.was_made_here(live_marker.of(run.paths))):
-            return  # somebody is telling it, or has told it
+            return  # another process is telling it, or has told it
         if not is_told:
             _notify(run, _event(run, fields))
         with contextlib.suppress(OSError):
@@ -141,7 +141,7 @@ def _tell(run: Run, fields: dict[str, Any], *, is_again: bool = False, is_told: 
 def _alone(run: Run) -> Iterator[bool]:
     """Hold the marker while a person is told, which may take longer than a pass; True where there is none."""
     try:
-        # For writing: on NFS nobody else may lock.
+        # For writing: on NFS no other process may lock.
         descriptor = os.open(live_marker.of(run.paths), os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         yield True
@@ -153,7 +153,7 @@ def _alone(run: Run) -> Iterator[bool]:
 
 
 def _is_locked(descriptor: int) -> bool:
-    """Lock a marker; where the file system has no locks, telling twice is better than telling nobody."""
+    """Lock a marker; where the file system has no locks, telling twice is better than not telling."""
     try:
         return try_lock(descriptor)
     except OSError:

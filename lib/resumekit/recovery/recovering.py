@@ -1,7 +1,7 @@
 """Taking up a run that has ended by an incident: nothing, wait, or a new run folder that is ready to start.
 
-The launcher asks when its trainer has ended, the watcher where there is no launcher any more; whoever asks, and however
-often, at most one child comes of it: the claim of the head is exclusive. Config and code are the parent's own; nothing
+The launcher asks when its trainer has ended, the watcher where there is no launcher any more; however often they
+ask, at most one child comes of it: the claim of the head is exclusive. Config and code are the parent's own; nothing
 is resolved anew. Source: protocol §12.
 """
 

@@ -29,7 +29,7 @@ class RunName(NamedTuple):
         experiment: 'EXP-03'.
         name: 'droppath_base', or None.
         step: the step that it was resumed at, or None.
-        stamp: '20261122-1735', or None in a folder that somebody else made.
+        stamp: '20261122-1735', or None in a folder that the kit did not make.
     """
 
     experiment: str
@@ -77,7 +77,7 @@ def check_name(text: str) -> str:
 
 
 def make_run_id(exp_name: str, parent_run_id: str | None = None, resume_step: int | None = None) -> str:
-    """Make a run id by protocol §3; the folder is claimed by whoever makes it, with plain mkdir.
+    """Make a run id by protocol §3; the folder is claimed by the process that makes it, with plain mkdir.
 
     Args:
         exp_name: the experiment, 'EXP-03', or the experiment and a name, 'EXP-03_droppath_base'.
@@ -105,6 +105,6 @@ def make_run_id(exp_name: str, parent_run_id: str | None = None, resume_step: in
 
 
 def _shown(text: str) -> str:
-    """Return a stranger's text so that it can do nothing to a terminal."""
+    """Return another user's text so that it can do nothing to a terminal."""
     shown = text.encode("unicode_escape", "backslashreplace").decode()
     return shown if len(shown) <= 60 else shown[:57] + "..."

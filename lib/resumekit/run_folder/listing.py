@@ -137,7 +137,7 @@ def _progress(seen: dict[str, Any]) -> str:
 
 
 def _number(value: Any) -> int | float | None:
-    """Return a value that came from somebody's file if it is a number: only those are shown."""
+    """Return a value that came from a file if it is a number: only those are shown."""
     return value if type(value) in (int, float) and math.isfinite(value) else None
 
 
@@ -195,7 +195,7 @@ def _elsewhere(seen: dict[str, Any]) -> str:
 
 
 def _recovery(run: Run, seen: dict[str, Any]) -> list[str]:
-    """Say of a run that took up another what that one died of, and of one that nobody can take up why."""
+    """Say of a run that took up another what that one died of, and of one that cannot be taken up why."""
     known = seen.get("recovery") or {}
     if known.get("outcome") == status.NEEDS_ATTENTION:
         return [plain(known.get("reason") or "it was given up")]

@@ -19,7 +19,7 @@ BUCKET_S = 30.0
 MIN_TOLD = 5
 # The first one says no more than how often steps are told.
 FIRST_TOLD = 3
-# One interval of more than so many usual ones is an evaluation that nobody told of, a save, a stall: it counts as
+# One interval of more than so many usual ones is an evaluation that was not told of, a save, a stall: it counts as
 # those before it. A second in a row counts up to LONG_S or so many usual ones: beyond is the hang's affair. From the
 # third on they are slowness, and count for more: who tells a step every ten minutes instead of every one is found in
 # time.
@@ -147,7 +147,7 @@ def slack_s(pace: Pace, usual_s: float) -> float:
     """Return by how much a row of slow buckets may be longer than the slow stretch in it, where tellings are rare.
 
     The first and the last of them may have been slow in one telling alone, with all the others at the usual speed; and
-    in each an evaluation that nobody told of may count in full, as long as it is no longer than LONG_INTERVALS.
+    in each an evaluation that was not told of may count in full, as long as it is no longer than LONG_INTERVALS.
 
     Args:
         pace: the run's.

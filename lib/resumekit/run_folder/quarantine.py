@@ -65,7 +65,7 @@ def quarantine_damaged(run_dir: Path, checkpoint: Path, made: MadeFolder | None 
 
     Returns:
         Whether it is in quarantine now: then the same command takes the next candidate. Not if it did not fail, if it
-        lies in no run (a list there would be a stranger's file), or if its run cannot be written to.
+        lies in no run (a list there would lie in another program's folder), or if its run cannot be written to.
 
     Raises:
         Exchanged: another folder lies there by now.

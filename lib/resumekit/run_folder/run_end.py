@@ -28,8 +28,8 @@ def silence_limit_s(run: Run) -> float:
     return 60.0 * minutes if type(minutes) in (int, float) and 0 < minutes < 1e6 else 1800.0
 
 
-# A trainer that ends on one of these was stopped, whoever sent it: it has saved and says so by its code, or has died of
-# it. KILL is none of them.
+# A trainer that ends on one of these was stopped, wherever the signal came from: it has saved and says so by its code,
+# or has died of it. KILL is none of them.
 STOPS = {"INT": 130, "TERM": 143}
 
 
@@ -78,5 +78,5 @@ def fields(end: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def is_oom_kill(end: dict[str, Any] | None) -> bool:
-    """Whether there is evidence that the kernel killed it for want of memory; without any, nobody says so."""
+    """Whether there is evidence that the kernel killed it for want of memory; without any, it is not said."""
     return end is not None and end.get("oom_kill") is True

@@ -82,7 +82,7 @@ class Run:
 
     @property
     def is_in_our_namespace(self) -> bool:
-        """Whether its pids are ours: of one that was started in another container nobody here can be seen."""
+        """Whether its pids are ours: of one that was started in another container no process can be seen here."""
         return self.record.get("pid_namespace") in (None, processes.pid_namespace())
 
     def trainer_of(self, launched: object) -> processes.Identity | None:
@@ -102,7 +102,7 @@ class Run:
 
     @cached_property
     def has_started(self) -> bool:
-        """Whether it ever had a trainer: its journal says `launched`; in a folder of somebody else, anything of one.
+        """Whether it ever had a trainer: its journal says `launched`; of a folder of another program anything.
 
         A journal that was lost is outvoted by what else only a trainer leaves (`_has_signs_of_a_trainer`).
         One that has an end alone had none: its shim could not start it. It is never taken up; its parent is.
@@ -138,7 +138,7 @@ class Run:
 
     @cached_property
     def created_at(self) -> str:
-        """When it was made (UTC, ISO 8601); for a folder of somebody else the stamp in its name, else ''."""
+        """When it was made (UTC, ISO 8601); for a folder that the kit did not make the stamp in its name, else ''."""
         if self.is_ours:
             return _text(self.record.get("created_at")) or ""
         parsed = parse_run_name(self.run_id)

@@ -1,7 +1,7 @@
 """The status of a run: a view on its journal, the clock and the processes, never a source of its own.
 
-`observe` is pure; `current` reads what it needs; `write` puts status.json down whole. Whoever holds the status lock
-writes: the sidecar, or for a moment who goes on from the run (`renew`).
+`observe` is pure; `current` reads what it needs; `write` puts status.json down whole. Who writes holds the
+status lock: the sidecar, or for a moment who goes on from the run (`renew`).
 Try it: `bin/runs.sh --json EXP-01`
 """
 
@@ -35,11 +35,11 @@ ENDED = frozenset({"finished", ENDED_EARLY, "stopped", "preempted", "failed", "a
 # Over by an incident: something may go on from it.
 TAKEN_UP = frozenset({"failed", "lost", "aborted"})
 LIVE = frozenset({"starting", "running", "unsupervised"})
-# Whoever holds the status lock for longer is at work on it, and will write what is new itself.
+# A process that holds the status lock for longer is at work on it, and will write what is new itself.
 RENEW_WAIT_S = 2.0
 # What a scheduler sends before it ends a job; who asks for a stop with one of these wants the run to go on later.
 _WARNINGS = frozenset({"USR1", "USR2"})
-# Thirty years: nobody waits for more, and the calendar may not reach there.
+# Thirty years: a longer wait says nothing, and the calendar may not reach there.
 MAX_ETA_S = 1e9
 
 
@@ -172,7 +172,7 @@ def state_of(
     if not state.get("launched"):
         is_coming = processes.ALIVE in (view.launcher, view.trainer)
         return "starting" if is_coming else "never_started"
-    if view.trainer == processes.DEAD:  # and nobody saw how
+    if view.trainer == processes.DEAD:  # and it was not seen how
         return _asked_state(state) or ("aborted" if state.get("aborted") else "lost")
     if view.launcher == processes.DEAD:
         return "unsupervised"
@@ -203,7 +203,7 @@ def _codes(value: Any) -> frozenset[int]:
 
 
 def _asked_state(state: State) -> str | None:
-    """Name the end of a run that somebody has asked for; None where nobody has."""
+    """Name the end of a run that was asked for; None where none was."""
     stopped = state.get("stopped")
     return None if not stopped else "preempted" if stopped.get("by") in _WARNINGS else "stopped"
 
@@ -322,7 +322,7 @@ def current(run: Run) -> dict[str, Any]:
 
 
 def renew(run: Run) -> None:
-    """Write the status of a run that somebody else may be writing too; nothing where that cannot be done now."""
+    """Write the status of a run that another process may be writing too; nothing where that cannot be done now."""
     with contextlib.suppress(OSError, Refused), claims.locked(run.paths.status_lock, RENEW_WAIT_S):
         write(run, current(run))
 

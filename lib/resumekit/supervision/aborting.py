@@ -1,7 +1,7 @@
 """Ending a run that is sick: one `abort` event with cause, evidence and the log's last lines, then TERM, grace, KILL.
 
-The sidecar does it for numbers that are not finite and for failed checks, the watcher for all else; whoever comes
-first. What cannot be written down is not stopped. Source: protocol §12.
+The sidecar does it for numbers that are not finite and for failed checks, the watcher for all else; the first one
+decides. What cannot be written down is not stopped. Source: protocol §12.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..run_folder.runs import Run
 
 
 def note(run: Run, cause: str, evidence: str, **fields: Any) -> bool:
-    """Write the `abort` event of a run, once, whoever asks and how often.
+    """Write the `abort` event of a run, once, whichever process asks and how often.
 
     Args:
         run: the run.
@@ -32,7 +32,7 @@ def note(run: Run, cause: str, evidence: str, **fields: Any) -> bool:
         Whether it is the event of this cause that stands in the journal now: not where a person has stopped the run.
 
     Raises:
-        Refused: somebody holds the run's lock.
+        Refused: another process holds the run's lock.
         OSError: the event cannot be written.
     """
     with locked(run.paths.lock):

@@ -1,6 +1,6 @@
 """The folders `artifacts/best@<N>/` of one run: how one is made whole, recognised as ours, and removed again.
 
-One is filled under a temp name and renamed, so that nobody sees half of it. It is ours if it has the name, a
+One is filled under a temp name and renamed, so that no reader sees half of it. It is ours if it has the name, a
 lineage.json of this run and this step in it, and no file that the kit does not write; nothing else is ever removed.
 Try it: `python -m json.tool runs/<run_id>/artifacts/best@400/lineage.json`
 """
@@ -101,7 +101,7 @@ def sweep(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove one folder of ours: under a temp name first, so that nobody sees half of it, and files of ours alone."""
+    """Remove one folder of ours: under a temp name first, so that none sees half of it, and files of ours alone."""
     with contextlib.suppress(OSError):
         if not stat.S_ISDIR(os.lstat(path).st_mode):
             return

@@ -56,7 +56,7 @@ class Bedside:
                 aborting.abort(self._run, NONFINITE, evidence, first_bad_step=first_bad_step)
 
     def _repeat_the_stop(self, now: float) -> None:
-        """Stop it again now and then: whoever wrote down that it is stopped may have been killed before doing it."""
+        """Stop it again now and then: the process that wrote the stop down may have been killed before the signal."""
         if self._stops_at is None or now >= self._stops_at:
             if self._stops_at is not None:
                 from . import aborting  # late, as above
@@ -87,9 +87,9 @@ class Bedside:
         is_enabled = self._run.setting("recover", "enabled") is True
         if is_now == status.NEEDS_ATTENTION or is_to_be_told(self._run, is_now):
             return  # what tells a person takes it away, then
-        # Of a run whose end nobody saw, somebody has to be told, taken up or not.
-        is_somebodys = is_now == "lost" or (is_now in status.TAKEN_UP and is_enabled)
-        if not is_somebodys or _went_on(state, self._run):
+        # Of a run whose end was not seen a person has to be told, taken up or not.
+        is_to_be_taken_up = is_now == "lost" or (is_now in status.TAKEN_UP and is_enabled)
+        if not is_to_be_taken_up or _went_on(state, self._run):
             live_marker.remove(self._run.paths)
 
 

@@ -1,7 +1,7 @@
 """A snapshot of every new best: `artifacts/best@<N>/` with its weights alone, config, status, lineage and log.
 
-Looks at the best checkpoint's file and manifest, whoever wrote them. The weights are extracted by a process of its own
-(weights_extract.py) that nothing waits for; what goes wrong is a `warning` in the journal and nothing more.
+Looks at the best checkpoint's file and manifest, whichever process wrote them. The weights are extracted by a process of
+its own (weights_extract.py) that nothing waits for; what goes wrong is a `warning` in the journal and nothing more.
 Only the newest best is made up for by a sidecar that comes late. Try it: `ls runs/<run_id>/artifacts`
 """
 
@@ -20,7 +20,7 @@ from ..basics.paths import manifest_path
 from ..run_folder.runs import MAX_CONFIG_BYTES, Run, RunTable
 from . import artifact_folder
 
-# Without a manifest nobody says that a file is whole: one that has not changed for this long is at rest (witness.py).
+# Without a manifest nothing says that a file is whole: one that has not changed for this long is at rest (witness.py).
 REST_S = 5.0
 # Between a new best file and its manifest lie microseconds; a pair that stays for this long belongs together.
 SETTLED_S = 0.5

@@ -14,7 +14,7 @@ from typing import Any
 from ..basics.paths import LIB
 from ..run_folder.runs import Run
 
-# The first look comes early: whoever starts a run and goes on editing learns of it while still at the keyboard.
+# The first look comes early: a person who starts a run and goes on editing learns of it while still at the keyboard.
 FIRST_LOOK_S = 60.0
 LOOK_S = 180.0
 # git may have many files to read; what takes longer is given up, and asked again.

@@ -69,7 +69,7 @@ class Echo(threading.Thread):
 
 
 def _write_some(chunk: bytes) -> int:
-    """Write to stdout, which whoever shares the terminal may have made non-blocking; return how much it took."""
+    """Write to stdout, which another program on the terminal may have made non-blocking; return how much it took."""
     while True:
         try:
             return os.write(1, chunk)

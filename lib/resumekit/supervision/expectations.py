@@ -38,7 +38,7 @@ class Expected(NamedTuple):
 
     Args:
         step: optimizer steps done in the checkpoint; 0 where the counters begin anew.
-        phase: of the schedule in the next step; None where nobody can know.
+        phase: of the schedule in the next step; None where it cannot be known.
         rates: per base learning rate the values in the next steps.
         losses: step -> loss in the parent, around the checkpoint.
         seconds: of each of the parent's steps before the checkpoint.

@@ -1,6 +1,6 @@
 """The process that takes the winning weights out of a checkpoint: how it is started, and what it said.
 
-The work is done by `weights_extract`, beside this file; nobody waits for it.
+The work is done by `weights_extract`, beside this file; the sidecar does not wait for it.
 """
 
 from __future__ import annotations

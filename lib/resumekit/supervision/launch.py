@@ -134,7 +134,7 @@ def prepare(
 
 
 def _claim_folder(choice: Choice) -> tuple[RunPaths, MadeFolder]:
-    """Make the run's folder under a name that nobody has; plain mkdir is what makes it ours alone.
+    """Make the run's folder under a name that is free; plain mkdir is what makes it ours alone.
 
     Returns:
         (the run's files, by what its folder is known from now on).

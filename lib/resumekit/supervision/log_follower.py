@@ -153,7 +153,7 @@ class LogFollower:
                 descriptor = os.open(self._run.paths.train_log, flags, 0o666)
                 try:
                     # A predecessor may have been killed between its last line and its account of it. A log that was
-                    # cut by somebody is no shorter for it: it must not get a hole of zeros.
+                    # cut by another program is no shorter for it: it must not get a hole of zeros.
                     self._written = min(self._written, os.fstat(descriptor).st_size)
                     os.ftruncate(descriptor, self._written)
                     self._has_written = True

@@ -37,7 +37,7 @@ def counter(listing: Path = _LISTING, mount: Path = _MOUNT) -> Path | None:
 
 
 def kills(file: Path | None) -> int | None:
-    """Return how many processes the kernel has killed there; None where nobody counts."""
+    """Return how many processes the kernel has killed there; None where the kernel does not count."""
     for line in _read(file) if file else ():
         name, _, number = line.partition(" ")
         if name == "oom_kill" and number.isdecimal():

@@ -107,7 +107,7 @@ class _Session:
         # A script may hand the signal on and then die of it (`trap - TERM; kill 0`).
         has_handler = (self._progress.state.get("stopped") or {}).get("has_handler") is True
         self._notice_a_stop(name, has_handled_it=self._first["signal"] is None or has_handler)
-        while self._is_somebody_left() and not self._is_over():
+        while self._is_process_left() and not self._is_over():
             if self._stop:
                 self._tell()
             self._wait()
@@ -115,7 +115,7 @@ class _Session:
             self._say_what_is_left()
         return self._composed()
 
-    def _is_somebody_left(self) -> bool:
+    def _is_process_left(self) -> bool:
         """Whether a process of the training lives; for a moment also one that cannot be told from another's yet.
 
         A wrapper may end while what it has just forked is in its exec, and has no environment to show its token in.

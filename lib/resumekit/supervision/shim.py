@@ -268,7 +268,7 @@ def _become_trainer(
 ) -> None:
     """In the child: a new session, the `launched` event, then the trainer. Never returns.
 
-    The event is on disk before the trainer's first instruction: no trainer ever runs that nobody knows of.
+    The event is on disk before the trainer's first instruction: no trainer ever runs that is not known of.
     """
     try:
         os.setsid()
@@ -334,7 +334,7 @@ def _reserve(run: RunPaths) -> tuple[Path, int] | None:
 
 
 def _write_end(run: RunPaths, reserved: tuple[Path, int] | None, end: dict[str, object]) -> None:
-    """Write exit.json, into the space that was set aside; else a full disk is waited for: nobody else knows this."""
+    """Write exit.json, into the space that was set aside; else a full disk is waited for: no other one knows this."""
     data = to_json(end)
     with contextlib.suppress(OSError):
         if reserved and len(data) <= _END_BYTES:
@@ -357,7 +357,7 @@ def _write_end(run: RunPaths, reserved: tuple[Path, int] | None, end: dict[str, 
 
 
 def _say(sentence: str) -> None:
-    """Into the trainer's log; if that cannot be written either, there is nobody to tell."""
+    """Into the trainer's log; if that cannot be written either, nothing is said."""
     with contextlib.suppress(OSError):
         os.write(2, f"resumekit: {plain(sentence)}\n".encode("utf-8", "backslashreplace"))
 

@@ -197,7 +197,7 @@ class Sidecar:
         return "launched" in self._state, "step" in self._state
 
     def _is_over_unseen(self) -> bool:
-        """Whether nobody will ever say how the trainer ended: its shim is dead too, or never came."""
+        """Whether no process will ever say how the trainer ended: its shim is dead too, or never came."""
         has_waited = time.monotonic() - self._started > NEVER_STARTED_S
         is_dead = self._shown_state in (
             "lost",
@@ -366,7 +366,7 @@ def main(run_dir: Path, *, has_echo: bool, made: MadeFolder | None = None) -> in
         return FAILED
     if doubt:
         _warn_of(run, doubt)
-    unlink_temps([run.paths.status, run.paths.sidecar_state])  # the lock is ours: nobody else writes these
+    unlink_temps([run.paths.status, run.paths.sidecar_state])  # the lock is held here: no other process writes these
     code = Sidecar(run, has_echo=has_echo).run_until_end()
     sys.stdout = None  # its flush at exit may fail or block; there is nothing in it
     return code

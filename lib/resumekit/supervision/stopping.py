@@ -164,7 +164,7 @@ def _signalable(run: Run) -> processes.Identity | None:
 def _out_of_reach(run: Run, trainer: processes.Identity | None) -> int | None:
     """Ask the run's own sidecar where its trainer may not be signalled from here; None where it may be.
 
-    Another host, container or user, a process that cannot be told from a stranger; and a copy of a live run, whose
+    Another host, container or user, a process that cannot be told from another's; and a copy of a live run, whose
     trainer writes into another folder: that one is stopped there, not here.
     """
     state = status.read_state(run)
@@ -196,7 +196,7 @@ def _ask(run: Run, state: State) -> int:
 
 
 def _stop_the_next(run: Run, signal_name: str, *, is_now: bool) -> int:
-    """Stop the run that was just about to go on from this one: whoever recovers looks for `stopped` after its claim."""
+    """Stop the run that was just about to go on from this one: a recovery looks for `stopped` after its claim."""
     child_id = (claims.continuation_of(run.paths) or {}).get("run_id")
     if not isinstance(child_id, str) or "/" in child_id:
         return DONE
@@ -371,7 +371,7 @@ def _end_now(run: Run, trainer: processes.Identity | None) -> int:
 
 
 def _send(trainer: processes.Identity, number: int) -> bool:
-    """Send a signal to the trainer; in the middle of its exec it cannot be told from a stranger, for a moment."""
+    """Send a signal to the trainer; in the middle of its exec it cannot be told from another process, for a moment."""
     for _ in range(SEND_TRIES):
         if processes.send(trainer, number):
             return True
@@ -390,7 +390,7 @@ def _stays_unknown(trainer: processes.Identity) -> bool:
 
 
 def _is_unknown(run: Run, trainer: processes.Identity) -> bool:
-    """Whether somebody lives under the trainer's pid who cannot be told from a stranger: nobody we may signal."""
+    """Whether a process lives under the trainer's pid that may be another's: none that may be signalled."""
     if processes.probe(trainer) != processes.UNKNOWN:
         return False
     _warn(

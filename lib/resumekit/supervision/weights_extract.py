@@ -26,7 +26,7 @@ from resumekit.proving.parameter_paths import plain_path
 from resumekit.proving.proof import digest
 from resumekit.proving.torch_names import Tensor
 
-# After this the process ends itself, also where nobody watches it any more.
+# After this the process ends itself, also where nothing watches it any more.
 LIMIT_S = 600
 # Where trainers keep their weights: the protocol's name (§6) first.
 RAW_KEYS = ("model_state_dict", "state_dict", "model")

@@ -47,7 +47,7 @@ def merged(saved: Mapping[str, Any], average: Any, model: Any) -> dict[str, Any]
 
 
 def can_hold(average: Any, model: Any) -> bool:
-    """Whether its state holds every parameter of the model by its name; else nobody can tell what to put where."""
+    """Whether its state holds every parameter of the model by its name; else it cannot be told what to put where."""
     found: set[str] = set()
     state = average.state_dict()
     if not isinstance(state, Mapping):

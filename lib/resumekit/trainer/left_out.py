@@ -43,7 +43,7 @@ def expect(told: LeftOut) -> None:
 
 
 def not_asked(step: Any) -> list[str]:
-    """Return one sentence, once, for each thing that was to be left out and that nobody has asked for in time.
+    """Return one sentence, once, for each thing that was to be left out and that the trainer has not asked for in time.
 
     Args:
         step: that the trainer tells or saves. The data are due before the first one is trained, an evaluation before

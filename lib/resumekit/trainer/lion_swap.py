@@ -1,7 +1,7 @@
 """A Lion in the place of a trainer's optimizer, for `optimizer_policy="swap_to_lion"` of a trainer that passes no Lion.
 
 Only where lion_pytorch is installed. The trainer's loop must go on with `bundle.optimizer`; the old optimizer refuses
-to step from then on, because a swap that nobody notices is none. Source: protocol §7, §13.
+to step from then on, because a swap that goes unnoticed is none. Source: protocol §7, §13.
 """
 
 from __future__ import annotations

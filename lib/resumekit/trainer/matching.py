@@ -161,7 +161,7 @@ def _average(name: str, found: Matched, content: Any, model: Any, own: Any) -> l
     if decision.action in (FRESH, RESET):
         if hasattr(own, "state_dict") and averages.can_hold(own, model):
             return []
-        if decision.why == "the checkpoint has none":  # nobody asked for it by name: as it was made, and that is said
+        if decision.why == "the checkpoint has none":  # it was not asked for by name: as it was made, and that is said
             found.decisions[name] = Decision(ABSENT, f"the checkpoint has none, and the weights can't be put into a "
                                                      f"'{type(own).__name__}': starts as made")  # fmt: skip
             return []

@@ -267,7 +267,7 @@ def _sweep_once(folder: Path) -> None:
     key = str(folder.absolute())
     if key not in _swept:
         pruning.sweep(folder)
-        fsync_parents(folder)  # the launcher made the run's folder just now, and nobody has made its name durable
+        fsync_parents(folder)  # the launcher made the run's folder just now, and its name is not durable yet
         _swept.add(key)
 
 

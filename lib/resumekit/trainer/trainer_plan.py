@@ -28,7 +28,7 @@ MAX_WHY = 500
 
 
 class PlannedRate(NamedTuple):
-    """A base learning rate and what the plan makes of it in the next steps; after is empty where nobody can know."""
+    """A base learning rate and what the plan makes of it in the next steps; after is empty where it is not known."""
 
     key: str
     base: float | None

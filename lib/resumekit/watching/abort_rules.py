@@ -53,7 +53,7 @@ class Sight(NamedTuple):
         fruitless: how many starts in a row, this one included, ended without a new step.
         log_ooms: out-of-memory messages among the last lines of a log that is being written.
         last_words: of one that has ended, what it died of by its log, else its last line; without secrets.
-        free_bytes, free_inodes: of the disk that the run writes to; None where nobody knows.
+        free_bytes, free_inodes: of the disk that the run writes to; None where that is not known.
         behind: that what follows the run has fallen behind it, in a sentence; '' where it has not. Then nothing is
             known that goes by an age.
         progress_s: when it last got on by something else than a step (a newer checkpoint, another line that

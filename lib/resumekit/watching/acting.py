@@ -1,7 +1,7 @@
 """What is done about a look: a sick run is stopped, one without a sidecar gets another, one that is over is taken up.
 
-Each deed is safe to repeat, whoever is killed in the middle of it: the next pass finishes it. Stopping and taking up
-are processes of their own, so that no run waits for another; what a run's launcher can do is left to its launcher.
+Each deed is safe to repeat, whichever process is killed in the middle of it: the next pass finishes it. Stopping and taking
+up are processes of their own, so that no run waits for another; what a run's launcher can do is left to its launcher.
 Of a run that is not the caller's nothing is touched, and all processes start with the watcher's own environment.
 """
 
@@ -69,7 +69,7 @@ def one_pass_at_a_time(runs_dir: Path) -> Iterator[bool]:
 
 
 def act(runs_dir: Path, looks: Sequence[Look], memory: Memory | None = None) -> list[Deed]:
-    """Do what each look asks for; what goes wrong with one run keeps nobody from the next.
+    """Do what each look asks for; what goes wrong with one run does not keep it from the next.
 
     Args:
         runs_dir: the folder of all runs.
@@ -129,7 +129,7 @@ def _about(runs_dir: Path, look: Look) -> Iterator[Deed]:
     table = RunTable(runs_dir)
     run = table.get(look.run_id)
     if look.verdict not in (SICK, WARNING, WELL, ENDED) and look.state not in status.LIVE:
-        return  # paused, remote, unknown: nobody's business here; one whose sidecar is behind may need another
+        return  # paused, remote, unknown: nothing to do here; one whose sidecar is behind may need another
     if run is None:
         with contextlib.suppress(FileNotFoundError):
             os.lstat(runs_dir / look.run_id)
@@ -156,7 +156,7 @@ def _about(runs_dir: Path, look: Look) -> Iterator[Deed]:
         yield from _about_untold(run, view, "it needs attention")
     elif "launched" in state and "exited" not in state:
         if view.launcher == processes.DEAD:
-            _start_sidecar(run)  # its end was written down by nobody; whoever does so takes the marker
+            _start_sidecar(run)  # its end was not written down; the sidecar that does so takes the marker
     elif look.state == status.ENDED_EARLY and run.setting("recover", "enabled") is True and _was_marked_here(run):
         yield from _about_untold(run, view, "it ended early")
     elif look.verdict == ENDED and status.name_of(run, state, view) == look.state and not _may_start(run, look):
@@ -206,13 +206,13 @@ def _about_live(run: Run, state: dict[str, Any], view: status.View, look: Look) 
     from ..supervision import aborting  # late: most runs of a pass are well
 
     if "aborted" in state:
-        aborting.stop_aborted(run.paths.run_dir)  # again, if whoever began it was killed
+        aborting.stop_aborted(run.paths.run_dir)  # again, if the process that began it was killed
     elif aborting.abort(run, first.cause, first.evidence, first_bad_step=first.first_bad_step):
         yield Deed(run.run_id, f"stopping it: {first.cause}: {first.evidence}")
 
 
 def _note_warnings(run: Run, state: dict[str, Any], look: Look) -> None:
-    """Write each kind of warning down once, where runs.sh shows it: nobody reads what cron says."""
+    """Write each kind of warning down once, where runs.sh shows it: what cron says is not read."""
     for one in look.findings:
         if one.verdict == WARNING and one.cause not in state.get("warned_of", ()):
             journal.append(run.paths.journal, "warning", run.run_id, kind=one.cause, message=one.evidence)
@@ -232,7 +232,7 @@ def _about_over(run: Run, state: dict[str, Any], view: status.View) -> Iterator[
 
 
 def _about_untold(run: Run, view: status.View, what: str) -> Iterator[Deed]:
-    """Tell whom `notify.command` tells, where whoever was to do it was killed before the marker went."""
+    """Tell whom `notify.command` tells, where the process that was to do it was killed before the marker went."""
     if view.launcher == processes.DEAD:
         _take_up(run)
         yield Deed(run.run_id, f"{what}: telling it again")
@@ -269,7 +269,7 @@ def _start_sidecar(run: Run) -> bool:
 
 
 def _is_left_alone(paths: RunPaths) -> bool:
-    """Whether nobody has kept account of a run for longer than its launcher would need to start another sidecar."""
+    """Whether no sidecar has kept account of a run for longer than its launcher would need to start another sidecar."""
     for path in (paths.sidecar_state, paths.run_json):
         with contextlib.suppress(OSError):
             return time.time() - os.stat(path).st_mtime > LEFT_ALONE_S

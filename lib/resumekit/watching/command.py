@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
     """Look and act once, or again and again.
 
     Returns:
-        0; 8 where the last pass found somebody sick; 1 where something that had to be done could not be.
+        0; 8 where the last pass found a sick run; 1 where something that had to be done could not be.
     """
     asked = parse(arguments)
     runs_dir = _runs_dir(asked)
@@ -246,7 +246,7 @@ def _runs_dir(asked: Asked) -> Path:
         if not asked.runs.is_dir():
             raise UsageError(f"there is no runs folder '{asked.runs}' (given with --runs)")
         return asked.runs.absolute()
-    from ..configuration.config import load_config, resolve  # with --runs nobody pays for them
+    from ..configuration.config import load_config, resolve  # with --runs they are not needed
     from ..planning.request import runs_folder
 
     file = load_config(asked.config)

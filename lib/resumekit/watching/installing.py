@@ -168,7 +168,7 @@ def _agreed(shown: str, what: str, asked: Asked) -> bool:
     """Show what is to be done and ask; only a 'y' is a yes.
 
     Raises:
-        UsageError: there is nobody to ask.
+        UsageError: there is no terminal to ask at.
     """
     show_text(shown)
     if asked.is_yes:

@@ -1,4 +1,4 @@
-"""Who calls the watcher when nobody is there: the words of the command, the same for cron and for systemd.
+"""What calls the watcher when no person is there: the words of the command, the same for cron and for systemd.
 
 Reads the config for where the runs lie; writes nothing.
 Try it: `make install-cron`
@@ -15,7 +15,7 @@ from ..basics.errors import UsageError
 from ..basics.paths import KIT_ROOT
 from ..basics.terminal import plain
 
-# cron's is /usr/bin:/bin; a python3 that somebody has built is often in the first of these.
+# cron's is /usr/bin:/bin; a python3 that was built by hand is often in the first of these.
 PATH = "/usr/local/bin:/usr/bin:/bin"
 
 
@@ -36,7 +36,7 @@ class NightWatch(NamedTuple):
 
     @property
     def command(self) -> tuple[str, ...]:
-        """The command, to be quoted by whoever writes it down."""
+        """The command, to be quoted where it is written down."""
         return (
             str(KIT_ROOT / "bin" / "abort-watch.sh"),
             "--quiet",
@@ -81,7 +81,7 @@ def night_watch(runs: Path | None, config: Path | None) -> NightWatch:
 
 
 def _runs_of(config: Path | None) -> Path:
-    from ..configuration.config import load_config, resolve  # late: with --runs nobody pays for them
+    from ..configuration.config import load_config, resolve  # late: with --runs they are not needed
     from ..planning.request import runs_folder
 
     file = load_config(config)

@@ -1,7 +1,7 @@
-"""One look at every live run of this host: who is sick, and by what evidence. It stops nobody: that is `acting`.
+"""One look at every live run of this host: which is sick, and by what evidence. It stops none: that is `acting`.
 
 What is looked at are the caller's live markers (run_folder/live_marker.py), so that finished runs cost nothing. Each
-run has its own bound in time, and what is wrong with one keeps nobody from looking at the next. Reads run folders;
+run has its own bound in time, and what is wrong with one does not keep it from the next. Reads run folders;
 writes nothing.
 Try it: `bin/abort-watch.sh --observe`
 """
@@ -52,7 +52,7 @@ class Look(NamedTuple):
             the caller's), 'unknown'.
         findings: what is wrong, the worst first.
         note: why it was not judged, or not by its ages, for the other verdicts.
-        is_at_rest: it trains, its launcher lives, and nobody is ending it: nothing has to be done.
+        is_at_rest: it trains, its launcher lives, and it is not being ended: nothing has to be done.
         stuck: why nothing can be done about it from here, in a sentence; '' where something can, or need not be.
     """
 
@@ -188,7 +188,7 @@ def time_limit(limit_s: float) -> Iterator[None]:
         raise TooSlow
 
     before = signal.signal(signal.SIGALRM, ring)
-    # Again and again: somebody on the way may have taken the first one for an error of his own.
+    # Again and again: code on the way may have taken the first one for an error of its own.
     signal.setitimer(signal.ITIMER_REAL, limit_s, 0.5)
     try:
         yield
