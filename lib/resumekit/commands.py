@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .basics.errors import DONE, FAILED, NEEDS_ACCEPT, REFUSED, USAGE, InvalidFile, KitError, UsageError, report
-from .basics.terminal import plain, say, show_json, show_text
+from .basics.terminal import say, show_json, show_text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -210,7 +210,7 @@ def _code_changed(arguments: list[str]) -> int:
         return DONE  # git is asked in no folder that another user's record names
     names = code_change.answer(code_change.ask(examined.run))
     if names:
-        show_text(plain(code_change.sentence(names)))
+        show_text(code_change.sentence(names))
     return DONE
 
 

@@ -1,6 +1,6 @@
 """A snapshot of every new best: `artifacts/best@<N>/` with its weights alone, config, status, lineage and log.
 
-Looks at the best checkpoint's file and manifest, whichever process wrote them. The weights are extracted by a process of
+Looks at the best checkpoint's file and manifest, whatever wrote them. The weights are extracted by a process of
 its own (weights_extract.py) that nothing waits for; what goes wrong is a `warning` in the journal and nothing more.
 Only the newest best is made up for by a sidecar that comes late. Try it: `ls runs/<run_id>/artifacts`
 """

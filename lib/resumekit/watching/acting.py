@@ -1,7 +1,7 @@
 """What is done about a look: a sick run is stopped, one without a sidecar gets another, one that is over is taken up.
 
-Each deed is safe to repeat, whichever process is killed in the middle of it: the next pass finishes it. Stopping and taking
-up are processes of their own, so that no run waits for another; what a run's launcher can do is left to its launcher.
+Each deed is safe to repeat, whatever is killed in the middle of it: the next pass finishes it. Stopping and taking up
+are processes of their own, so that no run waits for another; what a run's launcher can do is left to its launcher.
 Of a run that is not the caller's nothing is touched, and all processes start with the watcher's own environment.
 """
 
