@@ -992,7 +992,7 @@ PATCHES = (
         "resumekit/supervision/survivors.py",
         "process_details.is_shell(pid) or ",
         "",
-        ("tests/test_wrapped.py::test_int_ends_a_shell_at_once_and_what_it_waited_for_is_told",),
+        ("tests/test_shell_stops.py::test_a_shell_gets_term_for_int_before_any_step_is_seen_and_with_a_trap",),
     ),
     Patch(
         "a signal to the whole job is not sent again",

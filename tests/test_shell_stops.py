@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from conftest import TOY, Kit, events, wait_until
 from resumekit.basics import process_details, processes
-from resumekit.run_folder.runs import open_run
-from resumekit.supervision import spawned_ranks
+from resumekit.basics.paths import RunPaths
+from resumekit.run_folder.runs import Run, open_run
+from resumekit.supervision import spawned_ranks, survivors
 from resumekit.supervision.save_signs import SAVE_BYTES, SaveSigns
 from test_wrapped import begun, last_step, saved_steps, wrapped
 
@@ -238,3 +240,15 @@ def test_spawned_ranks_are_told_instead_of_the_parent_that_waits_for_them(
     process.communicate(timeout=60)
     assert (saved_steps(run), kit.status(run)["state"]) == ([last_step(run)], "stopped")
     assert b"the worker was told" not in (run / "logs" / "output.log").read_bytes()
+
+
+@pytest.mark.parametrize("script", ["sleep 60; true", "trap : TERM; sleep 60; true"])
+def test_a_shell_gets_term_for_int_before_any_step_is_seen_and_with_a_trap(tmp_path: Path, script: str) -> None:
+    """It puts INT off until its child has ended, which has not got it."""
+    shell = subprocess.Popen(["sh", "-c", script], start_new_session=True)
+    try:
+        wait_until(lambda: process_details.children_of(shell.pid), "its child")
+        assert survivors.signal_for(Run(RunPaths(tmp_path), {}), shell.pid, signal.SIGINT, []) == signal.SIGTERM
+    finally:
+        os.killpg(shell.pid, signal.SIGKILL)
+        shell.wait()
