@@ -16,10 +16,7 @@ include resumekit.mk
 ##@ Start here
 .PHONY: help
 help: ## this list
-	@awk 'BEGIN {FS = ":.*## "} \
-	  /^##@/ {printf "\n%s\n", substr($$0, 5)} \
-	  /^[$$()A-Z_a-z-]+:.*## / {sub(/^[$$]\(RESUMEKIT_PREFIX\)/, "", $$1); printf "  make %-17s %s\n", $$1, $$2}' \
-	  Makefile resumekit.mk
+	@$(resumekit_list) Makefile resumekit.mk
 	@printf '\nThe commands themselves are in bin/, each with --help. README.md is the tour.\n'
 
 .PHONY: setup
@@ -33,7 +30,7 @@ demo: $(READY) ## kill a real training in the middle, resume it, compare it bit 
 	@$(PY) examples/hrm_arc/demo.py
 
 .PHONY: night
-night: $(READY) ## a training goes wrong twice while nobody is there, and finishes (two minutes)
+night: $(READY) ## a training goes wrong twice while no person is there, and finishes (two minutes)
 	@$(PY) examples/hrm_arc/night.py
 
 ##@ Checking
@@ -45,9 +42,10 @@ test: $(READY) lint ## the linters and the tests, but for the long ones; what CI
 	@$(PY) -m pytest -q -n $(WORKERS) --dist worksteal tests
 
 .PHONY: lint
-lint: $(READY) ## ruff, shellcheck, shfmt
+lint: $(READY) ## ruff, mypy, shellcheck, shfmt
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
+	@if $(PY) -c 'import mypy' 2>/dev/null; then $(PY) -m mypy; else echo 'mypy is not installed: no types are checked'; fi
 	@tools/shell_lint.sh $(PY)
 
 .PHONY: faults
@@ -56,17 +54,17 @@ faults: $(READY) ## every case of the fault catalogue and its table, and every l
 
 .PHONY: campaign
 campaign: $(READY) ## the long versions of the sampled tests (some three hours)
-	@$(PY) tests/campaign_checkpoints.py --kills 300 --mutants 2000 --seed 1
-	@$(PY) tests/campaign_example_cuts.py --cuts 60 --seed 1
-	@$(PY) tests/campaign_healthy_resumes.py --count 200 --seed 1
-	@$(PY) tests/campaign_saves.py --seed 1
-	@$(PY) tests/campaign_traces.py --seed 8
-	@$(PY) tests/campaign_fuzz.py --seed 1
-	@$(PY) tests/campaign_kills.py --kills 1000 --seed 2
-	@$(PY) tests/campaign_kills.py --kills 300 --seed 4 --wrapper
-	@$(PY) tests/campaign_stops.py --stops 100 --seed 2
-	@$(PY) tests/campaign_storm.py --minutes 20 --seed 1
-	@$(PY) tests/campaign_protections.py
+	@$(PY) -m reliability.campaign_checkpoints --kills 300 --mutants 2000 --seed 1
+	@$(PY) -m reliability.campaign_example_cuts --cuts 60 --seed 1
+	@$(PY) -m reliability.campaign_healthy_resumes --count 200 --seed 1
+	@$(PY) -m reliability.campaign_saves --seed 1
+	@$(PY) -m reliability.campaign_traces --seed 8
+	@$(PY) -m reliability.campaign_fuzz --seed 1
+	@$(PY) -m reliability.campaign_kills --kills 1000 --seed 2
+	@$(PY) -m reliability.campaign_kills --kills 300 --seed 4 --wrapper
+	@$(PY) -m reliability.campaign_stops --stops 100 --seed 2
+	@$(PY) -m reliability.campaign_storm --minutes 20 --seed 1
+	@$(PY) -m reliability.campaign_protections
 	@$(PY) -m pytest -q -n $(WORKERS) --dist worksteal -m campaign tests
 
 .PHONY: bench
@@ -80,10 +78,11 @@ approve: $(READY) ## take today's help texts and table of effects as the right o
 
 ##@ Housekeeping
 .PHONY: format
-format: $(READY) ## ruff format, shfmt
+format: $(READY) ## ruff format, shfmt, the form of the schemas
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 	@tools/shell_lint.sh $(PY) --write
+	@$(PY) tools/schema_format.py --write
 
 .PHONY: lock
 lock: ## requirements.lock anew from requirements.in (needs uv)

@@ -55,17 +55,18 @@ esac; \
 [ -z "$$RESUMEKIT_MAKE_CONFIG" ] || set -- "$$@" "--config=$$RESUMEKIT_MAKE_CONFIG"; \
 [ -z "$$RESUMEKIT_MAKE_RUNS" ] || set -- "$$@" "--runs=$$RESUMEKIT_MAKE_RUNS"; \
 [ -z "$$RESUMEKIT_MAKE_EVERY" ] || set -- "$$@" "--every=$$RESUMEKIT_MAKE_EVERY"; \
-[ -z "$$RESUMEKIT_MAKE_OBSERVE" ] || set -- "$$@" --observe; \
 [ -z "$$RESUMEKIT_MAKE_NAME" ] || set -- "$$@" "--name=$$RESUMEKIT_MAKE_NAME"; \
 [ -z "$$RESUMEKIT_MAKE_NOTES" ] || set -- "$$@" "--notes=$$RESUMEKIT_MAKE_NOTES"; \
 [ -z "$$RESUMEKIT_MAKE_STEP" ] || set -- "$$@" "--step=$$RESUMEKIT_MAKE_STEP"; \
 [ -z "$$RESUMEKIT_MAKE_FROM" ] || set -- "$$@" "--from=$$RESUMEKIT_MAKE_FROM"; \
-[ -z "$$RESUMEKIT_MAKE_FRESH" ] || set -- "$$@" --fresh; \
-[ -z "$$RESUMEKIT_MAKE_BEST" ] || set -- "$$@" --best; \
-[ -z "$$RESUMEKIT_MAKE_ACCEPT" ] || set -- "$$@" --accept; \
-[ -z "$$RESUMEKIT_MAKE_DRY_RUN" ] || set -- "$$@" --dry-run; \
-[ -z "$$RESUMEKIT_MAKE_DETACH" ] || set -- "$$@" --detach; \
-[ -z "$$RESUMEKIT_MAKE_YES" ] || set -- "$$@" --yes; \
+for switch in OBSERVE:observe FRESH:fresh BEST:best ACCEPT:accept DRY_RUN:dry-run DETACH:detach YES:yes; do \
+  word=$${switch%%:*}; eval "value=\$$RESUMEKIT_MAKE_$$word"; \
+  case $$value in \
+    ''|0|no|false|off) ;; \
+    1|y|yes|true|on) set -- "$$@" "--$${switch#*:}" ;; \
+    *) printf '%s\n' "make: $$word is '$$value': write $$word=1, or leave it out" >&2; exit 2 ;; \
+  esac; \
+done; \
 for word in $$RESUMEKIT_MAKE_SET; do set -- "$$@" "--set=$$word"; done; \
 [ -z "$$RESUMEKIT_MAKE_ARGS" ] || set -- "$$@" -- $$RESUMEKIT_MAKE_ARGS; \
 command=$$RESUMEKIT_MAKE_DIR/$(1).sh; \
@@ -101,4 +102,31 @@ $(RESUMEKIT_PREFIX)install-systemd: ## the same with two systemd user units; sho
 $(RESUMEKIT_PREFIX)uninstall-systemd: ## stop that timer and remove the units
 	@$(call resumekit_call,lib/watch_installer,--uninstall-systemd)
 
+# The list of targets, from the makefiles that stand behind it.
+define resumekit_list
+awk -v prefix='$(RESUMEKIT_PREFIX)' 'BEGIN {FS = ":.*## "} \
+  /^##@/ {printf "\n%s\n", substr($$0, 5)} \
+  /^[$$()A-Z_a-z-]+:.*## / {sub(/^[$$]\(RESUMEKIT_PREFIX\)/, prefix, $$1); printf "  make %-17s %s\n", $$1, $$2}'
+endef
+
+.PHONY: resumekit-help
+resumekit-help: SHELL := /bin/sh
+resumekit-help: .SHELLFLAGS := -c
+resumekit-help:
+	@$(resumekit_list) $(RESUMEKIT_DIR)/resumekit.mk
+	@printf '\nThe commands themselves are in %s/bin/, each with --help.\n' '$(RESUMEKIT_DIR)'
+
+# `make` alone in a lab whose makefiles have no target: that list, not "No targets". What may be one is left to the lab:
+# a line with a colon before any equals sign, a second include, an eval.
+define resumekit_no_targets
+awk '/^[ ]*[-s]?include / {many++} /^[^\t#=]*:([^=]|$$)/ || /[$$][(]eval/ {some++} \
+  END {if (!some && many < 2) print "none"}' /dev/null
+endef
+RESUMEKIT_OWN := $(lastword $(MAKEFILE_LIST))
+ifeq ($(RESUMEKIT_GOAL)$(MAKECMDGOALS),)
+RESUMEKIT_FOUND := $(shell $(resumekit_no_targets) $(filter-out $(RESUMEKIT_OWN),$(MAKEFILE_LIST)) 2>/dev/null)
+ifeq ($(RESUMEKIT_FOUND),none)
+RESUMEKIT_GOAL := resumekit-help
+endif
+endif
 .DEFAULT_GOAL := $(RESUMEKIT_GOAL)

@@ -46,7 +46,7 @@ class Lab:
         return [str(RESUME_SH), experiment, "--config", str(self.config), *arguments]
 
     def run_killed(self, experiment: str) -> None:
-        """Run an experiment whose trainer saves and kills itself; nobody takes it up."""
+        """Run an experiment whose trainer saves and kills itself; it is not taken up."""
         command = [*self.run(experiment), "--set", "recover.enabled=false"]
         timed(command, cwd=self.folder, env=clean_environment(), codes=(128 + signal.SIGKILL,))
 

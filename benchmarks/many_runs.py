@@ -22,9 +22,9 @@ from processes import BenchmarkError, clean_environment, timed
 
 sys.path.append(str(KIT / "lib"))
 
-from resumekit.basics import journal, processes
-from resumekit.basics.files import utc_now
-from resumekit.run_folder.run_state import fold
+from resumekit.base import journal, processes
+from resumekit.base.files import utc_now
+from resumekit.run.journal_fold import fold
 
 LIVE = 20
 # What a sidecar that saves its fold every 5 s has not folded yet, at some steps a second.
@@ -163,7 +163,7 @@ class _Journal:
 
 
 def drop_from_memory(paths: Iterator[Path]) -> None:
-    """Put the files' pages out of the page cache; names and inodes stay, and nobody else's files are touched."""
+    """Put the files' pages out of the page cache; names and inodes stay, and no other files are touched."""
     for path in paths:
         try:
             descriptor = os.open(path, os.O_RDONLY)

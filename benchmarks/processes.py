@@ -81,7 +81,7 @@ def timed_on_terminal(command: Sequence[str], *, cwd: Path, env: Mapping[str, st
     while True:
         try:
             chunk = os.read(screen, READ_BYTES)
-        except OSError:  # EIO: nobody holds the terminal any more
+        except OSError:  # EIO: no process holds the terminal any more
             break
         if not chunk:
             break

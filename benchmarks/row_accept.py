@@ -21,7 +21,7 @@ from settings import Findings, Settings
 
 sys.path.append(str(KIT / "lib"))
 
-from resumekit.proving.proof import prove_for_run
+from resumekit.checkpoint.proof import prove_for_run
 
 GOAL_WARM, GOAL_COLD, GOAL_CHECKS = 0.35, 0.45, 0.02
 WINDOW_S = 120.0

@@ -22,8 +22,8 @@ from settings import Findings, Settings
 
 sys.path.append(str(KIT / "lib"))
 
-from resumekit.proving.archive import records
-from resumekit.proving.checkpoints import CheckpointFolder, Selection, select
+from resumekit.checkpoint.archive import records
+from resumekit.checkpoint.selection import CheckpointFolder, Selection, select
 
 GOAL_CHOOSE, GOAL_ENDS, GOAL_SIZE = 0.2, 3.5, 1.15
 COUNT, BROKEN = 1000, 10

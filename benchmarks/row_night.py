@@ -24,8 +24,8 @@ from settings import Findings, Settings
 
 sys.path.append(str(KIT / "lib"))
 
-from resumekit.basics import processes
-from resumekit.run_folder import live_marker
+from resumekit.base import processes
+from resumekit.run import live_marker
 
 GOAL = 0.005
 LIVE, STEPS_PER_S = 20, 4.0

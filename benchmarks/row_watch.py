@@ -110,7 +110,7 @@ def _words(runs: Path, config: Path, *, observes: bool = False) -> list[str]:
 
 def _check(runs: Path, config: Path, live: int) -> None:
     done = subprocess.run(_words(runs, config, observes=True), env=clean_environment(), capture_output=True, text=True)
-    if f" {live} live runs, 0 sick\n" not in done.stderr or done.stdout.count("  well") != live:
+    if f" {live} runs looked at, 0 sick\n" not in done.stderr or done.stdout.count("  well") != live:
         raise BenchmarkError(f"the watcher does not see {live} live runs that are well: {done.stdout}{done.stderr}")
 
 

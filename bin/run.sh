@@ -8,7 +8,9 @@
 #
 # One command for the first start and for the hundredth. With no run of EXP, or none that has a
 # checkpoint, it starts anew, in a folder of its own under runs/. Otherwise it continues the newest
-# one from its latest stable checkpoint, as resume.sh does, and says so.
+# one from its latest stable checkpoint, as resume.sh does, and says so. A finished run is left as
+# it is (exit 6). Only runs of one name count: that of --name, else the experiment's own. A new
+# --name begins anew beside the others, at the same time too; so a sweep is one --name for each value.
 #
 #   EXP              an experiment of config.yaml (EXP-01), or a whole run id
 #   --fresh          start anew, whatever there is

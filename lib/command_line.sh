@@ -4,7 +4,8 @@
 # Sourced by bin/*.sh, watch_installer.sh and launcher.sh. KIT_SWITCHES, KIT_OPTIONS and KIT_EXPERIMENT (needed, optional
 # or many) are the command's own.
 
-KIT_LIB="$(cd -P -- "${BASH_SOURCE[0]%/*}" && printf '%s/' "$PWD")"
+# An exported CDPATH would lead elsewhere, and print where.
+KIT_LIB="$(CDPATH='' cd -P -- "${BASH_SOURCE[0]%/*}" && printf '%s/' "$PWD")"
 KIT_LIB="${KIT_LIB%/}"
 KIT_ROOT="${KIT_LIB%/*}"
 
@@ -18,7 +19,7 @@ kit_say() { # <text>
   printf '%s: %s\n' "$KIT_PROG" "$words" >&2 || true
 }
 
-kit_plain() { # <output-variable> <text>: on one line, what a terminal obeys as a visible escape (basics/terminal.py)
+kit_plain() { # <output-variable> <text>: on one line, what a terminal obeys as a visible escape (base/terminal.py)
   # Bytes, whatever the locale takes for a character.
   local LC_ALL=C text="$2" code char escape
   if [[ $text == *[![:print:]]* ]]; then
@@ -41,16 +42,16 @@ die() { # <exit-code> <text>
   exit "$1"
 }
 
-kit_usage_error() { # <text>
-  local line shown=0
-  kit_say "$1"
-  while IFS= read -r line; do
-    [[ $line == '# Usage:'* ]] && shown=1
-    [[ $line == '#' ]] && ((shown)) && break
-    if ((shown)); then printf '%s\n' "${line#\# }" >&2; fi
-  done <"$KIT_COMMAND"
-  printf "Try '%s --help'.\n" "$KIT_PROG" >&2
+kit_usage_error() { # <text>: one sentence, and where the manual is
+  kit_say "$1 ('$KIT_PROG --help' is the manual)"
   exit "$KIT_USAGE"
+}
+
+kit_unknown_option() { # <option>
+  local known="$KIT_SWITCHES$KIT_OPTIONS"
+  [[ $known != *" $1 "* ]] || kit_usage_error "option '$1' takes no value"
+  read -ra known <<<"$known"
+  kit_usage_error "unknown option '$1'; known are ${known[*]}"
 }
 
 kit_help() { # the manual at the head of the command's own file
@@ -69,11 +70,14 @@ kit_setup() { # <path of the command> <argument>...: tracing, and the Python tha
   KIT_PROG="${1##*/}"
   shift
   KIT_ARGUMENTS=("$@")
+  # Processes are known by it, and Bash reads answers through it.
+  [[ -r /proc/self/stat && -e /proc/self/fd ]] || die "$KIT_TOOL_MISSING" \
+    "there is no /proc here, by which processes are known: mount it (mount -t proc proc /proc)"
   # Started from within a run, a launcher is no part of that one.
   unset RESUMEKIT_RUN_TOKEN
-  # Nor does it hold the lock of that one's session (supervision/session_lock.py).
+  # Nor does it hold the lock of that one's session (process/session_lock.py).
   exec 900>&-
-  umask o-w # what a run writes is not everybody's to change, under `umask 000` neither
+  umask o-w # what a run writes is not each user's to change, under `umask 000` neither
   if [[ ${RESUMEKIT_DEBUG:-} == 1 ]]; then
     PS4='+ ${BASH_SOURCE##*/}:${LINENO}:${FUNCNAME[0]:-main}: '
     set -x
@@ -87,8 +91,12 @@ kit_setup() { # <path of the command> <argument>...: tracing, and the Python tha
   fi
   local found
   found="$(type -P -- "$KIT_PYTHON" || true)"
-  [[ -n $found ]] || die "$KIT_TOOL_MISSING" \
-    "no Python at '$KIT_PYTHON': run 'make setup', or set PYTHON=/path/to/python (3.10 or newer)"
+  if [[ -z $found ]]; then
+    local advice='set PYTHON=/path/to/python (3.10 or newer)'
+    # A lab's copy has no such target.
+    [[ ! -e $KIT_ROOT/tools/setup.sh ]] || advice="run 'make setup', or $advice"
+    die "$KIT_TOOL_MISSING" "no Python at '$KIT_PYTHON': $advice"
+  fi
   # Absolute, without following the link that a venv's python is: the trainer starts in another folder.
   [[ $found == /* ]] || found="$PWD/$found"
   KIT_PYTHON="$found"
@@ -112,7 +120,7 @@ kit_parse_options() { # <argument>...: fill KIT_QUESTION, KIT_DETACHED and KIT_I
         break
         ;;
       --*=*)
-        [[ $KIT_OPTIONS == *" ${1%%=*} "* ]] || kit_usage_error "unknown option '${1%%=*}'"
+        [[ $KIT_OPTIONS == *" ${1%%=*} "* ]] || kit_unknown_option "${1%%=*}"
         KIT_QUESTION+=("$1")
         ;;
       -*)
@@ -122,7 +130,7 @@ kit_parse_options() { # <argument>...: fill KIT_QUESTION, KIT_DETACHED and KIT_I
           KIT_QUESTION+=("$1=$2")
           shift
         elif [[ $KIT_SWITCHES != *" $1 "* ]]; then
-          kit_usage_error "unknown option '$1'"
+          kit_unknown_option "$1"
         elif [[ $1 == --detach ]]; then
           KIT_DETACHED=1
         elif [[ $1 == --dry-run ]]; then

@@ -19,23 +19,43 @@ readonly KIT_EXCHANGED=6
 readonly KIT_LAST_LINES_S=15
 # A Ctrl-C that comes sooner after the first one is the same: a key that bounces, a job that gets INT twice.
 readonly KIT_AGAIN_US=1000000
+# What Python has answered (start/launcher_answer.py), by name.
+declare -A KIT_FIELD=()
 
 kit_start() { # <verb>: ask Python what to do, then do it, or with --dry-run only say it
-  local question=("$1" "--launcher-pid=$$" "${KIT_QUESTION[@]}")
+  local question=("$1" "--answer-to=$$" "${KIT_QUESTION[@]}")
   if ((KIT_IS_DRY_RUN)); then
-    exec "$KIT_PYTHON" -I "$KIT_LIB/resumekit_cli.py" "$1" --dry-run "${question[@]:1}"
+    exec "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit_cli.py" "$1" --dry-run "${question[@]:1}"
   fi
   kit_ask "${question[@]}" || exit "$?"
   if ((KIT_DETACHED)); then
     kit_detach
   else
-    kit_supervise "${KIT_ANSWER[@]}"
+    kit_supervise
   fi
 }
 
-kit_ask() { # <verb> <argument>...: let Python decide; its NUL-separated answer is KIT_ANSWER
-  mapfile -d '' -t KIT_ANSWER < <(exec "$KIT_PYTHON" -I "$KIT_LIB/resumekit_cli.py" "$@")
-  wait "$!"
+kit_ask() { # <verb> <argument>...: let Python decide; its answer is KIT_ANSWER, the same by name KIT_FIELD and KIT_ARGV
+  mapfile -d '' -t KIT_ANSWER < <(exec "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit_cli.py" "$@")
+  wait "$!" || return "$?"
+  kit_read_answer "${KIT_ANSWER[@]}" && return 0
+  kit_say "the answer of '$KIT_LIB/resumekit_cli.py $1' is not whole: are the files of the kit of one version?"
+  return "$KIT_FAILED"
+}
+
+# Names that are not known are passed over: a newer Python may answer an older launcher that still runs.
+kit_read_answer() { # <NAME=VALUE>... ARGV=<n> <word>...: fill KIT_FIELD and KIT_ARGV; false if it is no whole answer
+  KIT_FIELD=()
+  while [[ -z ${KIT_FIELD[ARGV]:-} && ${1:-} == +([A-Z_])=* ]]; do
+    KIT_FIELD["${1%%=*}"]="${1#*=}"
+    shift
+  done
+  KIT_ARGV=("$@")
+  # No run goes on from here, or it is to be asked again.
+  if (($# == 0)) && [[ ${#KIT_FIELD[@]} == 0 || -n ${KIT_FIELD[WAIT_S]:-} ]]; then return 0; fi
+  [[ -n ${KIT_FIELD[RUN_ID]:-} && -n ${KIT_FIELD[RUN_DIR]:-} && -n ${KIT_FIELD[CWD]:-} && -n ${KIT_FIELD[TOKEN]:-} &&
+    -n ${KIT_FIELD[CONFIG_HASH]:-} && -n ${KIT_FIELD[OUTPUT_LOG]:-} && -n ${KIT_FIELD[MADE]:-} &&
+    ${KIT_FIELD[ARGV]:-} == "$#" ]]
 }
 
 kit_detach() { # supervise in a session of its own; return when the trainer runs, print the run id
@@ -50,50 +70,49 @@ os.execvp(sys.argv[1], sys.argv[1:])' \
     bash "$KIT_LIB/launcher.sh" supervise "$KIT_PYTHON" "$KIT_COMMAND" "${#KIT_ARGUMENTS[@]}" "${KIT_ARGUMENTS[@]}" \
     "${KIT_ANSWER[@]}" </dev/null >/dev/null 2>&1 &
   supervisor=$!
-  until [[ -s ${KIT_ANSWER[1]}/journal.jsonl ]]; do
-    kit_job_runs "$supervisor" || [[ -s ${KIT_ANSWER[1]}/journal.jsonl ]] ||
-      die "$KIT_FAILED" "the run '${KIT_ANSWER[0]}' could not be started, see '${KIT_ANSWER[5]}'"
+  until [[ -s ${KIT_FIELD[RUN_DIR]}/journal.jsonl ]]; do
+    kit_job_runs "$supervisor" || [[ -s ${KIT_FIELD[RUN_DIR]}/journal.jsonl ]] ||
+      die "$KIT_FAILED" "the run '${KIT_FIELD[RUN_ID]}' could not be started, see '${KIT_FIELD[OUTPUT_LOG]}'"
     sleep 0.05
   done
-  printf '%s\n' "${KIT_ANSWER[0]}"
+  printf '%s\n' "${KIT_FIELD[RUN_ID]}"
 }
 
-kit_supervise() { # <field>...: a run, and every run that takes its place; return the last trainer's code, or 7, or 8
+kit_supervise() { # the run of KIT_FIELD, and every run that takes its place; return the last trainer's code, or 7, or 8
   local code
-  KIT_RUN_DIR="$2" KIT_SIGNALS=0 KIT_WARNINGS=0 KIT_INT_US='' KIT_IS_RECOVERY="${KIT_IS_RECOVERY:-0}"
-  KIT_SAYERS=() KIT_HELD=()
+  KIT_RUN_DIR="${KIT_FIELD[RUN_DIR]}" KIT_SIGNALS=0 KIT_WARNINGS=0 KIT_INT_US='' KIT_IS_RECOVERY="${KIT_IS_RECOVERY:-0}"
+  KIT_MESSAGE_JOBS=() KIT_HELD=()
   kit_hold_signals # the first run is to be there before it is ended
   trap 'kit_on_hangup' HUP
   trap '' PIPE # `run.sh | head`: a reader that has gone away ends nothing here
-  trap kit_end_sayers EXIT
+  trap kit_end_message_jobs EXIT
 
   # The end of a child makes Bash look at the window's size, but in the main shell only.
   shopt -s checkwinsize
   (:)
 
   while :; do
-    code=0 KIT_KEEPER_CODE=0
-    kit_supervise_one "$@" || code=$?
-    # A keeper that had to be killed may not have told that a rule has ended the run.
-    ((code || KIT_KEEPER_CODE)) || return 0
+    code=0 KIT_SIDECAR_CODE=0
+    kit_supervise_one || code=$?
+    # A sidecar loop that had to be killed may not have told that a rule has ended the run.
+    ((code || KIT_SIDECAR_CODE)) || return 0
     kit_recover "$KIT_RUN_DIR" || return "$code"
     KIT_IS_RECOVERY=1
-    set -- "${KIT_ANSWER[@]}"
   done
 }
 
-kit_recover() { # <run-dir>: let Python decide whether the run is taken up; true if KIT_ANSWER is what to supervise now
+kit_recover() { # <run-dir>: let Python decide whether the run is taken up; true if KIT_FIELD is what to supervise now
   local attended=()
   # What a person has just started and waits for is not tried again where it cannot succeed: that is said instead.
   ((KIT_DETACHED || KIT_IS_RECOVERY)) || attended=(--attended)
   while ((KIT_SIGNALS == 0)); do
     KIT_WARNINGS=0
-    kit_ask recover "$1" "--launcher-pid=$$" "${attended[@]}" || return 1
-    case ${#KIT_ANSWER[@]} in
-      0) return 1 ;;
-      1) kit_pause "${KIT_ANSWER[0]}" ;;
-      *) return "$((KIT_SIGNALS > 0))" ;; # a signal that came meanwhile was for the run that is over
-    esac
+    kit_ask recover "$1" "--answer-to=$$" "${attended[@]}" || return 1
+    if [[ -n ${KIT_FIELD[RUN_ID]:-} ]]; then
+      return "$((KIT_SIGNALS > 0))" # a signal that came meanwhile was for the run that is over
+    fi
+    [[ -n ${KIT_FIELD[WAIT_S]:-} ]] || return 1
+    kit_pause "${KIT_FIELD[WAIT_S]}"
   done
   return 1
 }
@@ -126,40 +145,40 @@ kit_let_signals() {
   done
 }
 
-# <made>: by what the run's folder is known (made_folder.py), and directly behind it the head that is continued, or ''.
-kit_supervise_one() { # <run-id> <run-dir> <cwd> <token> <config-hash> <output-log> <checkpoint or ''> <made> <argv>...
-  local shim keeper code=0
+kit_supervise_one() { # the run of KIT_FIELD, with KIT_ARGV as its trainer; return the trainer's code, or 7, or 8
+  local shim sidecar_loop code=0
   kit_hold_signals
   if ((KIT_SIGNALS)); then # it was meant for the run before this one, which is over: then this one is not wanted
     kit_let_signals
     return "$KIT_FAILED"
   fi
-  KIT_RUN_ID="$1" KIT_RUN_DIR="$2" KIT_CWD="$3" KIT_TOKEN="$4" KIT_HASH="$5" KIT_OUTPUT_LOG="$6" KIT_CHECKPOINT="$7"
-  KIT_MADE="${8%%/*}" KIT_HEAD="${8#"${8%%/*}"}"
-  shift 8
+  KIT_RUN_ID="${KIT_FIELD[RUN_ID]}" KIT_RUN_DIR="${KIT_FIELD[RUN_DIR]}" KIT_CWD="${KIT_FIELD[CWD]}"
+  KIT_TOKEN="${KIT_FIELD[TOKEN]}" KIT_HASH="${KIT_FIELD[CONFIG_HASH]}" KIT_OUTPUT_LOG="${KIT_FIELD[OUTPUT_LOG]}"
+  # The checkpoint to prove, by what the run's folder is known (ownership.py), the head that is continued.
+  KIT_CHECKPOINT="${KIT_FIELD[CHECKPOINT]:-}" KIT_MADE="${KIT_FIELD[MADE]}" KIT_HEAD="${KIT_FIELD[HEAD]:-}"
 
   kit_prove_checkpoint
-  kit_run_trainer "$@" &
+  kit_run_trainer "${KIT_ARGV[@]}" &
   shim=$!
   kit_keep_sidecar &
-  keeper=$!
+  sidecar_loop=$!
   kit_let_signals
   kit_wait_for "$shim" || code=$?
   if [[ ! -d $KIT_RUN_DIR ]]; then
     kit_say "the folder '$KIT_RUN_DIR' was removed while its trainer ran, which has ended with code $code: nothing of it is kept"
-    kit_wait_for_last_lines "$keeper" || true
+    kit_wait_for_last_lines "$sidecar_loop" || true
     return "$code"
   fi
   if ((code == KIT_TOOL_MISSING)) && kit_is_exchanged; then
     kit_say "'$KIT_RUN_DIR' is not the folder that was made for this run: the trainer was not started, or its end is not kept"
-    disown "$keeper"
-    kill -KILL "$keeper" 2>/dev/null || true
+    disown "$sidecar_loop"
+    kill -KILL "$sidecar_loop" 2>/dev/null || true
     return "$code"
   fi
   if [[ ! -e $KIT_RUN_DIR/exit.json && ! -e $KIT_RUN_DIR/journal.jsonl ]]; then
     kit_say "the trainer was never started: the lines above say why, or the last ones of '$KIT_OUTPUT_LOG'"
     # The sidecar waits for a launcher that lives, and none will come.
-    kill -KILL "$keeper" 2>/dev/null || true
+    kill -KILL "$sidecar_loop" 2>/dev/null || true
     return "$KIT_TOOL_MISSING"
   fi
   if [[ ! -e $KIT_RUN_DIR/exit.json ]]; then
@@ -169,13 +188,13 @@ kit_supervise_one() { # <run-id> <run-dir> <cwd> <token> <config-hash> <output-l
     else
       kit_say "the trainer ended with code $code, which cannot be written down in '$KIT_RUN_DIR' (is the disk full?)"
     fi
-    kit_wait_for "$keeper" || KIT_KEEPER_CODE=$?
-    if ((KIT_KEEPER_CODE == KIT_CHECKS_FAILED || KIT_KEEPER_CODE == KIT_STOPPED_BY_RULE)); then
-      return "$KIT_KEEPER_CODE"
+    kit_wait_for "$sidecar_loop" || KIT_SIDECAR_CODE=$?
+    if ((KIT_SIDECAR_CODE == KIT_CHECKS_FAILED || KIT_SIDECAR_CODE == KIT_STOPPED_BY_RULE)); then
+      return "$KIT_SIDECAR_CODE"
     fi
     return "$code"
   fi
-  kit_wait_for_last_lines "$keeper" || return "$?"
+  kit_wait_for_last_lines "$sidecar_loop" || return "$?"
   if ((code != 0 && KIT_SIGNALS == 0)) && [[ -n $KIT_CHECKPOINT ]] && kit_checkpoint_is_damaged; then
     kit_say "the checkpoint failed its proof: quarantined, taking the next one"
     # What a person asked for is asked for again; what recovers a run is decided anew behind this.
@@ -191,8 +210,9 @@ kit_run_trainer() { # <argv>...: become the shim that starts the trainer in a se
   export RESUMEKIT_CONFIG_HASH="$KIT_HASH" PYTHONUNBUFFERED=1
   unset RESUMEKIT_PLAN # a run that was started from within another one has no part in that one's plan
   if [[ -e $KIT_RUN_DIR/resume_plan.json ]]; then export RESUMEKIT_PLAN="$KIT_RUN_DIR/resume_plan.json"; fi
-  # Behind what the lab has there, never before it, and never an empty entry (that is the current folder).
-  export PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}$KIT_LIB"
+  # Behind what the lab has there, never before it, and never an empty entry (that is the current folder). A path with
+  # a colon would be two entries (start/trainer_command.py says so).
+  if [[ $KIT_LIB != *:* ]]; then export PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}$KIT_LIB"; fi
   # In the C locale a trainer that prints 'ä' would die of UnicodeEncodeError.
   export PYTHONUTF8="${PYTHONUTF8:-1}"
   if [[ -t 1 && -z ${NO_COLOR:-} && ${TERM:-dumb} != dumb ]]; then
@@ -203,7 +223,7 @@ kit_run_trainer() { # <argv>...: become the shim that starts the trainer in a se
   cd -- "$KIT_CWD" || exit "$KIT_FAILED"
   # The shim opens it, since '>>' would follow a link that another user has put there.
   export RESUMEKIT_OUTPUT_LOG="$KIT_OUTPUT_LOG"
-  exec "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit/supervision/shim.py" "$KIT_RUN_DIR" "$$" "$KIT_MADE$KIT_HEAD" -- "$@" </dev/null
+  exec "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit/process/shim.py" "$KIT_RUN_DIR" "$$" "$KIT_MADE$KIT_HEAD" -- "$@" </dev/null
 }
 
 kit_keep_sidecar() { # start the sidecar again until it has written down the end: 0; 7 or 8 if checks or a rule did it; 9
@@ -263,8 +283,8 @@ kit_job_runs() { # <job's pid>
   [[ $'\n'$running$'\n' == *$'\n'"$1"$'\n'* ]]
 }
 
-kit_wait_for_last_lines() { # <keeper's pid>: bounded, a grandchild may hold the log open; 7 or 8 as the sidecar says
-  local keeper="$1" timer code
+kit_wait_for_last_lines() { # <sidecar loop's pid>: bounded, a grandchild may hold the log open; 7 or 8 as the sidecar says
+  local sidecar_loop="$1" timer code
   while :; do
     code=0
     kit_hold_signals
@@ -272,20 +292,20 @@ kit_wait_for_last_lines() { # <keeper's pid>: bounded, a grandchild may hold the
       trap 'kill "$!"; exit' TERM
       sleep "$KIT_LAST_LINES_S" &
       wait "$!"
-      kill -KILL "$keeper"
+      kill -KILL "$sidecar_loop"
     ) </dev/null >/dev/null 2>&1 &
     timer=$!
     kit_let_signals
     disown "$timer"
-    kit_wait_for "$keeper" 2>/dev/null || code=$?
+    kit_wait_for "$sidecar_loop" 2>/dev/null || code=$?
     # Killed, and not by the timer, which still runs: then the end is not written down.
     if ! kill "$timer" 2>/dev/null || ((code <= 128)); then break; fi
     kit_hold_signals
     kit_keep_sidecar &
-    keeper=$!
+    sidecar_loop=$!
     kit_let_signals
   done
-  KIT_KEEPER_CODE=$code
+  KIT_SIDECAR_CODE=$code
   if ((code == KIT_CHECKS_FAILED || code == KIT_STOPPED_BY_RULE)); then return "$code"; fi
 }
 
@@ -317,9 +337,9 @@ kit_on_signal() { # <INT|TERM|USR1|USR2>: have the trainer stopped, once; a pers
     trap '' INT TERM HUP USR1 USR2
     exec "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit_cli.py" stop "$KIT_RUN_DIR" "$1" --launcher "${now[@]}"
   ) </dev/null >/dev/null &
-  # After it, and not waited for: a terminal that is held (Ctrl-S) or gone must not keep anybody from stopping.
+  # After it, and not waited for: a terminal that is held (Ctrl-S) or gone must not keep a user from stopping.
   kit_say "$words" &
-  KIT_SAYERS+=("$!")
+  KIT_MESSAGE_JOBS+=("$!")
 }
 
 kit_is_again() { # whether this INT is a person's second one: at a terminal, and not the first one once more
@@ -334,11 +354,11 @@ kit_now_us() { # <output-variable>: microseconds; of whole seconds where this Ba
   printf -v "$1" '%s' "${clock//[!0-9]/}"
 }
 
-kit_end_sayers() { # what is still waiting to be said, on a terminal that is not read, ends with the launcher
+kit_end_message_jobs() { # what is still waiting to be said, on a terminal that is not read, ends with the launcher
   # With the terminal's own launcher HUP would end it; under nohup, or on a pipe, nothing does.
-  local sayer
-  for sayer in "${KIT_SAYERS[@]}"; do
-    if kit_job_runs "$sayer"; then kill -KILL "$sayer" 2>/dev/null || true; fi
+  local job
+  for job in "${KIT_MESSAGE_JOBS[@]}"; do
+    if kit_job_runs "$job"; then kill -KILL "$job" 2>/dev/null || true; fi
   done
 }
 
@@ -354,15 +374,15 @@ kit_main() { # supervise <python> <command> <number of its arguments> <argument>
     # For a run that has no launcher any more: the watcher, which starts this, has set the environment.
     kit_setup "$KIT_ROOT/bin/resume.sh"
     KIT_SIGNALS=0 KIT_WARNINGS=0 KIT_IS_RECOVERY=1
-    kit_ask recover "$2" "--launcher-pid=$$" || return "$?"
-    ((${#KIT_ANSWER[@]} > 1)) || return 0 # not now: the watcher's next pass asks again
-    set -- "${KIT_ANSWER[@]}"
+    kit_ask recover "$2" "--answer-to=$$" || return "$?"
+    [[ -n ${KIT_FIELD[RUN_ID]:-} ]] || return 0 # not now: the watcher's next pass asks again
   else
     KIT_PYTHON="$2" KIT_COMMAND="$3" KIT_PROG="${3##*/}"
     KIT_ARGUMENTS=("${@:5:$4}")
     shift $((4 + $4))
+    kit_read_answer "$@" || die "$KIT_FAILED" "what is to be supervised is not whole: are the files of the kit of one version?"
   fi
-  kit_supervise "$@"
+  kit_supervise
 }
 
 # One compound command, which Bash has read whole before it runs: a file that is copied over this one meanwhile is not.

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The door for trainers: save and load checkpoints, beat, write into the journal. Re-exports, no logic.
+"""The entry point for trainers: save and load checkpoints, beat, write into the journal. Re-exports, no logic.
 
 In a trainer:
     from resume_helper import load_resume_bundle, check_resume, save_checkpoint, heartbeat_writer, make_run_id
@@ -14,12 +14,12 @@ import sys
 _HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or os.curdir) != _HERE] + [_HERE]
 
-from resumekit.run_folder.lineage import make_run_id  # noqa: E402
 from resumekit.trainer.heartbeat import heartbeat_writer, make_status_payload  # noqa: E402
+from resumekit.trainer.learning_rate import used_lr  # noqa: E402
 from resumekit.trainer.loading import ResumeBundle, load_resume_bundle  # noqa: E402
 from resumekit.trainer.resume_checks import check_resume  # noqa: E402
 from resumekit.trainer.saving import save_checkpoint  # noqa: E402
-from resumekit.trainer.trainer_env import journal_event  # noqa: E402
+from resumekit.trainer.trainer_env import journal_event, make_run_id  # noqa: E402
 
 __all__ = [
     "ResumeBundle",
@@ -30,9 +30,10 @@ __all__ = [
     "make_run_id",
     "make_status_payload",
     "save_checkpoint",
+    "used_lr",
 ]
 
 if __name__ == "__main__":
-    from resumekit.proving.dry_run import main
+    from resumekit.checkpoint.dry_run import main
 
     raise SystemExit(main())

@@ -1,4 +1,4 @@
-"""When a run is sick: resumekit.watching.abort_rules, on journals made by hand, made up, and recorded."""
+"""When a run is sick: resumekit.watch.rules, on journals made by hand, made up, and recorded."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,42 +13,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import traces
-from campaign_traces import judge_healthy, judge_sick
-from conftest import assert_valid
-from resumekit.basics.paths import RunPaths
-from resumekit.run_folder import log_patterns, pace, run_state
-from resumekit.run_folder.run_state import fold
-from resumekit.run_folder.runs import Run
-from resumekit.run_folder.state_types import is_sound
-from resumekit.watching import abort_rules, sighting
-from resumekit.watching.abort_rules import SICK, WARNING, Finding, Limits, Sight
-from resumekit.watching.limits import limits_of
-from test_run_state import GARBAGE
+from reliability import traces
+from reliability.campaign_traces import judge_healthy, judge_sick
+from resumekit.base.paths import RunPaths
+from resumekit.run import journal_fold, log_patterns, throughput
+from resumekit.run.journal_fold import fold
+from resumekit.run.run_folder import Run
+from resumekit.run.state_types import is_sound
+from resumekit.watch import observe, rules
+from resumekit.watch.rules import SICK, WARNING, Finding, Limits, Observation, limits_of
+from support.garbage_events import GARBAGE
+from support.journal_events import event, steady, step
+from support.schemas import assert_valid
 
 RECORDED = Path(__file__).resolve().parent / "recorded"
-AT = "2026-11-22T17:35:51.123456Z"
 MINUTE = 60.0
-
-
-def event(kind: str, mono_s: float, /, **fields: Any) -> dict[str, Any]:
-    return {"event": kind, "at": AT, "mono_s": mono_s, "run_id": "r", **fields}
-
-
-def step(number: int, mono_s: float, loss: Any = 0.5, **fields: Any) -> dict[str, Any]:
-    return event("step", mono_s, step=number, loss=loss, **fields)
-
-
-def steady(first: int, last: int, from_s: float, step_s: float = 1.0) -> Iterator[dict[str, Any]]:
-    """Steps at an even speed; the loss moves."""
-    for number in range(first, last + 1):
-        yield step(number, from_s + (number - first + 1) * step_s, 0.5 + 0.01 * (number % 7))
 
 
 def after(events: list[dict[str, Any]], now_s: float, limits: Limits | None = None, **sight: Any) -> list[Finding]:
     state = fold({}, [event("launched", 0.0), *events])
     assert is_sound(json.loads(json.dumps(state, allow_nan=False)))
-    return abort_rules.findings(state, limits or Limits(), Sight(now_s, **{"run_state": "running", **sight}))
+    return rules.findings(state, limits or Limits(), Observation(now_s, **{"run_state": "running", **sight}))
 
 
 def causes(found: list[Finding], verdict: str = SICK) -> list[str]:
@@ -89,7 +73,7 @@ def test_nothing_is_wrong_with_a_steady_run() -> None:
 
 
 @pytest.mark.parametrize("loss", ["nan", "inf", "-inf", 1e38, -1e31])
-@pytest.mark.fault("D2", by="symptoms.py: is_bad")
+@pytest.mark.fault("D2", by="health.py: is_bad")
 def test_a_loss_that_is_not_finite_twice_is_sick_at_once_and_its_first_step_is_named(loss: Any) -> None:
     (found,) = after([*HOUR, step(3601, 3601.0, loss), step(3602, 3602.0, loss)], 3603.0)
     assert (found.cause, found.verdict, found.first_bad_step, found.since_s) == ("nonfinite", SICK, 3601, 3601.0)
@@ -102,7 +86,7 @@ def test_a_loss_that_came_back_is_worth_a_warning() -> None:
 
 
 @pytest.mark.parametrize("loss", ["many", None, True, [], "12", {}])
-@pytest.mark.fault("D10", by="symptoms.py: anything that is no loss changes nothing")
+@pytest.mark.fault("D10", by="health.py: anything that is no loss changes nothing")
 def test_what_is_no_loss_is_no_fault(loss: Any) -> None:
     assert after([*HOUR, step(3601, 3601.0, loss)], 3602.0) == []
 
@@ -162,7 +146,7 @@ def save(number: int, mono_s: float, **fields: Any) -> dict[str, Any]:
     return event("checkpoint", mono_s, step=number, path="p", sha256="0" * 64, size=10**6, **fields)
 
 
-@pytest.mark.fault("D3", by="symptoms.py: saw_save")
+@pytest.mark.fault("D3", by="health.py: saw_save")
 def test_weights_that_are_not_finite_in_a_save_are_bad_since_the_last_sound_one() -> None:
     events = [*HOUR, save(3000, 3600.1, finite=True), save(3600, 3600.2, finite=False), *steady(3601, 3605, 3601.0)]
     (found,) = after(events, 3610.0)
@@ -170,12 +154,12 @@ def test_weights_that_are_not_finite_in_a_save_are_bad_since_the_last_sound_one(
     assert after([*events, save(3605, 3607.0, finite=True)], 3610.0) == []
 
 
-def test_a_save_of_which_nobody_knows_whether_it_is_finite_says_nothing() -> None:
+def test_a_save_that_is_not_known_to_be_finite_says_nothing() -> None:
     assert after([*HOUR, save(3600, 3600.1, writer="sidecar")], 3601.0) == []
 
 
-@pytest.mark.fault("D6", by="abort_rules.py: frozen, a warning")
-@pytest.mark.fault("D7", by="abort_rules.py: zero, a warning")
+@pytest.mark.fault("D6", by="rules.py: frozen, a warning")
+@pytest.mark.fault("D7", by="rules.py: zero, a warning")
 def test_a_frozen_and_a_zero_loss_are_warnings() -> None:
     frozen = [step(number, float(number), 2.5) for number in range(1, 500)]
     assert causes(after(frozen, 500.0), WARNING) == ["frozen"]
@@ -184,7 +168,7 @@ def test_a_frozen_and_a_zero_loss_are_warnings() -> None:
     assert causes(after(frozen + zero, 500.0)) == []
 
 
-@pytest.mark.fault("F10", by="symptoms.py: saw_step")
+@pytest.mark.fault("F10", by="health.py: saw_step")
 @pytest.mark.parametrize(
     "steps, said",
     [
@@ -208,9 +192,9 @@ def test_a_step_that_goes_back_or_too_far_at_once_is_a_warning(steps: list[int],
 def test_a_step_that_cannot_be_is_no_speed() -> None:
     events = [*HOUR, step(10**9, 3601.0), step(10**9 + 1, 3602.0), *steady(5, 900, 3603.0)]
     state = fold({}, [event("launched", 0.0), *events])
-    assert run_state.measured_speed(state) == pytest.approx(1.0, rel=0.1)
-    assert pace.recent_speed(state["pace"]) == pytest.approx(1.0, rel=0.1)
-    assert pace.slow_for(state["pace"], 0.9) == 0.0
+    assert journal_fold.measured_speed(state) == pytest.approx(1.0, rel=0.1)
+    assert throughput.recent_speed(state["pace"]) == pytest.approx(1.0, rel=0.1)
+    assert throughput.slow_for(state["pace"], 0.9) == 0.0
 
 
 def test_ways_between_steps_that_are_no_jumps() -> None:
@@ -229,14 +213,14 @@ def test_a_heartbeat_that_counts_anew_in_each_epoch_is_no_hang() -> None:
     assert causes(after(beats, 90 * MINUTE)) == []
 
 
-@pytest.mark.fault("D5", by="abort_rules.py: abort.divergence")
+@pytest.mark.fault("D5", by="rules.py: abort.divergence")
 def test_divergence_is_judged_only_where_it_is_set() -> None:
     events = [*HOUR, *(step(n, float(n), n % 2 + 0.5 * min(40.0, 1.02 ** (n - 3600))) for n in range(3601, 4200))]
     assert after(events, 4200.0) == []
     assert causes(after(events, 4200.0, Limits(divergence=3.0))) == ["diverged"]
 
 
-@pytest.mark.fault("D4", by="symptoms.py: smoothed over 200 steps")
+@pytest.mark.fault("D4", by="health.py: smoothed over 200 steps")
 def test_a_spike_that_heals_is_no_divergence() -> None:
     spike = [step(n, float(n), 5e4 + n if n < 3630 else 0.5 + n % 2) for n in range(3601, 3900)]
     assert after([*HOUR, *spike], 3900.0, Limits(divergence=10.0)) == []
@@ -250,7 +234,7 @@ def slowed(minutes: float, share: float) -> list[dict[str, Any]]:
     return list(steady(3601, 3600 + int(seconds * share), 3600.0, 1 / share))
 
 
-@pytest.mark.fault("E1", by="pace.py: slow_for")
+@pytest.mark.fault("E1", by="throughput.py: slow_for")
 def test_sixty_percent_slower_for_eleven_minutes_is_sick() -> None:
     events = [*HOUR, *slowed(11.0, 0.4)]
     (found,) = after(events, 3600 + 11 * MINUTE)
@@ -258,7 +242,7 @@ def test_sixty_percent_slower_for_eleven_minutes_is_sick() -> None:
     assert "0.51 steps/s" in found.evidence or "0.5" in found.evidence
 
 
-@pytest.mark.fault("E2", by="pace.py: slow_for")
+@pytest.mark.fault("E2", by="throughput.py: slow_for")
 def test_sixty_percent_slower_for_nine_minutes_is_not() -> None:
     assert after([*HOUR, *slowed(9.0, 0.4)], 3600 + 9 * MINUTE) == []
 
@@ -290,7 +274,7 @@ def test_who_stood_still_before_and_went_on_is_waited_for_twice_as_long() -> Non
     assert causes(after(named, now_s + 31 * MINUTE)) == ["hang"]
 
 
-@pytest.mark.fault("E2", by="pace.py: slow_for")
+@pytest.mark.fault("E2", by="throughput.py: slow_for")
 def test_one_fast_minute_begins_the_ten_minutes_anew() -> None:
     events = [*HOUR, *slowed(9.0, 0.4)]
     last = events[-1]
@@ -300,7 +284,7 @@ def test_one_fast_minute_begins_the_ten_minutes_anew() -> None:
     assert after(events, events[-1]["mono_s"]) == []
 
 
-@pytest.mark.fault("E3", by="run_state.py: phases that wait")
+@pytest.mark.fault("E3", by="journal_fold.py: phases that wait")
 def test_evaluations_and_saves_are_no_slowness() -> None:
     events, now_s = [], 0.0
     for number in range(1, 4000):
@@ -312,11 +296,11 @@ def test_evaluations_and_saves_are_no_slowness() -> None:
             events.append(event("phase", now_s, phase="train"))
     assert causes(after(events, now_s)) == []
     state = fold({}, events)
-    assert pace.baseline(state["pace"]) == pytest.approx(1.0, rel=0.1)
+    assert throughput.baseline(state["pace"]) == pytest.approx(1.0, rel=0.1)
 
 
-@pytest.mark.fault("E3", by="pace.py: one long interval")
-def test_evaluations_that_nobody_told_of_are_no_slowness() -> None:
+@pytest.mark.fault("E3", by="throughput.py: one long interval")
+def test_evaluations_without_an_event_are_no_slowness() -> None:
     events, now_s = [], 0.0
     for number in range(1, 8000):
         now_s += 1.0 if number < 4000 or number % 20 else 240.0
@@ -324,8 +308,8 @@ def test_evaluations_that_nobody_told_of_are_no_slowness() -> None:
     assert after(events, now_s) == []
 
 
-@pytest.mark.fault("E3", by="pace.py: one long interval")
-def test_saves_that_nobody_told_of_are_no_slowness_however_close_to_the_limit_they_are() -> None:
+@pytest.mark.fault("E3", by="throughput.py: one long interval")
+def test_saves_without_an_event_are_no_slowness_however_close_to_the_limit_they_are() -> None:
     """Every second telling holds a save, four usual intervals long, now a little more, now a little less."""
     events, now_s = [], 0.0
     for number in range(1, 3000):
@@ -334,7 +318,7 @@ def test_saves_that_nobody_told_of_are_no_slowness_however_close_to_the_limit_th
     state: dict[str, Any] = {}
     for one in events:
         state = fold(state, [one])
-        assert causes(abort_rules.findings(state, Limits(), Sight(one["mono_s"], "running"))) == []
+        assert causes(rules.findings(state, Limits(), Observation(one["mono_s"], "running"))) == []
 
 
 def test_a_heartbeat_beside_the_steps_does_not_change_the_speed() -> None:
@@ -342,7 +326,7 @@ def test_a_heartbeat_beside_the_steps_does_not_change_the_speed() -> None:
     told = [step(10 * n, 60.3 * n, n % 7 + 1.0) for n in range(1, 400)]
     beats = [event("heartbeat", 60.0 * n + 50.0, global_step=int((60.0 * n + 50.0) / 6.03)) for n in range(1, 400)]
     events = sorted([*told, *beats], key=lambda one: one["mono_s"])
-    assert pace.baseline(fold({}, events)["pace"]) == pytest.approx(1 / 6.03, rel=0.05)
+    assert throughput.baseline(fold({}, events)["pace"]) == pytest.approx(1 / 6.03, rel=0.05)
     assert after(events, events[-1]["mono_s"]) == []
 
 
@@ -368,7 +352,7 @@ def test_a_trainer_that_is_asleep_with_its_machine_is_not_slow() -> None:
 
 
 @pytest.mark.parametrize("has_beats", [True, False])
-@pytest.mark.fault("E5", by="abort_rules.py: hang")
+@pytest.mark.fault("E5", by="rules.py: hang")
 def test_no_step_for_half_an_hour_is_a_hang_whatever_the_heartbeat_says(has_beats: bool) -> None:
     beats = [event("heartbeat", 3600.0 + 60 * n, global_step=3600) for n in range(60)] if has_beats else []
     assert after([*HOUR, *beats], 3600 + 29 * MINUTE) == []
@@ -386,7 +370,7 @@ def test_a_trainer_that_counts_anew_in_each_epoch_makes_progress() -> None:
     assert causes(after(events, 9000.0)) == []
 
 
-@pytest.mark.fault("A17", by="run_state.py: ages begin anew at a clock_gap")
+@pytest.mark.fault("A17", by="journal_fold.py: ages begin anew at a clock_gap")
 def test_a_machine_that_slept_is_no_hang() -> None:
     wake = event("warning", 30_000.0, kind="clock_gap", message="asleep")
     assert after([*HOUR, wake], 30_001.0) == []
@@ -403,8 +387,8 @@ def test_a_trainer_that_tells_a_step_every_twenty_minutes_does_not_hang_after_th
     ("phase", "minutes", "cause"),
     [("full_eval", 60, "eval"), ("fast_eval", 60, "eval"), ("checkpoint", 30, "hang"), ("compile", 30, "hang")],
 )
-@pytest.mark.fault("E11", by="abort_rules.py: eval_minutes")
-@pytest.mark.fault("B16", by="abort_rules.py: save_minutes")
+@pytest.mark.fault("E11", by="rules.py: eval_minutes")
+@pytest.mark.fault("B16", by="rules.py: save_minutes")
 def test_what_is_waited_for_has_a_limit_of_its_own(phase: str, minutes: int, cause: str) -> None:
     events = [*HOUR, event("phase", 3600.5, phase=phase), step(3600, 3601.0)]  # the log tells the last step late
     assert after(events, 3600.5 + (minutes - 1) * MINUTE) == []
@@ -430,7 +414,7 @@ def test_a_resumed_run_of_which_no_step_was_ever_read_is_only_warned_of() -> Non
 
 
 def test_a_beat_at_the_step_that_was_resumed_is_no_step() -> None:
-    """It trains no step while it compiles, and names no phases: nobody can tell that from a hang."""
+    """It trains no step while it compiles, and names no phases: that cannot be told from a hang."""
     beat = event("heartbeat", 60.0, global_step=40_000)
     assert causes(after([beat], 40 * MINUTE), WARNING) == ["unseen"]
     second = event("heartbeat", 120.0, global_step=40_001)
@@ -448,7 +432,7 @@ def test_one_slow_telling_at_either_end_makes_no_long_slowness() -> None:
             assert causes(after(events, now_s)) == []
 
 
-@pytest.mark.fault("G7", by="sighting.py: the clock of the run's own boot")
+@pytest.mark.fault("G7", by="observe.py: the clock of the run's own boot")
 def test_without_a_clock_nothing_has_an_age() -> None:
     assert after([*HOUR, event("phase", 3601.0, phase="full_eval")], None) == []  # type: ignore[arg-type]
 
@@ -456,7 +440,7 @@ def test_without_a_clock_nothing_has_an_age() -> None:
 # memory, evaluations, ends
 
 
-@pytest.mark.fault("E8", by="abort_rules.py: oom_count")
+@pytest.mark.fault("E8", by="rules.py: oom_count")
 def test_three_times_out_of_memory_in_half_an_hour_is_a_loop() -> None:
     ooms = [event("oom", 3600.0 + n * 10 * MINUTE, step=3600) for n in range(3)]
     now_s = 3600.0 + 21 * MINUTE
@@ -480,19 +464,19 @@ def test_a_step_behind_them_clears_what_the_log_says_of_memory(tmp_path: Path) -
     run.paths.resolved_json.write_text('{"trainer": {"log_patterns": {"step": "^step ([0-9]+)"}}}')
     lines = "step 5: CUDA out of memory caught, batch skipped\n" * 3
     run.paths.output_log.write_text(lines)
-    assert sighting.log_ooms(run, 1e9, clears=True) == 3
+    assert observe.log_ooms(run, 1e9, clears=True) == 3
     run.paths.output_log.write_text(lines + "\x1b[1mstep 8 loss 0.5\x1b[0m\n" + lines[:49])
-    assert (sighting.log_ooms(run, 1e9, clears=True), sighting.log_ooms(run, 1e9)) == (1, 4)
+    assert (observe.log_ooms(run, 1e9, clears=True), observe.log_ooms(run, 1e9)) == (1, 4)
     # A trainer that tells its steps itself, the last one 50 seconds after its log was written to.
     run.paths.resolved_json.write_text("{}")
     run = Run(run.paths, run.record)
     os.utime(run.paths.output_log, (time.time() - 150, time.time() - 150))
     for step_s, ooms in ((100.0, 4), (300.0, 0)):
         state = {"tells_steps": True, "step_mono_s": step_s}
-        assert sighting._log_ooms_now(run, state, Limits(), 400.0) == ooms
+        assert observe._log_ooms_now(run, state, Limits(), 400.0) == ooms
 
 
-@pytest.mark.fault("E10", by="symptoms.py: saw_eval_crash")
+@pytest.mark.fault("E10", by="health.py: on_eval_crash")
 def test_an_evaluation_that_crashed_is_sick_until_one_comes_to_its_end() -> None:
     crash = event("eval_crashed", 3601.0, step=3600, kind="fast", message="CUDA error")
     (found,) = after([*HOUR, crash], 3602.0)
@@ -504,7 +488,7 @@ def test_an_evaluation_that_crashed_is_sick_until_one_comes_to_its_end() -> None
 @pytest.mark.parametrize(
     ("end", "says"),
     [
-        (None, "the trainer ended at step 3600 and nobody saw how"),
+        (None, "the trainer ended at step 3600 and how is not known"),
         ({"code": 137, "signal": 9}, "the trainer ended at step 3600 by signal 9"),
         ({"code": 1, "signal": None}, "the trainer ended at step 3600 with code 1"),
     ],
@@ -521,14 +505,14 @@ def test_what_it_died_of_comes_first() -> None:
     assert causes(after(HOUR, 3602.0, run_state="failed", log_ooms=1)) == ["oom"]
 
 
-@pytest.mark.fault("A13", by="abort_rules.py: crash_loop")
+@pytest.mark.fault("A13", by="rules.py: crash_loop")
 def test_three_starts_without_a_step_are_a_crash_loop() -> None:
     assert causes(after([], 9.0, run_state="lost", fruitless=3)) == ["crash_loop"]
     assert causes(after([], 9.0, run_state="lost", fruitless=2)) == ["died"]
 
 
 @pytest.mark.parametrize("name", ["finished", "stopped", "preempted", "ended_early", "aborted", "never_started"])
-@pytest.mark.fault("A12", by="abort_rules.py: only what is live, failed or lost")
+@pytest.mark.fault("A12", by="rules.py: only what is live, failed or lost")
 def test_what_has_ended_otherwise_is_left_alone(name: str) -> None:
     assert after([*HOUR, step(3601, 3601.0, "nan")], 9e6, run_state=name) == []
 
@@ -543,26 +527,29 @@ def test_a_disk_that_is_nearly_full_is_a_warning() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(GARBAGE, max_size=12), st.floats(0, 1e12), st.sampled_from(["starting", "running", "lost", "failed"]))
-@pytest.mark.fault("D10", by="event_values.py: each value only if it has the right type")
-@pytest.mark.fault("F7", by="event_values.py")
+@pytest.mark.fault("D10", by="values.py: each value only if it has the right type")
+@pytest.mark.fault("F7", by="values.py")
 def test_no_journal_breaks_a_rule(events: list[dict[str, Any]], now_s: float, name: str) -> None:
-    found = abort_rules.findings(fold({}, events), Limits(divergence=2.0), Sight(now_s, name, lineage_speed=1.0))
+    found = rules.findings(fold({}, events), Limits(divergence=2.0), Observation(now_s, name, lineage_speed=1.0))
     assert all(json.dumps(one._asdict(), allow_nan=False) for one in found)
+
+
+AT_ONE = throughput.before_first_step(1)
 
 
 @pytest.mark.parametrize(
     "part",
     [
-        {"pace": {**pace.begun(1), "whole_now": [1.0] * 21}}, {"pace": {**pace.begun(1), "whole_s": -1.0}},
-        {"pace": {}}, {"pace": {**pace.begun(1), "levels": [[1, 0]]}}, {"pace": {**pace.begun(1), "peaks": [[1.0]]}},
-        {"pace": {**pace.begun(1), "seconds": math.inf}}, {"pace": {**pace.begun(1), "long_in_a_row": None}},
-        {"pace": {**pace.begun(1), "levels": [[0, 1]] * 2000}}, {"symptoms": []}, {"symptoms": {"bad": {"step": 1}}},
+        {"pace": {**AT_ONE, "whole_now": [1.0] * 21}}, {"pace": {**AT_ONE, "whole_s": -1.0}},
+        {"pace": {}}, {"pace": {**AT_ONE, "levels": [[1, 0]]}}, {"pace": {**AT_ONE, "peaks": [[1.0]]}},
+        {"pace": {**AT_ONE, "seconds": math.inf}}, {"pace": {**AT_ONE, "long_in_a_row": None}},
+        {"pace": {**AT_ONE, "levels": [[0, 1]] * 2000}}, {"symptoms": []}, {"symptoms": {"bad": {"step": 1}}},
         {"symptoms": {"ooms": [1.0] * 1000}}, {"symptoms": {"smooth": math.nan}}, {"symptoms": {"unknown": 1}},
     ],
 )  # fmt: skip
 @pytest.mark.fault("F7", by="state_types.py: is_sound")
 def test_a_saved_state_of_the_wrong_types_is_not_sound(part: dict[str, Any]) -> None:
-    assert is_sound({"pace": pace.begun(1), "symptoms": {}})
+    assert is_sound({"pace": AT_ONE, "symptoms": {}})
     assert not is_sound(part)
 
 
@@ -587,7 +574,7 @@ def test_the_defaults_are_those_of_the_schema() -> None:
 
 
 @pytest.mark.parametrize("value", ["10", -1, 0, True, None, [], math.nan, math.inf, 10**400])
-@pytest.mark.fault("D10", by="limits.py: limits_of")
+@pytest.mark.fault("D10", by="rules.py: limits_of")
 def test_a_threshold_of_the_wrong_type_counts_as_the_default(value: Any) -> None:
     assert limits_of(lambda _section, _key: value) == Limits()
 
@@ -608,8 +595,8 @@ def test_the_examples_own_journal_is_healthy_at_every_event() -> None:
         assert_valid("event", one)
         state = fold(state, [one])
         if "launched" in state:
-            sight = Sight(one["mono_s"], "running")
-            assert abort_rules.findings(state, Limits(divergence=3.0), sight) == []
+            sight = Observation(one["mono_s"], "running")
+            assert rules.findings(state, Limits(divergence=3.0), sight) == []
     assert state["step"] >= 100
 
 

@@ -1,59 +1,36 @@
-"""The checks of a resumed run's first two minutes: supervision.acceptance_rules, expectations, and what they end."""
+"""The checks of a resumed run's first two minutes: checks.journal_rules, expectations, and what they end."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from conftest import ROOT, Kit, assert_valid, events, marked_pids, wait_until
-from test_recovery import configure, kill_trainer, reached
-from test_run import killed, record
-
-sys.path.append(str(ROOT / "lib"))
-from resumekit.basics import check, journal
-from resumekit.supervision import expectations
-from resumekit.supervision.acceptance_rules import WINDOW_S, Rules
-from resumekit.supervision.expectations import Expected
-
-STEP = 100
-LOSSES = {step: 2.0 + 0.01 * (step % 7) for step in range(STEP - 60, STEP + 30)}
-PARENT = Expected(
-    STEP, "cosine", ((0.0010, 0.0009, 0.0008),), LOSSES, (0.1,) * 40, "f00d", is_replay=True, speed_differs=""
-)
-
-
-def step_event(step: int, mono_s: float, **fields: Any) -> dict[str, Any]:
-    rates = {STEP + 1: 0.0010, STEP + 2: 0.0009, STEP + 3: 0.0008}
-    told = {"loss": LOSSES.get(step, 2.0), "lr": rates.get(step, 0.0007), **fields}
-    return {"event": "step", "step": step, "mono_s": mono_s, **told}
-
-
-def healthy(count: int = 60, seconds: float = 0.1, first: int = STEP + 1) -> list[dict[str, Any]]:
-    begin = [{"event": "resumed", "step": STEP, "mono_s": 9.0}, {"event": "data", "fingerprint": "f00d", "mono_s": 9.1}]
-    return begin + [step_event(first + index, 10 + index * seconds) for index in range(count)]
-
-
-def judged(
-    told: list[dict[str, Any]], expected: Expected = PARENT, *, band: float = 0.15, loss_band: float | None = None,
-    now_s: float = 10 + WINDOW_S, has_ended: bool = False, known: dict[str, str] | None = None,
-) -> dict[str, check.Check]:  # fmt: skip
-    rules = Rules(expected, band, loss_band, known or {})
-    for event in told:
-        rules.see(event)
-    return {one.name: one for one in rules.verdicts(now_s, has_ended=has_ended)}
+from resumekit.base import journal, terms
+from resumekit.checks import expectations
+from resumekit.checks.expectations import Expected
+from resumekit.checks.journal_rules import WINDOW_S, Rules
+from resumekit.run.journal_fold import fold
+from resumekit.run.run_folder import open_run
+from support.acceptance_events import LOSSES, PARENT, STEP, healthy, judged, step_event
+from support.commands import Kit, killed
+from support.processes import marked_pids, wait_until
+from support.recoveries import configure, kill_trainer, reached
+from support.runs import events, record
+from support.schemas import assert_valid
 
 
 def test_a_healthy_resume_passes_every_check() -> None:
     found = judged(healthy())
     assert {one.verdict for one in found.values()} == {"passed"}, found
     assert set(found) == {"step", "lr", "data", "phase", "loss", "throughput", "resume"}
-    assert "bit for bit" in found["loss"].why
+    assert found["resume"].sentence() == (
+        "the checks after the resume: passed, losses equal bit for bit in 20 steps; 6 of 6 passed"
+    )
 
 
 @pytest.mark.parametrize(
@@ -76,6 +53,17 @@ def test_what_is_sick_is_named(sick: list[dict[str, Any]], name: str, verdict: s
     assert found["resume"].verdict == verdict and name in found["resume"].why.split(", ")
 
 
+def test_a_speed_is_compared_where_it_could_be_measured() -> None:
+    def verdict(theirs: float, mine: float, **fields: Any) -> str:
+        told = [{**event, **fields} if event["event"] == "step" else event for event in healthy(seconds=mine)]
+        return judged(told, PARENT._replace(seconds=(theirs,) * 40))["throughput"].verdict
+
+    assert verdict(0.06, 0.1) == "warned"
+    assert verdict(0.04, 0.06) == "not_told" and verdict(0.06, 0.03) == "not_told", "a second or two in all"
+    assert verdict(0.06, 0.1, source="log") == "not_told", "a log is looked at every quarter of a second"
+    assert verdict(0.6, 1.0, source="log") == "warned"
+
+
 def test_a_stumble_is_no_slowness() -> None:
     told = healthy(count=60)
     for event in told[30:]:
@@ -95,9 +83,11 @@ def test_evaluations_and_saves_are_left_out_of_the_speed() -> None:
 
 
 def test_without_a_replay_the_first_losses_are_held_against_the_parents_last_ones() -> None:
-    parent = PARENT._replace(is_replay=False, losses={step: LOSSES[step] for step in LOSSES if step <= STEP})
+    parent = PARENT._replace(
+        incomparable="training.batch_size was changed", losses={step: LOSSES[step] for step in LOSSES if step <= STEP}
+    )
     higher = [{**one, "loss": one["loss"] * 1.5} if one["event"] == "step" else one for one in healthy()]
-    assert judged(healthy(), parent)["loss"].verdict == "passed"
+    assert judged(healthy(), parent)["loss"].verdict == "not_told"
     assert judged(higher, parent)["loss"].verdict == "warned"
     assert judged(higher, parent, loss_band=0.1)["loss"].verdict == "failed"
     assert judged(higher, parent, loss_band=0.6)["loss"].verdict == "passed"
@@ -109,19 +99,19 @@ def test_a_replay_on_another_kernel_differs_in_its_last_bits_and_passes() -> Non
     assert found.verdict == "passed" and "not bit for bit" in found.why
 
 
-def test_what_cannot_be_compared_is_unknown_and_says_why() -> None:
+def test_what_cannot_be_compared_is_not_told_and_says_why() -> None:
     found = judged(healthy(count=4), Expected(STEP), has_ended=True)
     assert found["step"].verdict == "passed"
     others = {name: one for name, one in found.items() if name not in ("step", "resume")}
-    assert {one.verdict for one in others.values()} == {"unknown"} and all(one.why for one in others.values())
-    assert found["resume"].verdict == "passed"
+    assert {one.verdict for one in others.values()} == {"not_told"} and all(one.why for one in others.values())
+    assert found["resume"].verdict == "not_told"
     changed = judged(healthy(), PARENT._replace(speed_differs="training.batch_size changed"))["throughput"]
-    assert changed.verdict == "unknown" and "training.batch_size changed" in changed.why
+    assert changed.verdict == "not_told" and "training.batch_size changed" in changed.why
 
 
 def test_a_trainer_that_only_prints_is_judged_by_its_log() -> None:
     logged = [step_event(STEP + 1 + index * 10, 10 + index, source="log", lr=round(0.001, 6)) for index in range(0, 20)]
-    found = judged(logged, PARENT._replace(is_replay=False), now_s=10 + WINDOW_S)
+    found = judged(logged, PARENT._replace(incomparable="x was changed"), now_s=10 + WINDOW_S)
     assert found["step"].verdict == "passed" and found["lr"].verdict == "passed"
     one = judged([step_event(STEP + 10, 10, source="log")], PARENT, has_ended=True)
     assert one["step"].verdict == "passed", "a log line every tenth step is no wrong step"
@@ -161,7 +151,8 @@ def test_the_steps_around_a_checkpoint_are_found_without_reading_the_whole_journ
     monkeypatch.setattr(expectations.journal, "read", counting)
     for step in (1, 70, 25_000, 49_999, 50_000):
         read[0] = 0
-        losses, seconds = expectations._around(path, step)
+        losses, seconds, is_counted, widest = expectations._around(path, step, 0)
+        assert is_counted is None and widest == 1, "the journal tells of no checkpoint"
         assert set(losses) == {n for n in range(1, 50_001) if abs(n - step) <= expectations.STEPS_AROUND}
         assert all(loss == number / 1000 for number, loss in losses.items())
         assert set(seconds) <= {0.5} and len(seconds) == min(step - 1, expectations.STEPS_AROUND)
@@ -169,14 +160,42 @@ def test_the_steps_around_a_checkpoint_are_found_without_reading_the_whole_journ
 
 
 def test_the_status_adds_the_checks_up() -> None:
-    assert check.summary({}) is None
-    some = check.summary({"lr": "passed", "loss": "failed"})
-    assert some == {"verdict": "running", "passed": ["lr"], "warned": [], "failed": ["loss"], "unknown": []}
-    assert check.summary({"lr": "passed", "resume": "warned"})["verdict"] == "warned"
-    assert check.overall([]) == check.overall(["unknown"]) == "unknown"
-    assert check.overall(["unknown", "passed"]) == "passed" and check.overall(["passed", "warned"]) == "warned"
+    assert terms.checks_summary({}) is None
+    some = terms.checks_summary({"lr": "passed", "loss": "failed"})
+    assert some == {"verdict": "running", "passed": ["lr"], "warned": [], "failed": ["loss"], "not_told": []}
+    assert terms.checks_summary({"lr": "passed", "resume": "warned"})["verdict"] == "warned"
+    assert terms.checks_summary({"phase": "unknown", "resume": "unknown"})["not_told"] == ["phase"], (
+        "as an older kit wrote it"
+    )
+    assert fold({}, [{"event": "check", "name": "lr", "verdict": "unknown"}])["checks"] == {"lr": "not_told"}
 
 
+@pytest.mark.parametrize(
+    "parts, is_stepwise, verdict",
+    [
+        ({}, False, "not_told"),
+        ({"step": "passed"}, False, "not_told"),
+        ({"step": "passed", "weights": "passed"}, False, "passed"),
+        ({"step": "passed", "loss": "passed"}, False, "not_told"),
+        ({"step": "passed", "loss": "passed"}, True, "passed"),
+        ({"weights": "passed", "loss": "passed"}, True, "not_told"),
+        ({"step": "passed", "weights": "passed", "lr": "warned"}, True, "warned"),
+        ({"step": "failed", "weights": "passed", "lr": "warned"}, True, "failed"),
+        ({"step": "passed", "weights": "passed", "lr": "not_told", "data": "not_told"}, False, "passed"),
+        ({"step": "passed", "weights": "passed", "rng": "not_told"}, False, "not_told"),
+        ({"step": "passed", "weights": "passed", "optimizer": "not_told"}, False, "not_told"),
+        ({"step": "passed", "loss": "passed", "rng": "not_told"}, True, "passed"),
+        ({"step": "passed", "weights": "passed", "loss": "passed", "buffers": "not_told"}, True, "not_told"),
+        ({"step": "passed", "loss": "passed", "averages": "not_told"}, True, "not_told"),
+    ],
+)
+def test_a_verdict_that_passes_needs_the_step_the_weights_or_losses_step_by_step_and_no_component_unseen(
+    parts: dict[str, str], is_stepwise: bool, verdict: str
+) -> None:
+    assert terms.overall_verdict(parts, is_stepwise=is_stepwise) == verdict
+
+
+LOADED = {"weights": {"action": "load"}}
 # A trainer that forgets to load: it gets no checkpoint, and counts from 1 again.
 FORGETS = ("--set", "trainer.resume_args=[--delay, '0.1']")
 
@@ -188,23 +207,24 @@ def resumed_wrongly(kit: Kit, *args: str, code: int) -> tuple[Path, str]:
     return kit.run_dirs()[-1], said.stdout
 
 
-def test_a_failed_check_is_said_aloud_and_ends_nothing(kit: Kit) -> None:
-    run, shown = resumed_wrongly(kit, code=0)
+def test_another_step_than_the_planned_one_ends_the_run_with_7_whatever_strict_checks_says(kit: Kit) -> None:
+    run, shown = resumed_wrongly(kit, code=7)
     [failed] = [one for one in events(run, "check") if one["verdict"] == "failed" and one["name"] == "step"]
     assert (failed["expected"], failed["found"]) == ("steps after 10", 1)
     status = kit.status(run)
-    assert (status["state"], status["checks"]["verdict"], status["checks"]["failed"]) == (
-        "finished",
-        "failed",
-        ["step"],
-    )
+    assert (status["checks"]["verdict"], status["checks"]["failed"]) == ("failed", ["step"])
     assert "resumekit: check step failed: expected steps after 10, found 1" in shown
+    assert "do trainer.resume_args name an option" in shown
     assert "check step failed" in (run / "logs/train.log").read_text()
     assert_valid("status", status)
+    saved = {path.name for path in (run / "checkpoints").glob("*.pt")}
+    assert saved and {entry["file"] for entry in json.loads((run / "quarantine.json").read_text())} == saved
+    row = next(line for line in kit("runs", "T-1").stdout.splitlines() if run.name in line)
+    assert "failed checks: step" in row and "running" not in row
 
 
-def test_a_person_is_told_once_of_a_recovery_that_begins_anew(kit: Kit) -> None:
-    """Its resume_args do nothing: it trains on, and each further crash would cost all again."""
+def test_a_person_is_told_once_of_a_recovery_that_begins_anew_and_nothing_goes_on_from_it(kit: Kit) -> None:
+    """Its resume_args do nothing: each further recovery would train all again."""
     told = kit.folder / "told"
     configure(kit, trainer={"resume_args": ["--delay", "0.05"]}, training={"max_steps": 10**6},
               notify={"command": ["sh", "-c", 'cat >> "$0"', str(told)]})  # fmt: skip
@@ -213,22 +233,21 @@ def test_a_person_is_told_once_of_a_recovery_that_begins_anew(kit: Kit) -> None:
     wait_until(lambda: reached(first, 12), "it trains")
     kill_trainer(first)
     run = kit.started(2)
-    wait_until(lambda: told.exists() and told.read_text().endswith("\n"), "a person is told")
-    wait_until(lambda: events(run, "step") and events(run, "step")[-1]["step"] > 20, "it trains on")
-    [event] = [json.loads(line) for line in told.read_text().splitlines()]
-    assert (event["event"], event["kind"], event["run_id"]) == ("warning", "began_elsewhere", run.name)
-    assert "began_elsewhere" in [one["kind"] for one in events(run, "warning")]
-    row = next(line for line in kit("runs", "T-1").stdout.splitlines() if run.name in line)
-    assert "failed checks: step" in row
-    kit("abort-watch", "--stop", "--now", "T-1")
     process.communicate(timeout=60)
+    assert process.returncode == 7 and kit.run_dirs()[-1] == run, "no third one"
+    [event] = [json.loads(line) for line in told.read_text().splitlines()]
+    assert (event["event"], event["outcome"], event["run_id"]) == ("recovery", "needs_attention", run.name)
+    assert event["reason"].startswith("failed: step; check step failed: expected steps after ")
+    assert "do trainer.resume_args name an option that the trainer acts on, and does" in event["reason"]
+    assert kit.status(run)["state"] == "needs_attention"
 
 
 def test_strict_checks_end_the_run_with_7_and_nothing_goes_on_from_it(kit: Kit) -> None:
     run, _ = resumed_wrongly(kit, "--set", "resume.strict_checks=true", code=7)
     assert kit.status(run)["state"] == "aborted"
     [abort] = events(run, "abort")
-    assert (abort["cause"], abort["evidence"]) == ("checks_failed", "failed: step") and not events(run, "stopped")
+    assert abort["cause"] == "checks_failed" and abort["evidence"].startswith("failed: step; check step failed: ")
+    assert not events(run, "stopped")
     assert events(run, "exited")[0]["code"] == 143, "it got a TERM and its grace"
     saved = {path.name for path in (run / "checkpoints").glob("*.pt")}
     entries = json.loads((run / "quarantine.json").read_text())
@@ -263,4 +282,31 @@ def test_a_killed_sidecar_takes_no_check_with_it(kit: Kit) -> None:
     assert process.wait() == 0
     names = [one["name"] for one in events(run, "check")]
     assert len(names) == len(set(names)) and names[-1] == "resume"
-    assert kit.status(run)["checks"]["verdict"] == "passed"
+    assert kit.status(run)["checks"]["verdict"] == "not_told", "another trainer.resume_args may train otherwise"
+
+
+def test_what_a_recovery_leaves_out_itself_is_no_change_of_the_data(kit: Kit) -> None:
+    """Else other data were only warned of, and the speed was not compared."""
+    run = killed(kit)
+    plan = {"version": 1, "step": 4, "components": LOADED, "checkpoint": {"run_id": run.name}}
+    changed = {"key": "data.skipped_steps", "old": 0, "new": 8}
+    for origin, differs in (("recovery", False), ("config", True)):
+        (run / "resume_plan.json").write_text(json.dumps({**plan, "changes": [{**changed, "origin": origin}]}))
+        expected = expectations.read(open_run(run))
+        assert expected is not None and (expected.data_differs, bool(expected.speed_differs)) == (differs, differs)
+
+
+def test_an_optimizer_that_was_not_swapped_has_one_curve(kit: Kit) -> None:
+    run = killed(kit)
+    ramp = {"from_step": 4, "steps": 9, "factor": 0.5, "warm_restart": False, "optimizers": ["model"]}
+    rates = [{"key": "a", "after": [0.1, 0.1]}, {"key": "b", "after": [0.3, 0.3], "optimizer": "puzzles"}]
+    plan = {
+        "version": 1,
+        "step": 4,
+        "components": LOADED,
+        "learning_rates": rates,
+        "lr_scale": {"factor": 1.0, "ramp": ramp},
+    }
+    (run / "resume_plan.json").write_text(json.dumps(plan))
+    expected = expectations.read(open_run(run))
+    assert expected is not None and expected.unscaled == ((0.2, 0.2),)

@@ -1,4 +1,4 @@
-"""What the watcher does about what it has seen: resumekit.watching.acting, and its passes one after the other."""
+"""What the watcher does about what it has seen: resumekit.watch.acting, and its passes one after the other."""
 
 from __future__ import annotations
 
@@ -12,36 +12,27 @@ from typing import Any
 
 import pytest
 
-from conftest import LIVE, ROOT, events, wait_until
-from resumekit.basics import journal, processes
-from resumekit.run_folder import listing, live_marker, status
-from resumekit.run_folder.runs import open_run
-from resumekit.watching import acting, watch
-from test_watch import its_own_process_may_stand_for_a_trainer, journal_of, made
+from resumekit.base import journal
+from resumekit.base.paths import RunPaths
+from resumekit.run import listing, status
+from resumekit.run.run_folder import Run, open_run
+from resumekit.start import make_folder
+from resumekit.watch import acting, inspection
+from support.places import LIVE, ROOT
+from support.processes import wait_until
+from support.runs import events
+from support.watched_runs import live_run
 
-__all__ = ["its_own_process_may_stand_for_a_trainer"]  # a fixture, for every test of this file too
+pytestmark = pytest.mark.usefixtures("its_own_process_may_stand_for_a_trainer")
+
 LOSS_OF_NOTHING = [("step", {"step": number, "loss": 0.0}) for number in range(1, 30)]
-
-
-def live_run(runs_dir: Path, *events_of_it: Any) -> Path:
-    """Make a live run of ours whose processes are this one."""
-    config = json.dumps({"recover": {"enabled": False}}).encode()
-    run = made(runs_dir, "T-1_run_20261122-1735", resolved_config_json=config)
-    (runs_dir / LIVE / run.name).unlink()
-    live_marker.make(runs_dir / LIVE / run.name)
-    record = json.loads((run / "run.json").read_text())
-    own = processes.identify(os.getpid())
-    assert own
-    (run / "run.json").write_text(json.dumps({**record, "launcher": own.as_fields()}))
-    journal_of(run, *events_of_it)
-    return run
 
 
 @pytest.mark.fault("D7", by="acting.py: _note_warnings")
 def test_a_kind_of_warning_is_journaled_once_however_often_it_is_seen(tmp_path: Path) -> None:
     run = live_run(tmp_path, *LOSS_OF_NOTHING)
     for _ in range(3):
-        assert acting.act(tmp_path, watch.one_pass(tmp_path)) == []
+        assert acting.act(tmp_path, inspection.one_pass(tmp_path)) == []
     (warning,) = events(run, "warning")
     assert (warning["kind"], "exactly 0" in warning["message"]) == ("zero", True)
     assert "exactly 0" in status.current(open_run(run))["last_warning"]
@@ -52,7 +43,7 @@ def test_one_run_that_does_not_answer_takes_no_more_than_its_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     live_run(tmp_path, *LOSS_OF_NOTHING)
-    looks = watch.one_pass(tmp_path)
+    looks = inspection.one_pass(tmp_path)
 
     def stuck(_run: Any) -> Any:
         while True:
@@ -71,11 +62,11 @@ def test_a_config_that_cannot_be_read_for_a_moment_does_not_switch_recovery_off(
     end = {"code": 1, "signal": None, "pid": None, "at": None, "elapsed_s": 0}
     (run / "exit.json").write_text(json.dumps(end))
     (run / "resolved_config.json").rename(run / "away")
-    acting.act(tmp_path, watch.one_pass(tmp_path))
+    acting.act(tmp_path, inspection.one_pass(tmp_path))
     assert (tmp_path / LIVE / run.name).exists()
 
 
-@pytest.mark.fault("G9", by="watching/command.py: said, and tried again in the next pass")
+@pytest.mark.fault("G9", by="watch/command.py: said, and tried again in the next pass")
 def test_a_watcher_outlives_what_keeps_it_from_looking(tmp_path: Path) -> None:
     (tmp_path / LIVE).write_text("a file, for a while")
     words = [str(ROOT / "bin" / "abort-watch.sh"), "--runs", str(tmp_path), "--every", "1"]
@@ -85,7 +76,7 @@ def test_a_watcher_outlives_what_keeps_it_from_looking(tmp_path: Path) -> None:
         try:
             assert b"tried again in 1 s" in process.stderr.readline()
             (tmp_path / LIVE).unlink()
-            wait_until(lambda: b"0 live runs" in process.stderr.readline(), "a pass")
+            wait_until(lambda: b"0 runs looked at" in process.stderr.readline(), "a pass")
         finally:
             process.kill()
 
@@ -105,7 +96,7 @@ def test_an_event_of_the_future_does_not_switch_off_what_goes_by_ages(tmp_path: 
 def test_a_journal_that_cannot_be_read_for_a_moment_is_no_run_without_a_trainer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stale handle of a network drive: nobody takes the marker away, and nobody starts a second trainer."""
+    """A stale handle of a network drive: no process takes the marker away or starts a second trainer."""
     run = live_run(tmp_path, ("step", {"step": 1, "loss": 0.5}))
     os.utime(run / "run.json", (0, 0))
     real = os.open
@@ -116,9 +107,32 @@ def test_a_journal_that_cannot_be_read_for_a_moment_is_no_run_without_a_trainer(
         return real(path, *args, **more)
 
     monkeypatch.setattr(os, "open", stale)
-    looks = watch.one_pass(tmp_path)
-    assert [one.verdict for one in looks] == [watch.UNKNOWN] and acting.act(tmp_path, looks) == []
+    looks = inspection.one_pass(tmp_path)
+    assert [one.verdict for one in looks] == [inspection.UNKNOWN] and acting.act(tmp_path, looks) == []
     assert (tmp_path / LIVE / run.name).exists()
     with pytest.raises(OSError):
         journal.newest(run / "journal.jsonl", "abort")
     assert open_run(run).has_started and listing.state_of(open_run(run))["state"] == "unknown"
+
+
+HANDED_ON = (
+    "NCCL_SOCKET_IFNAME", "NCCL_DEBUG", "PYTORCH_CUDA_ALLOC_CONF", "TORCH_LOGS", "WANDB_MODE", "WANDB_PROJECT",
+    "MASTER_PORT", "OMP_NUM_THREADS", "PYTHONHASHSEED", "PYTHONWARNINGS", "LC_ALL", "CUDA_VISIBLE_DEVICES", "HOME",
+    "TOKENIZERS_PARALLELISM",
+)  # fmt: skip
+KEPT_BACK = ("WANDB_API_KEY", "HF_TOKEN", "MLFLOW_TRACKING_PASSWORD", "TERM", "MY_OWN", "RESUMEKIT_RUN_TOKEN")
+
+
+def test_a_child_that_the_watcher_starts_has_the_variables_that_change_how_it_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (*HANDED_ON, *KEPT_BACK):
+        monkeypatch.setenv(name, "1")
+    recorded = make_folder.run_environment([])
+    assert set(HANDED_ON) <= set(recorded["values"]) and not set(KEPT_BACK) & set(recorded["values"])
+    for name in (*HANDED_ON, *KEPT_BACK):
+        monkeypatch.delenv(name)
+    more = {"values": {**recorded["values"], "MY_OWN": "1", "NCCL_DEBUG": 5}, "passed": []}
+    handed = acting.environment_of(Run(RunPaths(tmp_path), {"environment": more}))
+    assert set(HANDED_ON) - {"NCCL_DEBUG"} <= set(handed) and not set(KEPT_BACK) & set(handed)
+    assert "NCCL_DEBUG" not in handed, "of a record that was edited"

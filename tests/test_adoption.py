@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
+import re
 import signal
 import subprocess
 import sys
@@ -13,36 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Kit, events, wait_until
-from lab_repo import CONFIG, KIT_PARTS, copy_kit, git, make_lab
-
-
-class Lab:
-    """A fresh clone of the lab, with everything that is started in it marked and killed at the end."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.kit, self.runs = folder, folder / "resumekit", folder / "runs"
-        self.mark = secrets.token_hex(8)
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("RESUMEKIT_", "TOY_", "PYTHON"))}
-        self.env = {**kept, "RESUMEKIT_TEST_MARK": self.mark, "PYTHON": sys.executable, "HOME": str(folder)}
-
-    def popen(self, *argv: str, cwd: Path | None = None) -> subprocess.Popen:
-        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(argv, cwd=cwd or self.folder, env=self.env, text=True, **streams)
-
-    def __call__(self, *argv: str, code: int = 0, cwd: Path | None = None) -> str:
-        """Run a command in the lab; return stdout and stderr together."""
-        process = self.popen(*argv, cwd=cwd)
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == code, f"exit {process.returncode}, not {code}\n{out}{err}"
-        return out + err
-
-    def bin(self, name: str) -> str:
-        return str(self.kit / "bin" / f"{name}.sh")
-
-    def run_dirs(self) -> list[Path]:
-        found = [p.parent for p in self.runs.glob("*/run.json")]
-        return sorted(found, key=lambda p: json.loads((p / "run.json").read_text())["created_at"])
+from resumekit.config import config, yaml_document
+from resumekit.run.journal_fold import fold
+from resumekit.trainer.resume_bundle import ResumeBundle
+from support.commands import Kit
+from support.lab_repo import CONFIG, KIT_PARTS, PYTHON_GITIGNORE, Lab, copy_kit, git, make_lab
+from support.places import ROOT
+from support.processes import wait_until
+from support.runs import events
 
 
 @pytest.fixture
@@ -61,7 +39,7 @@ def losses(run: Path) -> dict[int, float]:
 
 def test_a_clone_has_every_file_of_the_kit_and_listing_runs_leaves_git_clean(lab: Lab):
     tracked = git(lab.folder, "ls-files", "resumekit").splitlines()
-    assert {t.split("/")[1] for t in tracked} == set(KIT_PARTS)
+    assert {t.split("/")[1] for t in tracked} == {*KIT_PARTS, ".gitignore"}
     assert any(t.startswith("resumekit/lib/resumekit/") for t in tracked), "the lab's .gitignore did not swallow lib/"
     lab("make", "kit-runs")
     assert git(lab.folder, "status", "--porcelain") == ""
@@ -87,7 +65,7 @@ def test_start_status_kill_resume_finish_with_a_trainer_that_imports_nothing_of_
     assert process.returncode == (137 if way == "bin" else 2)
     hold.unlink()
     said = lab(*resume, cwd=cwd)
-    assert f"continuing '{first.name}' at step 15 (witnessed: newest stable)" in said and "resumed at step 15" in said
+    assert f"continuing '{first.name}' at step 15 (attested: newest stable)" in said and "resumed at step 15" in said
     second = lab.run_dirs()[-1]
     listed = lab(*runs, cwd=cwd).splitlines()
     assert listed[0].startswith(first.name) and "failed" in listed[0] and "exit 137" in listed[0]
@@ -100,6 +78,50 @@ def test_start_status_kill_resume_finish_with_a_trainer_that_imports_nothing_of_
         lab(lab.bin("run"), "LAB-1", "--fresh")
         whole = losses(lab.run_dirs()[-1])
         assert {**losses(first), **losses(second)} == whole, "spliced as if nothing had happened"
+
+
+@pytest.mark.parametrize("place", ["kit", "."])
+def test_the_commands_that_the_page_shows_copy_the_kit_and_change_no_file_of_the_lab(place: str, tmp_path: Path):
+    """Into the root of a repo, too, whose .gitignore leaves out every lib/."""
+    page = (ROOT / "docs" / "adopting.md").read_text()
+    (block,) = re.findall(r"^```\n(mkdir -p kit\n.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    commands = re.sub(r"\bkit\b", place, block).replace("resumekit/{", f"{ROOT}/{{")
+    lab = tmp_path / "lab"
+    lab.mkdir()
+    (lab / ".gitignore").write_text(PYTHON_GITIGNORE)
+    git(lab, "init", "-q")
+    git(lab, "add", ".")
+    git(lab, "commit", "-q", "-m", "a lab")
+    argv = ["bash", "-euc", commands]
+    done = subprocess.run(argv, cwd=lab, env={**os.environ, "PYTHON": sys.executable}, capture_output=True, text=True)
+    assert done.returncode == 0 and "Usage: run.sh EXP" in done.stdout, done.stderr
+    assert f"A  {place}/lib/resumekit/commands.py".replace("./", "") in done.stdout
+    assert (lab / ".gitignore").read_text().startswith(PYTHON_GITIGNORE)
+
+
+def test_the_page_names_the_example_s_sections_and_the_rest_resolves_without_them():
+    page = (ROOT / "docs" / "adopting.md").read_text()
+    said = page.split("drop what is the example's: the sections ")[1].split("Of the dropped")[0]
+    dropped, kept = (re.findall(r"`([a-z]+)`", part) for part in said.split("The others"))
+    data = config.load_config().document.data
+    assert {*dropped, *kept, "experiment"} == set(data), "each section of config.yaml is named"
+    (own,) = re.findall(r"^```yaml\n(paths: .*?)^```$", page, re.MULTILINE | re.DOTALL)
+    document = yaml_document.load(own, "config.yaml")
+    defaults = config.resolve(document, "EXP-01")
+    for name in kept:
+        document.data[name] = {**data[name], **document.data.get(name, {})}
+    assert config.resolve(document, "EXP-01") == defaults, "what is left out has the value that stands there"
+
+
+def test_the_page_names_what_is_taken_from_a_heartbeat_and_where_extra_comes_back():
+    page = (ROOT / "docs" / "adopting.md").read_text()
+    names = re.findall(r"`([a-z_]+)`", page.split("taken over into status.json:")[1].split("Any other name")[0])
+    values = {"optimizer": "AdamW", "scheduler_phase": "cosine", "lr": 0.5, "loss": 0.5, "steps_per_sec": 2.0}
+    told = {"event": "heartbeat", **{name: values.get(name, 3) for name in names[1:]}}
+    state = fold({}, [{**told, "global_step": step, "mono_s": float(step)} for step in (8, 9)])
+    assert names[0] == "global_step" and state["step"] == 9
+    assert [name for name in names[1:] if name not in state] == []
+    assert "bundle.extra[" in page and "extra" in ResumeBundle.__dataclass_fields__
 
 
 def test_a_comment_behind_the_prefix_is_not_part_of_it(tmp_path: Path):
@@ -119,13 +141,37 @@ def test_a_comment_behind_the_prefix_is_not_part_of_it(tmp_path: Path):
         ("labs:\n\t@echo $@\ninclude {mk}\nother:\n", "labs"),
         (".DEFAULT_GOAL := labs\ninclude {mk}\nother:\nlabs:\n\t@echo $@\n", "labs"),
         ("RESUMEKIT_PREFIX := kit-\ninclude {mk}\nrun:\n\t@echo $@\n", "run"),
+        ("include {mk}\nlabs:: ; @echo $@\n", "labs"),
+        ("include {mk}\ninclude rules.mk\n", "labs"),
+        ("include {mk}\n$(eval labs: ; @echo $$@)\n", "labs"),
+        ("NAME := labs\ninclude {mk}\n$(NAME):\n\t@echo $@\n", "labs"),
     ],
 )
 def test_what_make_alone_does_stays_the_labs(makefile: str, goal: str, tmp_path: Path):
     mk = Path(__file__).resolve().parent.parent / "resumekit.mk"
     (tmp_path / "Makefile").write_text(makefile.format(mk=mk))
+    (tmp_path / "rules.mk").write_text("labs:\n\t@echo $@\n")
     done = subprocess.run(["make"], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, f"{goal}\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("makefile", "target"),
+    [
+        ("include {mk}\n", "make run "),
+        (
+            "# our kit: see docs\n\nRESUMEKIT_PREFIX := kit-   # ours\nLR ?= 1e-3\n\ninclude {mk}\nMORE := a:b\n",
+            "make kit-run ",
+        ),
+        ("-include {mk}\n", "make run "),
+    ],
+)
+def test_make_alone_in_a_lab_without_targets_lists_those_of_the_kit(makefile: str, target: str, tmp_path: Path):
+    mk = Path(__file__).resolve().parent.parent / "resumekit.mk"
+    (tmp_path / "Makefile").write_text(makefile.format(mk=mk))
+    done = subprocess.run(["make"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"  {target}" in done.stdout and f"{mk.parent}/bin/, each with --help" in done.stdout
 
 
 def test_merged_into_the_root_of_a_lab_that_has_no_such_folders(tmp_path: Path):
@@ -141,7 +187,7 @@ def test_merged_into_the_root_of_a_lab_that_has_no_such_folders(tmp_path: Path):
 
 
 @pytest.mark.fault("H10", by="launcher.sh: its own place resolved, everything quoted")
-@pytest.mark.fault("H11", by="doors: python -I, own folder last")
+@pytest.mark.fault("H11", by="entry points: python -I, own folder last")
 def test_works_through_a_link_to_the_kit_from_any_folder_whatever_its_name(kit: Kit, weird_tmp_path: Path):
     real = weird_tmp_path / 'the kit\'s \n "own" $(touch pwned) place'
     copy_kit(real)
@@ -161,8 +207,8 @@ def test_works_through_a_link_to_the_kit_from_any_folder_whatever_its_name(kit: 
     assert len(kit.run_dirs()) == 1
 
 
-@pytest.mark.fault("H11", by="doors: python -I")
-@pytest.mark.fault("K10", by="doors: python -I")
+@pytest.mark.fault("H11", by="entry points: python -I")
+@pytest.mark.fault("K10", by="entry points: python -I")
 def test_nothing_of_a_lab_s_python_path_or_current_folder_is_run(lab: Lab):
     lab.env["PYTHONPATH"] = str(lab.folder / "lib")  # full of modules that fail when they are imported
     assert "no runs" in lab(lab.bin("runs"), cwd=lab.folder / "lib")

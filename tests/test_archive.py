@@ -20,16 +20,18 @@ from typing import Any
 import pytest
 import torch
 
-from checkpoint_tools import Payload, pickle_zip, pickled, save_steps, small_model, stored_zip
-from resumekit.basics.files import UnreadableFile
-from resumekit.proving import archive
+from resumekit.base.files import UnreadableFile
+from resumekit.checkpoint import archive, one_pass
+from support.checkpoint_tools import Payload, pickle_zip, pickled, save_steps, small_model, stored_zip
+from support.places import LIB
 
-LIB = Path(__file__).resolve().parent.parent / "lib"
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+def check_crcs(descriptor: int) -> None:
+    """Read every byte once; UnreadableFile where a record's checksum is another one."""
+    if fault := one_pass.read(descriptor, "x.pt", checksums=True, keeps=False).fault:
+        raise UnreadableFile(fault)
 
 
 def refused(path: Path, content: bytes, match: str) -> None:
@@ -119,7 +121,7 @@ def test_the_reader_imports_neither_torch_nor_pickle(tmp_path: Path) -> None:
     program = (
         "import sys; sys.path.append(sys.argv[1])\n"
         "for name in ('torch', 'numpy', 'pickle', '_pickle', 'zipfile'): sys.modules[name] = None\n"
-        "from pathlib import Path; from resumekit.proving.archive import summarize\n"
+        "from pathlib import Path; from resumekit.checkpoint.archive import summarize\n"
         "print(summarize(Path(sys.argv[2])).step)"
     )
     command = [sys.executable, "-I", "-c", program, str(LIB), str(path)]
@@ -127,7 +129,7 @@ def test_the_reader_imports_neither_torch_nor_pickle(tmp_path: Path) -> None:
 
 
 def test_the_restricted_reader_stays_under_200_lines() -> None:
-    assert len((LIB / "resumekit" / "proving" / "pickled.py").read_text().splitlines()) < 200
+    assert len((LIB / "resumekit" / "checkpoint" / "pickled.py").read_text().splitlines()) < 200
 
 
 @pytest.mark.fault("C1", by="archive: the zip directory at its end")
@@ -163,7 +165,7 @@ def test_c3_one_flipped_bit_anywhere_is_found_by_structure_and_checksums_or_hurt
         descriptor = os.open(flipped, os.O_RDONLY)
         try:
             found = archive.summarize(descriptor)
-            archive.check_crcs(descriptor)
+            check_crcs(descriptor)
         except UnreadableFile:
             continue
         finally:
@@ -389,7 +391,7 @@ def test_c17_a_pickle_made_to_exhaust_is_refused_or_read_in_bounded_time_and_mem
     program = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"
         "sys.path.append(sys.argv[1]); from pathlib import Path\n"
-        "from resumekit.proving.archive import summarize; from resumekit.basics.files import UnreadableFile\n"
+        "from resumekit.checkpoint.archive import summarize; from resumekit.base.files import UnreadableFile\n"
         "try: summarize(Path(sys.argv[2])); print('nothing')\n"
         "except UnreadableFile as error: print(error)"
     )
@@ -424,7 +426,7 @@ def test_damaged_archives_of_every_kind_never_raise_anything_but_unreadable(tmp_
         descriptor = os.open(path, os.O_RDONLY)
         try:
             archive.summarize(descriptor)
-            archive.check_crcs(descriptor)
+            check_crcs(descriptor)
         except UnreadableFile:
             pass
         finally:

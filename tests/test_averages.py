@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from checkpoint_tools import quiet
-from resume_parts import OPTIMIZERS, Net, same, train, write_plan
-from resumekit.basics.errors import InvalidFile
+from resumekit.base.errors import InvalidFile, KitError
 from resumekit.trainer.loading import load_resume_bundle
 from resumekit.trainer.saving import save_checkpoint
+from support.checkpoint_tools import quiet
+from support.resume_parts import OPTIMIZERS, Net, same, train, write_plan
 
 pytestmark = pytest.mark.usefixtures("in_a_new_process")
 
@@ -158,3 +158,29 @@ def test_an_average_whose_state_is_no_dict_is_handed_over_as_it_is(tmp_path: Pat
     bundle = load_resume_bundle(Net(seed=2), ckpt_path=path, ema=ema, log_fn=quiet)
     assert bundle.report["ema"] == "load"
     assert all(torch.equal(one, two) for one, two in zip(ema.values, model.parameters(), strict=True))
+
+
+class Stateless:
+    """An average of a lab's own that keeps no state for others."""
+
+
+class Halfway:
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+
+@pytest.mark.parametrize("name", ["model", "optimizer", "scheduler", "scaler", "ema", "swa"])
+def test_a_component_without_a_state_is_named_at_the_start_and_at_the_save(name: str, tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 2)
+    own = {"model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1), "scheduler": None, "scaler": None}
+    for part in ({name: Stateless()}, {name: {"a": Stateless()}} if name == "optimizer" else {name: Stateless()}):
+        with pytest.raises(
+            KitError, match=rf"save_checkpoint: {name} is a 'test_averages.Stateless' without state_dict\(\)"
+        ):
+            save_checkpoint(tmp_path / "checkpoints", 1, **{**own, **part})
+    for part, method in ((Stateless(), "state_dict"), (Halfway(), "load_state_dict")):
+        with pytest.raises(
+            KitError, match=rf"load_resume_bundle: {name} is a '.*' without {method}\(\): give its class"
+        ):
+            load_resume_bundle(**{**own, name: part}, ckpt_path=None)
+    assert not (tmp_path / "checkpoints").exists()

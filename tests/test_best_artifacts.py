@@ -15,18 +15,21 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import ROOT, Kit, assert_valid, events, wait_until
-from resumekit.basics.files import temp_path
-from resumekit.basics.paths import RunPaths
-from resumekit.proving import manifest
-from resumekit.run_folder.runs import Run
-from resumekit.supervision import artifact_folder, best_artifacts, extraction
+from resumekit.base.files import temp_path
+from resumekit.base.paths import RunPaths
+from resumekit.checkpoint import manifest
+from resumekit.process import artifact_folder, best_artifacts, extraction
+from resumekit.run import log_patterns
+from resumekit.run.run_folder import Run
 from resumekit.trainer import saving
-from test_sidecar import sidecar_of
+from support import schema_examples
+from support.commands import Kit, sidecar_of
+from support.processes import wait_until
+from support.runs import events
+from support.schemas import assert_valid
 
 NAMES = {"weights.pt", "config.yaml", "config.json", "status.json", "lineage.json", "log.txt"}
 STATUS = {"best_eval_acc": 0.5, "best_step": 3, "global_step": 3}
-EXAMPLES = sorted((ROOT / "schemas" / "examples" / "artifact").glob("*.json"))
 torch.set_num_threads(1)
 
 
@@ -35,7 +38,8 @@ def make_run(folder: Path, name: str = "T-1_toy_20261122-1735", **record: Any) -
     own = folder / "runs" / name
     (own / "checkpoints").mkdir(parents=True)
     (own / "logs").mkdir()
-    (own / "resolved_config.json").write_text(json.dumps({"checkpoint": {"keep_best_artifacts": 1}}))
+    config = {"checkpoint": {"keep_best_artifacts": 1}, "validation": {"best_metric": "loss"}}
+    (own / "resolved_config.json").write_text(json.dumps(config))
     (own / "resolved_config.yaml").write_text("checkpoint: {keep_best_artifacts: 1}\n")
     (own / "logs" / "train.log").write_text("".join(f"9a537e838eda line {n}\n" for n in range(150)))
     written = {"run_id": name, "experiment": "T-1", "config_hash": "ab" * 32, **record}
@@ -73,10 +77,10 @@ def names(run: Run) -> list[str]:
     return sorted(os.listdir(run.paths.artifacts)) if run.paths.artifacts.exists() else []
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=[path.stem for path in EXAMPLES])
-def test_the_examples_beside_the_schema_are_judged_as_their_names_say(path: Path) -> None:
-    value = json.loads(path.read_text())
-    if path.stem.startswith("valid"):
+@pytest.mark.parametrize("name", schema_examples.names("artifact"))
+def test_the_examples_beside_the_schema_are_judged_as_their_names_say(name: str) -> None:
+    value = schema_examples.case("artifact", name)
+    if schema_examples.is_valid(name):
         assert_valid("artifact", value)
     else:
         with pytest.raises(AssertionError):
@@ -101,6 +105,7 @@ def test_a_new_best_has_its_winning_weights_alone_and_says_where_they_come_from(
     assert found["source"]["sha256"] == manifest.read(best).sha256
     assert found["weights_file"]["sha256"] == hashlib.sha256((folder / "weights.pt").read_bytes()).hexdigest()
     assert (found["weights"], found["score"], found["weights_file"]["from_raw"]) == (weights, 0.3, [])
+    assert found["metric"] == "loss"
     assert found["parents"] == [{"run_id": middle.run_id, "step": 2}, {"run_id": root.run_id, "step": 1}]
     assert found["parents_complete"] and not root.paths.artifacts.exists()
     assert json.loads((folder / "status.json").read_text()) == STATUS
@@ -127,11 +132,65 @@ def test_the_log_is_100_lines_before_and_as_many_behind_once_they_are_there(tmp_
     assert len(lines) == 200 and lines[-2:] == ["9a537e838eda later 98", "9a537e838eda later 99"]
 
 
+def fast_log(run: Run, step: int, lines: int) -> None:
+    """Go on in the log, a line a step, as a trainer does while its checkpoint comes to rest."""
+    with open(run.paths.train_log, "a") as file:
+        file.write("".join(f"9a537e838eda step {n} loss 0.5\n" for n in range(step, step + lines)))
+
+
+def with_patterns(run: Run) -> Run:
+    config = json.loads(run.paths.resolved_json.read_text())
+    config["trainer"] = {"log_patterns": {"step": "^step ([0-9]+)"}}
+    run.paths.resolved_json.write_text(json.dumps(config))
+    return Run(run.paths, run.record)
+
+
+@pytest.mark.parametrize("saved_by", ["the kit", "the trainer"])
+def test_the_best_step_is_in_the_log_however_fast_that_goes_on(tmp_path: Path, saved_by: str) -> None:
+    run = with_patterns(make_run(tmp_path))
+    fast_log(run, 1, 500)
+    save(run, 500)
+    if saved_by == "the trainer":  # which says nothing of it, or in its own words
+        text = run.paths.train_log.read_text()
+        run.paths.train_log.write_text("".join(line for line in text.splitlines(True) if "[checkpoint]" not in line))
+    fast_log(run, 501, 80_000)  # some megabytes
+    made(run)
+    lines = (run.paths.artifacts / "best@500" / "log.txt").read_text().splitlines()
+    assert "9a537e838eda step 500 loss 0.5" in lines and "9a537e838eda step 501 loss 0.5" in lines
+    assert len(lines) == 200
+
+
+def test_a_best_whose_line_is_not_in_the_log_yet_is_looked_for_until_it_is(tmp_path: Path) -> None:
+    """In a flood the log is read behind the save."""
+    run = with_patterns(make_run(tmp_path))
+    save(run, 500)
+    (log := run.paths.train_log).write_text(log.read_text().replace(" [checkpoint] step=500 saved as x", " nothing"))
+    fast_log(run, 1, 300)
+    looker = made(run)
+    first = lineage(run, 500)["log_offset"]
+    fast_log(run, 301, 250)
+    looker.look()
+    lines = (run.paths.artifacts / "best@500" / "log.txt").read_text().splitlines()
+    assert lines[99] == "9a537e838eda step 500 loss 0.5" and lines[-1] == "9a537e838eda step 550 loss 0.5"
+    found = lineage(run, 500)
+    assert found["log_offset"] > first and log.read_bytes()[: found["log_offset"]].endswith(b" step 500 loss 0.5\n")
+    assert_valid("artifact", found)
+
+
+def test_another_number_that_begins_or_ends_alike_is_not_the_best_step(tmp_path: Path) -> None:
+    run = with_patterns(make_run(tmp_path))
+    log, patterns = run.paths.train_log, log_patterns.compiled({"step": "step ([0-9,]+)"})
+    log.write_text("9a537e838eda step 12,000 x\n9a537e838eda step 112000\n9a537e838eda step 120001 of 12000\n")
+    offset = artifact_folder.anchor(log, 12000, patterns)
+    assert offset is not None and log.read_text()[:offset] == "9a537e838eda step 12,000 x\n"
+    assert artifact_folder.anchor(log, 13000, patterns) is None and artifact_folder.log_end(log) == log.stat().st_size
+
+
 def test_a_log_that_is_a_link_is_not_copied(tmp_path: Path) -> None:
     """A link that a member of the group has put there leads to a file that the run's owner alone may read."""
     (tmp_path / "private").write_text("secret\n" * 9)
     (tmp_path / "train.log").symlink_to("private")
-    assert artifact_folder.anchor(tmp_path / "train.log", 1) == 0
+    assert artifact_folder.anchor(tmp_path / "train.log", 1, {}) is None
     artifact_folder.write_log(tmp_path / "log.txt", tmp_path / "train.log", 20)
     assert not (tmp_path / "log.txt").exists()
 
@@ -354,7 +413,8 @@ for step in range(1, steps + 1):
         with torch.no_grad():
             model.weight.fill_(step)
         kit.journal_event("best", step=step, score=step / 10, weights="raw")
-        kit.save_checkpoint(out, step, model=model, best={"score": step / 10, "weights": "raw"})
+        best = {"score": step / 10, "weights": "raw"}
+        kit.save_checkpoint(out, step, model=model, data_state={"step": step}, best=best)
     while step == 5 and not os.path.exists(go):
         time.sleep(0.01)
 """

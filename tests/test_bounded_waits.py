@@ -16,12 +16,13 @@ from typing import Any
 
 import pytest
 
-from conftest import LIB, events
-from resumekit.basics import claims, processes
-from resumekit.basics.errors import Busy
-from resumekit.basics.paths import RunPaths
-from resumekit.recovery import attention
-from resumekit.supervision import stopping
+from resumekit.base import claims, processes
+from resumekit.base.errors import Busy
+from resumekit.base.paths import RunPaths
+from resumekit.process import stopping
+from resumekit.watch import escalation
+from support.places import LIB
+from support.runs import events
 
 TOKEN = "a" * 32
 FAR_ABOVE_S = 10.0
@@ -69,7 +70,7 @@ def test_a_process_that_does_not_end_is_waited_for_no_longer_than_was_said(sleep
     assert outcome(lambda: processes.wait_for_end(sleeper, 0.2)) is False
 
 
-@pytest.mark.fault("G13", by="stopping.py: KILL after the grace, to whoever is left")
+@pytest.mark.fault("G13", by="stopping.py: KILL after the grace, to what is left")
 def test_what_a_trainer_leaves_behind_has_until_the_end_of_the_grace(
     sleeper: processes.Identity, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -82,7 +83,7 @@ def test_what_a_trainer_leaves_behind_has_until_the_end_of_the_grace(
     assert killed == [sleeper]
 
 
-def test_a_lock_that_nobody_lets_go_is_given_up(tmp_path: Path) -> None:
+def test_a_lock_that_is_never_let_go_is_given_up(tmp_path: Path) -> None:
     with claims.locked(tmp_path / "lock"):
         found = outcome(lambda: claims.locked(tmp_path / "lock", 0.2).__enter__())
     assert isinstance(found, Busy)
@@ -91,7 +92,7 @@ def test_a_lock_that_nobody_lets_go_is_given_up(tmp_path: Path) -> None:
 SLOW_LOOK = """
 import sys, time
 sys.path.append(sys.argv[1])
-from resumekit.watching.watch import TooSlow, time_limit
+from resumekit.watch.inspection import TooSlow, time_limit
 try:
     with time_limit(0.2):
         time.sleep(300)
@@ -100,7 +101,7 @@ except TooSlow:
 """
 
 
-@pytest.mark.fault("G9", by="watch.py: time_limit")
+@pytest.mark.fault("G9", by="inspection.py: time_limit")
 def test_a_look_that_takes_too_long_is_given_up() -> None:
     """In a process of its own: the alarm comes to the main thread."""
     done = subprocess.run(
@@ -109,16 +110,14 @@ def test_a_look_that_takes_too_long_is_given_up() -> None:
     assert done.stdout == "given up\n", done.stderr
 
 
-def test_whoever_is_told_of_a_run_and_never_answers_is_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(attention, "NOTIFY_S", 0.2)
+def test_a_notify_command_that_never_ends_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(escalation, "NOTIFY_S", 0.2)
     run: Any = SimpleNamespace(
         run_id="T-1", record={}, setting=lambda *_: ["sleep", str(2 * FAR_ABOVE_S)],
         paths=SimpleNamespace(journal=tmp_path / "journal.jsonl"),
     )  # fmt: skip
     began = time.monotonic()
-    attention._notify(run, {"event": "recovery"})
+    escalation._notify(run, {"event": "recovery"})
     assert time.monotonic() - began < FAR_ABOVE_S
     (warned,) = events(tmp_path, "warning")
     assert warned["kind"] == "notify_failed" and "did not end within" in warned["message"]

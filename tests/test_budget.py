@@ -10,12 +10,16 @@ from typing import Any
 
 import pytest
 
-from conftest import TOY, Kit, events, wait_until
-from resumekit.basics.errors import DiskFull
-from resumekit.basics.paths import RunPaths
-from resumekit.recovery import budget
-from resumekit.run_folder.runs import Run, RunTable
-from test_recovery import configure, live
+from resumekit.base.errors import DiskFull
+from resumekit.base.paths import RunPaths
+from resumekit.run.run_folder import Run
+from resumekit.run.run_table import RunTable
+from resumekit.watch import budget
+from support.commands import Kit
+from support.places import TOY
+from support.processes import wait_until
+from support.recoveries import configure, live
+from support.runs import events
 
 # It dies seven steps after each start, behind a new checkpoint: every start makes progress, and there is no end of it.
 TRAINER = """

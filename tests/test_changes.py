@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / "lib"))
-
-from resumekit.configuration import config, schema  # noqa: E402
-from resumekit.configuration.changes import Change, _effect, changes  # noqa: E402
+from resumekit.config import config, schema
+from resumekit.policy.config_diff import Change, _effect, changes
 
 KIT = schema.load()
 SHIPPED = config.load_config()

@@ -13,20 +13,19 @@ from typing import Any
 import pytest
 import torch
 
-from checkpoint_mutants import KINDS, Nursery
-from checkpoint_tools import Payload, pickle_zip, pickled, quiet, save_plain, save_steps, small_model
-from resumekit.basics.errors import NoStableCheckpoint
-from resumekit.proving import manifest
-from resumekit.proving.checkpoints import Candidate, CheckpointFolder, Selection, require, select
-from resumekit.proving.grades import witness
+from reliability.checkpoint_mutants import KINDS, Nursery
+from resumekit.base.errors import NoStableCheckpoint
+from resumekit.checkpoint import manifest
+from resumekit.checkpoint.grades import attest
+from resumekit.checkpoint.selection import Candidate, CheckpointFolder, Selection, require, select
 from resumekit.trainer.saving import save_checkpoint
+from support.checkpoint_tools import Payload, pickle_zip, pickled, quiet, save_plain, save_steps, small_model
+from support.toy_trainer import write_checkpoint
 
 MUTANTS = 550
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def rows(selection: Selection) -> list[tuple[int | None, str, str]]:
@@ -46,7 +45,7 @@ def rewrite(path: Path, **changes: Any) -> None:
     beside.write_text(json.dumps({**json.loads(beside.read_text()), **changes}))
 
 
-@pytest.mark.fault("C22", by="checkpoints: full match, [0-9] only, numbers")
+@pytest.mark.fault("C22", by="selection: full match, [0-9] only, numbers")
 def test_lists_newest_first_in_numeric_order_and_by_the_whole_name_only(tmp_path: Path) -> None:
     names = ["hrm_arc_step_9000.pt", "hrm_arc_step_10000.pt", "hrm_arc_step_00070.pt"]
     odd = ["hrm_arc_step_-1.pt", "hrm_arc_step_1e5.pt", "hrm_arc_step_٣.pt", "hrm_arc_step_5.pt\n",
@@ -74,7 +73,7 @@ def test_takes_the_newest_proven_and_opens_no_older_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault("C1", by="manifest: the size")
-@pytest.mark.fault("C19", by="checkpoints: the next older one")
+@pytest.mark.fault("C19", by="selection: the next older one")
 def test_c19_newest_bad_next_good_third_bad_takes_the_good_one_and_says_so(tmp_path: Path) -> None:
     for path in save_steps(tmp_path, 10, 20, 30)[::2]:
         path.write_bytes(path.read_bytes()[:-100])
@@ -83,7 +82,7 @@ def test_c19_newest_bad_next_good_third_bad_takes_the_good_one_and_says_so(tmp_p
     assert found[1:] == [(20, "chosen", "newest stable"), (10, "older", "older than the chosen one")]
 
 
-@pytest.mark.fault("C20", by="checkpoints: nothing is taken, nothing deleted")
+@pytest.mark.fault("C20", by="selection: nothing is taken, nothing deleted")
 def test_c20_all_bad_or_none_at_all_are_two_sentences_and_nothing_is_removed(tmp_path: Path) -> None:
     with pytest.raises(NoStableCheckpoint, match="no checkpoint found in 'x'") as none:
         require(select([CheckpointFolder(tmp_path)]), "in 'x'")
@@ -98,7 +97,7 @@ def test_c20_all_bad_or_none_at_all_are_two_sentences_and_nothing_is_removed(tmp
     assert sorted(os.listdir(tmp_path)) == before
 
 
-@pytest.mark.fault("C23", by="checkpoints: order by step")
+@pytest.mark.fault("C23", by="selection: order by step")
 def test_c23_a_newer_mtime_on_an_older_step_changes_nothing(tmp_path: Path) -> None:
     old, _ = save_steps(tmp_path, 10, 20)
     os.utime(old, (time.time() + 10**6,) * 2)
@@ -129,10 +128,10 @@ def test_without_any_manifest_the_newest_sound_file_is_taken_as_plausible_and_sa
     assert found.chosen is not None and (found.chosen.step, found.chosen.grade) == (20, "plausible")
     assert found.chosen.reason == "newest stable; no manifest: its archive is sound, no digest proves it"
     assert found.candidates[0].reason == "no zip directory at its end: truncated, or bytes were appended"
-    assert select([CheckpointFolder(tmp_path)], minimum="witnessed").chosen is None
+    assert select([CheckpointFolder(tmp_path)], minimum="attested").chosen is None
 
 
-@pytest.mark.fault("C18", by="checkpoints: without a manifest only where nothing better is, and said")
+@pytest.mark.fault("C18", by="selection: without a manifest only where nothing better is, and said")
 def test_a_plausible_one_is_taken_over_a_proven_one_only_when_asked_for_by_step(tmp_path: Path) -> None:
     save_steps(tmp_path, 10)
     save_plain(tmp_path, 20)
@@ -153,15 +152,15 @@ def test_a_flipped_bit_in_a_plausible_file_is_found_by_the_archives_checksums(tm
     assert found.chosen is None and "differs from its checksum" in found.candidates[0].reason
 
 
-@pytest.mark.fault("C3", by="manifest: the digest, by the sidecar's witness")
-def test_a_witness_makes_it_witnessed_and_a_later_change_is_found(tmp_path: Path) -> None:
+@pytest.mark.fault("C3", by="manifest: the digest, by the sidecar's attester")
+def test_attesting_makes_it_attested_and_a_later_change_is_found(tmp_path: Path) -> None:
     path = save_plain(tmp_path, 10)
-    known = witness(path, 10, run_id="T-1_x", config_hash="a" * 64)
-    assert (known.writer, known.step, known.finite, known.weights) == ("sidecar", 10, None, ("raw",))
+    known = attest(path, 10, run_id="T-1_x", config_hash="a" * 64)
+    assert (known.writer, known.step, known.finite, known.weights) == ("sidecar", 10, True, ("raw",))
     assert manifest.read(path) == known
-    assert chosen(tmp_path).grade == "witnessed"
+    assert chosen(tmp_path).grade == "attested"
     with pytest.raises(FileExistsError):
-        witness(path, 10)
+        attest(path, 10)
     written_at = os.stat(path).st_mtime_ns
     path.write_bytes(path.read_bytes().replace(b"little", b"LITTLE"))
     os.utime(path, ns=(written_at, written_at))  # a disk that loses a bit tells no one
@@ -171,14 +170,14 @@ def test_a_witness_makes_it_witnessed_and_a_later_change_is_found(tmp_path: Path
     assert rows(select([CheckpointFolder(tmp_path)])) == [(10, "passed", reason)]
 
 
-def test_a_witness_is_given_to_no_file_that_is_not_sound(tmp_path: Path) -> None:
+def test_no_file_that_is_not_sound_is_attested(tmp_path: Path) -> None:
     path = save_plain(tmp_path, 10)
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(ValueError, match="no zip directory"):
-        witness(path, 10)
+        attest(path, 10)
     other = save_plain(tmp_path, 11, global_step=12)
     with pytest.raises(ValueError, match="step 11 in the name, 12 inside"):
-        witness(other, 11)
+        attest(other, 11)
     assert not list(tmp_path.glob("*.json"))
 
 
@@ -207,7 +206,7 @@ ODD_FILES = {
 }  # fmt: skip
 
 
-@pytest.mark.fault("C5", by="checkpoints: regular files inside their folder only")
+@pytest.mark.fault("C5", by="selection: regular files inside their folder only")
 @pytest.mark.fault("C13", by="pickled: a name is never called")
 @pytest.mark.parametrize("with_manifest", [False, True], ids=["bare", "with a manifest"])
 @pytest.mark.parametrize("name", sorted(ODD_FILES))
@@ -247,7 +246,7 @@ def test_c7_a_checkpoint_with_a_nan_is_kept_and_never_taken(tmp_path: Path) -> N
     ]
 
 
-@pytest.mark.fault("C12", by="checkpoints: one step in name, manifest and content")
+@pytest.mark.fault("C12", by="selection: one step in name, manifest and content")
 def test_c12_steps_that_disagree_are_refused(tmp_path: Path) -> None:
     save_plain(tmp_path, 40, global_step=30)
     assert rows(select([CheckpointFolder(tmp_path)])) == [(40, "passed", "step 40 in the name, 30 inside")]
@@ -261,7 +260,7 @@ def test_c12_steps_that_disagree_are_refused(tmp_path: Path) -> None:
     assert rows(select([CheckpointFolder(tmp_path / "b")]))[0][2] == "step 60 in the manifest, 50 inside"
 
 
-@pytest.mark.fault("C12", by="checkpoints: a step is a whole number")
+@pytest.mark.fault("C12", by="selection: a step is a whole number")
 @pytest.mark.parametrize("step", [1.0, "40", True, -1, None, [40], torch.tensor(40)])
 def test_c12_a_step_inside_that_is_no_whole_number_is_no_step(tmp_path: Path, step: Any) -> None:
     save_plain(tmp_path, 40, global_step=step)
@@ -412,9 +411,39 @@ def test_what_a_recovery_passes_over_has_its_true_reason(tmp_path: Path) -> None
     save_plain(tmp_path, 10)
     (tmp_path / "hrm_arc_step_20.pt").write_bytes((tmp_path / "hrm_arc_step_10.pt").read_bytes()[:-50])
     (tmp_path / "hrm_arc_step_30.pt").mkdir()
-    found = rows(select([CheckpointFolder(tmp_path)], minimum="witnessed"))
+    found = rows(select([CheckpointFolder(tmp_path)], minimum="attested"))
     in_a_plan = rows(select([CheckpointFolder(tmp_path)]))
     assert found[:2] == in_a_plan[:2] and found[0] == (30, "passed", "not a regular file (directory)")
     assert "save was not completed" not in found[1][2]
     advice = "a recovery takes what is attested or proven; resume.sh takes it"
     assert found[2] == (10, "passed", f"plausible only (no manifest): {advice}")
+
+
+@pytest.mark.parametrize("later", ["model_100.pt", "model_00100.pt"])
+@pytest.mark.parametrize("step", [None, 100])
+def test_of_two_files_of_one_step_the_later_whole_one_is_taken_and_the_other_named(
+    tmp_path: Path, later: str, step: int | None
+) -> None:
+    names = ["model_100.pt", "model_00100.pt"]
+    for name in names:
+        write_checkpoint(tmp_path / name, 100)
+        os.utime(tmp_path / name, (1e9 + (name == later), 1e9 + (name == later)))
+    write_checkpoint(tmp_path / "model_50.pt", 50)
+    home = CheckpointFolder(tmp_path, None, "model_{step}.pt")
+    selection = select([home], step=step, needs=frozenset())
+    assert selection.chosen and selection.chosen.name == later
+    (other,) = [one for one in selection.candidates if one.name in names and one.name != later]
+    assert (other.verdict, other.reason) == ("passed", f"it is of step 100 too, and was written before '{later}'")
+    (tmp_path / later).write_bytes(b"torn")
+    assert select([home], step=step, needs=frozenset()).chosen.name == other.name
+
+
+def test_a_time_in_milliseconds_is_a_step_and_what_has_more_digits_is_passed_over_with_a_reason(tmp_path: Path) -> None:
+    for step in (370, 1_732_300_000_000, 10**15):
+        write_checkpoint(tmp_path / f"model_{step}.pt", step)
+    selection = select([CheckpointFolder(tmp_path, None, "model_{step}.pt")], needs=frozenset())
+    assert selection.chosen and selection.chosen.step == 1_732_300_000_000
+    passed = {one.name: one.reason for one in selection.candidates if one.verdict == "passed"}
+    assert (
+        list(passed) == [f"model_{10**15}.pt"] and "its name is not 'model_{step}.pt'" in passed[f"model_{10**15}.pt"]
+    )

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from conftest import Kit
-from test_run import record, tree
-from toy_trainer import write_checkpoint
+from resumekit.base.errors import KitError, UsageError
+from resumekit.base.terminal import plain
+from resumekit.run import listing
+from resumekit.run.run_folder import open_run
+from resumekit.run.run_table import RunTable
+from resumekit.start import choice, plan_report, preflight
+from resumekit.start.request import Request, parse
+from resumekit.watch import inspection
+from support.commands import Kit
+from support.runs import record, tree
+from support.toy_trainer import write_checkpoint
 
 EXPERIMENTS = {"EXP-03": {"name": "droppath_base"}, "EXP-04": {"name": "next"}}
 
@@ -106,6 +116,80 @@ def test_a_folder_of_checkpoints_alone_is_a_run(kit: Kit):
     assert sorted(p.name for p in (kit.runs / "EXP-03").iterdir()) == ["checkpoints", "claims"]
 
 
+def bare(kit: Kit, folder: str, *steps: int, pattern: str = "model_{step}.pt") -> Path:
+    """Leave a folder of checkpoints that the kit did not make, as the experiment EXP-03 of a config with names."""
+    names = {"checkpoint": {"pattern": pattern}, "experiments": EXPERIMENTS}
+    kit.config("--save-every", "5", training={"max_steps": 2000}, **names)
+    for step in steps:
+        write_checkpoint(kit.runs / "EXP-03_droppath_base" / folder / pattern.format(step=step), step)
+    return kit.runs / "EXP-03_droppath_base"
+
+
+def planned(kit: Kit, *command: str) -> dict:
+    return json.loads(kit(*command, "--dry-run", "--json").stdout)
+
+
+@pytest.mark.parametrize("command", [("run", "EXP-03"), ("resume", "EXP-03"), ("resume", "EXP-03_droppath_base")])
+def test_a_folder_that_the_kit_did_not_make_is_read_by_the_names_of_the_config(kit: Kit, command: tuple):
+    bare(kit, "checkpoints", 100, 1000)
+    assert planned(kit, *command)["checkpoint"]["path"].endswith("/model_1000.pt")
+    assert planned(kit, "resume", "EXP-03", "--step", "100")["step"] == 100
+
+
+def test_the_experiment_s_own_names_and_its_own_folder_count(kit: Kit):
+    bare(kit, "saves", 7)
+    names = {"checkpoint": {"pattern": "model_{step}.pt"}, "paths": {"checkpoints": "saves"}}
+    kit.config(training={"max_steps": 20}, experiments={"EXP-03": {"name": "droppath_base", **names}})
+    assert planned(kit, "run", "EXP-03")["step"] == 7
+    assert planned(kit, "resume", "EXP-03", "--step", "7")["step"] == 7
+
+
+def test_a_recovery_reads_such_a_parent_by_the_config_of_its_child(kit: Kit):
+    """The child has died before its first save; the table of a recovery knows of no config but the runs' own."""
+    bare(kit, "checkpoints", 10)
+    kit("resume", "EXP-03", code=137, env={"TOY_ARGS": "--at 12 kill --save-every 0"})
+    table = RunTable(kit.runs)
+    [child] = kit.run_dirs()
+    history = table.history(table.get(child.name))
+    assert [(run.step_pattern, limit) for run, limit in history] == [("model_{step}.pt", None), ("model_{step}.pt", 10)]
+
+
+def test_a_step_that_is_not_there_is_answered_with_those_that_are(kit: Kit):
+    run = bare(kit, "checkpoints", *range(50, 1001, 50))
+    said = kit("resume", "EXP-03", "--step", "77", code=3).stderr
+    assert "no checkpoint found of step 77" in said
+    assert "the steps that are there: 50, 100, 150, 200, 250, 300, 350, 400, 450, 500 and 10 more\n" in said
+    assert "looked for" not in said, "the pattern has found them"
+    assert len(said.replace(run.name, "x" * 40)) <= 4 * 80, "four lines of a terminal"
+
+
+def test_where_nothing_is_found_the_folder_and_the_name_that_were_looked_for_are_said(kit: Kit):
+    run = bare(kit, "checkpoints", 5)
+    where = plain(str(run / "checkpoints"))
+    said = kit("resume", "EXP-03", "--best", code=3).stderr
+    assert f"looked for 'hrm_arc_best.pt' (checkpoint.best_pattern) in '{where}'" in said
+    said = kit("resume", "EXP-03", "--set", "checkpoint.pattern=net_{step}.pt", code=3).stderr
+    assert f"looked for 'net_{{step}}.pt' (checkpoint.pattern) in '{where}'" in said
+    assert "checkpoint.pattern 'model_{step}.pt' would fit it" in said
+
+
+def test_a_folder_that_the_kit_did_not_make_is_not_begun_over_whatever_its_name(kit: Kit):
+    """`EXP-03` has no name, the config's experiment has one: it is the same experiment all the same."""
+    bare(kit, "checkpoints")
+    write_checkpoint(kit.runs / "EXP-03/checkpoints/weights_7.pth", 7)
+    said = kit("run", "EXP-03", code=6).stderr
+    assert "checkpoint.pattern 'weights_{step}.pth' would fit it" in said and "--fresh" in said
+
+
+def test_a_run_goes_on_from_a_step_that_is_a_time_in_milliseconds(kit: Kit):
+    step = 1_732_300_000_000
+    bare(kit, "checkpoints", 370, step)
+    kit("resume", "EXP-03", "--set", f"training.max_steps={step + 2}")
+    [run] = kit.run_dirs()
+    assert f"_resume@{step}_" in run.name and record(run)["parent_step"] == step
+    assert kit.status(run)["global_step"] == step + 2 and kit.status(run)["state"] == "finished"
+
+
 def test_a_folder_with_a_name_of_ours_and_nothing_in_it_is_no_run_to_resume(kit: Kit):
     (kit.runs / "T-1_notes").mkdir(parents=True)
     (kit.runs / "T-1_notes/thoughts.md").write_text("not a run")
@@ -142,7 +226,7 @@ def test_a_run_json_of_the_wrong_shape_is_no_traceback(kit: Kit, record_text: st
     (kit.runs / "T-1_a/journal.jsonl").write_text("\n")
     for command in (["resume", "T-1", "--dry-run"], ["runs"], ["runs", "T-1_a"]):
         result = kit(*command, code=None)
-        assert result.returncode in (0, 2, 4) and "Traceback" not in result.stderr
+        assert result.returncode in (0, 2, 4, 5) and "Traceback" not in result.stderr
 
 
 def test_parents_in_a_circle_end(kit: Kit):
@@ -154,3 +238,98 @@ def test_parents_in_a_circle_end(kit: Kit):
     assert len(kit("runs").stdout.splitlines()) == 2
     assert "there is no run" in kit("resume", "T-1", code=2).stderr
     kit("resume", "T-1_a", "--dry-run", "--set", "training.max_steps=9")
+
+
+def test_a_start_and_a_resume_warn_of_settings_that_train_and_are_hardly_meant(theirs: Path):
+    config_file = theirs.parent / "config.yaml"
+
+    def said(choose: Callable[[Request], choice.Choice], *words: str) -> str:
+        return "\n".join(choose(parse([*words, f"--config={config_file}", f"--runs={theirs}"]).request()).said)
+
+    warning = "warning: schedule.warmup_steps is 60000 and training.max_steps 50000"
+    assert warning in said(choice.choose_start, "--experiment=EXP-04", "--set=warmup_steps=60000")
+    request = parse(["--experiment=EXP-04", f"--config={config_file}", "--set=warmup_steps=60000"]).request()
+    assert "\n  warning      schedule.warmup_steps is 60000" in plan_report.as_text(choice.choose_start(request), None)
+    assert warning in said(choice.choose_resume, "--experiment=EXP-03", "--set=warmup_steps=60000")
+    assert "warning" not in said(choice.choose_start, "--experiment=EXP-04")
+
+
+def test_experiments_with_underscores_have_runs_of_their_own(kit: Kit):
+    """`net` and `net_big`, each with a run; `net_big` begins like a run id of `net`."""
+    kit.config(
+        "--save-every", "5", experiments={"net": {"name": "big_one"}, "net_big": {"name": "one"}, "net_big_new": {}}
+    )
+    kit("run", "net")
+    kit("run", "net_big")
+    one, two = kit.run_dirs()
+    assert (open_run(one).experiment, open_run(two).experiment) == ("net", "net_big")
+    listed = {name: kit("runs", name).stdout for name in ("net", "net_big", one.name, two.name)}
+    assert [f"{one.name} " in text for text in listed.values()] == [True, False, True, False]
+    assert [f"{two.name} " in text for text in listed.values()] == [False, True, False, True]
+    table = RunTable(kit.runs)
+    assert (
+        inspection.chosen(table, table.names, ["net"]) == [one.name]
+        and inspection.without_a_run(kit.runs, ["net_big"]) == []
+    )
+
+    def asked(name: str, *more: str) -> Request:
+        return parse([f"--experiment={name}", f"--config={kit.config_file}", f"--runs={kit.runs}", *more]).request()
+
+    assert choice.choose_start(asked("net_big_new")).experiment == "net_big_new", "anew, under its own name"
+    for name, parent in (("net", one), (one.name, one), ("net_big", two), (two.name, two)):
+        made = choice.choose_resume(asked(name, "--set=max_steps=9"))
+        assert (made.parent.run_id, made.experiment) == (parent.name, open_run(parent).experiment)
+    kit.config(experiments={"other": {}})
+    assert choice.choose_resume(asked("net_big", "--set=max_steps=9")).parent.run_id == two.name, "its record has it"
+
+
+@pytest.mark.parametrize("name", ["T-42", "T_42", "T-1_toy_20991122-1735"])
+def test_what_names_neither_an_experiment_nor_a_run_is_refused_with_the_experiments_there_are(kit: Kit, name: str):
+    words = [f"--experiment={name}", f"--config={kit.config_file}", f"--runs={kit.runs}"]
+    for choose in (choice.choose_start, choice.choose_resume):
+        with pytest.raises(UsageError, match=r"there is no (experiment|run) '" + name) as refused:
+            choose(parse(words).request())
+        assert "T-1, T-2" in str(refused.value)
+    with pytest.raises(UsageError, match=r"the experiments of the config are T-1, T-2"):
+        listing.runs_of(RunTable(kit.runs, experiments=("T-1", "T-2")), name)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("~/{0}", "{HOME}/{0}"),
+        ("$HOME/{0}", "{HOME}/{0}"),
+        ("${{HOME}}/{0}", "{HOME}/{0}"),
+        ("${{oc.env:HOME}}/{0}", "{HOME}/{0}"),
+        ("${{oc.env:HOME,/tmp}}/{0}", "{HOME}/{0}"),
+        ("$NO_SUCH_NAME/{0}", "the whole path"),
+        ("${{hydra:runtime.cwd}}/{0}", "the whole path"),
+    ],
+)
+@pytest.mark.parametrize("key", ["paths.root", "paths.runs", "data.path", "trainer.cwd"])
+def test_a_path_that_a_shell_would_expand_is_refused_with_what_to_write_and_nothing_is_made(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch, key: str, written: str, meant: str
+):
+    monkeypatch.setenv("HOME", "/home/user")
+    section, name = key.split(".")
+    kit.config(**{section: {name: written.format("own")}})
+    before = sorted(os.listdir(kit.folder))
+    with pytest.raises(KitError) as refused:
+        request = parse(["--experiment=T-1", f"--config={kit.config_file}"]).request()
+        preflight.check(choice.choose_start(request), request)
+    said = str(refused.value)
+    assert key in said and "are not expanded here" in said and meant.format("own", HOME="/home/user") in said
+    assert sorted(os.listdir(kit.folder)) == before
+
+
+def test_a_folder_of_that_very_name_is_taken_as_it_is(kit: Kit):
+    """Earlier versions made one."""
+    (kit.folder / "~" / "runs").mkdir(parents=True)
+    kit.config(paths={"runs": "~/runs"})
+    assert parse([f"--config={kit.config_file}"]).request().runs_dir == kit.folder / "~" / "runs"
+
+
+@pytest.mark.parametrize("option", ["--runs", "--config"])
+def test_a_tilde_that_the_shell_has_left_alone_is_refused(kit: Kit, option: str):
+    with pytest.raises(UsageError, match=rf"{option} is '~/own'; '~' and .* are not expanded here: write '/"):
+        parse([f"--config={kit.config_file}"] * (option == "--runs") + [f"{option}=~/own"]).request()

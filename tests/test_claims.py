@@ -1,4 +1,4 @@
-"""Continuing is exclusive: one trainer per head, whoever comes first and however often it is killed."""
+"""Continuing is exclusive: one trainer per head, whichever process comes first and however often it is killed."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from conftest import LIB, Kit, events, wait_until
-from resumekit.basics import claims, processes
-from resumekit.basics.errors import Refused
-from resumekit.basics.paths import RunPaths
-from test_run import killed, record
-from toy_trainer import write_checkpoint
+from resumekit.base import claims, processes
+from resumekit.base.errors import Refused
+from resumekit.base.paths import RunPaths
+from support.commands import Kit, killed
+from support.places import LIB
+from support.processes import wait_until
+from support.runs import events, record
+from support.toy_trainer import write_checkpoint
 
 
 def race(kit: Kit, racers: int) -> None:
@@ -63,22 +65,24 @@ def dying(*args, **more):
     os.kill(os.getpid(), 9)
 setattr(owner, name, dying)
 from resumekit.commands import main
-main([*argv, f"--launcher-pid={{os.getpid()}}"])
+main([*argv, f"--answer-to={{os.getpid()}}"])
 """
 
 CRASHES = [
-    ("supervision.launch", "_claim_folder"),
-    ("basics.claims", "write_new"),
-    ("basics.claims", "os.link"),
-    ("supervision.launch", "_claim_parent"),
-    ("supervision.run_record", "record"),
-    ("supervision.launch", "write_atomic"),
-    ("configuration.config", "write_resolved"),
-    ("supervision.launch", "_fill"),
+    ("start.make_folder", "_claim_folder"),
+    ("base.claims", "TempFile.sync"),
+    ("base.claims", "os.link"),
+    ("start.make_folder", "_claim_parent"),
+    ("start.make_folder", "run_record"),
+    ("start.make_folder", "write_atomic"),
+    ("config.config", "write_resolved"),
+    ("start.make_folder", "_fill"),
 ]
 
 
-@pytest.mark.fault("H20", by="launch.py: listed as never_started; claims.py: a dead claimer's claim counts for nothing")
+@pytest.mark.fault(
+    "H20", by="make_folder.py: listed as never_started; claims.py: a dead claimer's claim counts for nothing"
+)
 @pytest.mark.parametrize("module, name", CRASHES, ids=[name for _, name in CRASHES])
 def test_a_launch_that_is_killed_at_any_point_needs_no_hand(kit: Kit, module: str, name: str):
     head = killed(kit)
@@ -97,7 +101,7 @@ def test_a_launch_that_is_killed_at_any_point_needs_no_hand(kit: Kit, module: st
 
 @pytest.mark.fault("H20", by="runs.py: a folder without a trainer is no head")
 def test_a_fresh_start_that_is_killed_is_no_head(kit: Kit):
-    argv = [sys.executable, "-c", DIES_BEHIND, "supervision.launch", "_claim_folder", "start", "--experiment=T-1"]
+    argv = [sys.executable, "-c", DIES_BEHIND, "start.make_folder", "_claim_folder", "start", "--experiment=T-1"]
     subprocess.run([*argv, f"--config={kit.config_file}", f"--runs={kit.runs}"], env=kit.env, capture_output=True)
     assert len(list(kit.runs.glob("T-1*"))) == 1
     assert "starting T-1 anew" in kit("run", "T-1").stderr
@@ -189,5 +193,5 @@ def test_a_head_that_cannot_be_written_to_can_be_branched_from(kit: Kit):
     run = kit.runs / "T-1_theirs"
     write_checkpoint(run / "checkpoints/hrm_arc_step_5.pt", 5)
     (run / "claims").write_text("in the way")
-    kit("resume", "T-1", "--step", "5")
+    kit("resume", "T-1", "--step", "5", "--set", "max_steps=9")
     assert record(kit.run_dirs()[-1])["parent_run_id"] == "T-1_theirs"

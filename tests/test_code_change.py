@@ -11,15 +11,18 @@ from typing import Any
 
 import pytest
 
-from conftest import TOY, Kit, events, reseal, wait_until
-from lab_repo import git
-from resumekit.basics.files import read_bounded
-from resumekit.planning import code_change, code_scope, code_state, named_code
-from resumekit.recovery import recovering
-from resumekit.run_folder import live_marker
-from resumekit.run_folder.runs import open_run
-from resumekit.supervision import code_watch
-from test_recovery import configure
+from resumekit.base.files import read_bounded
+from resumekit.process import sidecar_warnings
+from resumekit.run import live_marker
+from resumekit.run.run_folder import open_run
+from resumekit.start import code_change, code_scope, code_state
+from resumekit.watch import recovering
+from support.commands import Kit
+from support.lab_repo import git
+from support.places import TOY
+from support.processes import wait_until
+from support.recoveries import configure
+from support.runs import events, reseal
 
 COMMAND = ["{python}", "train.py", "--dir", "{checkpoints_dir}", "--steps", "{training.max_steps}", "--save-every", "5",
            "--at", "12", "exit=5"]  # fmt: skip
@@ -221,7 +224,7 @@ def test_what_is_code_and_has_changed_is_warned_of_once_while_the_run_lives(paus
     def look(times: int) -> None:
         """Look so many times; each waits until the question is answered."""
         for _ in range(times):
-            clock[0] += code_watch.LOOK_S + code_watch.FIRST_LOOK_S
+            clock[0] += sidecar_warnings.CODE_LOOK_S + sidecar_warnings.FIRST_LOOK_S
             watch.look(clock[0], append)
             wait_until(lambda: watch.look(clock[0], append) or watch._asked is None, "an answer")
 
@@ -229,7 +232,7 @@ def test_what_is_code_and_has_changed_is_warned_of_once_while_the_run_lives(paus
         told.append(f"{event} {kind}: {message}")
 
     clock = [0.0]
-    watch = code_watch.CodeWatch(open_run(run), None, 0.0)
+    watch = sidecar_warnings.CodeWatch(open_run(run), None, 0.0)
     look(1)
     assert told == []
     (folder / "README.md").write_text("words\n")
@@ -239,7 +242,9 @@ def test_what_is_code_and_has_changed_is_warned_of_once_while_the_run_lives(paus
     assert told == [
         "warning code_changed: the code has changed since the run began: train.py; a recovery would need attention"
     ]
-    watch = code_watch.CodeWatch(open_run(run), watch.said, clock[0])  # another sidecar, with the account of this one
+    watch = sidecar_warnings.CodeWatch(
+        open_run(run), watch.said, clock[0]
+    )  # another sidecar, with the account of this one
     look(1)
     assert len(told) == 1
 
@@ -277,7 +282,7 @@ def test_the_files_that_a_command_names(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text)
 
     def named(*argv: str) -> list[str]:
-        return sorted(named_code.named(argv, tmp_path, tmp_path, tmp_path / "runs"))
+        return sorted(code_change.named_files(argv, tmp_path, tmp_path, tmp_path / "runs"))
 
     script = ["lab/__init__.py", "lab/data.py", "lab/deep.py", "model.py", "train.py"]
     assert named("python", "train.py", "--out", "out.json", "data.txt") == script

@@ -7,7 +7,6 @@ import json
 import os
 import random
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / "lib"))
-
-from resumekit.basics.errors import INVALID, USAGE, InvalidFile, KitError, UsageError  # noqa: E402
-from resumekit.configuration import config, schema, yaml_reader, yaml_writer  # noqa: E402
+from resumekit.base.errors import INVALID, USAGE, InvalidFile, KitError, UsageError
+from resumekit.config import config, rules, schema, yaml_document
 
 KIT = schema.load()
 SHIPPED = config.load_config()
@@ -28,7 +24,7 @@ BASE = "trainer: {command: [python, train.py]}\n"
 
 
 def resolve(text: str, experiment: str | None = None, *overrides: str) -> dict[str, Any]:
-    return config.resolve(yaml_reader.load(text, "c.yaml"), experiment, overrides, schema=KIT)
+    return config.resolve(yaml_document.load(text, "c.yaml"), experiment, overrides, schema=KIT)
 
 
 def shipped(experiment: str | None = None, *overrides: str) -> dict[str, Any]:
@@ -85,6 +81,38 @@ def test_the_shipped_experiments_are_the_protocols() -> None:
         2,
         16,
     ]
+
+
+def test_an_experiment_has_the_sections_of_its_base_below_its_own() -> None:
+    text = BASE + (
+        "experiments:\n  A: {name: a, notes: of a, tags: [x], training: {seed: 1, batch_size: 4}, optimizer: {lr: 1}}\n"
+        "  B: {base: A, training: {seed: 2}}\n  C: {name: c, base: B, optimizer: {lr: 2}}\n"
+    )
+    found = resolve(text, "C")
+    assert (found["training"]["seed"], found["training"]["batch_size"], found["optimizer"]["lr"]) == (2, 4, 2.0)
+    own = found["experiment"]
+    assert (own["name"], own["run_name"], own["notes"], own["tags"]) == ("C", "c", "", []), "each speaks for itself"
+    assert resolve(text, "B")["optimizer"]["lr"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "entries, says",
+    [
+        (
+            "A: {}\n  B: {base: AB}",
+            "'experiments.B.base' is 'AB', and there is no such experiment; the nearest known is 'A'",
+        ),
+        ("A: {base: A}", "'experiments.A.base' is 'A', which leads back to it: A -> A"),
+        (
+            "A: {base: C}\n  B: {base: A}\n  C: {base: B}",
+            "'experiments.A.base' is 'C', which leads back to it: A -> C -> B -> A",
+        ),
+    ],
+)
+def test_a_base_that_is_not_there_or_leads_back_is_refused_whatever_is_run(entries: str, says: str) -> None:
+    with pytest.raises(InvalidFile) as error:
+        resolve(BASE + f"experiments:\n  D: {{}}\n  {entries}\n", "D")
+    assert says in str(error.value) and "line" in str(error.value)
 
 
 @pytest.mark.parametrize("experiment", [None, *SHIPPED.document.data["experiments"]])
@@ -230,7 +258,7 @@ def test_nothing_behind_the_equals_sign_is_null_or_the_empty_text() -> None:
 TEXTS = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), max_size=60)
 
 
-@pytest.mark.fault("I12", by="settings, yaml_writer: exact both ways")
+@pytest.mark.fault("I12", by="settings, yaml_document: exact both ways")
 @settings(max_examples=200, deadline=None, derandomize=True, database=None)
 @given(TEXTS)
 def test_any_text_given_as_setting_comes_back_exactly_through_both_files(text: str) -> None:
@@ -238,10 +266,10 @@ def test_any_text_given_as_setting_comes_back_exactly_through_both_files(text: s
         text = " " + text  # in quotes it is YAML
     resolved = resolve(BASE, None, f"notes={text}")
     assert resolved["experiment"]["notes"] == text
-    written = yaml_writer.dump(resolved)
+    written = yaml_document.dump(resolved)
     for found in (
-        yaml_reader.load(written, "c").data,
-        yaml_reader.load(written, "c", reader="subset").data,
+        yaml_document.load(written, "c").data,
+        yaml_document.load(written, "c", reader="subset").data,
         yaml.safe_load(written),
     ):
         assert found == resolved
@@ -396,11 +424,6 @@ def test_a_resolved_config_from_somewhere_else_is_checked_before_it_is_used() ->
             ["checkpoint.every=100", "checkpoint.keep_last=2", "trainer.loads_with_kit=true"],
             "2 x 100 = 200 steps, less than recover.replay_steps 1000",
         ),
-        (
-            ["fast_eval_every=20", "full_eval_every=10"],
-            "validation.fast_eval_every is 20 and validation.full_eval_every 10",
-        ),
-        (["warmup_steps=10", "max_steps=10"], "schedule.warmup_steps is 10 and training.max_steps 10"),
         (["hidden_size=10", "heads=3"], "model.hidden_size 10 cannot be divided among model.heads 3"),
         (["swap_at=5"], "optimizer.swap_to does not say to what"),
         (["checkpoint.best_pattern=hrm_arc_step_7.pt"], "would be read as a step"),
@@ -424,8 +447,9 @@ def test_settings_that_do_not_fit_together_are_refused_with_the_rule(overrides: 
 def test_a_broken_rule_says_whether_it_came_from_the_file_or_from_a_setting() -> None:
     cases = (
         ("abort: {oom_set: [batch=4]}\n", ["seed=1"], "there is no key 'batch' (item 'batch=4')", "('c.yaml')"),
-        ("schedule: {warmup_steps: 9}\n", ["training.max_steps=5"], "", "(--set 'training.max_steps=5')"),
-        ("training: {max_steps: 5}\n", ["seed=1", "warmup_steps=9"], "", "(--set 'warmup_steps=9')"),
+        ("abort: {oom_set: [batch_size=0]}\n", ["batch_size=4"], "'training.batch_size' is '0'", "('c.yaml')"),
+        ("model: {heads: 3}\n", ["model.hidden_size=10"], "", "(--set 'model.hidden_size=10')"),
+        ("model: {hidden_size: 10}\n", ["seed=1", "heads=3"], "", "(--set 'heads=3')"),
         ("", ["abort={oom_set: [batch=4]}", "seed=1"], "item 'batch=4'", "(--set 'abort={oom_set: [batch=4]}')"),
     )
     for text, overrides, says, origin in cases:
@@ -439,7 +463,7 @@ def test_a_broken_rule_says_whether_it_came_from_the_file_or_from_a_setting() ->
 def test_a_word_that_readers_disagree_about_is_refused_by_what_its_key_takes(
     reader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(yaml_reader, "_has_pyyaml", lambda: reader == "pyyaml")
+    monkeypatch.setattr(yaml_document, "_has_pyyaml", lambda: reader == "pyyaml")
     cases = (
         ("abort:\n  eval_minutes: off\n", "'abort.eval_minutes' is 'off' and must be a number above 0 ({}, line 2)"),
         ("recover: {enabled: yes}\n", "'recover.enabled' is 'yes' and must be true or false ({}, line 1)"),
@@ -470,11 +494,30 @@ def test_a_word_that_readers_disagree_about_is_refused_by_what_its_key_takes(
         ["checkpoint.every=100", "checkpoint.keep_last=null"],
         ["checkpoint.every=100", "checkpoint.keep_last=10"],
         ["fast_eval_every=10", "full_eval_every=10"],
+        ["warmup_steps=9", "max_steps=10"],
         ["swap_at=5", "swap_to=lion"],
     ],
 )
 def test_settings_at_the_edge_of_a_rule_pass(overrides: list[str]) -> None:
-    resolve(BASE, None, *overrides)
+    assert rules.doubtful(resolve(BASE, None, *overrides)) == ()
+
+
+@pytest.mark.parametrize("experiment", ["EXP-01", "EXP-03", "EXP-09"])
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("eval_frequency=2000", "validation.fast_eval_every is 2000 and validation.full_eval_every 500"),
+        ("training.max_steps=60", "schedule.warmup_steps is 100 and training.max_steps 60"),
+    ],
+)
+def test_settings_that_train_and_are_hardly_meant_are_warned_of_and_taken_as_they_stand(
+    experiment: str, setting: str, says: str
+) -> None:
+    """The two settings that a user of the shipped config tries first."""
+    resolved = shipped(experiment, setting)
+    (sentence,) = rules.doubtful(resolved)
+    assert says in sentence and "--set " in sentence, "and what to set"
+    assert resolved["schedule"]["warmup_steps"] == 100, "nothing is scaled by itself"
 
 
 def test_a_config_without_a_command_is_refused() -> None:
@@ -505,8 +548,8 @@ def test_the_hash_is_stable_under_order_comments_and_spelling() -> None:
 @pytest.mark.fault("I14", by="config: canonical JSON, typed numbers")
 def test_the_hash_survives_writing_and_reading() -> None:
     resolved = shipped("EXP-01")
-    for text in (yaml_writer.dump(resolved), json.dumps(resolved)):
-        assert config.config_hash(yaml_reader.load(text, "c").data, KIT) == config.config_hash(resolved, KIT)
+    for text in (yaml_document.dump(resolved), json.dumps(resolved)):
+        assert config.config_hash(yaml_document.load(text, "c").data, KIT) == config.config_hash(resolved, KIT)
 
 
 def other(value: Any, node: dict[str, Any]) -> Any:
@@ -527,7 +570,10 @@ def test_the_hash_changes_with_what_shapes_the_training_and_with_nothing_else(ke
     """Written out from the design, not read from the schema: what is in, section by section."""
     hashed_sections = {"model", "data", "training", "optimizer", "schedule", "ema", "swa", "validation"}
     out = {"data.path", "training.device", "training.log_every"}
-    inside = (key.partition(".")[0] in hashed_sections and key not in out) or key == "trainer.extra_args"
+    inside = (key.partition(".")[0] in hashed_sections and key not in out) or key in (
+        "trainer.extra_args",
+        "trainer.command",
+    )
     base = shipped()
     changed = json.loads(json.dumps(base))
     *parents, name = key.split(".")
@@ -536,6 +582,36 @@ def test_the_hash_changes_with_what_shapes_the_training_and_with_nothing_else(ke
         section = section.setdefault(parent, {})
     section[name] = other(section.get(name), KIT.leaves[key])
     assert (config.config_hash(changed, KIT) != config.config_hash(base, KIT)) is inside
+
+
+@pytest.mark.parametrize(
+    ("command", "is_same"),
+    [
+        (["python", "train.py", "--lr", "1"], False),
+        (["python", "train.py", "--lr"], False),
+        (["python", "train.py", "--lr", "{optimizer.lr}"], False),
+        (["python", "train.py", "--lr", "1e-3", "--np", "4"], False),
+        (["python", "train.py", "--nproc_per_node=4", "--lr", "1e-3"], True),
+        (["python", "--nnodes", "2", "--nproc-per-node", "8", "train.py", "--lr", "1e-3"], True),
+        (["python", "--num_processes", "8", "train.py", "--lr", "1e-3"], True),
+        (["python", "-np", "8", "train.py", "--lr", "1e-3"], True),
+    ],
+)
+def test_the_words_of_the_command_are_in_the_hash_and_the_number_of_processes_is_not(
+    command: list[str], is_same: bool
+) -> None:
+    base = resolve(BASE)
+    was = base["trainer"]["command"] = ["python", "train.py", "--lr", "1e-3"]
+    digest = config.config_hash(base, KIT)
+    assert base["trainer"]["command"] is was
+    base["trainer"]["command"] = command
+    assert (config.config_hash(base, KIT) == digest) is is_same
+
+
+def test_what_a_placeholder_of_the_command_stands_for_is_hashed_by_its_own_key_alone() -> None:
+    base = resolve(BASE)
+    base["trainer"]["command"] = ["python", "train.py", "{paths.logs}", "{run_dir}"]
+    assert config.config_hash(base, KIT) == config.config_hash(config.override(base, ["paths.logs=other"], KIT), KIT)
 
 
 @pytest.mark.fault("I14", by="config: canonical JSON")

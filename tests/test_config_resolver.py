@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parent.parent
-DOOR = ROOT / "lib" / "config_resolver.py"
-sys.path.append(str(ROOT / "lib"))
+from support.places import ROOT
 
-from resumekit.configuration import config  # noqa: E402
+DOOR = ROOT / "lib" / "config_resolver.py"
+
+from resumekit.config import config  # noqa: E402
 
 
 def run(
@@ -40,6 +40,12 @@ def test_the_protocols_own_command_writes_the_resolved_config_and_prints_its_has
     assert (resolved["training"]["batch_size"], resolved["training"]["grad_accum_steps"]) == (8, 5)
     assert resolved["validation"]["fast_eval_every"] == 2000
     assert (logdir / "config.yaml").read_bytes() == (ROOT / "config.yaml").read_bytes()
+
+
+def test_what_is_hardly_meant_is_warned_of_beside_the_answer(tmp_path: Path) -> None:
+    done = run("--logdir", str(tmp_path), "--experiment", "EXP-01", "--set", "eval_frequency=2000", cwd=ROOT)
+    assert done.returncode == 0 and done.stdout.startswith("config hash: ")
+    assert "warning: validation.fast_eval_every is 2000" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_the_hash_is_the_same_from_any_folder_with_or_without_isolation_pyyaml_and_jsonschema(tmp_path: Path) -> None:
@@ -68,13 +74,24 @@ def _without(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_without_jsonschema_it_says_which_checks_were_left_out(tmp_path: Path) -> None:
-    """What the glance is sure of needs no jsonschema; where it is not sure, that is said."""
+def test_without_jsonschema_a_config_is_checked_in_full_but_for_a_labs_other_rules(tmp_path: Path) -> None:
     done = _without("jsonschema", "--logdir", str(tmp_path / "a"))
     assert (done.returncode, done.stderr) == (0, "")
     done = _without("jsonschema", "--logdir", str(tmp_path / "b"), "--set", "training.batch_size=-5")
+    assert done.returncode == 4
+    assert "'training.batch_size' is '-5' and must be at least 1" in done.stderr
+    lab = tmp_path / "lab.schema.json"
+    lab.write_text('{"properties": {"lab": {"properties": {"tags": {"type": "array", "uniqueItems": true}}}}}')
+    arguments = ("--lab-schema", str(lab), "--set", "lab.tags=[a, a]")
+    done = _without("jsonschema", "--logdir", str(tmp_path / "c"), *arguments)
     assert done.returncode == 0
-    assert "ranges, allowed words, patterns and lengths of config values are not checked" in done.stderr
+    assert done.stderr == (
+        "resumekit: jsonschema is not installed: 'uniqueItems' of 'lab.tags' in the lab's schema is not checked; "
+        "pip install jsonschema\n"
+    )
+    done = run("--logdir", str(tmp_path / "d"), *arguments)
+    assert done.returncode == 4
+    assert "'lab.tags' is '[\"a\", \"a\"]' and breaks the schema's rule 'uniqueItems' (--set" in done.stderr
 
 
 def test_an_experiment_is_resolved_when_named(tmp_path: Path) -> None:
@@ -86,7 +103,7 @@ def test_an_experiment_is_resolved_when_named(tmp_path: Path) -> None:
 
 
 def test_a_labs_own_keys_are_known_where_its_schema_is_named(tmp_path: Path) -> None:
-    lab = str(ROOT / "schemas" / "examples" / "lab" / "valid.json")
+    lab = str(ROOT / "schemas" / "examples" / "lab.json")
     assert run("--logdir", str(tmp_path / "a"), "--set", "cluster.partition=long").returncode == 4
     assert run("--logdir", str(tmp_path / "a"), "--lab-schema", lab, "--set", "cluster.partition=long").returncode == 0
 
@@ -179,3 +196,23 @@ def test_a_trainers_own_modules_are_never_hidden_by_the_kits(tmp_path: Path) -> 
         env={**os.environ, "PYTHONPATH": str(ROOT / "lib")},
     )
     assert done.stdout.split() == ["lab", "lab", "lab", str(ROOT / "lib")], done.stderr
+
+
+@pytest.mark.parametrize("option", ["--logdir", "--config", "--lab-schema"])
+def test_an_empty_name_is_no_folder_and_no_file(tmp_path: Path, option: str) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "lib" / "config_resolver.py"), "--logdir", str(tmp_path / "new"), option, ""],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2 and option in done.stderr and "given with an empty name" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_config_of_a_run_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "lib" / "config_resolver.py"), "--logdir", str(tmp_path)],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2 and "its config stays as it is; name another one" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint_tools import save_plain
-from conftest import Kit, assert_valid, events
-from resumekit.basics.paths import manifest_path
-from resumekit.proving import manifest, pruning
-from resumekit.run_folder.runs import RunTable, open_run
-from resumekit.watching.acting import environment_of
+from resumekit.base.paths import manifest_path
+from resumekit.checkpoint import manifest, pruning
+from resumekit.run.run_folder import open_run
+from resumekit.run.run_table import RunTable
+from resumekit.watch.acting import environment_of
+from support.checkpoint_tools import save_plain
+from support.commands import Kit
+from support.runs import events
+from support.schemas import assert_valid
 
 LATER = "T-1_toy_20991122-1735"
 
@@ -94,8 +97,8 @@ def test_a_manifest_whose_checkpoint_is_gone_is_swept_and_no_file_of_another_han
     others = [manifested(tmp_path, 30, run_id="another's")]
     for path in (*gone, *others):
         path.unlink()
-    strangers = [tmp_path / name for name in ("m_40.pt.json", "notes.pt.json", "m_x.pt.json", "m_45.json")]
-    for path in strangers:
+    foreign = [tmp_path / name for name in ("m_40.pt.json", "notes.pt.json", "m_x.pt.json", "m_45.json")]
+    for path in foreign:
         path.write_text('{"mine": true}')
     moved = manifested(tmp_path, 70)
     moved.rename(tmp_path / "elsewhere")
@@ -106,7 +109,7 @@ def test_a_manifest_whose_checkpoint_is_gone_is_swept_and_no_file_of_another_han
     assert pruning.prune(tmp_path, pruning.Keep(None, None), **names) == []
     assert not any(os.path.lexists(manifest_path(path)) for path in gone)
     assert all(manifest_path(path).exists() for path in (*kept, *others, moved))
-    assert all(path.exists() for path in (*strangers, *kept)) and linked.is_symlink()
+    assert all(path.exists() for path in (*foreign, *kept)) and linked.is_symlink()
 
 
 # one user's interpreter

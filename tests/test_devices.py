@@ -11,13 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from conftest import events
-from resumekit.basics.errors import KitError
-from resumekit.basics.files import utc_now
-from resumekit.basics.paths import RunPaths
-from resumekit.recovery import devices, recovering
-from resumekit.run_folder.runs import Run
-from test_recovering import sick  # noqa: F401 (a fixture)
+from resumekit.base.errors import KitError
+from resumekit.base.files import utc_now
+from resumekit.base.paths import RunPaths
+from resumekit.run.run_folder import Run
+from resumekit.watch import eligibility, recovering
+from support.runs import events
 
 
 @pytest.fixture
@@ -63,10 +62,10 @@ def test_only_the_run_s_own_gpus_are_looked_at(
     smi.write_text(f"{on}, {other.pid}, python\n")
     run = a_run(tmp_path, visible, 30.0)
     if is_free:
-        devices.require_free(run, {})
+        eligibility.require_free_gpus(run, {})
         return
     with pytest.raises(KitError, match=f"pid {other.pid} \\(python\\)") as caught:
-        devices.require_free(run, {})
+        eligibility.require_free_gpus(run, {})
     assert type(caught.value) is KitError, "one that passes by itself"
 
 
@@ -74,22 +73,22 @@ def test_what_had_shared_the_gpu_with_the_run_is_no_obstacle(
     tmp_path: Path, smi: Path, other: subprocess.Popen
 ) -> None:
     smi.write_text(f"GPU-aa, {other.pid}, python\n")
-    devices.require_free(a_run(tmp_path, "0", -30.0), {})
+    eligibility.require_free_gpus(a_run(tmp_path, "0", -30.0), {})
 
 
 def test_without_nvidia_smi_and_where_it_hangs_nothing_is_asked(
     tmp_path: Path, smi: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = a_run(tmp_path, "0", 30.0)
-    monkeypatch.setattr(devices, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(eligibility, "TIMEOUT_S", 0.2)
     (smi.parent / "bin" / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 60\n")
-    devices.require_free(run, {})
+    eligibility.require_free_gpus(run, {})
     monkeypatch.setenv("PATH", str(tmp_path))
-    devices.require_free(run, {})
+    eligibility.require_free_gpus(run, {})
 
 
 def test_a_take_up_waits_and_says_so_once_until_the_gpu_is_free(
-    sick: Path,  # noqa: F811
+    sick: Path,
     smi: Path,
     other: subprocess.Popen,
 ) -> None:

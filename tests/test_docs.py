@@ -1,4 +1,4 @@
-"""The documents cannot rot: links resolve, commands exist, the tour's options are known."""
+"""The documents cannot rot: links resolve, commands exist, the tour's options are known, each warning is listed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT
+from support.places import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
@@ -54,3 +54,27 @@ def test_every_test_file_that_the_faults_name_is_there() -> None:
     assert named
     for name in named:
         assert (ROOT / "tests" / f"{name}.py").is_file(), name
+
+
+def test_every_kind_of_warning_that_is_journaled_is_named_where_the_kinds_are_listed() -> None:
+    """What a person finds in `last_warning` of a status.json is looked up there."""
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "lib" / "resumekit").rglob("*.py")]
+    constants = dict(pair for text in texts for pair in re.findall(r'^([A-Z_0-9]+) = "([a-z_0-9]+)"', text, re.M))
+    pattern = r'(?:"warning",[^)]*?\bkind=|"kind": |\b_warn\(\s*(?:run, )?)(?:"([a-z_0-9]+)"|([A-Z_0-9]+))'
+    found = {word or constants[name] for text in texts for word, name in re.findall(pattern, text)}
+    assert len(found) > 15, found
+    page = (ROOT / "docs" / "watch.md").read_text(encoding="utf-8")
+    listed = page[page.index("Warnings: ") : page.index("What is **usual**")]
+    assert sorted(kind for kind in found if f"`{kind}`" not in listed) == []
+
+
+def test_every_code_with_which_a_recovery_waits_is_named_beside_its_warning() -> None:
+    """Of the errors, each has one; the others are words in recovering.py."""
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "lib" / "resumekit").rglob("*.py")]
+    codes = {code for text in texts for code in re.findall(r'^    code = "([a-z_]+)"', text, re.M)}
+    recovering = (ROOT / "lib" / "resumekit" / "watch" / "recovering.py").read_text(encoding="utf-8")
+    codes |= {*re.findall(r'_wait\(run, state, "([a-z_]+)"', recovering), "os_error"}
+    assert {"kit_incomplete", "budget", "leftovers", "failed"} <= codes, codes
+    page = (ROOT / "docs" / "watch.md").read_text(encoding="utf-8")
+    begun = page.index("(its `code` says for what:")
+    assert set(re.findall(r"`([a-z_]+)`", page[begun : page.index(")", begun)])) - {"code"} == codes

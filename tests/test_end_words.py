@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 
-from conftest import Kit, events, wait_until
-from resumekit.basics import process_details
-from resumekit.run_folder import end_words, status
-from resumekit.run_folder.status import View
-from test_last_error import BANNER, TRACEBACK
-from test_recovery import configure, live, reached, recovered, watch_as_cron  # noqa: F401 - a fixture
+from resumekit.base import process_details
+from resumekit.run import log_end, status
+from resumekit.run.status import View
+from support.commands import Kit
+from support.last_words import BANNER, TRACEBACK
+from support.processes import wait_until
+from support.recoveries import configure, live, reached, watch_as_cron
+from support.runs import events
 
 pytestmark = pytest.mark.usefixtures("valid_records")
 
@@ -60,7 +62,7 @@ def lines(log: str) -> list[bytes]:
     ],
 )
 def test_which_stop_a_wrapper_s_code_and_the_log_s_last_words_mean(log: str, code: int, name: str | None) -> None:
-    assert end_words.stop(lines(log), code) == name
+    assert log_end.stop_words(lines(log), code) == name
 
 
 CUDA = """RuntimeError: CUDA error: an illegal memory access was encountered
@@ -89,7 +91,7 @@ Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.
     ],
 )
 def test_which_last_words_belie_code_0(log: str, found: str | None) -> None:
-    at = end_words.error(lines(log))
+    at = log_end.error_words(lines(log))
     assert (at is None) if found is None else lines(log)[at].decode().startswith(found)
 
 
@@ -135,7 +137,7 @@ CHECK, HAND_ON = "subprocess.run(sys.argv[1:], check=True)", "sys.exit(subproces
     ],
 )
 def test_a_trainer_that_a_person_ends_inside_a_wrapper_in_python_is_not_taken_up(
-    recovered: Kit,  # noqa: F811
+    recovered: Kit,
     script: str,
     toy_args: tuple[str, ...],
     number: signal.Signals | None,
@@ -154,7 +156,7 @@ def test_a_trainer_that_a_person_ends_inside_a_wrapper_in_python_is_not_taken_up
 
 
 @pytest.mark.parametrize("script", [CHECK, HAND_ON])
-def test_a_trainer_that_is_killed_inside_a_wrapper_in_python_is_taken_up(recovered: Kit, script: str) -> None:  # noqa: F811
+def test_a_trainer_that_is_killed_inside_a_wrapper_in_python_is_taken_up(recovered: Kit, script: str) -> None:
     configure(recovered)
     python_wrapper(recovered, script)
     assert run_until_killed(recovered, signal.SIGKILL)[0] == 0
@@ -162,7 +164,7 @@ def test_a_trainer_that_is_killed_inside_a_wrapper_in_python_is_taken_up(recover
     assert [recovered.status(run)["state"] for run in (first, second)] == ["failed", "finished"]
 
 
-def test_a_code_that_the_lab_calls_an_incident_is_one_though_its_words_say_a_stop(recovered: Kit) -> None:  # noqa: F811
+def test_a_code_that_the_lab_calls_an_incident_is_one_though_its_words_say_a_stop(recovered: Kit) -> None:
     configure(recovered, recover={"always_codes": [1]})
     python_wrapper(recovered, CHECK)
     assert run_until_killed(recovered, signal.SIGTERM)[0] == 0
@@ -175,7 +177,7 @@ ONCE = '[ -e "$DONE" ] || { touch "$DONE"; set -- "$@" --at 12 raise; }\n'
 @pytest.mark.parametrize("script", ['"$@" 2>&1 | cat', '"$@"\necho "the script goes on"'])
 @pytest.mark.parametrize("max_steps", [60, None])
 def test_a_trainer_that_dies_behind_code_0_is_taken_up(
-    recovered: Kit,  # noqa: F811
+    recovered: Kit,
     script: str,
     max_steps: int | None,
 ) -> None:
@@ -195,7 +197,7 @@ def test_a_trainer_that_dies_behind_code_0_is_taken_up(
     assert recovered.status(second)["parent_run_id"] == first.name
 
 
-def test_the_command_ends_with_1_where_a_trainer_that_died_behind_code_0_is_not_taken_up(recovered: Kit) -> None:  # noqa: F811
+def test_the_command_ends_with_1_where_a_trainer_that_died_behind_code_0_is_not_taken_up(recovered: Kit) -> None:
     configure(recovered, "--at", "12", "raise", recover={"enabled": False})
     shell_wrapper(recovered, '"$@" 2>&1 | cat')
     recovered("run", "T-1", code=1)
@@ -204,7 +206,7 @@ def test_the_command_ends_with_1_where_a_trainer_that_died_behind_code_0_is_not_
 
 
 @pytest.mark.parametrize("has_launcher", [True, False])
-def test_of_a_run_that_ended_early_a_person_is_told_once(recovered: Kit, has_launcher: bool) -> None:  # noqa: F811
+def test_of_a_run_that_ended_early_a_person_is_told_once(recovered: Kit, has_launcher: bool) -> None:
     """Killed behind a pipe it leaves no words at all: nothing is guessed, and nothing goes on by itself."""
     notes, go = recovered.folder / "notes", recovered.folder / "go"
     configure(recovered, "--at", "7", f"wait={go}", "--at", "7", "kill", notify={"command": ["tee", "-a", str(notes)]})

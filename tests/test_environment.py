@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from conftest import TOY, Kit
-from resumekit.planning import environment, interpreter
+from resumekit.start import compatibility, trainer_command
+from support.commands import Kit
+from support.places import TOY
 
 SAVES = ["--dir", "{checkpoints_dir}", "--steps", "{training.max_steps}", "--save-every", "2", "--at", "5", "exit=3"]
 
@@ -67,13 +68,13 @@ def test_under_a_wrapper_the_python_of_this_shell_says_nothing(kit: Kit, in_venv
     ],
 )
 def test_what_is_a_wrapper(command: list[str], argv: list[str], python: str | None, wrapped: bool) -> None:
-    assert interpreter.is_wrapped({"trainer": {"command": command, "python": python}}, argv) is wrapped
+    assert trainer_command.is_wrapped({"trainer": {"command": command, "python": python}}, argv) is wrapped
 
 
 def test_an_interpreter_that_does_not_answer_is_not_one_without_torch() -> None:
     had = {"versions": {"python": "3.11.2", "torch": "2.13.0"}}
-    assert environment.consents(had, {"python": None, "torch": None}) == []
-    assert environment.consents(had, {"driver": "560.1"}) == []
-    assert environment.consents(had, {"python": "3.11.2", "torch": "2.14.0"}) == []
-    assert len(environment.consents(had, {"python": "3.11.2", "torch": None})) == 1
-    assert environment.consents({}, {"python": "3.11.2", "torch": None}) == []
+    assert compatibility.machine_consents(had, {"python": None, "torch": None}) == []
+    assert compatibility.machine_consents(had, {"driver": "560.1"}) == []
+    assert compatibility.machine_consents(had, {"python": "3.11.2", "torch": "2.14.0"}) == []
+    assert len(compatibility.machine_consents(had, {"python": "3.11.2", "torch": None})) == 1
+    assert compatibility.machine_consents({}, {"python": "3.11.2", "torch": None}) == []

@@ -1,6 +1,6 @@
 """A run that was cut anywhere and resumed is bit for bit the run that was never cut; without any item of its state not.
 
-Each cut is a real trainer under the launcher that signals itself at a named place (tests/cut_trainer.py), and each
+Each cut is a real trainer under the launcher that signals itself at a named place (support/cut_trainer.py), and each
 resume a new process started by the commands. `make campaign` does all cuts, `make faults` the nastiest one of each
 kind, `make test` one row of them.
 """
@@ -18,9 +18,10 @@ import pytest
 import torch
 
 import compare_runs
-import cut_trainer
-from conftest import Kit, events
-from fork_server import ForkServer
+from support import cut_trainer
+from support.commands import Kit
+from support.fork_server import ForkServer
+from support.runs import events
 
 EVERY = 3  # optimizer steps between two checkpoints; a new best (steps 4, 8, 12) saves too
 CONFIG: dict[str, dict[str, Any]] = {
@@ -241,7 +242,7 @@ IN_A_STEP_OF_SWITCHES = "TERM:optimizer:9"  # saves step 9
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ForkServer]:
-    server = ForkServer("cut_trainer")
+    server = ForkServer("support.cut_trainer", "arc_training")
     yield server
     server.close()
 

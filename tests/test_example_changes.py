@@ -17,15 +17,11 @@ from arc_describe import describe
 from arc_settings import SettingsError
 from arc_start import starting_step, step_in_name
 from arc_validation import Progress
-from example_jobs import forget, go_on, job, kit, load, save, with_changes, without_the_kit
-from example_runs import CONFIG, TRAINER, same
 from hrm_optim import kind_of, set_hyperparameters
+from support.example_jobs import forget, go_on, job, kit, load, save, with_changes
+from support.example_runs import CONFIG, TRAINER, same
 
-
-@pytest.fixture(autouse=True)
-def outside_the_kit(monkeypatch):
-    with without_the_kit(monkeypatch):
-        yield
+pytestmark = pytest.mark.usefixtures("outside_the_kit")
 
 
 # Each item of the state that these changes bring, left out at a load.
@@ -238,7 +234,7 @@ def test_swa_weights_are_saved_and_evaluated_from_the_beginning_of_their_tail_on
 def test_swa_weights_that_score_best_are_named_as_the_best(monkeypatch, tmp_path):
     """And are the ones that a snapshot of this best holds, by the model's own names. Protocol §3, §8."""
     import arc_training
-    from resumekit.supervision.weights_extract import extract
+    from resumekit.checkpoint.weights_extract import extract
 
     training = job(tail(start_step=0))
     training.progress.evals_pending = ["full"]
@@ -362,7 +358,7 @@ def test_a_plan_that_cannot_be_used_is_refused_in_a_sentence(content, tmp_path, 
         ("hrm_arc_step_-1.pt", None),
         ("hrm_arc_step_４.pt", None),
         ("xhrm_arc_step_4.pt", None),
-        (f"hrm_arc_step_{'9' * 13}.pt", None),
+        (f"hrm_arc_step_{'9' * 16}.pt", None),
     ],
 )
 def test_a_step_in_a_name_matches_the_pattern_from_start_to_end(name, step):

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples" / "hrm_arc"))
 
 from arc_data import ArcBatches, load_arc
 from arc_settings import SettingsError
@@ -29,7 +26,7 @@ from hrm_optim import (
 )
 from hrm_schedule import Cycle, LearningRate, Schedule
 from hrm_segments import carry_from, empty_carry, refill, segment_loss
-from resumekit.planning import schedules
+from resumekit.start import forecast
 
 OPTIMIZER = SimpleNamespace(
     name="adamw", lr=1e-3, betas=[0.9, 0.95], weight_decay=0.1, puzzle_lr=1e-2, puzzle_weight_decay=0.1, swap_at=None,
@@ -211,7 +208,7 @@ def test_signed_descent_moves_and_decays_only_the_rows_that_were_seen():
 def test_lr_warms_up_then_falls_to_its_ratio_and_stays_there():
     rate = LearningRate(warmup_steps=10, max_steps=110, min_ratio=0.1)
     assert [round(rate(step), 6) for step in (0, 9, 10, 60, 110, 500)] == [0.1, 1.0, 1.0, 0.55, 0.1, 0.1]
-    rate.scale_at = lambda step: 0.8 if step < 61 else 1.0
+    rate.scale_at = lambda step, _: 0.8 if step < 61 else 1.0
     assert rate(60) == pytest.approx(0.44) and rate(110) == 0.1
 
 
@@ -222,7 +219,7 @@ def test_its_rate_is_the_one_that_the_kit_s_plan_foretells() -> None:
         steps = [*range(0, 200), *range(last - 3, last + 3)]
         of_kit = {"warmup_steps": warmup, "max_steps": last, "min_lr_ratio": ratio}
         assert [own(max(0, step)) for step in steps] == [
-            schedules.factor("cosine", max(0, step), **of_kit) for step in steps
+            forecast.schedule_factor("cosine", max(0, step), **of_kit) for step in steps
         ]
 
 

@@ -13,17 +13,14 @@ import pytest
 import torch
 
 from arc_start import starting_step
-from example_jobs import go_on, job, load, save, with_changes, without_the_kit
-from example_runs import TRAINER, same
 from hrm_optim import kind_of
+from support.example_jobs import go_on, job, load, save, with_changes
+from support.example_runs import TRAINER, same
 
 RAMP = {"from_step": 5, "steps": 3, "factor": 0.8, "warm_restart": False}
 
 
-@pytest.fixture(autouse=True)
-def outside_the_kit(monkeypatch):
-    with without_the_kit(monkeypatch):
-        yield
+pytestmark = pytest.mark.usefixtures("outside_the_kit")
 
 
 def write_plan(folder: Path, ramp: dict | None = None, **actions: str) -> Path:
@@ -78,6 +75,15 @@ def test_a_planned_swap_ramps_the_rate_and_a_later_resume_inherits_lion_and_ramp
     assert [vars(later.step()) for _ in range(2)] == expected
 
 
+def test_the_swap_of_the_models_optimizer_leaves_the_puzzles_rate_as_it_is(parent, tmp_path, monkeypatch):
+    path, before = parent
+    ramp = RAMP | {"optimizers": ["model"]}
+    plan = write_plan(tmp_path, ramp, optimizer__model="swap", scheduler="refit")
+    swapped = planned_load(path, plan, with_changes(optimizer={"swap_at": 5, "swap_to": "lion"}), monkeypatch)
+    shape = before.schedule.rate(5)
+    assert swapped.schedule.get_last_lr() == [1e-3 * (0.8 * shape), 1e-2 * shape]
+
+
 def test_an_added_head_and_droppath_keep_every_old_weight_and_moment_bit_for_bit(parent, tmp_path, monkeypatch):
     path, before = parent
     config = with_changes(model={"aux_rule_head": True, "droppath_h": "0..0.2"})
@@ -113,3 +119,5 @@ def test_the_status_names_the_optimizer_its_swap_and_the_scale_of_the_coming_ste
     status = json.loads((tmp_path / "status.json").read_text())
     seen = [status[name] for name in ("global_step", "optimizer", "swap_from_step", "lr_scale")]
     assert seen == [7, "lion", 5, 0.8]
+    used = job(with_changes(training={"max_steps": 7})).schedule.rate(6) * 0.8 * 1e-3
+    assert status["lr"] == pytest.approx(used, rel=1e-12), "the last step's, not the coming one's"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -15,23 +16,21 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples" / "hrm_arc"))
-sys.path.append(str(Path(__file__).resolve().parent.parent / "lib"))
-
 import plot_curves
 import resume_helper as kit
 from arc_eval import Score
 from arc_settings import SettingsError, load_settings
 from arc_training import Training
 from arc_validation import Progress, evals_due, run_pending
-from example_jobs import forget, go_on, job, load, without_the_kit
-from example_runs import (
+from support.example_jobs import forget, go_on, job, load
+from support.example_runs import (
     CONFIG,
     LAST,
     TRAINER,
-    ForkServer,
     differences,
     events,
+    example_server,
+    fork,
     history,
     newest_checkpoint,
     same,
@@ -42,15 +41,15 @@ from example_runs import (
 
 @pytest.fixture(scope="module")
 def server():
-    fork_server = ForkServer()
-    yield fork_server
-    fork_server.close()
+    forking = example_server()
+    yield forking
+    forking.close()
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(server, tmp_path_factory) -> Path:
     run_dir = tmp_path_factory.mktemp("runs") / "whole"
-    code, output = server.start(run_dir).finish()
+    code, output = fork(server, run_dir).finish()
     assert code == 0, output
     assert "finished: step 15" in output
     return run_dir
@@ -87,7 +86,7 @@ def test_a_resumed_run_has_the_losses_evals_and_final_state_of_an_uninterrupted_
     cut, server, uninterrupted, tmp_path
 ):
     number, seen = CUTS[cut]
-    start = start_anew if cut == STARTED_ANEW else server.start
+    start = start_anew if cut == STARTED_ANEW else functools.partial(fork, server)
     parent, child = tmp_path / "parent", tmp_path / "child"
     trainer = start(parent)
     wait_for(parent, seen)
@@ -116,7 +115,7 @@ def test_only_a_person_s_second_ctrl_c_ends_the_trainer_at_once(server, tmp_path
     """A scheduler sends TERM to the whole job, and again; a key bounces."""
     config = CONFIG | {"validation": {"fast_eval_every": 1000, "full_eval_every": 1000}}
     config = config | {"training": CONFIG["training"] | {"batch_size": 48, "grad_accum_steps": 40}}  # a step of seconds
-    trainer = server.start(tmp_path / "run", config=config)
+    trainer = fork(server, tmp_path / "run", config=config)
     wait_for(tmp_path / "run", in_phase("train"))
     for _ in range(2):
         os.kill(trainer.pid, number)
@@ -127,7 +126,7 @@ def test_only_a_person_s_second_ctrl_c_ends_the_trainer_at_once(server, tmp_path
 
 def test_a_loss_that_is_not_finite_ends_the_run_unsaved_with_one_sentence(server, tmp_path):
     config = CONFIG | {"optimizer": {"lr": 1e30}, "schedule": {"warmup_steps": 1}}
-    code, output = server.start(tmp_path / "run", config=config).finish()
+    code, output = fork(server, tmp_path / "run", config=config).finish()
     assert code == 1
     (event,) = events(tmp_path / "run", "nonfinite")
     assert event["what"] in ("loss", "gradient")
@@ -190,12 +189,6 @@ def test_started_by_hand_without_a_kit_environment_it_makes_its_own_run_folder(t
 # In one process: what a checkpoint must hold.
 
 
-@pytest.fixture
-def outside_the_kit(monkeypatch):
-    with without_the_kit(monkeypatch):
-        yield
-
-
 def rewind_carry(name: str):
     """Give one part of every micro-batch's carry the value of an unused one."""
 
@@ -239,7 +232,7 @@ def stopped_with_evals_pending(tmp_path_factory) -> dict[str, tuple[Path, list]]
         training = job(config)
         go_on(training, 5)
         training.step()
-        # Scores that nothing can beat: whoever forgets them sees improvements where there are none.
+        # Scores that nothing can beat: a trainer that forgets them sees improvements where there are none.
         training.progress.best_score = training.progress.fast_best = 2.0
         training.progress.fast_improved = False
         path = training.save(kit, tmp_path_factory.mktemp(name), 1.0, None)
@@ -379,7 +372,23 @@ def test_the_full_eval_is_left_out_until_a_fast_one_improves(capsys):
     assert at(12, fast=0.1, full=0.1) is None, "open since step 10, and no new best"
     assert [entry for entry in journal if entry[2] == "full"] == [("eval", 4, "full"), ("eval", 12, "full")]
     assert (progress.best_score, progress.best_step, progress.last_full_step) == (0.2, 4, 12)
-    assert progress.last_fast == {"step": 12, "accuracy": 0.0}
+    assert progress.last_fast == {"step": 12, "cell_accuracy": 0.1}
+
+
+def test_what_is_told_of_the_best_and_of_the_last_eval_is_the_metric_that_decides():
+    import train_arc_full_nova as trainer
+
+    progress, told = Progress(step=4, evals_pending=["fast", "full"]), {}
+    journal = lambda event, **fields: told.update({event: fields})  # noqa: E731
+    run_pending(progress, VALIDATION, scores(fast=0.3, full=0.2), ("raw",), journal)
+    assert progress.last_fast == {"step": 4, "cell_accuracy": 0.3} and told["best"]["score"] == 0.2
+    rate = SimpleNamespace(scale_at=lambda step: 1.0, phase=lambda place: "cosine")
+    schedule = SimpleNamespace(rate=rate, place=4, get_last_lr=lambda: [0.1])
+    cfg = SimpleNamespace(training=SimpleNamespace(max_steps=8), validation=VALIDATION)
+    training = SimpleNamespace(progress=progress, schedule=schedule, epoch=0)
+    speed = SimpleNamespace(per_second=lambda: 1.0)
+    beat = trainer.status_fields("x", cfg, training, speed, trainer.Now("train"))
+    assert (beat["best_eval_acc"], beat["best_step"]) == (0.2, 4)
 
 
 def test_a_smaller_loss_is_better_where_the_config_says_min():
@@ -456,6 +465,7 @@ def test_a_spliced_curve_takes_each_step_from_the_run_that_the_newest_one_came_f
     curve = plot_curves.spliced(newest)
     assert curve.losses == {1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0, 5: 2.0, 6: 2.0, 7: 3.0, 8: 3.0, 9: 3.0, 10: 3.0}
     assert curve.joints == [4, 6]
+    assert curve.tails == [{5: 1.0, 6: 1.0, 7: 1.0}, {7: 2.0, 8: 2.0}], "what was trained and then left behind"
     assert {key[0]: event["cell_accuracy"] for key, event in curve.evals.items()} == {2: 1, 4: 1, 6: 2, 8: 3, 10: 3}
 
 
@@ -468,5 +478,61 @@ def test_the_picture_is_a_png_and_a_missing_parent_is_said(tmp_path, capsys):
     assert plot_curves.main([str(tmp_path / "nothing"), "--out", str(tmp_path / "no.png")]) == 1
 
 
-def test_the_mean_over_a_window_is_that_of_its_last_values():
-    assert plot_curves.smoothed([1.0, 3.0, 5.0, 7.0], 2) == [1.0, 2.0, 4.0, 6.0]
+def test_the_mean_is_over_as_many_steps_as_its_label_says():
+    """It was over 50 points, and of a trainer that tells every twentieth step the label said 50 steps."""
+    assert plot_curves.smoothed({1: 1.0, 2: 3.0, 3: 5.0, 4: 7.0}, 2) == [1.0, 2.0, 4.0, 6.0]
+    assert plot_curves.smoothed({20: 1.0, 40: 3.0, 80: 5.0, 100: 7.0}, 40) == [1.0, 2.0, 5.0, 6.0], (
+        "a gap has no points"
+    )
+    assert plot_curves.window_of(list(range(1, 2000))) == 50
+    assert plot_curves.window_of([*range(20, 20_000, 20), 50_000]) == 1000
+    assert plot_curves.window_of(list(range(48))) == 4 and plot_curves.window_of([7]) == 1
+
+
+def journalled(folder: Path, *events: dict) -> Path:
+    folder.mkdir()
+    (folder / "run.json").write_text("{}")
+    (folder / "journal.jsonl").write_text("\n".join(map(json.dumps, events)))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("told", "panels"),
+    [
+        ({}, ["training loss"]),
+        ({"bleu": 0.3, "chrf": 0.5, "loss": 2.0, "mono_s": 3.0}, ["training loss", "evaluation (fast)"]),
+        (
+            {"accuracy": 0.1, "cell_accuracy": 0.5, "loss": 2.0, "examples": 8},
+            ["training loss", "share right, test pairs (fast)"],
+        ),
+    ],
+)
+def test_the_picture_has_a_panel_for_what_was_evaluated_and_none_for_nothing(tmp_path, monkeypatch, told, panels):
+    """A trainer of other data got an empty panel, with the lines of the example's puzzles in it."""
+    from matplotlib import figure
+
+    drawn: list = []
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, *_, **__: drawn.extend(self.axes))
+    events = [{"event": "step", "step": step, "loss": 1 / step} for step in range(20, 600, 20)]
+    evals = [{"event": "eval", "step": step, "kind": "fast", **told} for step in (20, 40)] if told else []
+    plot_curves.draw([plot_curves.spliced(journalled(tmp_path / "run", *events, *evals))], tmp_path / "x.png")
+    assert [axes.get_ylabel() for axes in drawn] == panels
+    labels = [[line.get_label() for line in axes.lines] for axes in drawn]
+    assert "run, mean of 40 steps" in labels[0]
+    of_arc = [label for label in labels[-1] if "copy the input" in str(label)]
+    assert len(of_arc) == (2 if "cell_accuracy" in told else 0)
+    if "bleu" in told:
+        assert labels[1] == ["run: bleu (raw)", "run: chrf (raw)"]
+
+
+def test_what_a_parent_trained_beyond_the_resume_is_in_the_picture(tmp_path, monkeypatch):
+    from matplotlib import figure
+
+    drawn: list = []
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, *_, **__: drawn.extend(self.axes))
+    write_run(tmp_path / "base", dict.fromkeys(range(1, 8), 1.0))
+    newest = write_run(tmp_path / "newest", dict.fromkeys(range(5, 9), 2.0), "base", 4)
+    monkeypatch.setattr(plot_curves, "_draw_baseline", lambda axes: None)
+    plot_curves.draw([plot_curves.spliced(newest)], tmp_path / "x.png")
+    (tail,) = (line for line in drawn[0].lines if line.get_label() == "trained by a parent, not gone on from")
+    assert list(tail.get_xdata()) == [5, 6, 7] and list(tail.get_ydata()) == [1.0] * 3

@@ -1,4 +1,4 @@
-"""Single files, whole or not at all: resumekit.basics.files."""
+"""Single files, whole or not at all: resumekit.base.files."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from resumekit.basics import files, journal
-from resumekit.basics.files import UnreadableFile
+from resumekit.base import file_identity, files, journal
+from resumekit.base.files import UnreadableFile
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_a_mode_without_the_umask_is_the_files_before_it_has_its_name(
     old, seen = os.umask(0o077), []
     move = os.replace
     monkeypatch.setattr(
-        os, "replace", lambda temp, path: seen.append(os.lstat(temp).st_mode & 0o777) or move(temp, path)
+        os, "replace", lambda temp, path, **_dirs: seen.append(os.lstat(temp).st_mode & 0o777) or move(temp, path)
     )
     try:
         files.write_atomic(tmp_path / "one", b"", mode=0o644, has_umask=False)
@@ -208,3 +208,72 @@ def test_a_mode_without_the_umask_is_the_files_before_it_has_its_name(
     finally:
         os.umask(old)
     assert seen == [0o644, 0o600]
+
+
+def test_of_two_identities_three_questions_have_three_answers(tmp_path: Path) -> None:
+    path, other = tmp_path / "a", tmp_path / "b"
+    path.write_bytes(b"one")
+    first = file_identity.identity_at(path)
+    assert first is not None and first == file_identity.identity_of(os.stat(path))
+    os.link(path, other)
+    linked = file_identity.identity_at(other)
+    assert linked is not None and (linked.file, linked.version) == (first.file, first.version)
+    assert linked != first, "a name more changes ctime"
+    path.write_bytes(b"two")
+    os.utime(path, ns=(first.mtime_ns, first.mtime_ns + 1))
+    written = file_identity.identity_at(path)
+    assert written is not None and written.file == first.file and written.version != first.version
+    os.utime(path, ns=(first.mtime_ns, first.mtime_ns))  # as if it had never been written to
+    hidden = file_identity.identity_at(path)
+    assert hidden is not None and hidden.version == first.version and hidden != first
+    assert first._replace(device=first.device + 1).lasting == first.lasting, "a drive that was mounted again"
+    assert file_identity.file_at(other) == first.file
+    assert file_identity.identity_at(tmp_path / "gone") is None and file_identity.file_at("a\0b") is None
+
+
+def test_a_temp_file_that_got_no_name_is_gone_and_one_that_did_stays(tmp_path: Path) -> None:
+    target = tmp_path / "one"
+    with files.TempFile(target) as temp:
+        temp.write(b"half")
+    assert os.listdir(tmp_path) == []
+    with files.TempFile(target) as temp:
+        assert temp.write(b"whole") == 5 == temp.size
+        temp.move_new()
+    assert (os.listdir(tmp_path), target.read_bytes()) == (["one"], b"whole")
+    with pytest.raises(FileExistsError), files.TempFile(target) as temp:
+        temp.write(b"second")
+        temp.move_new()
+    assert (os.listdir(tmp_path), target.read_bytes()) == (["one"], b"whole")
+
+
+@pytest.mark.parametrize("number", files.NO_HARD_LINKS)
+def test_where_there_are_no_hard_links_a_name_is_looked_at_before_the_move(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_paths: object, **_options: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refuse)
+    target = tmp_path / "one"
+    for _ in range(2):
+        with contextlib.suppress(FileExistsError), files.TempFile(target) as temp:
+            temp.write(b"second" if target.exists() else b"first")
+            temp.move_new()
+    assert (os.listdir(tmp_path), target.read_bytes()) == (["one"], b"first")
+
+
+def test_a_temp_name_says_whose_it_is_and_for_what(tmp_path: Path) -> None:
+    name = files.temp_path(tmp_path / "a.tmp-1-2.json").name
+    found = files.parse_temp_name(name)
+    assert found is not None and (found.target, found.pid) == ("a.tmp-1-2.json", os.getpid())
+    for other in ("a.json", ".a.json.tmp-1-2", name + "0", name[1:], ".a.tmp-x-2-01234567"):
+        assert files.parse_temp_name(other) is None
+
+
+def test_only_the_temp_files_of_a_target_are_swept_with_it(tmp_path: Path) -> None:
+    target = tmp_path / "exit.json"
+    kept = [".exit.json.tmp-notes", files.temp_path(tmp_path / "other.json").name, "exit.json"]
+    for path in (*(tmp_path / name for name in kept), files.temp_path(target)):
+        path.touch()
+    files.unlink_temps([target])
+    assert sorted(os.listdir(tmp_path)) == sorted(kept)

@@ -6,15 +6,18 @@ import re
 
 import pytest
 
-from conftest import ROOT, Kit, events, wait_until
-from resumekit.configuration import yaml_reader
-from test_recovery import configure, kill_trainer, over, reached
+from resumekit.config import yaml_document
+from support.commands import Kit
+from support.places import ROOT
+from support.processes import wait_until
+from support.recoveries import configure, kill_trainer, over, reached
+from support.runs import events
 
 
 def patterns_of(page: str) -> dict[str, str]:
     """Return the `log_patterns` that a page shows."""
     (line,) = re.findall(r"^ *(log_patterns: .*)$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
-    return yaml_reader.load(line, page).data["log_patterns"]
+    return yaml_document.load(line, page).data["log_patterns"]
 
 
 @pytest.mark.fault("D1", by="log_patterns: a NaN in the number's place is one")

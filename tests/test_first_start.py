@@ -1,4 +1,4 @@
-"""A start at a terminal that cannot succeed is not tried again; what may heal is, and what nobody waits for."""
+"""A start at a terminal that cannot succeed is not tried again; what may heal is, and what no user waits for."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Kit, events, wait_until
-from resumekit.basics.paths import RunPaths
-from resumekit.recovery import first_start
-from resumekit.run_folder import last_error, run_end
-from resumekit.run_folder.runs import Run
-from terminal import Terminal
-from test_recovery import configure, live
+from resumekit.base.paths import RunPaths
+from resumekit.run import log_end, run_end
+from resumekit.run.run_folder import Run
+from resumekit.watch import eligibility
+from support.commands import Kit
+from support.processes import wait_until
+from support.recoveries import configure, live
+from support.runs import events
+from support.terminal import Terminal
 
 
 def write_trainer(kit: Kit, code: str, **more: object) -> Path:
@@ -51,18 +53,21 @@ def test_a_run_whose_steps_no_pattern_reads_has_begun_once_it_saves_or_has_run_f
     state = {"last_checkpoint_step": 7} if how == "saves" else {}
     end = {"code": 1, "signal": None, "elapsed_s": 3.0 if how == "saves" else 36000.0}
     monkeypatch.setattr(run_end, "read", lambda _run: end)
-    monkeypatch.setattr(last_error, "of", lambda _run, _code: last_error.LastError("shard_0123.tar", last_error.FILE))
-    assert first_start.cannot_heal(run, state) is None
-    assert first_start.cannot_heal(run, {}) is None or how == "saves"
+    monkeypatch.setattr(log_end, "last_error_of", lambda _run, _code: log_end.LastError("shard_0123.tar", log_end.FILE))
+    assert eligibility.cannot_heal(run, state) is None
+    assert eligibility.cannot_heal(run, {}) is None or how == "saves"
     end["elapsed_s"] = 3.0
-    assert first_start.cannot_heal(run, {}) == "a file is not there: shard_0123.tar"
+    assert eligibility.cannot_heal(run, {}) == "a file is not there: shard_0123.tar"
 
 
 @pytest.mark.parametrize(
     ("code", "words"),
     [
         ("import torch_that_is_not_there\n", "no module named torch_that_is_not_there in '"),
-        ("raise ModuleNotFoundError(\"No module named 'torch'\")\n", "'make setup' installs torch"),
+        (
+            "raise ModuleNotFoundError(\"No module named 'torch'\")\n",
+            "'): install torch there, or name another interpreter with trainer.python",
+        ),
         ("open('data.bin')\n", "a file is not there: FileNotFoundError"),
         ("modle.train()\n", "NameError: name 'modle' is not defined"),
     ],

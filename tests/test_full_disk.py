@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Kit, events, wait_until
-from faults import namespaces
+from support import namespaces
+from support.commands import Kit
+from support.processes import wait_until
+from support.runs import events
 
 FILLS = """
 import sys

@@ -14,12 +14,10 @@ from typing import Any
 
 import pytest
 
-from checkpoint_tools import NO_SPACE, failing, os_calls
 from resumekit.trainer.heartbeat import FIELDS, heartbeat_writer, make_status_payload
-from resumekit.trainer.output_guard import GuardedRaw
-from resumekit.trainer.trainer_env import journal_event, lineage
-
-LIB = Path(__file__).resolve().parent.parent / "lib"
+from resumekit.trainer.trainer_env import GuardedRaw, journal_event, lineage
+from support.checkpoint_tools import NO_SPACE, failing, os_calls
+from support.places import LIB
 
 
 @pytest.fixture(autouse=True)
@@ -146,7 +144,7 @@ def test_a_run_json_that_is_unusable_leaves_the_parent_unknown(run_dir: Path, co
     assert (lineage()["parent_run_id"], lineage()["parent_step"]) == (None, None)
 
 
-GUARDED = "from resumekit.trainer.output_guard import guard_output; guard_output(); "
+GUARDED = "from resumekit.trainer.trainer_env import guard_output; guard_output(); "
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

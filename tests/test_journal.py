@@ -1,4 +1,4 @@
-"""The journal: resumekit.basics.journal."""
+"""The journal: resumekit.base.journal."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import LIB, Kit
-from resumekit.basics import journal
-from resumekit.basics.paths import RunPaths
-from resumekit.run_folder import listing
-from resumekit.run_folder.runs import RunTable, open_run
+from resumekit.base import journal
+from resumekit.base.paths import RunPaths
+from resumekit.run import listing
+from resumekit.run.run_folder import open_run
+from resumekit.run.run_table import RunTable
+from support.commands import Kit
+from support.places import LIB
 
 WRITER = """
 import sys; sys.path.append(sys.argv[1])
 from pathlib import Path
-from resumekit.basics import journal
-from resumekit.basics.paths import RunPaths
+from resumekit.base import journal
+from resumekit.base.paths import RunPaths
 for i in range(400):
     journal.append(Path(sys.argv[2]), "step", "r", step=i, writer=int(sys.argv[3]), text="x" * 3000)
 """

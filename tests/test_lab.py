@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-import lab_users
-from conftest import events, wait_until
-from lab_users import Member
-from test_run import record
-from test_watch import kill_all_of
+from support import lab_users
+from support.lab_users import Member
+from support.processes import wait_until
+from support.runs import events, record
+from support.watched_runs import kill_all_of
 
 pytestmark = pytest.mark.skipif(bool(lab_users.why_not()), reason=str(lab_users.why_not()))
 Lab = tuple[Member, Member]
@@ -90,16 +90,22 @@ def assert_stopped_by_request(runner: Member, asker: Member) -> None:
     assert owner(run / "exit.json") == runner.uid
 
 
-def test_each_watcher_takes_up_its_own_users_run_though_the_group_may_write_to_it(lab: Lab) -> None:
-    alice, bob = lab
+def died_at_once(member: Member) -> Path:
+    """Return a run of theirs of which everything was killed at once, and that may be taken up."""
     # The toy's checkpoints are read by the kit alone: what it looks like from outside is a trainer with the helpers.
     configure(
-        alice, "--delay", "0.03", recover={"enabled": True, "backoff_s": 1}, trainer={"env": ["RESUMEKIT_TEST_MARK"]}
+        member, "--delay", "0.03", recover={"enabled": True, "backoff_s": 1}, trainer={"env": ["RESUMEKIT_TEST_MARK"]}
     )
-    alice("run", "T-1", "--detach", "--set", "training.max_steps=99999")
-    run = alice.started()
-    wait_until(lambda: list(run.glob("checkpoints/*.pt.json")), "a checkpoint that is witnessed")
+    member("run", "T-1", "--detach", "--set", "training.max_steps=99999")
+    run = member.started()
+    wait_until(lambda: list(run.glob("checkpoints/*.pt.json")), "a checkpoint that is attested")
     kill_all_of(run)
+    return run
+
+
+def test_each_watcher_takes_up_its_own_users_run_though_the_group_may_write_to_it(lab: Lab) -> None:
+    alice, bob = lab
+    run = died_at_once(alice)
     left = bob("abort-watch", code=None)
     assert "Traceback" not in left.stderr and bob.run_dirs() == [run]
     alice("abort-watch", code=None)
@@ -138,13 +144,7 @@ def plant(member: Member, run: Path) -> Path:
 def test_what_a_member_of_the_group_writes_into_a_run_is_not_executed_for_its_owner(lab: Lab) -> None:
     """Every file of hers is 0664: Bob may edit it in place, and it stays hers by its owner."""
     alice, bob = lab
-    configure(
-        alice, "--delay", "0.03", recover={"enabled": True, "backoff_s": 1}, trainer={"env": ["RESUMEKIT_TEST_MARK"]}
-    )
-    alice("run", "T-1", "--detach", "--set", "training.max_steps=99999")
-    run = alice.started()
-    wait_until(lambda: list(run.glob("checkpoints/*.pt.json")), "a checkpoint that is witnessed")
-    kill_all_of(run)
+    run = died_at_once(alice)
     program = plant(bob, run)
     assert owner(run / "resolved_config.json") == owner(run / "run.json") == alice.uid
     alice("abort-watch", code=None)

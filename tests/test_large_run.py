@@ -8,15 +8,15 @@ from typing import NamedTuple
 
 import pytest
 
-from conftest import Kit
-from resumekit.planning import heads
-from resumekit.planning.request import parse
-from resumekit.proving import checkpoints
-from resumekit.proving.grades import witness
-from resumekit.run_folder import status
-from resumekit.run_folder.runs import RunTable
-from test_run import record
-from toy_trainer import write_checkpoint
+from resumekit.checkpoint import selection
+from resumekit.checkpoint.grades import attest
+from resumekit.run import status
+from resumekit.run.run_table import RunTable
+from resumekit.start import search
+from resumekit.start.request import parse
+from support.commands import Kit
+from support.runs import record
+from support.toy_trainer import write_checkpoint
 
 
 class Size(NamedTuple):
@@ -40,7 +40,7 @@ def make(kit: Kit, size: Size) -> list[str]:
     for number in range(2, size.checkpoints + 1):
         path = root / f"checkpoints/hrm_arc_step_{number * 5}.pt"
         write_checkpoint(path, number * 5)
-        witness(path, number * 5, run_id=root.name)
+        attest(path, number * 5, run_id=root.name)
     names = [root.name]
     for branch in range(size.branches):
         parent, step = root.name, size.checkpoints * 5 - branch
@@ -98,12 +98,12 @@ def test_a_large_run_is_listed_resumed_and_goes_on_by_opening_what_it_needs(
     assert page["checkpoint"]["step"] == newest_step // 5 * 5 and page["checkpoint"]["run_id"] == names[0]
 
     opened, folded = [], []
-    examine, fold = checkpoints.examine, status.fold
-    monkeypatch.setattr(checkpoints, "examine", lambda path, **more: opened.append(path) or examine(path, **more))
+    examine, fold = selection.examine, status.fold
+    monkeypatch.setattr(selection, "examine", lambda path, **more: opened.append(path) or examine(path, **more))
     monkeypatch.setattr(status, "fold", lambda state, events: folded.append(list(events)) or fold(state, folded[-1]))
     words = ["--experiment=T-1", f"--config={kit.config_file}", f"--runs={kit.runs}"]
     request = parse(words).request()
-    found = heads.search(request, RunTable(kit.runs))
+    found = search.search(request, RunTable(kit.runs))
     assert found.selection.chosen.step == newest_step // 5 * 5
     assert len(opened) == 1, "the chosen one, of all"
     status.current(found.head)

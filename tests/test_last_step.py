@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from conftest import Kit
-from resumekit.run_folder import last_step, status
+from resumekit.run import run_end, status
+from support.commands import Kit
 
 
 @pytest.mark.parametrize(
@@ -27,9 +27,9 @@ def test_a_step_of_the_log_beyond_the_end_is_no_last_step_without_a_checkpoint(
 ) -> None:
     told = {"step": step, "last_checkpoint_step": saved, "tells_steps": tells or None, "has_step_events": True}
     state = {name: value for name, value in told.items() if value is not None}
-    assert last_step.is_reached(state, 1000) is is_reached
-    assert last_step.is_proven(state, step, 1000) is is_proven
-    assert not last_step.is_reached(state, None) and not last_step.is_proven(state, step, None)
+    assert run_end.last_step_is_reached(state, 1000) is is_reached
+    assert run_end.last_step_is_proven(state, step, 1000) is is_proven
+    assert not run_end.last_step_is_reached(state, None) and not run_end.last_step_is_proven(state, step, None)
     view = status.View("dead", "dead", {"code": 0}, 0.0)
     name = status.state_of({"launched": {}, **state}, view, 1000)
     assert (name == "finished") is is_reached

@@ -1,4 +1,4 @@
-"""A new run's folder, where other users may rename and plant: resumekit.supervision.launch and planning.preflight."""
+"""A new run's folder, where other users may rename and plant: resumekit.start.make_folder and start.preflight."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from resumekit.basics import made_folder
-from resumekit.basics.errors import KitError
-from resumekit.basics.made_folder import MadeFolder
-from resumekit.basics.paths import RunPaths
-from resumekit.planning import preflight
-from resumekit.supervision import launch
+from resumekit import commands
+from resumekit.base import ownership
+from resumekit.base.errors import KitError
+from resumekit.base.ownership import MadeFolder
+from resumekit.base.paths import RunPaths
+from resumekit.start import launcher_answer, make_folder, preflight
 
 NOTHING: Any = SimpleNamespace(parent=None, candidate=None, relation="fresh", step=None)
 
@@ -26,7 +26,7 @@ def made(tmp_path: Path) -> tuple[RunPaths, MadeFolder]:
     (tmp_path / "other/checkpoints/step_10.pt").write_text("precious")
     paths = RunPaths(tmp_path / "new")
     paths.run_dir.mkdir()
-    return paths, launch._just_made(paths.run_dir)
+    return paths, make_folder._just_made(paths.run_dir)
 
 
 def exchange(paths: RunPaths) -> None:
@@ -35,13 +35,13 @@ def exchange(paths: RunPaths) -> None:
     other.rename(paths.run_dir)
 
 
-@pytest.mark.fault("K4", by="launch: only the folder that was made is taken back")
+@pytest.mark.fault("K4", by="make_folder: only the folder that was made is taken back")
 def test_a_start_that_fails_takes_back_its_own_folder_and_no_exchanged_one(
     made: tuple[RunPaths, MadeFolder], capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths, identity = made
     exchange(paths)
-    launch._take_back(NOTHING, paths, None, identity)
+    make_folder._take_back(NOTHING, paths, None, identity)
     assert (paths.run_dir / "checkpoints/step_10.pt").read_text() == "precious"
     assert f"'{paths.run_dir}' stays as it is" in capsys.readouterr().err
 
@@ -54,21 +54,21 @@ def test_what_is_taken_back_is_gone_whole_and_what_its_links_lead_to_stays(
     (paths.run_dir / "checkpoints/deep").mkdir(parents=True)
     (paths.run_dir / "checkpoints/deep/file").touch()
     (paths.run_dir / "dataset").symlink_to(other)
-    launch._take_back(NOTHING, paths, None, identity)
+    make_folder._take_back(NOTHING, paths, None, identity)
     assert not os.path.lexists(paths.run_dir) and (other / "checkpoints/step_10.pt").exists()
-    launch._take_back(NOTHING, paths, None, identity)
+    make_folder._take_back(NOTHING, paths, None, identity)
     assert capsys.readouterr().err == "", "one that is gone already is no news"
 
 
-@pytest.mark.fault("K4", by="launch: nothing is written into an exchanged folder")
+@pytest.mark.fault("K4", by="make_folder: nothing is written into an exchanged folder")
 def test_an_exchanged_folder_is_not_filled(made: tuple[RunPaths, MadeFolder]) -> None:
     paths, identity = made
-    made_folder.refuse_exchanged(paths.run_dir, identity)
+    ownership.refuse_exchanged(paths.run_dir, identity)
     exchange(paths)
     with pytest.raises(KitError, match="is not the folder that was made for this run"):
-        made_folder.refuse_exchanged(paths.run_dir, identity)
+        ownership.refuse_exchanged(paths.run_dir, identity)
     with pytest.raises(OSError, match="exchanged"):
-        launch._just_made(paths.run_dir)
+        make_folder._just_made(paths.run_dir)
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def copying(tmp_path: Path) -> tuple[Any, RunPaths, Path]:
     paths, elsewhere = RunPaths(tmp_path / "run"), tmp_path / "elsewhere"
     paths.run_dir.mkdir()
     elsewhere.mkdir()
-    return SimpleNamespace(candidate=candidate, config=config, parent=None), paths, elsewhere
+    return SimpleNamespace(candidate=candidate, chosen=candidate, config=config, parent=None), paths, elsewhere
 
 
 def test_a_checkpoint_is_copied_below_folders_that_are_made_for_it(copying: tuple[Any, RunPaths, Path]) -> None:
@@ -127,3 +127,18 @@ def test_a_checkpoint_that_is_no_file_any_more_is_not_waited_for(
         os.mkfifo(choice.candidate.path)
     with pytest.raises(KitError, match="cannot be copied"):
         preflight.copy_checkpoint(choice, paths)
+
+
+@pytest.mark.parametrize("wait_s, by_name, by_position", [(0.2, b"WAIT_S=1\0", b"1\0"), (None, b"", b"")])
+def test_an_answer_without_a_run_is_read_by_a_launcher_of_each_version(
+    capfdbinary: pytest.CaptureFixture[bytes], wait_s: float | None, by_name: bytes, by_position: bytes
+) -> None:
+    launcher_answer.write(None, wait_s)
+    assert capfdbinary.readouterr().out == by_name
+    launcher_answer.write(None, wait_s, by_position=True)
+    assert capfdbinary.readouterr().out == by_position
+
+
+def test_words_of_the_trainer_are_kept_as_they_were_typed() -> None:
+    words = ["--answer-to=7", "--experiment=T-1", "--", "--answer-to=x", "--launcher-pid=y"]
+    assert commands._typed(words) == words[1:]

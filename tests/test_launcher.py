@@ -15,9 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from conftest import LIB, LIVE, Kit, events, marked_pids, wait_until
-from resumekit.basics import processes
-from terminal import Terminal
+from resumekit.base import processes
+from support.commands import Kit
+from support.lab_repo import copy_kit
+from support.places import LIB, LIVE, ROOT
+from support.processes import marked_pids, wait_until
+from support.runs import events
+from support.terminal import Terminal
 
 pytestmark = pytest.mark.usefixtures("valid_records")
 
@@ -62,7 +66,7 @@ def test_a_program_that_goes_away_before_its_start_is_127(kit: Kit) -> None:
     assert "could not be started: No such file or directory" in (run / "logs" / "train.log").read_text()
 
 
-@pytest.mark.fault("H21", by="shim: no stdin for anybody")
+@pytest.mark.fault("H21", by="shim: no stdin for any process")
 def test_the_trainer_has_no_input_and_what_it_needs_in_its_environment(kit: Kit, tmp_path: Path) -> None:
     script = tmp_path / "trainer.py"
     script.write_text("import json, os, sys; print(json.dumps([sys.stdin.read(), dict(os.environ), 'ä', os.getcwd()]))")
@@ -80,6 +84,65 @@ def test_the_trainer_has_no_input_and_what_it_needs_in_its_environment(kit: Kit,
     assert "FORCE_COLOR" not in seen  # no terminal
 
 
+@pytest.mark.parametrize("utf8", ["", "0"])
+def test_command_sh_sets_what_the_launcher_sets(kit: Kit, tmp_path: Path, utf8: str) -> None:
+    script = tmp_path / "trainer.py"
+    script.write_text("import json, os; print(json.dumps(dict(os.environ)))")
+    kit.config(trainer={"command": ["{python}", str(script)]})
+    env = {"PYTHONUTF8": utf8, "PYTHONPATH": "/somewhere"}
+    by_launcher = json.loads(kit("run", "T-1", env=env).stdout)
+    (run,) = kit.run_dirs()
+    pasted = subprocess.run(["bash", str(run / "command.sh")], env=kit.env, capture_output=True, check=True)
+    by_hand = json.loads(pasted.stdout)
+    differs = {name for name, value in by_launcher.items() if by_hand.get(name) != value}
+    # The mark by which a run's processes are known, and Bash's own.
+    assert (
+        differs - {"RESUMEKIT_RUN_TOKEN", "RESUMEKIT_OUTPUT_LOG", "SHLVL", "_", "OLDPWD", "COLUMNS", "LINES"} == set()
+    )
+
+
+@pytest.mark.parametrize("command", ["run", "resume", "runs", "abort-watch"])
+def test_without_proc_each_command_is_one_sentence(kit: Kit, command: str) -> None:
+    hidden = 'mount -t tmpfs none /proc && exec "$@"'
+    if subprocess.run(["unshare", "-rm", "sh", "-c", hidden, "-", "true"], capture_output=True).returncode:
+        pytest.skip("no mount namespaces here")
+    argv = ["unshare", "-rm", "sh", "-c", hidden, "-", *kit.argv(command, "T-1")]
+    done = subprocess.run(argv, env=kit.env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 127 and not done.stdout and not kit.runs.exists()
+    assert done.stderr.startswith(f"{command}.sh: there is no /proc here") and done.stderr.count("\n") == 1
+
+
+def test_an_exported_cdpath_leads_no_script_elsewhere(tmp_path: Path) -> None:
+    for name in ("lib", "tools"):
+        (tmp_path / name).mkdir()
+    script = 'source lib/command_line.sh && printf "%s\\n" "$KIT_LIB" "$KIT_ROOT"'
+    done = subprocess.run(
+        ["bash", "-c", script], env={**os.environ, "CDPATH": str(tmp_path)}, cwd=ROOT, capture_output=True
+    )
+    assert done.stdout.decode() == f"{LIB}\n{ROOT}\n"
+    for path in [*(ROOT / "tools").glob("*.sh"), ROOT / ".ci" / "run"]:
+        assert "\nCDPATH='' cd -- " in path.read_text() and "\ncd " not in path.read_text(), path
+
+
+def test_in_a_path_with_a_colon_a_trainer_runs_and_one_that_imports_the_helpers_is_refused(
+    kit: Kit, tmp_path: Path
+) -> None:
+    copied = tmp_path / "a:b"
+    copy_kit(copied)
+    kit.config(trainer={"command": ["{python}", "-c", "import os; print(os.environ.get('PYTHONPATH'))"]})
+
+    def run(*more: str) -> subprocess.CompletedProcess:
+        argv = [str(copied / "bin" / "run.sh"), *kit.argv("run", "T-1", *more)[1:]]
+        env = {name: value for name, value in kit.env.items() if name != "PYTHONPATH"}
+        return subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60)
+
+    done = run()
+    assert (done.returncode, done.stdout) == (0, "None\n") and "cannot import resume_helper" in done.stderr
+    refused = run("--fresh", "--set", "trainer.loads_with_kit=true")
+    assert refused.returncode == 4 and len(kit.run_dirs()) == 1
+    assert "move the kit to a path without ':'" in refused.stderr and refused.stderr.count("\n") == 1
+
+
 def test_a_search_path_gets_no_empty_entry(kit: Kit) -> None:
     """An empty entry is the current folder."""
     kit.config(trainer={"command": ["{python}", "-c", "import os; print(os.environ['PYTHONPATH'])"]})
@@ -89,7 +152,7 @@ def test_a_search_path_gets_no_empty_entry(kit: Kit) -> None:
 
 
 @pytest.mark.fault("H22", by="launcher.sh: PYTHONUTF8=1")
-def test_non_ascii_output_in_the_c_locale_kills_nobody(kit: Kit) -> None:
+def test_non_ascii_output_in_the_c_locale_kills_no_process(kit: Kit) -> None:
     kit.config(trainer={"command": ["{python}", "-c", "print('\\u2713 \\u00e4')"]})
     env = {"LC_ALL": "C", "PYTHONUTF8": "", "PYTHONIOENCODING": "", "PYTHONCOERCECLOCALE": "0"}
     assert kit("run", "T-1", env=env).stdout == "✓ ä\n"
@@ -365,7 +428,7 @@ HANGUPS = [
 
 
 @pytest.mark.parametrize("hangup", HANGUPS)
-def test_a_terminal_that_nobody_reads_stops_nothing(kit: Kit, hangup: signal.Handlers) -> None:
+def test_a_terminal_that_is_not_read_stops_nothing(kit: Kit, hangup: signal.Handlers) -> None:
     """Ctrl-S: train.log and status go on, a TERM still reaches the trainer, and nothing is left behind."""
     kit.config("--delay", "0.005", "--at", "2", "lines=5000", **LONG)
     terminal = Terminal(kit, "run", "T-1", hangup=hangup)
@@ -381,7 +444,7 @@ def test_a_terminal_that_nobody_reads_stops_nothing(kit: Kit, hangup: signal.Han
     assert terminal.wait() == 143
 
 
-def test_a_pipe_that_nobody_reads_keeps_no_process(kit: Kit) -> None:
+def test_a_pipe_that_is_not_read_keeps_no_process(kit: Kit) -> None:
     """`run.sh EXP 2>&1 | less`, left alone: no HUP ever comes to what still has something to say."""
     kit.config("--delay", "0.005", **LONG)
     reader, writer = os.pipe()
@@ -412,7 +475,7 @@ def test_a_reader_that_leaves_ends_nothing(kit: Kit) -> None:
     assert (kit.status(run)["state"], kit.status(run)["global_step"]) == ("finished", 30)
 
 
-def test_nobody_to_talk_to_does_not_end_the_launcher(kit: Kit) -> None:
+def test_a_launcher_whose_output_has_no_reader_does_not_end(kit: Kit) -> None:
     """It has something to say (its shim was killed), and the pipe is closed: it follows the run all the same."""
     go = kit.folder / "go"
     kit.config("--at", "2", f"wait={go}")
@@ -492,7 +555,7 @@ def test_a_detached_launcher_passes_signals_on(kit: Kit, name: str) -> None:
 
 
 def test_detached_it_keeps_no_descriptor_of_its_caller(kit: Kit) -> None:
-    """A pipe that it held open would keep whoever reads from it waiting (make, bats, CI)."""
+    """A pipe that it held open would keep its reader waiting (make, bats, CI)."""
     kit.config("--at", "2", "hang")
     read, write = os.pipe()
     kit("run", "T-1", "--detach", pass_fds=[write])
@@ -539,7 +602,7 @@ def test_a_link_that_takes_the_logs_place_before_the_trainer_starts_is_not_writt
     private.write_text("precious")
     python.write_text(
         f"""#!/bin/sh
-case "$*" in *supervision/shim.py*)
+case "$*" in *process/shim.py*)
   ln -sf {shlex.quote(str(private))} "$RESUMEKIT_RUN_DIR/logs/output.log" ;;
 esac
 exec {shlex.quote(sys.executable)} "$@"
@@ -553,7 +616,7 @@ exec {shlex.quote(sys.executable)} "$@"
 
 
 EXCHANGING = """#!/bin/sh
-case "$*" in *supervision/shim.py*)
+case "$*" in *process/shim.py*)
   mv "$4" "$4.aside" && cp -a "$4.aside" "$4"
   echo >"$4/journal.jsonl"
   echo '{}' >"$4/resolved_config.json"

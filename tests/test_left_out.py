@@ -1,4 +1,4 @@
-"""What a recovery leaves out is left out by the trainer or not at all; where nobody does it, that is said."""
+"""What a recovery leaves out is left out by the trainer or not at all; where neither does it, that is said."""
 
 from __future__ import annotations
 
@@ -10,24 +10,30 @@ from typing import Any
 
 import pytest
 
-from checkpoint_tools import quiet, small_model, train
-from conftest import Kit, assert_valid, events
-from resume_parts import write_plan
-from resumekit.proving.checkpoints import Selection
-from resumekit.recovery import replay
-from resumekit.recovery.incident import Incident
-from resumekit.run_folder.recovery import Recovery
-from resumekit.run_folder.runs import RunTable, open_run
-from resumekit.trainer import left_out
+from resumekit.checkpoint.selection import Selection
+from resumekit.run.run_folder import open_run
+from resumekit.run.run_table import Recovery, RunTable
+from resumekit.trainer import resume_bundle
 from resumekit.trainer.loading import ResumeBundle, load_resume_bundle
+from resumekit.trainer.resume_checks import check_resume
 from resumekit.trainer.saving import save_checkpoint
 from resumekit.trainer.trainer_env import journal_event
+from resumekit.watch import restart_point
+from resumekit.watch.incident import Incident
+from support.checkpoint_tools import quiet, small_model, train
+from support.commands import Kit
+from support.resume_parts import write_plan
+from support.runs import events
+from support.schemas import assert_valid
 
 DATA = (
     "the data of the 3 steps behind step 4 were to be left out: the trainer has gone on without reading "
     "bundle.skip_data_steps, and trains on them again"
 )
 EVAL = "the evaluation of step 6 was to be left out once: the trainer has gone on without reading bundle.skip_eval_step"
+
+
+RECOVERYS_OWN = (("data.skipped_steps", "recovery"),)
 
 
 class Toy:
@@ -38,17 +44,18 @@ class Toy:
         self.model, self.optimizer = small_model()
         self.batch, self.evaluated = 4, []
 
-    def load(self, log_fn: Callable[[str], Any] = quiet) -> ResumeBundle:
-        path = self.save(4)
-        fields = {"skip_data_steps": 3, "skip_eval_step": 6}
-        plan = write_plan(self.run_dir, path, 4)
-        plan.write_text(json.dumps({**json.loads(plan.read_text()), "recovery": fields}))
+    def load(self, log_fn: Callable[[str], Any] = quiet, data_state: Any = None, changes: Any = None) -> ResumeBundle:
+        path = self.save(4, data_state=data_state)
+        told = {"skip_data_steps": 3, "skip_eval_step": 6}
+        own = [{"key": key, "origin": origin} for key, origin in RECOVERYS_OWN]
+        position = {"data_position": "load"} if data_state is not None else {}
+        plan = write_plan(self.run_dir, path, 4, recovery=told, changes=changes or own, **position)
         self.monkeypatch.setenv("RESUMEKIT_PLAN", str(plan))
         return load_resume_bundle(self.model, self.optimizer, ckpt_path=path, log_fn=log_fn)
 
-    def save(self, step: int) -> Path | None:
+    def save(self, step: int, **more: Any) -> Path | None:
         return save_checkpoint(
-            self.run_dir / "checkpoints", step, model=self.model, optimizer=self.optimizer, log_fn=quiet
+            self.run_dir / "checkpoints", step, model=self.model, optimizer=self.optimizer, log_fn=quiet, **more
         )
 
     def warnings(self) -> list[str]:
@@ -59,8 +66,8 @@ class Toy:
 
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_a_new_process: None) -> Toy:
-    monkeypatch.setattr(left_out, "_expected", [])
-    monkeypatch.setattr(left_out, "_said", set())
+    monkeypatch.setattr(resume_bundle, "_expected", [])
+    monkeypatch.setattr(resume_bundle, "_said", set())
     run_dir = tmp_path / "T-1_x_20260101-0000"
     run_dir.mkdir()
     (run_dir / "run.json").write_text("{}")
@@ -90,7 +97,7 @@ def test_a_trainer_that_leaves_out_what_it_is_told_is_left_alone(toy: Toy, go_on
     assert (toy.batch, toy.evaluated, toy.warnings()) == (7, [5, 7, 8], [])
 
 
-@pytest.mark.fault("D8", by="left_out.py: a trainer that trains on without asking what is left out is said to")
+@pytest.mark.fault("D8", by="resume_bundle.py: a trainer that trains on without asking what is left out is said to")
 @pytest.mark.parametrize("go_on", [tell, save])
 def test_of_a_trainer_that_asks_for_nothing_it_is_said_once_it_has_trained_on(
     toy: Toy, go_on: Callable[[Toy, int], None]
@@ -105,6 +112,29 @@ def test_of_a_trainer_that_asks_for_nothing_it_is_said_once_it_has_trained_on(
     for step in (7, 8, 9):
         go_on(toy, step)
     assert toy.warnings() == [DATA, EVAL]
+
+
+@pytest.mark.parametrize(
+    ("now", "verdict"),
+    [
+        ({"position": 7, "seed": 1, "order": "a"}, "passed"),
+        ({"position": 7, "seed": 1, "order": "b"}, "not_told"),
+        ({"position": 3, "seed": 1, "order": "a"}, "not_told"),
+    ],
+)
+def test_a_position_that_the_recovery_itself_moves_on_is_no_alarm(toy: Toy, now: dict[str, Any], verdict: str) -> None:
+    """It was warned of 'data.skipped_steps was changed', which is the kit's own word."""
+    lines: list[str] = []
+    check_resume(toy.load(data_state={"position": 4, "seed": 1, "order": "a"}), data_state=now, log_fn=lines.append)
+    found = {one["name"]: one["verdict"] for one in events(toy.run_dir, "check")}
+    assert found["data_position"] == verdict and not any("skipped_steps" in line for line in lines)
+
+
+def test_a_changed_key_of_the_data_is_still_named_beside_what_is_left_out(toy: Toy) -> None:
+    changes = [{"key": key, "origin": origin} for key, origin in (*RECOVERYS_OWN, ("data.name", "config"))]
+    check_resume(toy.load(data_state=4, changes=changes), data_state=7, log_fn=quiet)
+    (found,) = (one for one in events(toy.run_dir, "check") if one["name"] == "data_position")
+    assert (found["verdict"], found["why"]) == ("warned", "data.name was changed")
 
 
 def test_each_of_the_two_is_asked_for_by_itself(toy: Toy) -> None:
@@ -157,10 +187,12 @@ def test_what_the_trainer_cannot_be_told_is_not_planned(
     (folder / "resolved_config.json").write_text(json.dumps(config))
     run = open_run(folder)
     chosen = SimpleNamespace(step=20, run_id="other", path=tmp_path / "none") if has_checkpoint else None
-    monkeypatch.setattr(replay.heads, "search_stable", lambda *_: Selection(chosen, ()))
-    monkeypatch.setattr(replay.recovery, "of", lambda _run: Recovery("nonfinite", 1, first_bad_step=32))
+    monkeypatch.setattr(restart_point.search, "search_stable", lambda *_: Selection(chosen, ()))
+    monkeypatch.setattr(
+        restart_point.run_table, "recovery_of", lambda _run: Recovery("nonfinite", 1, first_bad_step=32)
+    )
     crash: dict[str, Any] = {"symptoms": {"eval_crash": {"step": 30}}}
-    begun = replay.begin(run, crash, RunTable(folder.parent), Incident("eval", "it crashed", first_bad_step=32))
+    begun = restart_point.find(run, crash, RunTable(folder.parent), Incident("eval", "it crashed", first_bad_step=32))
     told = (begun.skip_data_steps, begun.skip_eval_step)
     if why is None:
         assert (told, begun.said) == ((12, 30), ())
@@ -173,8 +205,8 @@ def test_what_the_trainer_cannot_be_told_is_not_planned(
 
 
 @pytest.mark.long
-@pytest.mark.fault("D8", by="replay.py: nothing is left out of a trainer that cannot be told")
-def test_a_trainer_without_the_helpers_is_taken_up_and_nobody_says_that_data_were_left_out(kit: Kit) -> None:
+@pytest.mark.fault("D8", by="restart_point.py: nothing is left out of a trainer that cannot be told")
+def test_a_trainer_without_the_helpers_is_taken_up_and_no_line_says_that_data_were_left_out(kit: Kit) -> None:
     kit.config(
         "--delay", "0.03", "--save-every", "5", "--nan-from", "32",
         trainer={"log_patterns": {"step": "^step ([0-9]+)", "loss": "loss ([0-9.a-z]+)"}},

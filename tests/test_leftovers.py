@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Kit, events, reseal, wait_until
-from resumekit.basics import processes
-from resumekit.recovery import leftovers, recovering
-from resumekit.run_folder import life_signs, status
-from resumekit.run_folder.runs import open_run
-from test_recovery import configure
-from test_wrapped import PYTHON, WRAPPERS, begun, last_step, saved_steps, wrapped
+from resumekit.base import processes
+from resumekit.run import life_signs, status
+from resumekit.run.run_folder import open_run
+from resumekit.watch import incident, recovering
+from support.commands import Kit
+from support.processes import wait_until
+from support.recoveries import configure
+from support.runs import events, reseal
+from support.wrappers import PYTHON, WRAPPERS, begun, last_step, saved_steps, wrapped
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def test_a_run_that_trains_on_after_its_end_is_not_taken_up(kit: Kit, ended: Pat
     outcome = recovering.recover(ended, os.getpid())
     assert (outcome.ready, outcome.wait_s) == (None, recovering.TRY_AGAIN_S)
     message = events(ended, "warning")[-1]["message"]
-    assert "processes that its trainer has started go on" in message and "output.log has changed since" in message
+    assert "what its trainer has started goes on" in message and "output.log has changed since" in message
     assert kit.run_dirs() == [ended] and not events(ended, "recovery")
     seen = status.current(open_run(ended))
     assert (seen["state"], seen["liveness"], seen["exit_code"]) == ("unsupervised", "alive", None)
@@ -59,7 +61,7 @@ def test_a_line_of_another_run_in_its_journal_has_nothing_of_that_run_killed(kit
     run = open_run(run_dir)
     assert processes.trainer_of(launched, run.paths.output_log) is not None
     assert run.trainer_of(launched) is None and open_run(other).trainer_of({"trainer": 3}) is None
-    assert leftovers.end(run, {"launched": launched, "aborted": {}}) == ""
+    assert incident.end_leftovers(run, {"launched": launched, "aborted": {}}) == ""
     assert processes.session_members(processes.identity_from(launched["trainer"])), "it trains on"
     other.rename(ended)
 
@@ -78,7 +80,7 @@ def test_a_stop_of_a_run_that_has_ended_ends_a_helper_that_is_left(kit: Kit) -> 
     wrapped(kit, f"sleep 300 &\n{PYTHON}", "--at", "3", "exit=4")
     kit("run", "T-1", code=4)
     (run,) = kit.run_dirs()
-    assert "1 processes of it are left" in kit("abort-watch", "--stop", "T-1").stderr
+    assert "what is left of it (pid " in kit("abort-watch", "--stop", "T-1").stderr
     assert "nothing to stop" in kit("abort-watch", "--stop", "T-1", code=1).stderr
     assert processes.session_members(processes.identity_from(events(run, "launched")[0]["trainer"])) == []
 

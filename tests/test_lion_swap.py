@@ -1,4 +1,4 @@
-"""optimizer_policy='swap_to_lion' without a plan: once, with a ramp, and never so that nobody notices."""
+"""optimizer_policy='swap_to_lion' without a plan: once, with a ramp, and never unnoticed."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch.optim import lr_scheduler as schedules
 
-from checkpoint_tools import quiet
-from conftest import events
-from resume_parts import OPTIMIZERS, Lion, Net, moments, same, train
-from resumekit.basics.errors import InvalidFile, KitError
-from resumekit.run_folder.run_state import fold
+from resumekit.base.errors import InvalidFile, KitError
+from resumekit.run.journal_fold import fold
 from resumekit.trainer.loading import ResumeBundle, load_resume_bundle
 from resumekit.trainer.saving import save_checkpoint
+from support.checkpoint_tools import quiet
+from support.resume_parts import OPTIMIZERS, Lion, Net, moments, same, train
+from support.runs import events
 
 pytestmark = pytest.mark.usefixtures("in_a_new_process")
 
@@ -128,6 +128,8 @@ def test_a_scheduler_that_can_not_be_moved_is_a_reason_to_pass_a_lion(tmp_path: 
     class Own:
         def state_dict(self) -> dict[str, Any]:
             return {}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
         def step(self) -> None: ...
 

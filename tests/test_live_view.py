@@ -17,12 +17,16 @@ from pathlib import Path
 
 import pytest
 
-from conftest import DEADLINE_S, LIVE, Kit, events, wait_until
-from resumekit.basics import journal
-from resumekit.run_folder import live_view
-from resumekit.run_folder.live_view import LiveView
-from resumekit.run_folder.run_state import fold
-from test_run import killed
+from resumekit.base import journal
+from resumekit.run import listing, live_view
+from resumekit.run.journal_fold import fold
+from resumekit.run.live_view import LiveView
+from resumekit.run.run_table import RunTable
+from support.commands import Kit, killed
+from support.places import LIVE
+from support.processes import DEADLINE_S, wait_until
+from support.runs import events
+from support.schemas import assert_valid
 
 ENTER, LEAVE = b"\x1b[?1049h", b"\x1b[?1049l"
 
@@ -85,6 +89,22 @@ def test_a_finished_run_is_read_once_until_its_journal_grows(kit: Kit, monkeypat
     lines = view.picture(24)
     assert opened == [run.name]
     assert ["best 0.5000 at 2" in line for line in lines[1:]] == [run.name in line for line in lines[1:]]
+
+
+def test_the_best_score_is_shown_with_the_name_of_its_metric(kit: Kit):
+    """'best 0.0000 at 48' was the accuracy of a run whose best was chosen by its cells."""
+    run = finished(kit, "one")
+    config = json.loads((run / "resolved_config.json").read_text())
+    named = "best cell_accuracy 0.5000 at 2"
+    for metric, shown in (("cell_accuracy", named), (None, "best 0.5000 at 2"), ([], "best 0.5000")):
+        config["validation"] = {"best_metric": metric}
+        (run / "resolved_config.json").write_text(json.dumps(config))
+        journal.append(run / "journal.jsonl", "best", run.name, step=2, score=0.5)
+        table = RunTable(kit.runs)
+        (row,) = listing.choose(table, run.name)
+        assert shown in listing.as_text(table, [row]), metric
+        assert_valid("status", row[1])
+        assert row[1]["best_metric"] == (metric or None)
 
 
 def test_of_two_thousand_folders_those_are_looked_at_that_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -205,7 +225,7 @@ def test_it_draws_anew_by_itself_and_when_the_window_changes(terminal: Terminal)
 def test_ctrl_z_gives_the_terminal_back_too(terminal: Terminal):
     terminal.until(b"finished")
     terminal.seen = b""
-    # Nobody could continue it here, where no shell is: the kernel then does not stop it either, and it goes on.
+    # No shell could continue it here: the kernel then does not stop it either, and it goes on.
     terminal.process.send_signal(signal.SIGTSTP)
     terminal.until(ENTER)
     assert terminal.seen.index(LEAVE) < terminal.seen.index(ENTER)
@@ -224,7 +244,7 @@ def test_without_a_terminal_it_is_refused_in_a_sentence(kit: Kit):
     dumb.close()
 
 
-def test_nothing_of_a_stranger_s_file_moves_the_cursor(kit: Kit):
+def test_nothing_of_another_user_s_file_moves_the_cursor(kit: Kit):
     run = killed(kit)
     account = json.loads((run / ".sidecar.json").read_text())
     account["state"].update(best_eval_acc="\x1b[31m", step="\x1b[2J")

@@ -1,4 +1,4 @@
-"""Alive, dead or unknown: every combination of what can be seen (resumekit.run_folder.liveness), and the real cases.
+"""Alive, dead or unknown: every combination of what can be seen (resumekit.run.liveness), and the real cases.
 
 Hosts, boots and containers are namespaces: a host name of its own, a boot id that is mounted over the kernel's, a
 numbering of processes of its own.
@@ -21,12 +21,12 @@ from typing import Any
 
 import pytest
 
-from conftest import LIB, Kit, age, events, marked_pids, wait_until
-from resumekit.basics import claims, process_details, processes
-from resumekit.basics.claims import FREE, HELD, MISSING, UNASKED
-from resumekit.basics.processes import ALIVE, DEAD, UNKNOWN
-from resumekit.run_folder import life_signs, status
-from resumekit.run_folder.liveness import (
+from resumekit.base import claims, process_details, processes
+from resumekit.base.claims import FREE, HELD, MISSING, UNASKED
+from resumekit.base.processes import ALIVE, DEAD, UNKNOWN
+from resumekit.process import stopping
+from resumekit.run import life_signs, status
+from resumekit.run.liveness import (  # fmt: skip
     BOOT,
     COPY,
     HELPERS,
@@ -37,9 +37,12 @@ from resumekit.run_folder.liveness import (
     UNSEEN,
     Evidence,
     judge,
-)  # fmt: skip
-from resumekit.run_folder.runs import open_run
-from resumekit.supervision import stopping
+)
+from resumekit.run.run_folder import open_run
+from support.commands import Kit
+from support.places import LIB
+from support.processes import marked_pids, wait_until
+from support.runs import age, events
 
 PROBES = (ALIVE, DEAD, UNKNOWN)
 VALUES: dict[str, tuple[Any, ...]] = {
@@ -595,8 +598,8 @@ def test_a_trainer_that_is_seen_to_run_costs_two_stats_more(kit: Kit, monkeypatc
     state = status.read_state(seen)
     monkeypatch.setattr(life_signs, "_more", lambda *_args, **_more: pytest.fail("locks, files and /proc were asked"))
     asked: list[Any] = []
-    real = life_signs._identity
-    monkeypatch.setattr(life_signs, "_identity", lambda *args: asked.append(args) or real(*args))
+    real = life_signs.file_at
+    monkeypatch.setattr(life_signs, "file_at", lambda *args: asked.append(args) or real(*args))
     assert life_signs.examine(seen, state).verdict.what == ALIVE
     assert len(asked) == 2
 

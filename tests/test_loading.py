@@ -16,17 +16,17 @@ from typing import Any
 import pytest
 import torch
 
-from checkpoint_tools import Payload, pickle_zip, pickled, quiet, save_plain, save_steps, small_model, train
-from resumekit.basics.errors import InvalidFile, KitError, NoStableCheckpoint
-from resumekit.basics.paths import RunPaths
-from resumekit.proving import proof
+from resumekit.base.errors import InvalidFile, KitError, NoStableCheckpoint
+from resumekit.base.paths import RunPaths
+from resumekit.checkpoint import one_pass, proof
 from resumekit.trainer import loading, proven_content
 from resumekit.trainer.loading import ResumeBundle, load_resume_bundle
 from resumekit.trainer.saving import save_checkpoint
+from support.checkpoint_tools import Payload, pickle_zip, pickled, quiet, save_plain, save_steps, small_model, train
+from support.places import LIB
+from support.schemas import assert_valid
 
 pytestmark = pytest.mark.usefixtures("in_a_new_process")
-
-LIB = Path(__file__).resolve().parent.parent / "lib"
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ def test_policies_that_are_not_there_are_refused_in_a_sentence(tmp_path: Path, h
         load(tmp_path / "never_opened.pt", **how)
 
 
-@pytest.mark.fault("C8", by="matching: all names and shapes before any load")
+@pytest.mark.fault("C8", by="fit_check: all names and shapes before any load")
 def test_c8_names_and_shapes_that_do_not_fit_are_listed_and_nothing_is_loaded(tmp_path: Path) -> None:
     (path,) = save_steps(tmp_path, 4)
     model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Linear(5, 2))
@@ -200,7 +200,7 @@ def test_a_counter_that_is_no_number_is_refused(tmp_path: Path) -> None:
             load(save_plain(tmp_path, 4, **{name: value}))
 
 
-@pytest.mark.fault("J5", by="environment_versions: the random numbers stay as they are")
+@pytest.mark.fault("J5", by="checkpoint_content: the random numbers stay as they are")
 def test_a_changed_environment_resets_the_scaler_and_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = Everything(1)
     first.step()
@@ -213,6 +213,40 @@ def test_a_changed_environment_resets_the_scaler_and_is_said(tmp_path: Path, mon
     assert bundle.report["scaler"] == f"reset: torch: {torch.__version__} at the save, 9.9 now"
     assert bundle.report["rng"] == "reset: left as it is, world_size: 1 at the save, 2 now"
     assert "[warn] threads: 1 at the save, 64 now: the resumed run may differ in its last bits" in lines
+
+
+def test_of_several_ranks_the_first_alone_gets_its_random_numbers_back_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each rank seeds itself, the first one saves, and all load: in no other rank are its generators the right ones."""
+    run = tmp_path / "run"
+    run.mkdir()
+    monkeypatch.setenv("RESUMEKIT_RUN_DIR", str(run))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    torch.manual_seed(100)
+    (path,) = save_steps(tmp_path, 4)
+    torch.rand(1)
+
+    def loaded(rank: int) -> tuple[Any, list[str], float]:
+        monkeypatch.setenv("RANK", str(rank))
+        model, optimizer = small_model(9)
+        torch.manual_seed(100 + rank)
+        lines: list[str] = []
+        report = load_resume_bundle(model, optimizer, ckpt_path=path, log_fn=lines.append).report["rng"]
+        return report, lines, torch.rand(1).item()
+
+    first, lines, drawn = loaded(0)
+    torch.set_rng_state(torch.load(path, weights_only=True)["rng_state"]["torch"])
+    assert first == "rank 0 only" and drawn == torch.rand(1).item()
+    assert any(line.startswith("[warn] rng: rank 0 only: ") for line in lines)
+    other, _, drawn = loaded(1)
+    torch.manual_seed(101)
+    assert other == "rank 0 only: left as it is in rank 1" and drawn == torch.rand(1).item()
+    events = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines() if line]
+    assert [one["verdict"] for one in events if one["event"] == "check"] == ["not_told"]
+    assert [one["kind"] for one in events if one["event"] == "warning" and "rng" in one["kind"]] == ["rng_rank_0_only"]
+    for event in events:
+        assert_valid("event", event)
 
 
 @pytest.mark.fault("C3", by="proven_content: the digest before the load")
@@ -258,7 +292,7 @@ def test_c13_c14_code_never_runs_even_where_the_environment_asks_for_it(
     with pytest.raises(NoStableCheckpoint):
         load(path)
     monkeypatch.setattr(proven_content.archive, "summarize", lambda _fd: type("S", (), {"unsafe": ()}))
-    monkeypatch.setattr(proven_content.archive, "check_crcs", lambda _fd: None)
+    monkeypatch.setattr(proven_content.proof, "prove", lambda *_a: proof.Proof("", 0, 0, 0, 0, 0, None, proof.SOUND))
     with pytest.raises(NoStableCheckpoint):  # torch's own refusal, were the first one not there
         load(path)
     assert not canary.exists()
@@ -324,10 +358,10 @@ def test_the_launchers_proof_is_taken_and_the_bytes_are_not_read_twice(
     (path,) = save_steps(run_dir / "checkpoints", 4)
     assert proof.prove_for_run(run_dir, path) == 0
 
-    def never(*_a: Any) -> None:
+    def never(*_a: Any, **_more: Any) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(proof, "digest", never)
+    monkeypatch.setattr(one_pass, "read", never)
     bundle = load(path)
     assert bundle.global_step == 4
     (event,) = [json.loads(line) for line in (run_dir / "journal.jsonl").read_text().split("\n") if '"resumed"' in line]
@@ -398,7 +432,7 @@ def test_a_proof_file_that_is_none_is_no_proof(run_dir: Path, content: str) -> N
 def test_the_random_numbers_of_a_foreign_form_are_left_alone_and_that_is_said(tmp_path: Path) -> None:
     path = save_plain(tmp_path, 4, rng_state={"mine": torch.get_rng_state()})
     assert load(path).report["rng"] == "absent: not in the form that save_checkpoint writes, left as it is"
-    assert load(path, restore_rng=False).report["rng"] == "reset: left as it is"
+    assert load(path, restore_rng=False).report["rng"] == "reset: left as it is, restore_rng=False"
 
 
 def test_numpys_random_numbers_go_on_too(tmp_path: Path) -> None:

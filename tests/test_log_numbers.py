@@ -1,4 +1,4 @@
-"""Numbers as trainers print them, under the patterns that the pages show: resumekit.run_folder.log_patterns."""
+"""Numbers as trainers print them, under the patterns that the pages show: resumekit.run.log_patterns."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import ROOT
-from resumekit.configuration import yaml_reader
-from resumekit.run_folder import log_patterns
-from resumekit.supervision.train_log import clean
+from resumekit.config import yaml_document
+from resumekit.process.train_log import clean
+from resumekit.run import log_patterns
+from support.places import ROOT
 
 
 def wide_patterns() -> dict[str, str]:
     """Return the patterns that docs/adopting.md shows, for whatever a trainer prints."""
     page = (ROOT / "docs" / "adopting.md").read_text(encoding="utf-8")
     (line,) = re.findall(r"^ *(log_patterns: .*)$", page, re.MULTILINE)
-    return yaml_reader.load(line, "adopting.md").data["log_patterns"]
+    return yaml_document.load(line, "adopting.md").data["log_patterns"]
 
 
 def read(line: str, **patterns: str) -> list[dict[str, Any]]:

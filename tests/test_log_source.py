@@ -1,4 +1,4 @@
-"""A log that is cut, renamed, removed or replaced under a live run: resumekit.supervision.log_source."""
+"""A log that is cut, renamed, removed or replaced under a live run: resumekit.process.output_log."""
 
 from __future__ import annotations
 
@@ -11,45 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Kit, events, wait_until
-from resumekit.basics.paths import RunPaths
-from resumekit.run_folder.runs import Run
-from resumekit.supervision import log_source
-from resumekit.supervision.log_follower import LogFollower
-from test_sidecar import HASH, sidecar_of
+from resumekit.process import output_log
+from support.commands import Kit, sidecar_of
+from support.followed_logs import HASH, Lab
+from support.processes import wait_until
+from support.runs import events
 
 PATTERNS = {"step": "^step ([0-9]+)", "loss": "loss ([0-9.]+)"}
 
 
-class Lab:
-    """A follower of a log that a test writes as a trainer would: in append mode, through a descriptor that it keeps."""
-
-    def __init__(self, folder: Path) -> None:
-        self.paths = RunPaths(folder)
-        self.paths.logs.mkdir(parents=True)
-        self.paths.resolved_json.write_text('{"trainer": {"log_patterns": {"step": "^step ([0-9]+)"}}}')
-        self.run = Run(self.paths, {"config_hash": HASH, "run_id": folder.name})
-        self.trainer = open(self.paths.output_log, "ab", buffering=0)  # noqa: SIM115
-        self.pid: int | None = None
-        self.log = self.follower({})
-
-    def follower(self, saved: dict) -> LogFollower:
-        return LogFollower(self.run, saved, lambda: self.pid)
-
-    def prints(self, text: bytes) -> None:
-        self.trainer.write(text)
-
-    def steps(self) -> list[int]:
-        return [one["step"] for one in self.log.pump(1)]
-
-    @property
-    def train_log(self) -> list[bytes]:
-        return [line[13:] for line in self.paths.train_log.read_bytes().splitlines() if b"resumekit: " not in line]
-
-
 @pytest.fixture
 def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
-    monkeypatch.setattr(log_source, "NAME_LOOK_S", 0.0)
+    monkeypatch.setattr(output_log, "NAME_LOOK_S", 0.0)
     made = Lab(tmp_path / "run")
     yield made
     made.trainer.close()

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Kit, events, marked_pids, wait_until
-from resumekit.basics import processes
-from test_wrapped import begun, last_step, saved_steps
+from resumekit.base import processes
+from support.commands import Kit
+from support.processes import marked_pids, wait_until
+from support.runs import events
+from support.wrappers import begun, last_step, saved_steps
 
 pytestmark = pytest.mark.usefixtures("valid_records")
 
@@ -142,7 +144,11 @@ def test_a_reader_of_the_log_and_a_process_of_another_run_are_not_taken_for_the_
         for reader in readers:
             reader.kill()
             reader.wait()
-    (left,) = (pid for pid in marked_pids(f"RESUMEKIT_RUN_TOKEN={'0' * 32}") if processes.variable(pid, "PWD") is None)
+    (left,) = (
+        pid
+        for pid in marked_pids(f"RESUMEKIT_RUN_TOKEN={'0' * 32}")
+        if processes.environment_variable(pid, "PWD") is None
+    )
     os.kill(left, signal.SIGKILL)
 
 

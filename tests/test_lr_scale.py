@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
 import torch
 
-from checkpoint_tools import quiet
-from resume_parts import OPTIMIZERS, Net, train, write_plan
-from resumekit.basics.errors import InvalidFile, KitError
-from resumekit.basics.lr_scale import LrScale, Ramp, from_fields
-from resumekit.trainer import lr_hook
+from resumekit.base.errors import InvalidFile, KitError
+from resumekit.policy.lr_scale import LrScale, Ramp, from_fields
+from resumekit.trainer import learning_rate
 from resumekit.trainer.loading import load_resume_bundle
 from resumekit.trainer.saving import save_checkpoint
+from resumekit.trainer.trainer_env import journal_event
+from support.checkpoint_tools import quiet
+from support.resume_parts import OPTIMIZERS, Net, train, write_plan
+from support.runs import events
+from support.schemas import assert_valid
 
 pytestmark = pytest.mark.usefixtures("in_a_new_process")
 
@@ -40,6 +45,18 @@ def test_a_ramp_holds_for_its_steps_and_a_warm_restart_rises_through_them() -> N
 def test_a_scale_that_is_none_is_refused(factor: Any, ramp: Any) -> None:
     with pytest.raises(ValueError, match="lr_scale"):
         from_fields(factor, ramp)
+
+
+def test_a_ramp_holds_for_the_optimizers_that_it_names_and_a_cut_for_all() -> None:
+    scale = LrScale(0.5, Ramp(10, 4, 0.8, optimizers=("model",)))
+    assert [scale(10, name) for name in ("model", "puzzles", "", None)] == [0.4, 0.5, 0.4, 0.4]
+    fields = json.loads(json.dumps(scale.as_fields()))
+    assert from_fields(*fields.values()) == scale
+    old = LrScale(0.5, Ramp(10, 4, 0.8))
+    assert old(10, "puzzles") == 0.4 and "optimizers" not in old.as_fields()["ramp"], "as checkpoints before hold it"
+    for wrong in ([], "model", [1]):
+        with pytest.raises(ValueError, match="has optimizers that are not a list of names"):
+            from_fields(1.0, {**RAMP, "optimizers": wrong})
 
 
 def rates_of_steps(optimizer: Any, model: Net, steps: int, schedule: Any = None) -> list[float]:
@@ -91,9 +108,9 @@ def test_a_trainer_that_scales_by_itself_is_left_to_it(tmp_path: Path) -> None:
 )
 def test_a_scale_of_one_for_good_registers_no_hook(scale: LrScale, step: int) -> None:
     optimizer = OPTIMIZERS["sgd"]([torch.nn.Parameter(torch.ones(1))])
-    lr_hook.attach([optimizer], scale, step)
+    learning_rate.attach_scale({"": optimizer}, scale, step)
     assert not optimizer._optimizer_step_pre_hooks and not optimizer._optimizer_step_post_hooks
-    assert lr_hook.scale_of(optimizer) is None
+    assert learning_rate.scale_of(optimizer) is None
 
 
 def test_a_second_load_takes_the_first_scale_off(tmp_path: Path) -> None:
@@ -114,7 +131,7 @@ def test_a_step_that_raises_leaves_no_scaled_rate_behind() -> None:
 
     weight = torch.nn.Parameter(torch.ones(1))
     optimizer = Breaks([weight], lr=0.1)
-    lr_hook.attach([optimizer], LrScale(0.5), 0)
+    learning_rate.attach_scale({"": optimizer}, LrScale(0.5), 0)
     weight.grad = torch.ones(1)
     with pytest.raises(RuntimeError, match="no step"):
         optimizer.step()
@@ -137,7 +154,7 @@ def test_a_step_that_calls_its_base_classs_is_one_step() -> None:
     weight = torch.nn.Parameter(torch.ones(1))
     Base([weight])
     optimizer = Outer([weight], lr=0.1)
-    lr_hook.attach([optimizer], LrScale(1.0, Ramp(0, 2, 0.5)), 0)
+    learning_rate.attach_scale({"": optimizer}, LrScale(1.0, Ramp(0, 2, 0.5)), 0)
     for wanted in (0.95, 0.9, 0.8):
         weight.grad = torch.ones(1)
         optimizer.step()
@@ -148,7 +165,7 @@ def test_steps_that_an_amp_scaler_leaves_out_are_not_counted() -> None:
     weight = torch.nn.Parameter(torch.ones(1))
     optimizer = torch.optim.SGD([weight], lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
-    lr_hook.attach([optimizer], LrScale(1.0, Ramp(0, 1, 0.5)), 0)
+    learning_rate.attach_scale({"": optimizer}, LrScale(1.0, Ramp(0, 1, 0.5)), 0)
     for gradient in (float("inf"), 1.0):
         optimizer.zero_grad()
         scaler.scale((weight * gradient).sum()).backward()
@@ -162,8 +179,8 @@ def test_an_optimizer_without_hooks_is_said(tmp_path: Path) -> None:
         param_groups: tuple[Any, ...] = ()
 
     with pytest.raises(KitError, match="a 'Bare' has no hooks to do that: call load_resume_bundle with own_lr_scale"):
-        lr_hook.attach([Bare()], LrScale(0.5), 0)
-    lr_hook.attach([Bare()], LrScale(), 0)
+        learning_rate.attach_scale({"": Bare()}, LrScale(0.5), 0)
+    learning_rate.attach_scale({"": Bare()}, LrScale(), 0)
 
 
 def test_a_cut_is_inherited_by_every_later_resume_though_the_trainer_knows_nothing_of_it(tmp_path: Path) -> None:
@@ -205,7 +222,7 @@ def test_the_plans_scale_takes_the_place_of_the_inherited_one(tmp_path: Path, mo
     assert rates_of_steps(optimizer, model, 1, schedule) == pytest.approx([0.1 * 0.5**4 * 0.2])
 
 
-def test_a_scale_that_nobody_applies_is_said(tmp_path: Path) -> None:
+def test_a_scale_that_is_not_applied_is_said(tmp_path: Path) -> None:
     path = saved(tmp_path, lr_scale=0.5)
     for own, count in ((False, 1), (True, 0)):
         lines: list[str] = []
@@ -217,3 +234,106 @@ def test_the_banner_names_the_rate_that_the_next_step_uses(tmp_path: Path) -> No
     lines: list[str] = []
     resumed(saved(tmp_path, lr_scale=0.5), log_fn=lines.append)
     assert lines[0].endswith(f"lr={0.1 * 0.5**5:g}")
+
+
+class Two:
+    """A trainer with two optimizers, under one schedule each; the first may be another class than in the checkpoint."""
+
+    def __init__(self, kind: str = "adamw") -> None:
+        self.model = Net(seed=1)
+        self.optimizers = {
+            "model": OPTIMIZERS[kind](self.model.body.parameters(), lr=0.1),
+            "puzzles": OPTIMIZERS["sgd"](self.model.head.parameters(), lr=0.3),
+        }
+
+    def save(self, folder: Path, step: int) -> Path:
+        return save_checkpoint(folder, step, model=self.model, optimizer=self.optimizers, log_fn=quiet)
+
+    def load(self, path: Path, **more: Any) -> Any:
+        return load_resume_bundle(self.model, self.optimizers, ckpt_path=path, **{"log_fn": quiet, **more})
+
+    def rates(self, steps: int) -> list[tuple[float, float]]:
+        """Train; return the rates that each step really used."""
+        seen: dict[str, list[float]] = {name: [] for name in self.optimizers}
+        for name, one in self.optimizers.items():
+            one.register_step_pre_hook(lambda own, *_, name=name: seen[name].append(own.param_groups[0]["lr"]))
+        train(self.model, *self.optimizers.values(), steps=steps)
+        return list(zip(*seen.values(), strict=True))
+
+
+def test_the_swap_of_one_optimizer_cuts_its_rate_alone_and_a_later_resume_goes_on_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Two()
+    train(first.model, *first.optimizers.values(), steps=4)
+    path = first.save(tmp_path, 4)
+    ramp = {**RAMP, "steps": 3, "factor": 0.5, "optimizers": ["model"]}
+    parts = {"optimizer.model": "swap", "optimizer.puzzles": "load"}
+    plan = write_plan(tmp_path, path, **parts, lr_scale={"factor": 1.0, "ramp": ramp})
+    monkeypatch.setenv("RESUMEKIT_PLAN", str(plan))
+    second = Two("lion")
+    bundle = second.load(path)
+    assert [bundle.lr_scale_at(4, name) for name in ("model", "puzzles")] == [0.5, 1.0]
+    assert second.rates(2) == [(0.05, 0.3)] * 2
+    path = second.save(tmp_path, 6)
+    monkeypatch.delenv("RESUMEKIT_PLAN")
+    third = Two("lion")
+    third.load(path)
+    assert third.rates(2) == [(0.05, 0.3), (0.1, 0.3)]
+
+
+def test_a_swap_without_a_plan_cuts_the_swapped_ones_rate_alone(tmp_path: Path) -> None:
+    first = Two()
+    train(first.model, *first.optimizers.values(), steps=4)
+    second = Two("lion")
+    bundle = second.load(first.save(tmp_path, 4), optimizer_policy="swap_to_lion")
+    assert bundle.lr_ramp["optimizers"] == ["model"] and second.rates(1) == [(0.1 * 0.8, 0.3)]
+
+
+def test_the_rate_that_is_told_of_a_step_is_the_one_that_it_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    monkeypatch.setattr(learning_rate, "_hooks", WeakKeyDictionary())  # an optimizer of another test may live on
+    model, optimizer, schedule, _ = resumed(saved(tmp_path, lr_scale=0.5))
+    monkeypatch.setenv("RESUMEKIT_RUN_DIR", str(run))
+    train(model, optimizer)
+    journal_event("step", step=5, lr=optimizer.param_groups[0]["lr"])
+    schedule.step()
+    journal_event("step", step=5, lr=schedule.get_last_lr()[0])  # told behind the schedule's step
+    journal_event("heartbeat", global_step=5, lr=schedule.get_last_lr()[0])
+    journal_event("step", step=5, lr=0.123)  # a rate of another make
+    used = 0.1 * 0.5**4 * 0.5
+    told = [*events(run, "step"), *events(run, "heartbeat")]
+    assert [one["lr"] for one in told] == [used, used, 0.123, used]
+    assert {one["lr_scale"] for one in told} == {0.5}
+    for one in told:
+        assert_valid("event", one)
+    assert learning_rate.used_lr(optimizer) == learning_rate.used_lr({"only": optimizer}) == used
+    journal_event("step", step=5, lr=used * 2)  # who asks `used_lr` is taken at its word
+    assert events(run, "step")[-1]["lr"] == used * 2
+
+
+def test_what_is_told_of_an_uncut_rate_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learning_rate, "_hooks", type(learning_rate._hooks)())
+    _, optimizer, _, _ = resumed(saved(tmp_path))
+    assert learning_rate.used_lr(optimizer) == optimizer.param_groups[0]["lr"]
+    fields = {"step": 5, "lr": 0.1}
+    assert learning_rate.with_used_lr(fields) is fields
+    optimizer = resumed(saved(tmp_path / "cut", lr_scale=0.5))[1]
+    assert learning_rate.used_lr(optimizer) == learning_rate.rates(optimizer, is_stepping=False)[0], (
+        "before a step: the next one's"
+    )
+
+
+def test_the_banner_of_a_trainer_that_scales_by_itself_names_the_next_rate_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The saved rate has the old scale in it, and the plan cuts once more."""
+    path = saved(tmp_path, lr_scale=0.5)
+    plan = write_plan(tmp_path, path, scheduler="load", lr_scale={"factor": 0.4, "ramp": None})
+    monkeypatch.setenv("RESUMEKIT_PLAN", str(plan))
+    lines: list[str] = []
+    resumed(path, own_lr_scale=True, log_fn=lines.append)
+    assert lines[0].endswith(f"lr={0.1 * 0.5**4 * 0.4 / 0.5:g}")

@@ -9,14 +9,14 @@ from typing import Any
 import jsonschema
 import pytest
 
-from resumekit.basics.files import UnreadableFile, utc_now
-from resumekit.proving import manifest
-from resumekit.proving.manifest import Manifest
+from resumekit.base.files import UnreadableFile, utc_now
+from resumekit.checkpoint import manifest
+from resumekit.checkpoint.manifest import Manifest
+from support import schema_examples
+from support.places import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = json.loads((ROOT / "schemas" / "manifest.schema.json").read_text())
-EXAMPLES = sorted((ROOT / "schemas" / "examples" / "manifest").glob("*.json"))
-VALID = json.loads((ROOT / "schemas" / "examples" / "manifest" / "valid-saved.json").read_text())
+VALID = schema_examples.case("manifest")
 
 
 def read_value(value: Any) -> Manifest:
@@ -36,10 +36,10 @@ def schema_accepts(value: Any) -> bool:
     return jsonschema.Draft202012Validator(SCHEMA).is_valid(value)
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_the_examples_are_what_their_names_say_to_schema_and_code(path: Path) -> None:
-    value = json.loads(path.read_text())
-    assert schema_accepts(value) == code_accepts(value) == path.stem.startswith("valid")
+@pytest.mark.parametrize("name", schema_examples.names("manifest"))
+def test_the_examples_are_what_their_names_say_to_schema_and_code(name: str) -> None:
+    value = schema_examples.case("manifest", name)
+    assert schema_accepts(value) == code_accepts(value) == schema_examples.is_valid(name)
 
 
 def test_the_schema_has_the_fields_of_the_code_each_described_with_a_valid_example() -> None:
@@ -118,3 +118,15 @@ def test_what_is_written_is_read_back_equal(tmp_path: Path) -> None:
     assert manifest.read(tmp_path / "x.pt") == known
     assert schema_accepts(json.loads(manifest.encode(known)))
     assert [path.name for path in tmp_path.iterdir()] == ["x.pt.json"]
+
+
+def test_a_fast_eval_has_a_step_and_one_score_under_the_name_of_its_metric() -> None:
+    """An accuracy alone was kept, also of a run whose best is chosen by its loss."""
+    assert manifest.fast_eval_of({"step": 5, "cell_accuracy": 0.5}) == (5, "cell_accuracy", 0.5)
+    assert manifest.fast_eval_of({"step": 5, "accuracy": 0.5}) == (5, "accuracy", 0.5), "as manifests before have it"
+    for value, is_one in (
+        ({"step": 5, "val/loss": 0.5}, True), ({"step": 5, "loss": "low"}, False), ({"step": 5}, False),
+        ({"step": 5, "a": 1.0, "b": 1.0}, False), ({"step": 5, "\x1b[31m": 1.0}, False), ({"loss": 1.0, "x": 1}, False),
+    ):  # fmt: skip
+        whole = {**VALID, "last_fast_eval": value}
+        assert schema_accepts(whole) == code_accepts(whole) == is_one, value

@@ -12,14 +12,17 @@ from typing import Any
 
 import pytest
 
-from conftest import ROOT, Kit, assert_valid, events, wait_until
-from resumekit.basics import journal
-from resumekit.run_folder import run_end
-from resumekit.supervision import memory_kills
-from resumekit.watching.abort_rules import Limits, Sight, findings
+from resumekit.base import journal, process_details
+from resumekit.run import run_end
+from resumekit.watch.rules import Limits, Observation, findings
+from support.commands import Kit
+from support.places import ROOT
+from support.processes import wait_until
+from support.runs import events
+from support.schemas import assert_valid
 
 V1 = Path("/sys/fs/cgroup/memory")
-SHIM = ROOT / "lib" / "resumekit" / "supervision" / "shim.py"
+SHIM = ROOT / "lib" / "resumekit" / "process" / "shim.py"
 END = {"code": 137, "signal": 9, "pid": 41233, "at": "2026-11-22T17:35:51.123456Z", "elapsed_s": 12.3}
 
 
@@ -63,14 +66,14 @@ PLACES = {
 @pytest.mark.parametrize("case", PLACES)
 def test_the_counter_is_that_of_the_cgroup_that_counts_memory(tmp_path: Path, case: str) -> None:
     listing, files, expected = PLACES[case]
-    found = memory_kills.counter(**cgroups(tmp_path, listing, files))
+    found = process_details.oom_kill_counter(**cgroups(tmp_path, listing, files))
     assert found == (tmp_path / "mount" / expected if expected else None)
-    assert (memory_kills.kills(found) is None) == (expected is None)
+    assert (process_details.oom_kills(found) is None) == (expected is None)
 
 
 def test_a_missing_listing_is_no_evidence(tmp_path: Path) -> None:
-    assert memory_kills.counter(tmp_path / "none", tmp_path) is None
-    assert memory_kills.kills(None) is None and memory_kills.kills(tmp_path / "none") is None
+    assert process_details.oom_kill_counter(tmp_path / "none", tmp_path) is None
+    assert process_details.oom_kills(None) is None and process_details.oom_kills(tmp_path / "none") is None
 
 
 def shim(run_dir: Path, command: str, *, before: str = "") -> dict[str, Any]:
@@ -83,7 +86,7 @@ def shim(run_dir: Path, command: str, *, before: str = "") -> dict[str, Any]:
     return json.loads((run_dir / "exit.json").read_text())
 
 
-@pytest.mark.fault("A7", by="shim.py, memory_kills.py: `oom_kill` in exit.json, from the kernel's own counter")
+@pytest.mark.fault("A7", by="shim.py, process_details.py: `oom_kill` in exit.json, from the kernel's own counter")
 @pytest.mark.skipif(not os.access(V1, os.W_OK), reason="no memory cgroup may be made here")
 def test_a_trainer_that_the_kernel_kills_for_memory_is_said_to_be(tmp_path: Path) -> None:
     """A real kill; another KILL in the same cgroup, whose counter has risen before, is not called so."""
@@ -106,7 +109,7 @@ def test_a_kill_without_evidence_is_a_signal_and_no_more(tmp_path: Path) -> None
     assert (end["code"], end["signal"], "oom_kill" in end) == (137, 9, False)
 
 
-@pytest.mark.fault("A7", by="run_end.py: the evidence in log and journal; abort_rules.py: cause oom")
+@pytest.mark.fault("A7", by="run_end.py: the evidence in log and journal; rules.py: cause oom")
 def test_the_evidence_goes_into_the_log_the_journal_and_the_cause(tmp_path: Path) -> None:
     killed = {**END, "oom_kill": True}
     assert run_end.words(killed).startswith("ended (code 137; signal 9; killed for want of memory), elapsed 12.3 s")
@@ -116,13 +119,15 @@ def test_the_evidence_goes_into_the_log_the_journal_and_the_cause(tmp_path: Path
     assert ["oom_kill" in one for one in told] == [False, True]
     for one in told:
         assert_valid("event", one)
-    (found,) = findings({"step": 7}, Limits(), Sight(None, "failed", end=killed))
+    (found,) = findings({"step": 7}, Limits(), Observation(None, "failed", end=killed))
     assert found.cause == "oom"
     assert found.evidence == (
         "the trainer ended at step 7 by signal 9; the kernel killed a process of its cgroup for want of memory"
     )
     for other in (END, {**END, "oom_kill": "yes"}, None):
-        assert [one.cause for one in findings({"step": 7}, Limits(), Sight(None, "failed", end=other))] == ["died"]
+        assert [one.cause for one in findings({"step": 7}, Limits(), Observation(None, "failed", end=other))] == [
+            "died"
+        ]
 
 
 def has_emptied(cgroup: Path) -> bool:
@@ -135,7 +140,7 @@ def has_emptied(cgroup: Path) -> bool:
     return not cgroup.exists()
 
 
-@pytest.mark.fault("A7", by="hindrances.py: what the kernel killed goes on, with abort.oom_set where there is one")
+@pytest.mark.fault("A7", by="eligibility.py: what the kernel killed goes on, with abort.oom_set where there is one")
 @pytest.mark.skipif(not os.access(V1, os.W_OK), reason="no memory cgroup may be made here")
 @pytest.mark.parametrize("smaller", [[], ["training.batch_size=4"]])
 def test_a_run_that_the_kernel_killed_for_memory_is_taken_up(kit: Kit, smaller: list[str]) -> None:

@@ -16,12 +16,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import events, marked_pids, wait_until
-from faults import somebody
-from lab_repo import CONFIG, MAKEFILE, TRAINER, copy_kit
-from resumekit.basics.errors import Refused, UsageError
-from resumekit.watching import crontab, units
-from resumekit.watching.night import NightWatch
+from resumekit.base.errors import Refused, UsageError
+from resumekit.watch import install
+from resumekit.watch.scheduled_watcher import ScheduledWatcher
+from support import another_user
+from support.lab_repo import CONFIG, MAKEFILE, TRAINER, copy_kit
+from support.processes import marked_pids, wait_until
+from support.runs import events
 
 # Keeps its crontab in $CRONTAB, as cron's own does: no file is no crontab, and a last line without an end is refused.
 CRONTAB_STUB = """\
@@ -64,8 +65,8 @@ class Lab:
         }  # fmt: skip
 
     @property
-    def night(self) -> NightWatch:
-        return NightWatch(self.runs, self.folder / "resumekit/config.yaml", Path(sys.executable))
+    def night(self) -> ScheduledWatcher:
+        return ScheduledWatcher(self.runs, self.folder / "resumekit/config.yaml", Path(sys.executable))
 
     def make(self, *words: str, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(["make", *words], cwd=self.folder, env={**self.env, **env}, stdin=subprocess.DEVNULL,
@@ -105,7 +106,7 @@ def as_cron_runs_it(line: bytes, collapses_backslashes: bool) -> bytes:
     return command
 
 
-@pytest.mark.fault("K10", by="watching/night.py: the line in the crontab has a PATH and a Python of its own")
+@pytest.mark.fault("K10", by="watch/scheduled_watcher.py: the line in the crontab has a PATH and a Python of its own")
 @pytest.mark.parametrize("collapses", [True, False], ids=["as Vixie's", "as cronie"])
 def test_the_line_calls_the_watcher_with_its_paths_whole_from_cron_s_empty_environment(lab: Lab, collapses: bool):
     lab.make("kit-install-cron", "YES=1")
@@ -133,7 +134,7 @@ def test_the_line_is_shown_and_the_others_stay_byte_for_byte(lab: Lab):
 
 
 def test_a_line_of_before_is_replaced_where_it_stands(lab: Lab):
-    old = crontab.line_of(lab.night._replace(python=Path("/gone/python"))) + b"\n"
+    old = install.crontab_line_of(lab.night._replace(python=Path("/gone/python"))) + b"\n"
     lab.crontab.write_bytes(b"# first\n" + old + b"# last\n" + old)
     lab.make("kit-install-cron", "YES=1")
     assert lab.crontab.read_bytes() == b"# first\n" + line_of_lab(lab) + b"\n# last\n"
@@ -169,28 +170,28 @@ def test_a_state_folder_of_ones_own_stands_in_the_line_and_in_the_unit(lab: Lab,
     assert b"XDG_STATE_HOME" not in line_of_lab(lab)
 
 
-@pytest.mark.skipif(somebody.why_not() is not None, reason=str(somebody.why_not()))
+@pytest.mark.skipif(another_user.why_not() is not None, reason=str(another_user.why_not()))
 def test_a_runs_folder_that_one_may_not_write_to_and_a_crontab_that_is_refused_install_nothing():
-    with somebody.folder() as place:
+    with another_user.folder() as place:
         lab = Lab(place)
         place.chmod(0o755)
         lab.runs.mkdir(mode=0o755)
-        env = {**lab.env, "PYTHON": str(somebody.python()), "HOME": str(place / "home")}
+        env = {**lab.env, "PYTHON": str(another_user.python()), "HOME": str(place / "home")}
 
         def install(action: str, **more: str) -> subprocess.CompletedProcess[str]:
             words = [str(lab.folder / "resumekit/lib/watch_installer.sh"), action, "--yes", "--runs", str(lab.runs)]
             return subprocess.run(words, env={**env, **more}, capture_output=True, text=True, cwd="/",
-                                  user=somebody.UID, group=somebody.GID, extra_groups=[])  # fmt: skip
+                                  user=another_user.UID, group=another_user.GID, extra_groups=[])  # fmt: skip
 
         for action in ("--install-cron", "--install-systemd"):
             done = install(action)
             assert done.returncode == 1 and done.stderr.count("\n") == 1 and "nothing was installed" in done.stderr
             assert f"'{lab.runs}' cannot be written to" in done.stderr
         lab.runs.chmod(0o777)
-        (lab.runs / f".live.{somebody.UID}").mkdir()
+        (lab.runs / f".live.{another_user.UID}").mkdir()
         done = install("--install-cron")
-        assert done.returncode == 1 and f".live.{somebody.UID}' is no folder of this user's" in done.stderr
-        (lab.runs / f".live.{somebody.UID}").rmdir()
+        assert done.returncode == 1 and f".live.{another_user.UID}' is no folder of this user's" in done.stderr
+        (lab.runs / f".live.{another_user.UID}").rmdir()
         done = install("--install-cron", CRONTAB="/no/such/folder/crontab")
         assert done.returncode == 1 and "the crontab was not taken" in done.stderr
         assert not lab.crontab.exists() and not (place / "home").exists()
@@ -254,7 +255,7 @@ def test_a_path_that_no_line_can_hold_is_refused_in_a_sentence(lab: Lab, tmp_pat
 
 def test_a_line_that_is_too_long_for_some_crons_is_refused():
     with pytest.raises(UsageError, match="move the kit or"):
-        crontab.line_of(NightWatch(Path("/" + "r" * 500), Path("/config.yaml")))
+        install.crontab_line_of(ScheduledWatcher(Path("/" + "r" * 500), Path("/config.yaml")))
 
 
 def test_what_was_installed_can_be_taken_back_when_the_config_is_broken(lab: Lab):
@@ -277,25 +278,25 @@ def test_there_has_to_be_one_thing_to_do_and_only_units_have_names(lab: Lab):
 
 @given(st.lists(st.binary(max_size=30).filter(lambda line: b"\n" not in line), max_size=6), st.booleans())
 def test_installing_and_uninstalling_gives_back_what_was_there(lines: list[bytes], ends: bool):
-    watcher = NightWatch(Path("/lab/100%/runs"), Path("/lab/config.yaml"))
+    watcher = ScheduledWatcher(Path("/lab/100%/runs"), Path("/lab/config.yaml"))
     before = b"\n".join(lines) + (b"\n" if ends and lines else b"")
-    after = crontab.with_line(before, watcher)
-    assert crontab.with_line(after, watcher) == after
-    assert after.count(crontab.line_of(watcher) + b"\n") == 1
+    after = install.with_line(before, watcher)
+    assert install.with_line(after, watcher) == after
+    assert after.count(install.crontab_line_of(watcher) + b"\n") == 1
     expected = before if before.endswith(b"\n") or not before else before + b"\n"
-    assert crontab.without_line(after, watcher) == expected
+    assert install.without_line(after, watcher) == expected
 
 
 def test_no_folder_s_line_is_taken_for_another_s():
     """Not even where the one is called as the other's mark."""
-    one = NightWatch(Path("/b/runs"), Path("/c"))
+    one = ScheduledWatcher(Path("/b/runs"), Path("/c"))
     for other in ("/b/runs2", "/a/b/runs", f"/x # {one.mark}", f"/x # '{one.mark}'"):
-        line = crontab.line_of(NightWatch(Path(other), Path("/c"))) + b"\n"
-        assert crontab.without_line(line, one) == line
+        line = install.crontab_line_of(ScheduledWatcher(Path(other), Path("/c"))) + b"\n"
+        assert install.without_line(line, one) == line
 
 
 @pytest.mark.long
-@pytest.mark.fault("G10", by="watching/crontab.py: absolute paths in the line; the run's recorded environment")
+@pytest.mark.fault("G10", by="watch/install.py: absolute paths in the line; the run's recorded environment")
 def test_cron_takes_up_a_run_whose_whole_family_was_killed(lab: Lab, tmp_path: Path):
     """With the line as it was installed, from cron's environment; the trainer imports nothing of ours."""
     (lab.folder / "train.py").write_bytes(TRAINER.read_bytes())
@@ -311,7 +312,7 @@ def test_cron_takes_up_a_run_whose_whole_family_was_killed(lab: Lab, tmp_path: P
         (first,) = (path.parent for path in lab.runs.glob("*/run.json"))
         wait_until(lambda: 17 in [step["step"] for step in events(first, "step")], "step 17, behind a checkpoint")
         for pid in marked_pids(mark):
-            os.kill(pid, signal.SIGSTOP)  # nobody of them sees another one die
+            os.kill(pid, signal.SIGSTOP)  # none of them sees another one die
         for pid in marked_pids(mark):
             os.kill(pid, signal.SIGKILL)
         hold.unlink()
@@ -374,9 +375,9 @@ def test_another_runs_folder_s_units_are_left_alone(lab: Lab, monkeypatch: pytes
     assert (unit_folder(lab) / "resumekit-watch-two.timer").exists()
     monkeypatch.setenv("XDG_CONFIG_HOME", str(unit_folder(lab).parent.parent))
     with pytest.raises(Refused):
-        units.check_own(units.files(NightWatch(lab.folder / "others", Path("/c"))))
+        install.check_own(install.unit_files(ScheduledWatcher(lab.folder / "others", Path("/c"))))
     with pytest.raises(UsageError, match="cannot be named"):
-        units.files(lab.night, "../../x")
+        install.unit_files(lab.night, "../../x")
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
@@ -394,5 +395,5 @@ def test_systemd_takes_the_units_and_reads_the_paths_as_they_are(lab: Lab):
     # As a first word it does not take such a path, and says how it has read it.
     watcher = str(lab.folder / "resumekit/bin/abort-watch.sh")
     unit = lab.folder.parent / "probe.service"
-    unit.write_text(f"[Service]\nType=oneshot\nExecStart={units._quoted(watcher)}\n")
+    unit.write_text(f"[Service]\nType=oneshot\nExecStart={install._quoted(watcher)}\n")
     assert f"special characters: {watcher}\n" in verified(unit).stderr

@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Kit, events, wait_until
-from resumekit.basics import claims
-from resumekit.basics.paths import RunPaths
-from resumekit.run_folder import live_marker
-from resumekit.run_folder.lineage import RunName
-from resumekit.run_folder.runs import open_run
-from resumekit.watching import acting, watch
+from resumekit.base import claims
+from resumekit.base.paths import RunPaths
+from resumekit.run import live_marker
+from resumekit.run.run_folder import open_run
+from resumekit.run.run_names import RunName
+from resumekit.watch import acting, inspection
+from support.commands import Kit
+from support.processes import wait_until
+from support.runs import events
 
 # Long enough for every command that is asked beside it.
 STEPS = {"max_steps": 100000}
@@ -122,7 +124,7 @@ def test_a_run_that_was_copied_by_hard_links_is_taken_up_in_neither_folder(kit: 
     copy = kit.folder / "bak"
     shutil.copytree(kit.runs, copy, copy_function=os.link, symlinks=True)
     for folder in (copy, kit.runs):
-        (deed,) = acting.act(folder, watch.one_pass(folder, ()))
+        (deed,) = acting.act(folder, inspection.one_pass(folder, ()))
         assert "left alone" in deed.words and "hard links" in deed.words
     assert kit.run_dirs() == [run]
     shutil.rmtree(copy)

@@ -16,9 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, Kit, events, wait_until
-from resumekit.basics import processes
-from test_recovery import watch_as_cron
+from resumekit.base import processes
+from support.commands import Kit
+from support.places import ROOT
+from support.processes import wait_until
+from support.recoveries import watch_as_cron
+from support.runs import events
 
 OLD = ROOT / "tests" / "recorded" / "old_run"
 FIRST, SECOND = sorted(path.name for path in OLD.glob("T-1*"))

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from checkpoint_tools import quiet
-from resume_parts import OPTIMIZERS, Lion, Net, moments, same, train
-from resumekit.basics.errors import InvalidFile
-from resumekit.trainer import optimizer_state, saved_optimizers
+from resumekit.base.errors import InvalidFile
+from resumekit.trainer import optimizer_state
 from resumekit.trainer.loading import load_resume_bundle
 from resumekit.trainer.saving import save_checkpoint
+from support.checkpoint_tools import quiet
+from support.resume_parts import OPTIMIZERS, Lion, Net, moments, same, train
 
 pytestmark = pytest.mark.usefixtures("in_a_new_process")
 
@@ -124,7 +124,7 @@ def test_which_of_the_saved_optimizers_it_continues() -> None:
     def keys(content: dict[str, Any], **own: Any) -> dict[str, Any]:
         weight = [torch.nn.Parameter(torch.ones(1))]
         made = {key: OPTIMIZERS[kind](weight) for key, kind in own.items()}
-        return {key: one and one.key for key, one in saved_optimizers.match(content, made).items()}
+        return {key: one and one.key for key, one in optimizer_state.match_optimizers(content, made).items()}
 
     assert keys(content(a="AdamW", b="SGD"), a="adamw", b="sgd") == {"a": "a", "b": "b"}
     assert keys(content(a="AdamW", b="AdamW"), c="adamw", b="adamw") == {"c": "a", "b": "b"}
@@ -154,13 +154,32 @@ def test_the_trainers_own_hyper_parameters_stay_and_differences_are_said(tmp_pat
     train(old, optimizer)
     new = Net(seed=2)
     fresh = OPTIMIZERS["adamw"](new.parameters(), lr=0.5, weight_decay=0.3, betas=(0.8, 0.95))
-    bundle = resume(save(tmp_path, old, optimizer), new, fresh)
+    lines: list[str] = []
+    bundle = resume(save(tmp_path, old, optimizer), new, fresh, log_fn=lines.append)
     (group,) = fresh.param_groups
     assert (group["lr"], group["weight_decay"], group["betas"]) == (0.5, 0.3, (0.8, 0.95))
-    assert bundle.report["optimizer"] == (
-        "load: the trainer's own betas (0.8, 0.95), in the checkpoint (0.9, 0.95), "
-        "lr 0.5, in the checkpoint 0.01, weight_decay 0.3, in the checkpoint 0.01"
+    assert bundle.report["optimizer"] == "load" and not any("trains with" in line for line in lines)
+    group["lr"] = 0.01
+    train(new, fresh)
+    assert lines[-1] == (
+        "[resume] optimizer: trains with betas (0.8, 0.95), in the checkpoint (0.9, 0.95), "
+        "weight_decay 0.3, in the checkpoint 0.01"
     )
+
+
+def test_what_a_trainer_sets_back_behind_the_load_is_no_difference(tmp_path: Path) -> None:
+    """After a swap: made with the config's weight decay of 0.1, then set to the swapped one's, which is the saved."""
+    old = Net(seed=1)
+    optimizer = OPTIMIZERS["adamw"](old.parameters(), weight_decay=0.01)
+    train(old, optimizer)
+    new = Net(seed=2)
+    fresh = OPTIMIZERS["adamw"](new.parameters(), weight_decay=0.1)
+    lines: list[str] = []
+    bundle = resume(save(tmp_path, old, optimizer), new, fresh, log_fn=lines.append)
+    fresh.param_groups[0]["weight_decay"] = 0.01
+    train(new, fresh)
+    assert bundle.report["optimizer"] == "load"
+    assert not any("weight_decay" in line for line in lines)
 
 
 def test_the_rate_comes_from_the_checkpoint_with_the_schedulers_state_and_nothing_else_does(tmp_path: Path) -> None:
@@ -345,4 +364,4 @@ def test_compile_prefixes_do_not_hide_the_names(tmp_path: Path) -> None:
     resume(path, new, fresh, allow_partial_weights=True)
     wanted = moments(old, optimizer)
     assert len(wanted) == 6 and all(same(state, wanted[name]) for name, state in moments(new, fresh).items())
-    assert isinstance(fresh, Lion) and saved_optimizers.is_lion(fresh)
+    assert isinstance(fresh, Lion) and optimizer_state.is_lion(fresh)

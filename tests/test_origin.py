@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from conftest import Kit, events
-from test_plan import SECTIONS, WITH_KIT
-from toy_trainer import write_checkpoint
+from support.commands import Kit
+from support.plan_configs import SECTIONS, WITH_KIT, plan_of
+from support.runs import events
+from support.toy_trainer import write_checkpoint
 
 RECOVERS = {"enabled": True, "backoff_s": 1, "max_attempts": 2, "replay_steps": 5}
 LINEAR = ("--set", "schedule.name=linear")
@@ -27,7 +28,7 @@ def kit(tmp_path: Path) -> Iterator[Kit]:
 
 
 def grandparent(kit: Kit, *toy_args: str, **trainer: Any) -> Path:
-    """A run with checkpoints of steps 5 and 10 that was killed in step 12 and is taken up by nobody."""
+    """A run with checkpoints of steps 5 and 10 that was killed in step 12 and is not taken up."""
     kit.config(
         "--save-every", "5", *toy_args, training={"max_steps": 30}, trainer={**WITH_KIT, **trainer}, **SECTIONS,
         recover={**RECOVERS, "enabled": False},
@@ -46,10 +47,6 @@ def plan_in(run: Path) -> dict[str, Any]:
     return json.loads((run / "resume_plan.json").read_text())
 
 
-def shown(kit: Kit, *args: str, code: int = 0) -> dict[str, Any]:
-    return json.loads(kit("resume", "T-1", "--dry-run", "--json", *args, code=code).stdout)
-
-
 def keys(plan: dict[str, Any]) -> set[str]:
     return {change["key"] for change in plan["changes"]}
 
@@ -58,7 +55,7 @@ def keys(plan: dict[str, Any]) -> set[str]:
 def test_a_person_who_goes_on_from_a_run_without_a_checkpoint_gets_what_it_was_told(kit: Kit, args: tuple[str, ...]):
     first = grandparent(kit)
     second = dead_child(kit, *args)
-    plan = shown(kit)
+    plan = plan_of(kit)
     assert (plan["parent_run_id"], plan["checkpoint"]["run_id"], plan["relation"]) == (
         second.name, first.name, "continue",
     )  # fmt: skip
@@ -93,7 +90,7 @@ def test_a_recovery_after_a_checkpoint_of_its_own_loads_what_is_there(kit: Kit):
     assert keys(plan) == set() and plan["notes"] == []
 
 
-def test_nobody_is_asked_again_for_what_was_agreed_to(kit: Kit):
+def test_what_was_agreed_to_is_not_asked_again(kit: Kit):
     first = grandparent(kit)
     dead_child(kit, "--set", "optimizer.weight_decay=0.5", "--set", "recover.enabled=true", "--accept")
     recovered = kit.run_dirs()[2:]
@@ -102,24 +99,24 @@ def test_nobody_is_asked_again_for_what_was_agreed_to(kit: Kit):
     plan = plan_in(recovered[0])
     assert plan["checkpoint"]["run_id"] == first.name and plan["consents"] == []
     assert keys(plan) >= {"optimizer.weight_decay"}
-    assert shown(kit)["verdict"] == "ready"
+    assert plan_of(kit)["verdict"] == "ready"
     # Another step in the same direction is another question, and so is another one beside it.
-    (asked,) = shown(kit, "--set", "optimizer.weight_decay=0.9", code=5)["consents"]
+    (asked,) = plan_of(kit, "--set", "optimizer.weight_decay=0.9", code=5)["consents"]
     assert asked.startswith("optimizer.weight_decay: 0.01 -> 0.9 ")
-    (asked,) = shown(kit, "--set", "training.seed=9", code=5)["consents"]
+    (asked,) = plan_of(kit, "--set", "training.seed=9", code=5)["consents"]
     assert asked.startswith("training.seed: ")
     # Back to what the checkpoint was trained with is no change.
-    assert shown(kit, "--set", "optimizer.weight_decay=0.01")["consents"] == []
+    assert plan_of(kit, "--set", "optimizer.weight_decay=0.01")["consents"] == []
 
 
 def test_a_trainer_that_loads_by_itself_is_not_asked_about_again(kit: Kit):
-    """What nobody can see has been agreed to; a recovery goes on, as does a person."""
+    """What cannot be seen has been agreed to; a recovery goes on, as does a person."""
     grandparent(kit, loads_with_kit=False)
     dead_child(kit, *LINEAR, "--set", "recover.enabled=true", "--accept")
     recovered = kit.run_dirs()[2:]
     assert recovered and plan_in(recovered[0])["components"]["optimizer"]["action"] == "reset"
-    assert shown(kit)["consents"] == []
-    (asked,) = shown(kit, "--set", "resume.ema=reset", code=5)["consents"]
+    assert plan_of(kit)["consents"] == []
+    (asked,) = plan_of(kit, "--set", "resume.ema=reset", code=5)["consents"]
     assert "'ema: reset'" in asked and "optimizer" not in asked
 
 
@@ -130,13 +127,13 @@ def test_along_a_chain_of_runs_without_a_checkpoint_everything_is_still_to_be_do
     kit("resume", "T-1", "--set", "ema.enabled=true", "--set", "recover.enabled=true", code=137, env=DIES)
     last = kit.run_dirs()[-1]
     assert len(kit.run_dirs()) > 4, "the launcher has taken it up"
-    for plan in (plan_in(last), shown(kit)):
+    for plan in (plan_in(last), plan_of(kit)):
         assert plan["checkpoint"]["run_id"] == first.name
         actions = {name: one["action"] for name, one in plan["components"].items()}
         assert (actions["optimizer"], actions["scheduler"], actions["ema"]) == ("reset", "reset", "fresh")
         assert keys(plan) >= {"training.max_steps", "ema.enabled", "resume.optimizer", "resume.scheduler"}
     # Of two words about the same thing the later one holds, where both are about the same checkpoint.
-    assert shown(kit, "--set", "resume.scheduler=refit")["components"]["scheduler"]["action"] == "refit"
+    assert plan_of(kit, "--set", "resume.scheduler=refit")["components"]["scheduler"]["action"] == "refit"
 
 
 def test_a_checkpoint_from_before_a_reset_is_reset_though_the_run_that_was_told_has_saved_since(kit: Kit):
@@ -145,11 +142,11 @@ def test_a_checkpoint_from_before_a_reset_is_reset_though_the_run_that_was_told_
     dead_child(kit, *TOLD, env={"TOY_ARGS": "--at 17 kill"})
     second = kit.run_dirs()[-1]
     dead_child(kit, env={"TOY_ARGS": "--at 16 kill"})
-    assert shown(kit)["checkpoint"]["run_id"] == second.name and shown(kit)["changes"] == []
-    assert shown(kit)["components"]["optimizer"]["action"] == "load"
+    assert plan_of(kit)["checkpoint"]["run_id"] == second.name and plan_of(kit)["changes"] == []
+    assert plan_of(kit)["components"]["optimizer"]["action"] == "load"
     for path in (second / "checkpoints").glob("hrm_arc_step_15.pt*"):
         path.unlink()
-    plan = shown(kit)
+    plan = plan_of(kit)
     assert plan["checkpoint"]["run_id"] == first.name
     assert plan["components"] == plan_in(second)["components"]
 
@@ -160,11 +157,11 @@ def test_what_was_told_over_a_checkpoint_that_the_kit_did_not_make_is_done_and_n
     kit.config("--save-every", "5", training={"max_steps": 30}, recover={**RECOVERS, "enabled": False}, **SECTIONS)
     dead_child(kit, *TOLD, "--accept")
     [first] = kit.run_dirs()
-    plan = shown(kit)
+    plan = plan_of(kit)
     assert plan["checkpoint"]["run_id"] == "T-1_base" and plan["consents"] == []
     assert plan["components"] == plan_in(first)["components"]
     assert plan["components"]["optimizer"]["action"] == "reset"
-    (asked,) = shown(kit, "--set", "resume.ema=reset", code=5)["consents"]
+    (asked,) = plan_of(kit, "--set", "resume.ema=reset", code=5)["consents"]
     assert "'ema: reset'" in asked and "optimizer" not in asked
 
 
@@ -174,7 +171,7 @@ def test_a_record_that_names_an_impossible_checkpoint_is_no_traceback(kit: Kit, 
     second = dead_child(kit, *TOLD)
     record = json.loads((second / "run.json").read_text())
     (second / "run.json").write_text(json.dumps({**record, "checkpoint": named}))
-    assert shown(kit)["components"]["optimizer"]["action"] == "reset"
+    assert plan_of(kit)["components"]["optimizer"]["action"] == "reset"
 
 
 def test_a_config_that_is_taken_anew_takes_nothing_over_and_is_compared_with_the_checkpoint_s_run(kit: Kit):
@@ -183,6 +180,6 @@ def test_a_config_that_is_taken_anew_takes_nothing_over_and_is_compared_with_the
     document = json.loads(kit.config_file.read_text())
     document["training"]["max_steps"] = 50
     kit.config_file.write_text(json.dumps(document))
-    plan = shown(kit, "--reresolve")
+    plan = plan_of(kit, "--reresolve")
     assert plan["checkpoint"]["run_id"] == first.name and keys(plan) == {"training.max_steps"}
     assert plan["components"]["optimizer"]["action"] == "load"

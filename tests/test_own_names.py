@@ -7,7 +7,10 @@ import os
 import signal
 from typing import Any
 
-from conftest import TOY, Kit, events, wait_until
+from support.commands import Kit
+from support.places import TOY
+from support.processes import wait_until
+from support.runs import events
 
 # The toy, with protocol §6's keys under other names.
 TRAINER = f"""
@@ -76,8 +79,8 @@ def test_where_the_kit_is_to_load_it_is_said_under_which_name(kit: Kit):
 
 
 def test_what_such_a_trainer_is_told_to_start_anew_still_needs_consent(kit: Kit):
-    """Nobody can see whether it does, whatever the names in its file."""
+    """It cannot be seen whether it does, whatever the names in its file."""
     configure(kit)
     kit("run", "T-1", code=137, env={"TOY_ARGS": "--at 12 kill"})
     said = kit("resume", "T-1", "--set", "resume.optimizer=reset", code=None).stderr
-    assert "this trainer loads by itself: whether it does 'optimizer: reset' nobody can see" in said
+    assert "this trainer loads by itself: whether it does 'optimizer: reset' cannot be seen" in said

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from resumekit.basics.ownership import is_callers, is_callers_alone, make_private, state_folder
+from resumekit.base.ownership import is_callers, is_callers_alone, make_private, state_folder
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +49,7 @@ def test_a_folder_that_another_may_write_to_is_not_taken(
     assert state_folder(create=True) is None
 
 
-def test_a_link_is_nobodys_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_link_is_no_folder_of_the_caller_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     (tmp_path / "elsewhere").mkdir(mode=0o700)
     (tmp_path / "resumekit").symlink_to(tmp_path / "elsewhere")

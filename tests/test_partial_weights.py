@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from checkpoint_tools import quiet
-from resume_parts import Net, train
-from resumekit.proving.parameter_paths import pair, plain_path
+from resumekit.checkpoint.parameters import pair_paths, plain_path
 from resumekit.trainer.loading import load_resume_bundle
 from resumekit.trainer.saving import save_checkpoint
+from support.checkpoint_tools import quiet
+from support.resume_parts import Net, train
 
 pytestmark = pytest.mark.usefixtures("in_a_new_process")
 
@@ -48,10 +48,10 @@ def test_wrappers_are_left_out_wherever_they_stand_and_nothing_else_is(name: str
 
 
 def test_exact_names_win_and_what_is_ambiguous_is_not_guessed() -> None:
-    assert pair(["module.a", "a"], ["a", "module.a"]) == {"module.a": "module.a", "a": "a"}
-    assert pair(["module.a", "_orig_mod.a"], ["a"]) == {}
-    assert pair(["a"], ["module.a", "_orig_mod.a"]) == {}
-    assert pair(["module.a", "b"], ["a", "b"]) == {"module.a": "a", "b": "b"}
+    assert pair_paths(["module.a", "a"], ["a", "module.a"]) == {"module.a": "module.a", "a": "a"}
+    assert pair_paths(["module.a", "_orig_mod.a"], ["a"]) == {}
+    assert pair_paths(["a"], ["module.a", "_orig_mod.a"]) == {}
+    assert pair_paths(["module.a", "b"], ["a", "b"]) == {"module.a": "a", "b": "b"}
 
 
 @pytest.mark.parametrize("before", [None, "module", "_orig_mod"])

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import torch
 
-from checkpoint_tools import pickle_zip, small_model
-from resumekit.basics.files import UnreadableFile
-from resumekit.proving import archive
-from test_archive import LIB
+from resumekit.base.files import UnreadableFile
+from resumekit.checkpoint import archive
+from support.checkpoint_tools import pickle_zip, small_model
+from support.places import LIB
 
 numpy = pytest.importorskip("numpy")
 SCALAR, ARRAY = "scalar", "_reconstruct"
@@ -28,9 +28,7 @@ STRUCTURED = numpy.zeros(2, [("a", "<i4"), ("b", [("x", "<f8"), ("y", "<f4", (2,
 ALIGNED = numpy.zeros(1, numpy.dtype([("a", "i1"), ("b", "f8")], align=True))
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def with_attributes(tensor: torch.Tensor) -> torch.Tensor:
@@ -400,7 +398,7 @@ def test_c13_the_gallery_is_refused_where_nothing_in_it_could_be_imported(tmp_pa
         (tmp_path / f"{number}.pt").write_bytes(holding(*values))
     program = (
         "import sys; sys.path.append(sys.argv[1]); from pathlib import Path\n"
-        "from resumekit.proving.archive import summarize; from resumekit.basics.files import UnreadableFile\n"
+        "from resumekit.checkpoint.archive import summarize; from resumekit.base.files import UnreadableFile\n"
         "blocked = ('pickle', '_pickle', 'torch', 'numpy', 'argparse', 'datetime')\n"
         "assert not any(name in sys.modules for name in blocked), sys.modules\n"
         "for name in blocked: sys.modules[name] = None\n"

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
 import pytest
 
-from conftest import ROOT, Kit
-from resumekit.basics import lr_scale
-from resumekit.basics.terminal import duration
-from resumekit.planning import schedules
-from resumekit.planning.components import show
+from resumekit.base.terminal import COMPARED, PASSED_OVER, WARNING, Note, duration
+from resumekit.base.terms import ABSENT, LOAD, PARTIAL
+from resumekit.checkpoint import manifest
+from resumekit.checkpoint.selection import Candidate
+from resumekit.config.rules import SCHEDULES
+from resumekit.policy import lr_scale
+from resumekit.policy.config_diff import Change
+from resumekit.start import forecast, plan_report, plan_rules
+from resumekit.start import plan as plans
+from resumekit.start.plan_rules import Component, show_component
+from support import schema_examples
+from support.commands import Kit
+from support.places import ROOT, TOY
+from support.plan_configs import SECTIONS, WITH_KIT, plan_of
 
 SCHEMA = json.loads((ROOT / "schemas" / "plan.schema.json").read_text())
-SECTIONS = {
-    "model": {"aux_rule_head": False},
-    "optimizer": {"name": "adamw", "lr": 1e-4, "weight_decay": 0.01},
-    "schedule": {"name": "cosine", "warmup_steps": 0, "min_lr_ratio": 0.1},
-}
-WITH_KIT = {"loads_with_kit": True, "schedule_with_kit": True}
 
 
 @pytest.fixture
@@ -41,12 +46,27 @@ def killed(kit: Kit, at: int = 12, steps: int = 20, **sections: Any) -> Path:
     return kit.run_dirs()[-1]
 
 
-def plan_of(kit: Kit, *args: str, code: int = 0) -> dict[str, Any]:
-    return json.loads(kit("resume", "T-1", "--dry-run", "--json", *args, code=code).stdout)
-
-
 def page_of(kit: Kit, *args: str, code: int = 0) -> list[str]:
     return kit("resume", "T-1", "--dry-run", *args, code=code).stdout.splitlines()
+
+
+def test_the_page_lists_a_sentence_by_its_kind_and_not_by_how_it_begins() -> None:
+    notes = (
+        "passed over by chance: a sentence of no kind",
+        Note(PASSED_OVER, "not taken: it has its own line"),
+        Note(COMPARED, "held against 'a': it has its own line"),
+        Note(WARNING, "warning: this may be wrong"),
+        "warning: a sentence of no kind",
+    )
+    choice = SimpleNamespace(title="starting A anew", said=notes, consents=())
+    assert plan_report.as_text(choice, None).splitlines() == [
+        "starting A anew",
+        "  note         passed over by chance: a sentence of no kind",
+        "  warning      this may be wrong",
+        "  note         warning: a sentence of no kind",
+        "nothing was changed (--dry-run)",
+    ]
+    assert json.loads(json.dumps({"notes": notes}))["notes"] == list(map(str, notes)), "a note is written as a text"
 
 
 def test_the_plan_is_written_into_the_new_run_by_its_schema_and_named_to_the_trainer(kit: Kit) -> None:
@@ -59,7 +79,8 @@ def test_the_plan_is_written_into_the_new_run_by_its_schema_and_named_to_the_tra
     jsonschema.Draft202012Validator(SCHEMA).validate(plan)
     jsonschema.Draft202012Validator(SCHEMA).validate(shown)
     assert plan["run_id"] == run.name and plan["components"] == shown["components"]
-    assert plan["components"]["scheduler"] == {"action": "refit", "why": "training.max_steps: 20 -> 40"}
+    expected = {"action": "refit", "why": "training.max_steps: 20 -> 40", "code": "changed"}
+    assert plan["components"]["scheduler"] == expected
     assert f"RESUMEKIT_PLAN={run}/resume_plan.json" in (run / "command.sh").read_text()
 
 
@@ -151,10 +172,34 @@ def test_totals_are_derived_anew_where_the_batch_changed(kit: Kit) -> None:
     assert plan_of(kit)["totals"] == []
 
 
-def test_an_exhausted_schedule_is_warned_about(kit: Kit) -> None:
+def test_an_exhausted_schedule_is_asked_about_where_nothing_would_be_trained(kit: Kit) -> None:
+    run = killed(kit)
+    plan = plan_of(kit, "--set", "training.max_steps=10", code=5)
+    assert plan["warnings"] == ["the schedule is exhausted: step 10 of 10; --set training.max_steps=N goes on"]
+    (asked,) = plan["consents"]
+    assert asked == "the schedule is exhausted at step 10 of 10, nothing would be trained: --set max_steps=N goes on"
+    said = kit("resume", "T-1", "--set", "max_steps=5", code=5).stderr
+    assert "exhausted at step 10 of 5" in said and "--set max_steps=N" in said and kit.run_dirs() == [run]
+    again = ["resume.optimizer=reset", "resume.scheduler=reset", "resume.counters=reset"]
+    anew = [word for setting in again for word in ("--set", setting)]
+    assert plan_of(kit, "--set", "training.max_steps=10", *anew)["consents"] == []
+
+
+def test_a_chain_that_comes_to_a_run_at_its_own_end_is_not_asked(kit: Kit) -> None:
+    """It died in what follows the last step; `run.sh` finishes that, `resume.sh` asks a person."""
+    kit.config("--save-every", "5", training={"max_steps": 10}, trainer=WITH_KIT, **SECTIONS)
+    kit("run", "T-1", code=3, env={"TOY_ARGS": "--exit 3"})
+    assert "step 10 of 10" in kit("run", "T-1", "--dry-run").stdout
+    assert "exhausted at step 10 of 10" in " ".join(page_of(kit, code=5))
+
+
+def test_a_schedule_that_the_kit_computes_is_one_that_it_knows(kit: Kit) -> None:
     killed(kit)
-    (said,) = plan_of(kit, "--set", "training.max_steps=10")["warnings"]
-    assert said == "the schedule is exhausted: step 10 of 10; --set training.max_steps=N goes on"
+    said = kit("resume", "T-1", "--set", "schedule.name=foo", "--dry-run", code=4).stderr
+    assert "schedule.name is 'foo'" in said and "cosine, linear, constant" in said and said.count("\n") == 1
+    assert "--set 'schedule.name=foo'" in said
+    free = ["--set", "schedule.name=foo", "--set", "trainer.schedule_with_kit=false"]
+    assert plan_of(kit, *free)["verdict"] == "ready"
 
 
 DESCRIBES = """
@@ -188,10 +233,107 @@ def test_a_trainer_that_describes_its_model_is_asked_where_weights_are_loaded_in
     assert words in page
 
 
+def test_the_evidence_names_the_metric_of_the_last_evaluation() -> None:
+    value = schema_examples.case("manifest")
+    for metric, score in (("cell_accuracy", 0.4532), ("accuracy", 0)):
+        known = manifest.parse({**value, "last_fast_eval": {"step": 380, metric: score}}, value["file"])
+        candidate = Candidate(known.step, Path(), "x.pt", None, "chosen", "proven", "newest", known=known)
+        assert plan_report._evidence(candidate).endswith(f"fast eval at step 380: {metric} {score}")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "code", "words"),
+    [
+        ([["weight", [4]]], 0, "1 tensors match: 100.0% of the checkpoint's weights are kept"),
+        ([["weight", [4]], ["new", [4]]], 5, "does not fit the trainer's model whole (1 of 2 parameters, 1 new)"),
+        ([["other", [9]]], 6, "the checkpoint does not fit: none of its parameters is in the model by name and shape"),
+    ],
+)
+def test_it_is_asked_too_where_the_weights_are_to_be_loaded_whole(
+    kit: Kit, tensors: list[Any], code: int, words: str
+) -> None:
+    script = kit.folder / "trainer.py"
+    own = ["{python}", str(script).replace("{", "{{").replace("}", "}}")]
+    toy = (
+        f"import sys, runpy\nif '--describe' not in sys.argv:\n    runpy.run_path({str(TOY)!r}, run_name='__main__')\n"
+    )
+    script.write_text(toy + "else:\n" + textwrap.indent(DESCRIBES % tensors, "    "))
+    words_of_toy = ["--dir", "{checkpoints_dir}", "--steps", "{training.max_steps}", "--save-every", "5"]
+    killed(kit, trainer={"describe_args": ["--describe"], "command": [*own, *words_of_toy]})
+    page = " ".join(" ".join(page_of(kit, code=code)).split())
+    assert words in page and "does the trainer read what was changed" not in page
+
+
+def test_a_recovery_waits_for_no_description_of_weights_that_are_loaded_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(plans.compatibility, "ask_for_shapes", lambda choice, ready: asked.append(choice.recovery))
+    for action in (LOAD, PARTIAL, ABSENT):
+        for recovery in (None, "one"):
+            found, choice = (Component("weights", action),), SimpleNamespace(recovery=recovery)
+            plans._compared(found, choice, None, is_asked=recovery is None)
+    assert asked == [None, None, "one"]
+
+
+SAME = SimpleNamespace(commit="a" * 40, left_out=())
+
+
+@pytest.mark.parametrize(
+    ("changed", "code", "record", "is_same"),
+    [
+        ((), SAME, {"git": {"commit": "a" * 40}}, True),
+        (("optimizer.lr",), SAME, {"git": {"commit": "a" * 40}}, True),
+        (("git.commit",), SAME, {"git": {"commit": "b" * 40}}, False),
+        (("model.hidden_size",), SAME, {"git": {"commit": "a" * 40}}, False),
+        (("trainer.command",), SAME, {"git": {"commit": "a" * 40}}, False),
+        ((), SimpleNamespace(commit="a" * 40, left_out=("new.py",)), {"git": {"commit": "a" * 40}}, False),
+        ((), SimpleNamespace(commit=None, left_out=()), {"git": {"commit": None}}, False),
+        ((), None, {"git": {"commit": "a" * 40}}, False),
+        ((), SAME, {}, False),
+    ],
+)
+def test_the_model_of_the_checkpoints_own_run_needs_no_description(
+    changed: tuple[str, ...], code: Any, record: dict[str, Any], is_same: bool
+) -> None:
+    choice = SimpleNamespace(changed=[Change(key, 1, 2, {}, None, None) for key in changed])
+    assert plans._has_the_same_model(choice, SimpleNamespace(record=record), (), code) is is_same
+    assert not plans._has_the_same_model(choice, None, (), code), "a file that lies in no run"
+
+
 def test_a_trainer_that_fails_to_describe_itself_is_said(kit: Kit) -> None:
     killed(kit, trainer={"describe_args": ["--no-such-option"]})
     said = kit("resume", "T-1", "--set", "model.aux_rule_head=true", "--dry-run", code=4).stderr
     assert "the trainer does not describe its model (exit code 2:" in said and said.count("\n") == 1
+    (warning,) = plan_of(kit)["warnings"]  # a load of the whole does not stand on it
+    assert warning.startswith("the trainer does not describe its model (exit code 2:")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (["a", "--lr", "1e-3"], ["a", "--lr", "1"], "k[2]: 1e-3 -> 1"),
+        (["a"], ["a", "--noise", "1"], "k[1]: '--noise 1' is put in"),
+        (["a", "b", "c"], ["a", "c"], "k[1]: 'b' is taken out"),
+        (["a", "b", "c", "d"], ["x", "b", "c", "y", "z"], "k[0]: a -> x, k[3]: d -> y z"),
+        ([0.9, 0.95], [0.9, 0.999], "k[1]: 0.95 -> 0.999"),
+        (list("abcdefghi"), list("AbCdEfGhI"), "k[0]: a -> A, k[2]: c -> C, k[4]: e -> E, k[6]: g -> G, and 1 more"),
+        (None, ["a"], "k: null -> ['a']"),
+        (1, 2, "k: 1 -> 2"),
+    ],
+)  # fmt: skip
+def test_of_a_changed_list_the_elements_are_shown_that_differ(old: Any, new: Any, words: str) -> None:
+    assert plan_rules.difference(Change("k", old, new, {}, None, None)) == words
+
+
+def test_another_word_of_the_command_is_shown_and_makes_no_branch(kit: Kit) -> None:
+    run = killed(kit)
+    command = json.loads((run / "resolved_config.json").read_text())["trainer"]["command"]
+    other = f"trainer.command={json.dumps([*command, '--delay', '0.001'])}"
+    page = " ".join(" ".join(page_of(kit, "--set", other, code=5)).split())
+    assert f"trainer.command[{len(command)}]: '--delay 0.001' is put in (another command" in page
+    assert plan_of(kit, "--set", other, code=5)["relation"] == "continue"
+    kit("resume", "T-1", "--set", other, "--accept")
+    first, second = (json.loads((one / "run.json").read_text()) for one in kit.run_dirs())
+    assert first["config_hash"] != second["config_hash"] and second["config_hash_version"] == 2
 
 
 def test_a_ramp_holds_from_its_first_step_to_its_last() -> None:
@@ -218,18 +360,19 @@ def test_a_scale_is_read_back_as_it_was_written() -> None:
 
 
 def test_the_schedules_meet_their_ends() -> None:
-    for name in schedules.NAMES:
+    for name in SCHEDULES:
         shape = [
-            schedules.factor(name, step, warmup_steps=4, max_steps=20, min_lr_ratio=0.1) for step in (0, 3, 4, 20, 99)
+            forecast.schedule_factor(name, step, warmup_steps=4, max_steps=20, min_lr_ratio=0.1)
+            for step in (0, 3, 4, 20, 99)
         ]
         floor = 1.0 if name == "constant" else 0.1
         assert shape == pytest.approx([0.25, 1.0, 1.0, floor, floor])
-    half = schedules.factor("linear", 12, warmup_steps=4, max_steps=20, min_lr_ratio=0.0)
+    half = forecast.schedule_factor("linear", 12, warmup_steps=4, max_steps=20, min_lr_ratio=0.0)
     assert half == pytest.approx(0.5)
 
 
 def test_values_are_shown_as_a_config_writes_them() -> None:
-    assert [show(value) for value in (None, True, 1e-4, [0.9, 0.95], "x" * 50)] == [
+    assert [show_component(value) for value in (None, True, 1e-4, [0.9, 0.95], "x" * 50)] == [
         "null", "true", "0.0001", "[0.9, 0.95]", "x" * 37 + "...",
     ]  # fmt: skip
 

@@ -15,23 +15,14 @@ from typing import Any
 import pytest
 import torch
 
-import example_server
-from conftest import Kit, assert_valid, events
-from example_runs import same
-from example_server import ExampleServer
-from resumekit.basics.actions import KEYS
-from resumekit.configuration import config
-from test_plan_table import (
-    CONFIG_ROWS,
-    CONSENT,
-    EDIT,
-    NOTHING,
-    READY,
-    REDERIVE,
-    REFIT,
-    REFUSED,
-    SWAP,
-)  # fmt: skip
+from resumekit.base.terms import KEYS
+from resumekit.config import config
+from support.commands import Kit
+from support.example_runs import same
+from support.fork_server import ForkServer
+from support.plan_rows import CONFIG_ROWS, CONSENT, EDIT, NOTHING, READY, REDERIVE, REFIT, REFUSED, SWAP  # fmt: skip
+from support.runs import events
+from support.schemas import assert_valid
 
 STEP = 4
 BASE = "BASE"  # the baseline of config.yaml, as the table's rows have it, but small
@@ -73,12 +64,13 @@ SAMPLE = {
 class Lab:
     """Runs of the example with all settings of config.yaml, but small."""
 
-    def __init__(self, kit: Kit, server: ExampleServer) -> None:
-        self.kit, self.server, self.parents = kit, server, {}
+    def __init__(self, kit: Kit, server: ForkServer) -> None:
+        self.kit, self.parents = kit, {}
         file = config.load_config()
         document = config.resolve(file.document, schema=file.schema)
         script = document["trainer"]["command"].index("{kit}/examples/hrm_arc/train_arc_full_nova.py")
-        document["trainer"]["command"][script] = str(Path(example_server.__file__))
+        command = document["trainer"]["command"]
+        document["trainer"]["command"] = [*server.command("support.probed_example"), *command[script + 1 :]]
         document["experiments"] = {BASE: {"name": "base"}}
         for name, _ in (("EXP-03", NOTHING), *EXPERIMENTS):
             own = config.resolve(file.document, name, schema=file.schema)
@@ -89,7 +81,7 @@ class Lab:
         kit.config_file.write_text(json.dumps(document))
 
     def __call__(self, command: str, *args: str, code: int, steps: int = 1) -> str:
-        return self.kit(command, *args, code=code, env=self.server.environment(steps)).stderr
+        return self.kit(command, *args, code=code, env={"STOP_AFTER": str(steps)}).stderr
 
     def parent(self, experiment: str) -> Path:
         """Return a run of four steps, ended by TERM; the same one each time."""
@@ -101,7 +93,7 @@ class Lab:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    server = ExampleServer()
+    server = ForkServer("support.probed_example")
     kit = Kit(tmp_path_factory.mktemp("lab"))
     yield Lab(kit, server)
     kit.clean_up()
@@ -157,7 +149,7 @@ def scheduler(seen: Seen, action: str) -> None:
     planned = [rate["after"] for rate in seen.plan["learning_rates"]]
     if all(planned):  # with an SWA tail only the trainer knows
         assert seen.rates(seen.after) == pytest.approx([rates[0] for rates in planned], rel=1e-12)
-    if action == "load" and not seen.plan["components"]["scheduler"]["why"]:  # nobody kept it against a change
+    if action == "load" and not seen.plan["components"]["scheduler"]["why"]:  # it was not kept against a change
         assert seen.rates(seen.after) == seen.rates(seen.before)
     elif action == "reset":
         assert seen.rates(seen.after) == seen.rates(seen.made), "as at the first step"
@@ -180,7 +172,7 @@ def average(seen: Seen, action: str, name: str) -> None:
 def counters(seen: Seen, action: str) -> None:
     if action == "reset":
         assert (seen.after["global_step"], seen.after["best_val_loss"]) == (0, float("inf"))
-        assert seen.after["progress"]["best_accuracy"] is None
+        assert seen.after["progress"]["best_score"] is None
     else:
         assert seen.after["global_step"] == seen.before["global_step"] == STEP
         assert seen.after["best_val_loss"] == seen.before["best_val_loss"]
@@ -309,7 +301,7 @@ def test_a_schedule_and_data_that_began_anew_go_on_from_there_at_the_next_resume
 
 
 def test_what_a_run_without_a_checkpoint_was_told_is_done_to_its_parents_checkpoint(lab: Lab) -> None:
-    """A child was to reset and to grow, and left no checkpoint: whoever goes on from it resets and grows."""
+    """A child was to reset and to grow, and left no checkpoint: a run that goes on from it resets and grows."""
     words = "resume.optimizer=reset resume.scheduler=reset model.droppath_h=0..0.2 model.aux_rule_head=true"
     settings = [part for word in words.split() for part in ("--set", word)]
     parent = lab.parent(BASE)

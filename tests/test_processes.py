@@ -1,4 +1,4 @@
-"""Which process is ours, and whom a signal reaches: resumekit.basics.processes."""
+"""Which process is ours, and whom a signal reaches: resumekit.base.processes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from conftest import wait_until
-from resumekit.basics import processes
-from resumekit.basics.processes import ALIVE, DEAD, UNKNOWN, Identity
+from resumekit.base import processes
+from resumekit.base.processes import ALIVE, DEAD, UNKNOWN, Identity
+from support.processes import wait_until
 
 TOKEN = "6f1ed002ab5595859014ebf0951522d9"
 
@@ -63,11 +63,11 @@ def test_a_live_process_is_alive_and_hears(sleeper: subprocess.Popen) -> None:
         ({"token": "0" * 32}, DEAD),  # the same pid in the same clock tick
     ],
 )
-def test_a_stranger_is_never_signalled(sleeper: subprocess.Popen, forged: dict, verdict: str) -> None:
-    stranger = identity(sleeper)._replace(**forged)
-    assert processes.probe(stranger) == verdict
-    assert not processes.send(stranger, signal.SIGKILL)
-    assert processes.kill_session(stranger, 0.1) == 0
+def test_another_process_is_never_signalled(sleeper: subprocess.Popen, forged: dict, verdict: str) -> None:
+    other = identity(sleeper)._replace(**forged)
+    assert processes.probe(other) == verdict
+    assert not processes.send(other, signal.SIGKILL)
+    assert processes.kill_session(other, 0.1) == 0
     assert sleeper.poll() is None
 
 
@@ -97,7 +97,7 @@ def test_a_process_without_any_token_is_unknown_and_never_signalled() -> None:
 def test_a_process_in_the_middle_of_its_exec_is_looked_at_again(
     sleeper: subprocess.Popen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its environment is empty for a moment: that is no reason to take it for a stranger."""
+    """Its environment is empty for a moment: that is no reason to take it for another process."""
     known, empty = identity(sleeper), iter([True, True])
     read = open
 
@@ -111,7 +111,7 @@ def test_a_process_in_the_middle_of_its_exec_is_looked_at_again(
 def test_a_zombie_is_dead() -> None:
     process = start("import time; print(flush=True); time.sleep(300)")
     known = identity(process)
-    os.kill(process.pid, signal.SIGKILL)  # and nobody reaps it
+    os.kill(process.pid, signal.SIGKILL)  # and it is not reaped
     wait_until(lambda: processes.probe(known) == DEAD, "the zombie counts as dead")
     os.kill(process.pid, 0)  # which `kill -0` does not see
     # A launcher has no token to be known by; what ends may have lost its environment a little before it is a zombie.
@@ -136,7 +136,7 @@ def test_waiting_for_an_end_gives_up_and_wakes_up(sleeper: subprocess.Popen) -> 
 def test_a_session_is_killed_with_all_that_lives_in_it() -> None:
     """Children of a killed trainer leave its tree, not its session; one has no token, one forks on.
 
-    A rank of torchrun opens a session of its own and carries the token; who has put it off is nobody's of ours.
+    A rank of torchrun opens a session of its own and carries the token; one that has put it off is not the run's.
     """
     code = (
         "import os, subprocess, signal, time\n"
@@ -167,7 +167,7 @@ def children(pid: int) -> list[int]:
 
 
 @pytest.mark.fault("K11", by="processes: never the own process")
-def test_nobody_kills_himself() -> None:
+def test_a_process_does_not_signal_itself() -> None:
     own = processes.identify(os.getpid())
     assert own is not None
     assert not processes.send(own, signal.SIGTERM)
@@ -208,7 +208,7 @@ def test_a_kernel_without_pidfds_will_do(sleeper: subprocess.Popen, monkeypatch:
     assert processes.wait_for_end(known, 30)
 
 
-def test_nobody_is_alive_in_no_identity() -> None:
+def test_without_an_identity_nothing_is_known() -> None:
     assert processes.probe(None) == UNKNOWN
 
 

@@ -17,23 +17,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import Kit, events, wait_until
-from resumekit.basics.paths import RunPaths
-from resumekit.run_folder import observer, step_sight
-from resumekit.run_folder.observer import BEHIND_S, Observer
-from resumekit.run_folder.run_state import fold
-from resumekit.run_folder.runs import Run, RunTable, open_run
-from resumekit.supervision import new_checkpoints
-from resumekit.supervision.new_checkpoints import NewCheckpoints
-from resumekit.watching import abort_rules, sighting, watch
-from resumekit.watching.abort_rules import SICK, Sight
-from resumekit.watching.limits import Limits
-from resumekit.watching.watch import UNKNOWN, WELL
-from test_abort_rules import event, steady
-from test_log_source import Lab
-from test_recovery import configure
-from test_sidecar import sidecar_of
-from toy_trainer import write_checkpoint
+from resumekit.base.paths import RunPaths
+from resumekit.process import sidecar_warnings
+from resumekit.process.sidecar_warnings import NewCheckpoints
+from resumekit.run.journal_fold import fold
+from resumekit.run.run_folder import Run, open_run
+from resumekit.run.run_table import RunTable
+from resumekit.watch import inspection, observe, rules
+from resumekit.watch.inspection import HEALTHY, UNKNOWN
+from resumekit.watch.observe import BEHIND_S, Observer
+from resumekit.watch.rules import SICK, Limits, Observation
+from support.commands import Kit, sidecar_of
+from support.followed_logs import Lab
+from support.journal_events import event, steady
+from support.places import TOY
+from support.processes import wait_until
+from support.recoveries import configure
+from support.runs import events
+from support.toy_trainer import write_checkpoint
 
 MINUTE = 60.0
 LIMIT_S = Limits().hang_minutes * MINUTE
@@ -77,9 +78,9 @@ def test_only_progress_forbids_a_hang_and_life_alone_never_does(
         if at_s < now_s and shows_same_step:
             told.append(event("step", at_s, step=3601, loss=0.5, source="log"))
     seen_s = [now_s - age * MINUTE for age in (text if not reads_steps else None, renewed) if age is not None]
-    sight = Sight(now_s, "running", behind="it is" if is_behind else "", progress_s=max(seen_s, default=None))
+    sight = Observation(now_s, "running", behind="it is" if is_behind else "", progress_s=max(seen_s, default=None))
     state = fold(STEADY, sorted(told, key=lambda one: one["mono_s"]))
-    found = [one.cause for one in abort_rules.findings(state, Limits(), sight) if one.verdict == SICK]
+    found = [one.cause for one in rules.findings(state, Limits(), sight) if one.verdict == SICK]
     idle = min(age for age in (stepped, checkpoint, renewed, None if reads_steps else text) if age is not None)
     stood_s = min(2 * LIMIT_S, 2 * state.get("longest_stand_s", 0.0))
     is_hung = idle * MINUTE > max(LIMIT_S, stood_s) and not is_behind
@@ -99,15 +100,15 @@ def test_nothing_that_goes_by_an_age_is_said_while_the_observer_is_behind(rule: 
     if rule == "throughput":
         told += [event("step", 3600.0 + 5 * number, step=3600 + number, loss=0.5) for number in range(1, 1440)]
     state = fold({}, told)
-    sight = Sight(end_s, "running", log_ooms=9 if rule == "hang" else 0)
-    assert any(one.verdict == SICK for one in abort_rules.findings(state, Limits(), sight))
-    found = abort_rules.findings(state, Limits(), sight._replace(behind="it is"))
+    sight = Observation(end_s, "running", log_ooms=9 if rule == "hang" else 0)
+    assert any(one.verdict == SICK for one in rules.findings(state, Limits(), sight))
+    found = rules.findings(state, Limits(), sight._replace(behind="it is"))
     assert not [one for one in found if one.verdict == SICK]
 
 
 def test_a_loss_that_is_not_finite_needs_no_age() -> None:
     state = fold({}, [event("launched", 0.0), event("step", 1.0, step=1, loss="nan")])
-    (found,) = abort_rules.findings(state, Limits(), Sight(9e5, "running", behind="it is"))
+    (found,) = rules.findings(state, Limits(), Observation(9e5, "running", behind="it is"))
     assert found.cause == "nonfinite"
 
 
@@ -122,7 +123,7 @@ def account_of(tmp_path: Path, printed: int, **fields: Any) -> str:
     if fields:
         paths.sidecar_state.write_text(json.dumps({"run_id": "run", **fields}))
     run = Run(paths, {"run_id": "run"})
-    return observer.behind(run, observer.read(run), {"launched": {"mono_s": 1.0}}, 1000.0)
+    return observe.observer_is_behind(run, observe.read_observer(run), {"launched": {"mono_s": 1.0}}, 1000.0)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +134,7 @@ def account_of(tmp_path: Path, printed: int, **fields: Any) -> str:
         (900, {"read_offset": 100, "mono_s": 998.0, "caught_up_s": 900.0}, True),  # a flood, a disk that is full
         (100, {"read_offset": 100, "mono_s": 900.0, "caught_up_s": 900.0}, True),  # a sidecar that stands still
         (0, {"read_offset": 0, "mono_s": 1000.0 - BEHIND_S, "caught_up_s": 1000.0 - BEHIND_S}, False),
-        (900, {}, True),  # nobody ever followed it
+        (900, {}, True),  # no sidecar ever followed it
         (0, {}, False),
         (900, {"read_offset": "x", "mono_s": True, "caught_up_s": None}, True),  # no account
         (100, {"output_offset": 100}, False),  # one of an older kit, all of it read
@@ -153,7 +154,7 @@ def test_what_is_said_of_an_observer_that_is_behind(tmp_path: Path) -> None:
 def test_an_account_of_another_run_is_none(tmp_path: Path) -> None:
     paths = RunPaths(tmp_path)
     paths.sidecar_state.write_text(json.dumps({"run_id": "another", "read_offset": 5, "mono_s": 1.0}))
-    assert observer.read(Run(paths, {"run_id": "run"})) == Observer()
+    assert observe.read_observer(Run(paths, {"run_id": "run"})) == Observer()
 
 
 def test_an_account_of_an_older_kit_that_is_old_tells_by_what_is_unread(tmp_path: Path) -> None:
@@ -162,7 +163,7 @@ def test_an_account_of_an_older_kit_that_is_old_tells_by_what_is_unread(tmp_path
     path = RunPaths(tmp_path / "run").sidecar_state
     os.utime(path, (time.time() - 300, time.time() - 300))
     run = Run(RunPaths(tmp_path / "run"), {"run_id": "run"})
-    assert "read to byte 100 of 900" in observer.behind(run, observer.read(run), {}, 1000.0)
+    assert "read to byte 100 of 900" in observe.observer_is_behind(run, observe.read_observer(run), {}, 1000.0)
 
 
 @pytest.fixture
@@ -302,8 +303,8 @@ def test_a_bar_that_stands_is_no_progress_though_its_clock_goes_on(lab: Lab) -> 
 
 def test_a_line_of_steps_forbids_a_hang_where_the_trainer_tells_no_steps_itself() -> None:
     account, told = Observer(100, 5.0, 5.0, text_s=950.0, saved_s=700.0, step_line_s=900.0), {"has_stepped": True}
-    assert sighting._progress_s(None, told, None, account) == 900.0
-    assert sighting._progress_s(None, {**told, "tells_steps": True}, None, account) == 700.0
+    assert observe._progress_s(None, told, None, account) == 900.0
+    assert observe._progress_s(None, {**told, "tells_steps": True}, None, account) == 700.0
 
 
 # checkpoints
@@ -317,7 +318,7 @@ def test_a_checkpoint_that_is_new_or_renewed_is_progress(tmp_path: Path, monkeyp
 
     def look() -> float | None:
         nonlocal clock
-        clock += new_checkpoints.LOOK_S
+        clock += sidecar_warnings.SAVES_LOOK_S
         looker.look(clock)
         return looker.account["saved_s"]
 
@@ -327,13 +328,13 @@ def test_a_checkpoint_that_is_new_or_renewed_is_progress(tmp_path: Path, monkeyp
     assert look() is None
     (folder / "hrm_arc_step_4.pt").write_bytes(b"of a form that cannot be read")
     assert look() == clock
-    assert look() == clock - new_checkpoints.LOOK_S
+    assert look() == clock - sidecar_warnings.SAVES_LOOK_S
     (folder / "hrm_arc_best.pt").mkdir()
     assert look() == clock
     os.utime(folder / "hrm_arc_step_2.pt", (5, 5))  # renewed in its place, by a clock that is wrong
     assert look() == clock
     os.unlink(folder / "hrm_arc_step_2.pt")
-    assert look() == clock - new_checkpoints.LOOK_S
+    assert look() == clock - sidecar_warnings.SAVES_LOOK_S
     assert NewCheckpoints(run, looker.account).account == looker.account
 
 
@@ -355,8 +356,8 @@ def last_step(run: Path) -> int:
     return max((one["step"] for one in events(run, "step")), default=0)
 
 
-def look(kit: Kit, run: Path) -> watch.Look:
-    return watch.look_at(kit.runs, run.name)
+def look(kit: Kit, run: Path) -> inspection.Report:
+    return inspection.look_at(kit.runs, run.name)
 
 
 @pytest.fixture
@@ -371,7 +372,7 @@ def test_a_trainer_whose_sidecar_stands_still_is_no_hang_and_the_hang_is_found_l
     quick: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A healthy one was stopped: "no step since 299", while its own log said 978."""
-    monkeypatch.setattr(observer, "BEHIND_S", 6.0)
+    monkeypatch.setattr(observe, "BEHIND_S", 6.0)
     quick.config(
         "--delay", "0.05", "--at", "300", "hang", training={"max_steps": 100_000}, abort={"hang_minutes": 0.05},
     )  # fmt: skip
@@ -396,7 +397,7 @@ def test_a_trainer_whose_sidecar_stands_still_is_no_hang_and_the_hang_is_found_l
 def test_a_run_whose_sidecar_is_dead_gets_another_while_nothing_can_be_said_of_it(
     quick: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from resumekit.watching import acting
+    from resumekit.watch import acting
 
     quick("run", "T-1", "--detach")
     run = quick.started()
@@ -404,18 +405,18 @@ def test_a_run_whose_sidecar_is_dead_gets_another_while_nothing_can_be_said_of_i
     (launched,) = events(run, "launched")
     os.kill(launched["launcher"]["pid"], signal.SIGKILL)
     os.kill(sidecar_of(quick, run), signal.SIGKILL)
-    for pid in [p for p in map(int, filter(str.isdigit, os.listdir("/proc"))) if _is_keeper(p, quick, run)]:
+    for pid in [p for p in map(int, filter(str.isdigit, os.listdir("/proc"))) if _is_sidecar_supervisor(p, quick, run)]:
         os.kill(pid, signal.SIGKILL)
-    monkeypatch.setattr(observer, "BEHIND_S", 1.0)
+    monkeypatch.setattr(observe, "BEHIND_S", 1.0)
     seen = wait_until(lambda: (one := look(quick, run)).verdict == UNKNOWN and one, "no sidecar")
     monkeypatch.setenv("RESUMEKIT_TEST_MARK", quick.mark)
     deeds = acting.act(quick.runs, [seen])
-    assert [one.words for one in deeds] == ["nobody follows it any more: a sidecar of its own does now"]
-    monkeypatch.setattr(observer, "BEHIND_S", 20.0)
-    wait_until(lambda: look(quick, run).verdict == WELL, "it is followed again")
+    assert [one.words for one in deeds] == ["it had no sidecar any more: it has one now"]
+    monkeypatch.setattr(observe, "BEHIND_S", 20.0)
+    wait_until(lambda: look(quick, run).verdict == HEALTHY, "it is followed again")
 
 
-def _is_keeper(pid: int, kit: Kit, run: Path) -> bool:
+def _is_sidecar_supervisor(pid: int, kit: Kit, run: Path) -> bool:
     """Whether a process is a Bash of this run's launcher: what would start another sidecar."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -449,7 +450,7 @@ def test_a_progress_bar_without_a_newline_is_followed_and_one_that_stands_is_a_h
     quick("run", "T-1", "--detach")
     run = quick.started()
     while last_step(run) < 100:  # ten seconds, three times the limit
-        assert look(quick, run).verdict == WELL
+        assert look(quick, run).verdict == HEALTHY
         time.sleep(0.1)
     assert b"\n" not in (run / "logs" / "output.log").read_bytes()
     wait_until(lambda: [one.cause for one in look(quick, run).findings] == ["hang"], "a bar that stands")
@@ -462,16 +463,14 @@ def test_another_text_is_progress_where_no_pattern_reads_steps(kit: Kit) -> None
     state = {"launched": None, "resumed_step": 5}
     account = Observer(100, 5.0, 5.0, text_s=900.0, saved_s=700.0)
     run, table = Run(paths, {"run_id": "run"}), RunTable(kit.runs)
-    assert sighting._progress_s(run, state, table, account) == 900.0
-    assert sighting._progress_s(run, {**state, "has_stepped": True}, table, account) == 700.0
-    assert sighting._progress_s(run, {**state, "tells_phases": True}, table, account) == 700.0
+    assert observe._progress_s(run, state, table, account) == 900.0
+    assert observe._progress_s(run, {**state, "has_stepped": True}, table, account) == 700.0
+    assert observe._progress_s(run, {**state, "tells_phases": True}, table, account) == 700.0
     told = fold({"resumed_step": 5}, [event("launched", 0.0)])
-    sight = Sight(2.5 * LIMIT_S, "running", parent_stepped=True)
-    assert [one.cause for one in abort_rules.findings(told, Limits(), sight)] == ["hang"]
+    sight = Observation(2.5 * LIMIT_S, "running", parent_stepped=True)
+    assert [one.cause for one in rules.findings(told, Limits(), sight)] == ["hang"]
     assert not [
-        one
-        for one in abort_rules.findings(told, Limits(), sight._replace(progress_s=2 * LIMIT_S))
-        if one.verdict == SICK
+        one for one in rules.findings(told, Limits(), sight._replace(progress_s=2 * LIMIT_S)) if one.verdict == SICK
     ]
 
 
@@ -493,7 +492,7 @@ def test_what_is_known_of_a_resumed_run_s_steps_by_those_that_it_came_from(
     if has_stepped:
         told = {"event": "step", "run_id": "P", "mono_s": 1.0, "step": 5, "source": "log"}
         RunPaths(tmp_path / "P").journal.write_text(json.dumps(told) + "\n")
-    assert step_sight.parent_stepped(open_run(tmp_path / "N"), RunTable(tmp_path)) is is_judged
+    assert observe.parent_stepped(open_run(tmp_path / "N"), RunTable(tmp_path)) is is_judged
 
 
 @pytest.mark.parametrize(("loads_with_kit", "is_judged"), [(False, True), (True, False)])
@@ -508,7 +507,7 @@ def test_a_parent_that_told_its_steps_by_the_heartbeat_alone_shows_that_they_can
         paths.resolved_json.write_text(json.dumps({"trainer": {"loads_with_kit": loads}}))
     beats = [{"event": "heartbeat", "run_id": "P", "mono_s": 60.0 * n, "global_step": 2 * n} for n in (1, 2)]
     RunPaths(tmp_path / "P").journal.write_text("".join(json.dumps(one) + "\n" for one in beats))
-    assert step_sight.parent_stepped(open_run(tmp_path / "N"), RunTable(tmp_path)) is is_judged
+    assert observe.parent_stepped(open_run(tmp_path / "N"), RunTable(tmp_path)) is is_judged
 
 
 EPOCHS = """
@@ -534,7 +533,7 @@ def test_starts_that_leave_newer_checkpoints_are_not_fruitless(kit: Kit, pattern
     script.write_text(EPOCHS)
     configure(
         kit, trainer={
-            "command": ["{python}", str(script), str(Path(__file__).parent), "{checkpoints_dir}"],
+            "command": ["{python}", str(script), str(TOY.parent), "{checkpoints_dir}"],
             "resume_args": ["{step}"], "log_patterns": {"step": pattern}, "loads_with_kit": False,
         },
         checkpoint={"pattern": "model_{step}.pt", "every": 1}, training={"max_steps": 1000},
@@ -548,14 +547,14 @@ def test_starts_that_leave_newer_checkpoints_are_not_fruitless(kit: Kit, pattern
 
 def test_a_start_that_saves_what_was_saved_before_is_fruitless(tmp_path: Path) -> None:
     """It went back to an older checkpoint, and came no further than those before it."""
-    starts = [sighting._Start(40, 70, 60, 0), sighting._Start(50, 70, 60, 0), sighting._Start(0, 70, 50, 0)]
-    old, sighting._starts = sighting._starts, lambda *_: starts
+    starts = [observe._Start(40, 70, 60, 0), observe._Start(50, 70, 60, 0), observe._Start(0, 70, 50, 0)]
+    old, observe._starts = observe._starts, lambda *_: starts
     try:
-        assert sighting.fruitless_starts(None, {}, None, 5) == 1
-        starts.insert(0, sighting._Start(60, 70, 60, 0))
-        assert sighting.fruitless_starts(None, {}, None, 5) == 2
+        assert observe.fruitless_starts(None, {}, None, 5) == 1
+        starts.insert(0, observe._Start(60, 70, 60, 0))
+        assert observe.fruitless_starts(None, {}, None, 5) == 2
     finally:
-        sighting._starts = old
+        observe._starts = old
 
 
 class Terminal:

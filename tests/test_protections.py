@@ -1,21 +1,32 @@
-"""The campaign that takes out protections finds each of them: its texts and tests are there."""
+"""The campaign that takes out protections finds each of them: its place in the code and its tests are there."""
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
 import pytest
 
-import campaign_protections
-from campaign_protections import PATCHES, ROOT, Patch, run_tests
-from conftest import marked_pids
+from reliability import campaign_protections
+from reliability.campaign_protections import ROOT, run_tests
+from reliability.protections import PATCHES, Patch, taken_out
+from reliability.source_edits import left_out
+from support.processes import marked_pids
 
 
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.name)
-def test_what_a_patch_takes_out_stands_once_in_its_file(patch: Patch) -> None:
-    assert patch.new != patch.old
-    assert (ROOT / "lib" / patch.file).read_text(encoding="utf-8").count(patch.old) == 1
+def test_what_a_patch_takes_out_is_one_place_of_its_function(patch: Patch) -> None:
+    file, without_it = taken_out(patch, ROOT)
+    before = file.read_text(encoding="utf-8")
+    if file.suffix == ".py":
+        assert ast.dump(ast.parse(without_it)) != ast.dump(ast.parse(before))
+    else:
+        assert without_it != before
+
+
+def test_no_protection_has_gone() -> None:
+    assert len(PATCHES) >= 166
 
 
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.name)
@@ -86,5 +97,16 @@ def test_a_protection_is_missed_where_a_test_fails_or_does_not_end(
     (tmp_path / "lib/module.py").write_text("guard()\n")
     monkeypatch.setattr(campaign_protections, "ROOT", tmp_path)
     monkeypatch.setattr(campaign_protections, "run_tests", lambda *_: (code, []))
-    patch = Patch("guard", "module.py", "guard()", "pass", ("tests/test_module.py",))
+    patch = Patch("guard", "module.py", (left_out("guard()"),), ("tests/test_module.py",))
     assert campaign_protections.is_seen(patch, []) is is_seen
+
+
+def test_a_protection_that_is_not_found_is_not_taken_for_one_that_is_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib/module.py").write_text("guard()\nguard()\n")
+    monkeypatch.setattr(campaign_protections, "ROOT", tmp_path)
+    patch = Patch("guard", "module.py", (left_out("guard()"),), ("tests/test_module.py",))
+    assert not campaign_protections.is_seen(patch, [])
+    assert "means 2 places instead of one: lines 1, 2" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What comes of a recovery that somebody or something gets in the way of: resumekit.recovery, in this process."""
+"""What comes of a recovery that another process gets in the way of: resumekit.watch.recovering, in this process."""
 
 from __future__ import annotations
 
@@ -8,36 +8,23 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
-from conftest import LIVE, Kit, age, events, reseal, wait_until
-from resumekit.basics import claims, journal, processes
-from resumekit.basics.errors import KitError
-from resumekit.basics.paths import RunPaths
-from resumekit.recovery import attention, incident, recovering, replay
-from resumekit.run_folder import live_marker
-from resumekit.run_folder.runs import Run, open_run
-from resumekit.supervision import aborting, stop_request, stopping
-from test_recovery import configure
-
-
-@pytest.fixture
-def sick(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run that has failed at step 12, and has no launcher any more."""
-    configure(kit, "--at", "12", "exit=5", recover={"enabled": False})
-    kit("run", "T-1", code=5)
-    (run,) = kit.run_dirs()
-    config = json.loads((run / "resolved_config.json").read_text())
-    config["notify"]["command"] = ["tee", "-a", str(kit.folder / "told")]
-    config["recover"]["enabled"] = True
-    (run / "resolved_config.json").write_text(json.dumps(config))
-    reseal(run)
-    live_marker.make(kit.runs / LIVE / run.name)
-    monkeypatch.setenv("RESUMEKIT_TEST_MARK", kit.mark)
-    return run
+from resumekit.base import claims, journal, processes
+from resumekit.base.errors import DiskFull, KitError
+from resumekit.base.paths import RunPaths
+from resumekit.config import schema
+from resumekit.process import aborting, stop_request, stopping
+from resumekit.run.run_folder import Run, open_run
+from resumekit.start import code_change, pipeline, plan
+from resumekit.watch import budget, eligibility, escalation, incident, recovering, restart_point
+from support.commands import Kit
+from support.processes import wait_until
+from support.recoveries import configure
+from support.runs import age, events, reseal
 
 
 def false_start(kit: Kit, run: Path) -> Path:
@@ -49,13 +36,73 @@ def false_start(kit: Kit, run: Path) -> Path:
     return ready.paths.run_dir
 
 
-@pytest.mark.fault("G2", by="false_starts.py: the claim is given back, the parent taken up again")
+@pytest.mark.fault("G2", by="budget.py: the claim is given back, the parent taken up again")
 def test_where_a_recovery_could_not_start_its_trainer_the_run_before_it_is_taken_up_again(kit: Kit, sick: Path) -> None:
     child = false_start(kit, sick)
     assert recovering.recover(child, os.getpid()).wait_s == recovering.TRY_AGAIN_S
     again = recovering.recover(child, os.getpid()).ready
     assert again is not None and again.head == sick and again.run_id != child.name
     assert not (child / "claims").exists()
+
+
+def test_a_kit_that_is_just_being_copied_over_is_waited_for(
+    sick: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "CONFIG_SCHEMA", sick / "no.schema.json")
+        assert recovering.recover(sick, os.getpid()).wait_s == recovering.TRY_AGAIN_S
+    assert "is the kit copied whole?" in capfd.readouterr().err
+    assert not events(sick, "recovery"), "no user is called for what passes by itself"
+    assert recovering.recover(sick, os.getpid()).ready is not None
+
+
+@pytest.mark.fault("A1", by="nan_guard.py: record_recovery, by the next recovery where no sidecar lived to do it")
+def test_a_recovery_whose_sidecar_was_killed_before_its_first_look_is_written_down_by_the_next_one(
+    kit: Kit, sick: Path
+) -> None:
+    child = recovering.recover(sick, os.getpid()).ready
+    assert child is not None
+    # Trainer and sidecar of the child are killed before the sidecar has looked once.
+    trainer = {"pid": 4_000_000, "boot_id": processes.boot_id(), "start_time": 1, "node": "here"}
+    journal.append(child.paths.journal, "launched", child.run_id, trainer=trainer, launcher=trainer, shim=trainer)
+    (child.paths.run_dir / "exit.json").write_text(
+        json.dumps({"code": 137, "signal": 9, "pid": 4_000_000, "at": "2026-01-01T00:00:00Z", "elapsed_s": 1})
+    )
+    for _ in range(2):
+        recovering.recover(child.paths.run_dir, os.getpid())
+    told = [
+        [one["child_run_id"] for one in events(run, "recovery") if one["outcome"] == "resumed"]
+        for run in (sick, child.paths.run_dir)
+    ]
+    assert told == [[child.run_id], [child.run_id]]
+
+
+@pytest.mark.parametrize(
+    ("module", "rule", "answer"),
+    [
+        (eligibility, "in_the_code", "train.py has changed"),
+        (eligibility, "in_the_versions", "the machine has changed"),
+        (plan, "make", SimpleNamespace(refusals=("it cannot be",), consents=())),
+        (budget, "spent", SimpleNamespace(wait_s=None, reason="it was taken up 24 times")),
+        (budget, "count_failed_spawns", 3),
+    ],
+)
+def test_the_next_start_is_announced_only_where_nothing_that_can_be_seen_stands_against_it(
+    sick: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    module: ModuleType,
+    rule: str,
+    answer: Any,
+) -> None:
+    monkeypatch.setattr(recovering, "_backoff_left_s", lambda *_: 30.0)
+    assert recovering.recover(sick, os.getpid()).wait_s == 30.0
+    assert "follows, not before 30 s from now" in capfd.readouterr().err
+    assert not (sick / "claims" / "continued.json").exists(), "announced, and not yet made"
+    monkeypatch.setattr(module, rule, lambda *_: answer)
+    assert recovering.recover(sick, os.getpid()) == recovering.NOTHING
+    said = capfd.readouterr().err
+    assert "needs attention" in said and "follows" not in said
 
 
 def test_after_three_false_starts_a_person_is_called(kit: Kit, sick: Path) -> None:
@@ -68,22 +115,22 @@ def test_after_three_false_starts_a_person_is_called(kit: Kit, sick: Path) -> No
     assert len((kit.folder / "told").read_text().splitlines()) == 1
 
 
-@pytest.mark.fault("G2", by="launch.py: Busy, the next who asks may have a launcher")
+@pytest.mark.fault("G2", by="make_folder.py: Busy, the next who asks may have a launcher")
 def test_a_launcher_that_ends_while_it_asks_leaves_the_run_to_the_next(
     kit: Kit, sick: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launcher = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    real = recovering.preflight.check
+    real = pipeline.preflight.check
 
     def check(*args: Any) -> Any:
         launcher.kill()
         launcher.wait()
         return real(*args)
 
-    monkeypatch.setattr(recovering.preflight, "check", check)
+    monkeypatch.setattr(pipeline.preflight, "check", check)
     assert recovering.recover(sick, launcher.pid).wait_s == recovering.TRY_AGAIN_S
     assert not events(sick, "recovery") and kit.run_dirs() == [sick]
-    monkeypatch.setattr(recovering.preflight, "check", real)
+    monkeypatch.setattr(pipeline.preflight, "check", real)
     assert recovering.recover(sick, os.getpid()).ready is not None
 
 
@@ -93,8 +140,8 @@ def test_where_the_disk_has_no_locks_a_person_is_told_all_the_same(
     def refuse(_descriptor: int) -> bool:
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(attention, "try_lock", refuse)
-    monkeypatch.setattr(recovering.hindrances, "before_a_choice", lambda *_: "for a reason")
+    monkeypatch.setattr(escalation, "try_lock", refuse)
+    monkeypatch.setattr(recovering.eligibility, "before_a_choice", lambda *_: "for a reason")
     assert recovering.recover(sick, os.getpid()) == recovering.NOTHING
     assert json.loads((kit.folder / "told").read_text())["reason"] == "for a reason"
 
@@ -106,8 +153,8 @@ def test_the_marker_is_opened_so_that_nfs_locks_it(sick: Path, monkeypatch: pyte
         seen.append(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE)
         return True
 
-    monkeypatch.setattr(attention, "try_lock", try_lock)
-    monkeypatch.setattr(recovering.hindrances, "before_a_choice", lambda *_: "for a reason")
+    monkeypatch.setattr(escalation, "try_lock", try_lock)
+    monkeypatch.setattr(recovering.eligibility, "before_a_choice", lambda *_: "for a reason")
     recovering.recover(sick, os.getpid())
     assert seen == [os.O_RDWR]
 
@@ -119,7 +166,7 @@ def refused_now(*_: Any) -> str:
 def test_what_cannot_be_done_now_is_tried_again_and_after_an_hour_a_person_is_called(
     kit: Kit, sick: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recovering.hindrances, "before_a_choice", refused_now)
+    monkeypatch.setattr(recovering.eligibility, "before_a_choice", refused_now)
     assert recovering.recover(sick, os.getpid()).wait_s == recovering.TRY_AGAIN_S
     assert not (kit.folder / "told").exists()
     monkeypatch.setattr(recovering, "GIVE_UP_S", 0.001)
@@ -130,15 +177,43 @@ def test_what_cannot_be_done_now_is_tried_again_and_after_an_hour_a_person_is_ca
     assert len((kit.folder / "told").read_text().splitlines()) == 1
 
 
+def test_a_wait_is_journaled_once_for_each_code_whatever_numbers_its_sentence_tells(
+    sick: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal.append(sick / "journal.jsonl", "warning", sick.name, kind="recovery_waits", message="of version 0.1.0")
+    errors = [DiskFull("7 MiB left"), DiskFull("6 MiB left"), KitError("no answer"), OSError(37, "No locks"),
+              OSError(37, "No locks"), code_change.CodeUnknown("git does not say")]  # fmt: skip
+
+    def refuse(*_: Any) -> None:
+        raise errors.pop(0)
+
+    monkeypatch.setattr(eligibility, "before_a_choice", refuse)
+    while errors:
+        assert recovering.recover(sick, os.getpid()).wait_s == recovering.TRY_AGAIN_S
+    told = [event.get("code") for event in events(sick, "warning") if event["kind"] == "recovery_waits"]
+    assert told == [None, "disk_full", "failed", "os_error", "code_unknown"]
+
+
+def test_a_git_that_does_not_answer_has_a_code_of_its_own(sick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = json.loads((sick / "run.json").read_text())
+    record["git"] = {"commit": "a" * 40}
+    (sick / "run.json").write_text(json.dumps(record))
+    reseal(sick)
+    monkeypatch.setattr(code_change.code_state, "changed_files", lambda *_: None)
+    assert recovering.recover(sick, os.getpid()).wait_s == recovering.TRY_AGAIN_S
+    (told,) = [event for event in events(sick, "warning") if event["kind"] == "recovery_waits"]
+    assert told["code"] == "code_unknown"
+
+
 def test_a_disk_that_stays_full_is_told_though_nothing_can_be_written(
     kit: Kit, sick: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(recovering.hindrances, "before_a_choice", refused_now)
+    monkeypatch.setattr(recovering.eligibility, "before_a_choice", refused_now)
     monkeypatch.setattr(recovering, "GIVE_UP_S", 0.001)
-    monkeypatch.setattr(attention.journal, "append", full)
+    monkeypatch.setattr(escalation.journal, "append", full)
     assert recovering.recover(sick, os.getpid()).wait_s == recovering.TRY_AGAIN_S
     assert "could not be taken up" in (kit.folder / "told").read_text()
 
@@ -146,7 +221,7 @@ def test_a_disk_that_stays_full_is_told_though_nothing_can_be_written(
 def test_a_sidecar_that_still_proves_the_last_checkpoint_is_waited_for(
     sick: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its end is not written down yet, and somebody holds the lock of its account: `exited` is what is waited for."""
+    """Its end is not written down yet, and another process has the lock of its account: `exited` is waited for."""
     text = (sick / "journal.jsonl").read_text()
     lines = [line for line in text.splitlines() if line and json.loads(line)["event"] != "exited"]
     (sick / "journal.jsonl").write_text("".join(f"\n{line}\n" for line in lines))
@@ -170,13 +245,13 @@ def test_who_stops_a_run_that_is_just_taken_up_stops_the_next_one_too(
     kit: Kit, sick: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stop between the last look and the claim is seen after the claim; one after it finds the child."""
-    real = recovering.launch.prepare
+    real = recovering.make_folder.prepare
 
     def prepare(*args: Any) -> Any:
         assert stopping.stop(sick, "TERM") == 0
         return real(*args)
 
-    monkeypatch.setattr(recovering.launch, "prepare", prepare)
+    monkeypatch.setattr(recovering.make_folder, "prepare", prepare)
     assert recovering.recover(sick, os.getpid()) == recovering.NOTHING
     assert [open_run(run).has_started for run in kit.run_dirs()] == [True, False]
 
@@ -211,14 +286,14 @@ def test_a_trainer_that_cannot_be_seen_from_here_is_not_written_down_as_stopped(
 
 
 def without_its_end(run: Path) -> None:
-    """Let a run be as it is while its trainer lives, or when nobody has seen it end."""
+    """Let a run be as it is while its trainer lives, or when its end was not seen."""
     (run / "exit.json").unlink()
     (run / ".sidecar.json").unlink()
     lines = (run / "journal.jsonl").read_text().splitlines()
     (run / "journal.jsonl").write_text("".join(f"{line}\n" for line in lines if '"exited"' not in line))
 
 
-def test_a_run_that_another_container_follows_is_nobodys_to_continue(
+def test_a_run_that_another_container_follows_is_not_continued(
     kit: Kit, sick: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = json.loads((sick / "run.json").read_text())
@@ -255,7 +330,7 @@ def test_a_run_of_a_container_that_is_gone_can_be_stopped_for_good(kit: Kit, sic
         ({"cause": "eval", "first_bad_step": None, "skip_eval_step": 30}, "itself", 0, None),
     ],
 )
-@pytest.mark.fault("D8", by="replay.py: what was left out stays so until a checkpoint has taken it in")
+@pytest.mark.fault("D8", by="restart_point.py: what was left out stays so until a checkpoint has taken it in")
 def test_what_is_left_out_stays_left_out_until_a_checkpoint_lies_behind_it(
     tmp_path: Path, before: dict[str, Any], chosen_in: str, data_steps: int, eval_step: int | None
 ) -> None:
@@ -265,11 +340,11 @@ def test_what_is_left_out_stays_left_out_until_a_checkpoint_lies_behind_it(
         chosen=SimpleNamespace(run_id="run" if chosen_in == "itself" else "parent", step=24)
     )
     died = incident.Incident("died", "by signal 11")
-    assert replay._left_out(run, died, selection) == data_steps
-    assert replay._eval_step(run, {}, died, selection) == eval_step
+    assert restart_point._left_out(run, died, selection) == data_steps
+    assert restart_point._eval_step(run, {}, died, selection) == eval_step
 
 
-@pytest.mark.fault("K7", by="attention.py, aborting.py: redact")
+@pytest.mark.fault("K7", by="escalation.py, aborting.py: redact")
 def test_a_key_in_what_a_notifier_or_a_trainer_says_is_in_no_event(kit: Kit, sick: Path) -> None:
     key = "hf_" + "NotifierNotifierNotifier31"
     config = json.loads((sick / "resolved_config.json").read_text())
@@ -278,7 +353,7 @@ def test_a_key_in_what_a_notifier_or_a_trainer_says_is_in_no_event(kit: Kit, sic
     (sick / "resolved_config.json").write_text(json.dumps(config))
     reseal(sick)
     run = open_run(sick)
-    attention.call(run, incident.Incident("died", "by signal 9"), "for a reason")
+    escalation.call_a_person(run, incident.Incident("died", "by signal 9"), "for a reason")
     assert aborting.note(run, "eval", f"the evaluation crashed: cannot log in with {key}")
     told = events(sick, "warning")[-1]
     assert told["kind"] == "notify_failed" and "ended with code 3" in told["message"]

@@ -16,70 +16,32 @@ from typing import Any
 
 import pytest
 
-from conftest import LIVE, ROOT, Kit, age, answers_of, askers, events, marked_pids, reseal, wait_until
-from lab_repo import git, make_lab
-from resumekit.basics import journal, processes
-from resumekit.recovery import recovering
-from test_adoption import Lab
-from test_watch import kill_all_of
+from resumekit.base import journal, processes
+from resumekit.start import pipeline
+from resumekit.watch import recovering
+from support.commands import Kit
+from support.lab_repo import Lab, git, make_lab
+from support.places import LIVE
+from support.processes import marked_pids, wait_until
+from support.recoveries import (
+    answers_of,
+    askers,
+    configure,
+    kill_trainer,
+    live,
+    over,
+    reached,
+    watch_as_cron,
+)
+from support.runs import age, events, reseal
+from support.watched_runs import kill_all_of
 
-PATTERNS = {"step": "^step ([0-9]+)", "loss": "loss ([0-9.a-z]+)"}
-# Of a trainer whose steps nobody sees.
+# Of a trainer whose steps are not seen.
 NO_STEPS = {"step": "^never ([0-9]+)"}
-DELAY = 0.03
-
-
-def configure(kit: Kit, *toy_args: str, **more: Any) -> None:
-    """Write a config whose runs are recovered: a trainer that loads with the kit, as far as the launcher knows."""
-    sections: dict[str, Any] = {
-        "trainer": {"log_patterns": PATTERNS, "env": ["RESUMEKIT_TEST_MARK"], "loads_with_kit": True},
-        "training": {"max_steps": 60},
-        "status": {"interval_s": 1},
-        "checkpoint": {"every": 5, "keep_last": None},
-        "recover": {"enabled": True, "backoff_s": 1, "replay_steps": 10},
-    }
-    for name, section in more.items():
-        sections[name] = {**sections.get(name, {}), **section}
-    kit.config("--delay", str(DELAY), "--save-every", "5", *toy_args, **sections)
-
-
-@pytest.fixture
-def recovered(kit: Kit) -> Kit:
-    configure(kit)
-    return kit
-
-
-def reached(run: Path, step: int) -> bool:
-    return any(event["step"] >= step for event in events(run, "step"))
-
-
-def kill_trainer(run: Path, number: int = signal.SIGKILL) -> None:
-    os.kill(events(run, "launched")[0]["trainer"]["pid"], number)
-
-
-def over(kit: Kit, run: Path, state: str) -> dict[str, Any]:
-    """Wait until a run's status says this state; return the status."""
-    wait_until(lambda: (run / "status.json").exists() and kit.status(run)["state"] == state, f"{run.name} is {state}")
-    return kit.status(run)
-
-
-def live(kit: Kit) -> list[str]:
-    return [name for name in os.listdir(kit.runs / LIVE) if not name.startswith(".")]
 
 
 def plan_of(run: Path) -> dict[str, Any]:
     return json.loads((run / "resume_plan.json").read_text())
-
-
-def watch_as_cron(kit: Kit, code: int | None = None, **more: str) -> subprocess.CompletedProcess:
-    """Run the watcher as cron would: no terminal, an empty environment but for Python and the test's mark."""
-    env = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable, "RESUMEKIT_TEST_MARK": kit.mark, **more}
-    watch = [str(ROOT / "bin" / "abort-watch.sh"), "--runs", str(kit.runs), "--config", str(kit.config_file)]
-    done = subprocess.run(
-        watch, env=env, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120
-    )
-    assert code in (None, done.returncode), done.stdout + done.stderr
-    return done
 
 
 def test_a_killed_trainer_is_taken_up_by_its_launcher_from_the_newest_checkpoint(recovered: Kit):
@@ -347,7 +309,7 @@ def test_a_launcher_that_was_killed_leaves_a_run_that_the_watcher_adopts(recover
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not any(is_sidecar_of(run, p) for p in os.listdir("/proc") if p.isdigit()), "no sidecar")
-    assert "sidecar of its own does now" in watch_as_cron(recovered, code=0).stderr
+    assert "it has one now" in watch_as_cron(recovered, code=0).stderr
     step = len(events(run, "step"))
     wait_until(lambda: len(events(run, "step")) > step, "its steps are journaled again")
     assert not events(run, "abort") and "sidecar" not in watch_as_cron(recovered, code=0).stderr
@@ -403,23 +365,23 @@ def test_what_a_dead_trainer_left_running_is_ended_before_the_next_one_starts(re
     first, second = recovered.run_dirs()[:2]
     left, warning = events(first, "warning")
     assert (left["kind"], warning["kind"]) == ("left_behind", "orphans_killed")
-    assert "0 do not end" in warning["message"], done.stderr
+    assert "killed" in warning["message"] and "do not end" not in warning["message"], done.stderr
     assert events(second, "recovery")[0]["cause"] == "died"
 
 
 def test_a_stop_that_comes_while_a_recovery_is_made_holds(recovered: Kit, monkeypatch: pytest.MonkeyPatch):
     run = nonfinite_without_a_launcher(recovered)
     monkeypatch.setenv("RESUMEKIT_TEST_MARK", recovered.mark)
-    real = recovering.preflight.check
+    real = pipeline.preflight.check
 
     def check(*args: Any) -> Any:
         recovered("abort-watch", "--stop", "T-1")
         return real(*args)
 
-    monkeypatch.setattr(recovering.preflight, "check", check)
+    monkeypatch.setattr(pipeline.preflight, "check", check)
     assert recovering.recover(run, os.getpid()) == recovering.NOTHING
     assert recovered.run_dirs() == [run] and recovered.status(run)["state"] in ("aborted", "stopped")
-    monkeypatch.setattr(recovering.preflight, "check", real)
+    monkeypatch.setattr(pipeline.preflight, "check", real)
     assert recovering.recover(run, os.getpid()) == recovering.NOTHING
 
 
@@ -591,7 +553,7 @@ def test_the_night_at_three_in_a_lab_s_repository(lab: Lab, tmp_path: Path, chan
 
 
 def test_the_launcher_s_identity_is_the_child_s_too(recovered: Kit):
-    """The launcher goes on in the same process: whoever supervises the child is the one that supervised the parent."""
+    """The launcher goes on in the same process: the process that supervised the parent supervises the child."""
     launcher = recovered.popen("run", "T-1")
     first = recovered.started()
     wait_until(lambda: reached(first, 6), "step 6")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from resumekit.basics.redaction import redact, secret_word
+from resumekit.base.redaction import redact, redact_patch, secret_word
 
 # Put together here, so that no scanner of this repository takes them for real ones.
 SECRETS = [
@@ -87,3 +87,58 @@ def test_a_command_line_with_a_secret_is_found(words: list[str], found: str):
 )  # fmt: skip
 def test_a_command_line_without_one_is_not_refused(words: list[str]):
     assert secret_word(words) is None
+
+
+def patch_of(*lines: str) -> bytes:
+    """Return a patch of one file and one hunk, whose lines stand from 10 on."""
+    old, new = (sum(not line.startswith(sign) for line in lines) for sign in "+-")
+    head = ["diff --git a/a.py b/a.py", "--- a/a.py", "+++ b/a.py", f"@@ -10,{old} +10,{new} @@ def main():"]
+    return "\n".join([*head, *lines, ""]).encode()
+
+
+KEY = "ghp_" + "a1B2" * 9
+PRIVATE = ["-----BEGIN RSA PRIVATE KEY-----", "MIIEpAIBAAKCAQEA" + "a1B2" * 12, "-----END RSA PRIVATE KEY-----"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "eos_token = '<|endoftext|>'",
+        "api_key = 'abcdefgh12345'",
+        'password = "correcthorse"',
+        "WANDB_API_KEY=abcdef0123456789",
+        "run --token abcdef0123",
+        "basic transformer_encoder_with_attention",
+        "url = f'redis://{user}:{password}@{host}'",
+        "if line.startswith('-----BEGIN RSA PRIVATE KEY-----'):",
+    ],
+)
+def test_code_of_a_patch_stays_what_it_is(line: str):
+    text = patch_of("+" + line, "+    pass", "+    return load_private_key(line)", "-old")
+    assert redact_patch(text) == (text, (), True)
+
+
+def test_keys_of_known_forms_leave_a_patch_line_by_line_and_their_places_are_told():
+    text = patch_of(
+        " x = 1", f"+hub = '{KEY}'", "-old", "+url = 'https://me:hunter22@example.org'", *("+" + p for p in PRIVATE)
+    )
+    found = redact_patch(text)
+    assert found.places == ("a.py line 11", "a.py line 12", "a.py line 14") and found.applies
+    assert found.patch.count(b"\n") == text.count(b"\n") and found.patch.count(b"[redacted]") == 3
+    for word in (KEY, "hunter22", PRIVATE[1]):
+        assert word.encode() not in found.patch
+    assert (
+        b"+-----END RSA PRIVATE KEY-----\n" in found.patch
+        and b"+url = 'https://me:[redacted]@example.org'" in found.patch
+    )
+
+
+@pytest.mark.parametrize("sign", ["-", " "])
+def test_a_key_in_a_line_that_is_compared_with_the_commit_goes_too_and_that_is_told(sign: str):
+    found = redact_patch(patch_of(f"{sign}hub = '{KEY}'", "+new"))
+    assert (found.places, found.applies) == (("a.py line 10",), False) and KEY.encode() not in found.patch
+
+
+def test_lines_that_look_like_headers_are_lines_of_the_hunk_that_they_stand_in():
+    found = redact_patch(patch_of("--- a/other.py", "+++ b/other.py", "\\ No newline", f"+hub = '{KEY}'"))
+    assert found.places == ("a.py line 11",)

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Kit, events, reseal, wait_until
-from test_run import killed, record, tree
-from toy_trainer import write_checkpoint
+from support.commands import Kit, killed
+from support.places import TOY
+from support.processes import wait_until
+from support.runs import events, record, reseal, tree
+from support.toy_trainer import write_checkpoint
 
 
 def newest(kit: Kit) -> dict:
@@ -41,7 +43,7 @@ def test_takes_the_latest_stable_checkpoint_and_names_each_one_passed_over(kit: 
     assert newest(kit)["parent_step"] == 10
     assert "passed over 'hrm_arc_step_20.pt': digest differs from its manifest" in said
     assert "passed over 'hrm_arc_step_15.pt': truncated: 0 of" in said
-    assert f"continuing '{run.name}' at step 10 (witnessed: newest stable)" in said
+    assert f"continuing '{run.name}' at step 10 (attested: newest stable)" in said
 
 
 def test_the_history_of_a_resumed_run_ends_at_the_step_it_was_resumed_at(kit: Kit):
@@ -87,7 +89,7 @@ def test_a_checkpoint_of_another_model_is_refused(kit: Kit):
     assert "model.hidden_size: 8 -> null: the weights have another shape" in kit("resume", *args, code=6).stderr
 
 
-@pytest.mark.fault("C11", by="changes: what each key costs")
+@pytest.mark.fault("C11", by="config_diff: what each key costs")
 @pytest.mark.parametrize(
     "setting, relation",
     [
@@ -110,7 +112,7 @@ def test_changes_that_cost_nothing_or_only_the_data_position_are_made(kit: Kit, 
 @pytest.mark.parametrize(
     "args, code, words",
     [
-        (["--set", "training.max_steps=30"], 5, "whether it does 'scheduler: refit' nobody can see"),
+        (["--set", "training.max_steps=30"], 5, "whether it does 'scheduler: refit' cannot be seen"),
         (["--set", "training.seed=9"], 5, "another seed: the curves cannot be compared"),
         (["--set", "resume.optimizer=reset"], 6, "the old schedule goes on at its full learning rate"),
         (["--set", "optimizer.name=lion"], 5, "the checkpoint does not say which optimizer it holds"),
@@ -163,7 +165,7 @@ def test_a_planned_swap_is_refused_at_its_step_and_not_before(kit: Kit):
     kit("resume", "T-1", "--step", "5")
 
 
-@pytest.mark.fault("I16", by="resume_config: the run's own copy")
+@pytest.mark.fault("I16", by="baseline: the run's own copy")
 def test_the_run_s_own_config_rules_over_an_edited_one_unless_asked_otherwise(kit: Kit):
     killed(kit, "--set", "status.interval_s=3")
     kit.config("--save-every", "5", training={"max_steps": 20}, validation={"fast_eval_every": 4})
@@ -266,7 +268,7 @@ def test_a_dry_run_touches_nothing_and_ends_as_the_real_one_would(kit: Kit):
     kit("resume", "T-1", "--set", "nothing.of.this=1", "--dry-run", code=4)
     assert tree(kit.folder) == before, "not one name, size or time has changed"
     assert page.splitlines()[0] == f"continuing '{run.name}' at step 15"
-    assert "witnessed: newest stable; SHA-256 as in its manifest" in " ".join(page.split())
+    assert "attested: newest stable; SHA-256 as in its manifest" in " ".join(page.split())
     assert "  passed over  hrm_arc_step_20.pt: digest differs from its manifest" in page.splitlines()
     verdicts = [(c["step"], c["verdict"], c["reason"]) for c in machine["candidates"]]
     assert verdicts == [
@@ -278,7 +280,7 @@ def test_a_dry_run_touches_nothing_and_ends_as_the_real_one_would(kit: Kit):
     assert machine["checkpoint"]["path"] == str(run / "checkpoints/hrm_arc_step_15.pt")
 
 
-@pytest.mark.fault("H4", by="heads: refused, a branch is free")
+@pytest.mark.fault("H4", by="search: refused, a branch is free")
 def test_a_finished_run_can_be_branched_from(kit: Kit):
     kit.config("--save-every", "5", training={"max_steps": 20})
     kit("run", "T-1")
@@ -343,7 +345,8 @@ def test_a_damaged_file_that_lies_in_no_run_ends_in_the_trainer_s_code_not_in_a_
         shutil.copy(run / "checkpoints" / name, elsewhere)
     damage(elsewhere / "hrm_arc_step_10.pt")
     script = GATED.replace("{", "{{").replace("}", "}}")
-    kit.config(trainer={"command": ["{python}", "-c", script], "loads_with_kit": True})
+    trainer = {"command": ["{python}", "-c", script], "loads_with_kit": True}
+    kit.config(trainer=trainer, training={"max_steps": 20})
     named = str(elsewhere / "hrm_arc_step_10.pt")
     assert "Traceback" not in kit("resume", "T-1", "--checkpoint", named, "--reresolve", code=3).stderr
     assert {p.name for p in elsewhere.iterdir()} == {"hrm_arc_step_10.pt", "hrm_arc_step_10.pt.json"}
@@ -381,7 +384,7 @@ def test_a_checkpoint_that_does_not_say_its_step_counts_as_step_zero(kit: Kit):
     path = kit.folder / "model.pt"
     write_checkpoint(path, 7, global_step=None)
     assert "global_step is not a whole number" in kit("resume", "T-1", "--checkpoint", str(path), code=3).stderr
-    environ = {**kit.env, "PYTHONPATH": str(Path(__file__).parent)}
+    environ = {**kit.env, "PYTHONPATH": str(TOY.parent)}
     subprocess.run([sys.executable, "-c", _SAVE_WITHOUT_STEP, str(path)], check=True, env=environ)
     said = kit("run", "T-1", "--resume", str(path), code=1).stderr  # the toy trainer insists on a step
     assert "'model.pt' does not say its step: 0 is taken" in said
@@ -432,9 +435,9 @@ def test_a_key_with_a_default_that_a_lab_has_added_since_does_not_make_a_branch_
 
 def test_a_file_that_the_trainer_loads_beside_its_checkpoint_puts_nothing_into_quarantine(kit: Kit):
     """The verdict in the run folder is about one file; a damaged teacher is not the checkpoint that was resumed."""
-    from resumekit.basics.paths import RunPaths
-    from resumekit.proving import proof
-    from resumekit.run_folder import quarantine
+    from resumekit.base.paths import RunPaths
+    from resumekit.checkpoint import proof
+    from resumekit.run import quarantine
 
     run = killed(kit, at=12)
     good, teacher = run / "checkpoints/hrm_arc_step_10.pt", kit.folder / "teacher.pt"
@@ -448,8 +451,8 @@ def test_a_file_that_the_trainer_loads_beside_its_checkpoint_puts_nothing_into_q
 
 
 def test_a_checkpoint_put_back_from_a_backup_is_no_longer_in_quarantine(kit: Kit):
-    from resumekit.basics.paths import RunPaths
-    from resumekit.run_folder import quarantine
+    from resumekit.base.paths import RunPaths
+    from resumekit.run import quarantine
 
     run = RunPaths(killed(kit, at=12))
     path = run.checkpoints / "hrm_arc_step_10.pt"

@@ -12,20 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from checkpoint_tools import save_plain, save_steps
+from support.checkpoint_tools import save_plain, save_steps
+from support.places import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 DOOR = ROOT / "lib" / "resume_helper.py"
 # torch, and whatever else a fresh machine does not have, can't be imported.
 BLOCKED = "import sys, runpy; [sys.modules.__setitem__(n, None) for n in ('torch', 'numpy', 'yaml', 'jsonschema')]; "
 RUN = "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def door(*arguments: Any, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -42,9 +39,9 @@ def test_the_dry_run_prints_the_path_on_stdout_and_the_reasons_on_stderr_without
     size = json.loads((tmp_path / "hrm_arc_step_30.pt.json").read_text())["size"]
     assert (done.returncode, done.stdout) == (0, f"{paths[1]}\n")
     assert done.stderr.splitlines() == [
-        f"             30  passed  hrm_arc_step_30.pt  (truncated: 6 of {size:,} bytes)".replace(" ", " "),
-        "->           20  chosen  hrm_arc_step_20.pt  (proven: newest stable)",
-        "             10  older   hrm_arc_step_10.pt  (older than the chosen one)",
+        f"             30  passed over  hrm_arc_step_30.pt  (truncated: 6 of {size:,} bytes)".replace(" ", " "),
+        "->           20  chosen       hrm_arc_step_20.pt  (proven: newest stable)",
+        "             10  older        hrm_arc_step_10.pt  (older than the chosen one)",
     ]
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -175,8 +172,20 @@ def test_importing_the_door_imports_no_torch_and_offers_the_protocols_names() ->
     done = subprocess.run([sys.executable, "-I", "-c", program, str(DOOR.parent)], capture_output=True, text=True)
     assert done.stdout.strip() == str(sorted((
         "ResumeBundle", "check_resume", "heartbeat_writer", "journal_event", "load_resume_bundle", "make_run_id",
-        "make_status_payload", "save_checkpoint",
+        "make_status_payload", "save_checkpoint", "used_lr",
     ))), done.stderr  # fmt: skip
+
+
+def test_under_the_launcher_the_run_has_the_id_that_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another id was made, of the minute of the call: it named no folder."""
+    import resume_helper
+
+    monkeypatch.setenv("RESUMEKIT_RUN_ID", "EXP-03_base_resume@40_20261122-1735-2")
+    for arguments in (("EXP-03", None, None), ("EXP-03", "EXP-03_base_20261122-0900", 40), ("EXP-03", "x", None)):
+        assert resume_helper.make_run_id(*arguments) == "EXP-03_base_resume@40_20261122-1735-2"
+    monkeypatch.delenv("RESUMEKIT_RUN_ID")
+    made = resume_helper.make_run_id("EXP-03", "EXP-03_base_20261122-0900", 40)
+    assert re.fullmatch("EXP-03_base_resume@40_[0-9]{8}-[0-9]{4}", made)
 
 
 def test_the_snippet_of_the_protocol_works_as_written(tmp_path: Path) -> None:

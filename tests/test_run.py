@@ -14,35 +14,19 @@ from pathlib import Path
 
 import pytest
 
-from conftest import LIVE, TOY, Kit, answers_of, askers, events, wait_until
-from lab_repo import git
-from toy_trainer import write_checkpoint
+from support.commands import Kit, killed
+from support.lab_repo import git
+from support.places import LIVE, TOY
+from support.processes import wait_until
+from support.recoveries import answers_of, askers
+from support.runs import events, record, tree
+from support.toy_trainer import write_checkpoint
 
 FRESH_FILES = {
     "trainer.lock",
     "run.json", "resolved_config.yaml", "resolved_config.json", "config.yaml", "journal.jsonl", "status.json", "logs",
     "checkpoints", "command.sh", "exit.json",
 }  # fmt: skip
-
-
-def record(run: Path) -> dict:
-    return json.loads((run / "run.json").read_text())
-
-
-def tree(folder: Path) -> dict[str, tuple]:
-    """Return every path below a folder with type, mode, size, times and inode: what touching anything would change."""
-    found = {}
-    for path in [folder, *folder.rglob("*")]:
-        s = path.lstat()
-        found[str(path.relative_to(folder))] = (s.st_mode, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino)
-    return found
-
-
-def killed(kit: Kit, *args: str, steps: int = 20, every: int = 5, at: int = 12) -> Path:
-    """Start T-1 and let it be killed at a step; return its folder, with the checkpoints up to there."""
-    kit.config("--save-every", str(every), training={"max_steps": steps})
-    kit("run", "T-1", *args, code=137, env={"TOY_ARGS": f"--at {at} kill"})
-    return kit.run_dirs()[-1]
 
 
 def test_the_first_start_makes_a_run_folder_with_everything_in_it(kit: Kit):
@@ -77,7 +61,9 @@ def test_continues_a_killed_run_from_its_latest_checkpoint_and_says_so(kit: Kit)
     first = killed(kit)
     result = kit("run", "T-1")
     second = kit.run_dirs()[-1]
-    assert f"'{first.name}' has checkpoints: resuming it as resume.sh does (--fresh begins anew)" in result.stderr
+    assert (
+        f"'{first.name}' has checkpoints: resuming it as resume.sh does (run.sh --fresh begins anew)" in result.stderr
+    )
     assert re.fullmatch(r"T-1_toy_resume@10_[0-9]{8}-[0-9]{4}", second.name)
     own = record(second)
     assert (own["parent_run_id"], own["parent_step"], own["relation"]) == (first.name, 10, "continue")
@@ -93,7 +79,7 @@ def test_fresh_begins_anew_whatever_there_is(kit: Kit):
     assert record(newest)["relation"] == "fresh" and "resume@" not in newest.name
 
 
-@pytest.mark.fault("H2", by="launch: plain mkdir, a number behind")
+@pytest.mark.fault("H2", by="make_folder: plain mkdir, a number behind")
 def test_a_second_run_of_the_same_minute_gets_a_number(kit: Kit):
     for _ in range(3):
         kit("run", "T-1", "--fresh", "--set", "training.max_steps=1")
@@ -183,7 +169,7 @@ def test_a_person_who_begins_anew_and_a_recovery_that_waits_do_not_both_train(ki
 
 @pytest.mark.parametrize("later_s", [0, 0.5])
 def test_of_a_recovery_and_a_person_at_once_one_begins(kit: Kit, later_s: float):
-    """Two people and eight askers as launchers, at once or just behind: one child comes of it, whoever was first."""
+    """Two people and eight askers as launchers, at once or just behind: one child comes of it, whichever was first."""
     first = crashes(kit, backoff_s=1)
     os.kill(events(first, "launched")[0]["launcher"]["pid"], signal.SIGKILL)
     time.sleep(1.1)  # the pause is over
@@ -203,22 +189,42 @@ def test_only_a_best_checkpoint_is_not_begun_anew_over(kit: Kit):
     kit("run", "T-1", code=1, env={"TOY_ARGS": "--at 2 raise"})
     [run] = kit.run_dirs()
     write_checkpoint(run / "checkpoints/hrm_arc_best.pt", 2)
-    assert "'hrm_arc_best.pt' is there, --best takes it" in kit("run", "T-1", code=3).stderr
+    assert "'hrm_arc_best.pt' is there, resume.sh --best takes it" in kit("run", "T-1", code=3).stderr
     kit("resume", "T-1", "--best")
     assert record(kit.run_dirs()[-1])["parent_step"] == 2
 
 
-@pytest.mark.fault("H4", by="heads: refused with what to do")
+@pytest.mark.fault("H4", by="search: refused with what to do")
 def test_a_finished_run_is_not_continued(kit: Kit):
     kit.config("--save-every", "5", training={"max_steps": 5})
     kit("run", "T-1")
     [run] = kit.run_dirs()
     said = kit("run", "T-1", code=6).stderr
-    assert f"'{run.name}' has finished at step 5: run.sh --fresh begins anew" in said
+    assert (
+        f"'{run.name}' has finished at step 5: --set training.max_steps=N goes on from there to a step N above 5"
+        in said
+    )
+    assert "run.sh --fresh begins anew" in said
     assert kit.run_dirs() == [run]
+    more = kit("run", "T-1", "--set", "max_steps=7", "--accept").stderr
+    assert f"branching from '{run.name}' at step 5" in more
 
 
-@pytest.mark.fault("H3", by="heads: pid and host of the live one")
+@pytest.mark.fault("H4", by="choice: refused with what to do")
+def test_a_finished_run_without_a_checkpoint_is_not_begun_again_by_itself(kit: Kit):
+    """A job that is requeued calls run.sh: it must not train for ever what has trained to its end."""
+    kit.config("--save-every", "0", training={"max_steps": 5})
+    kit("run", "T-1")
+    [run] = kit.run_dirs()
+    for switch in ((), ("--dry-run",)):
+        said = kit("run", "T-1", *switch, code=6).stderr
+        assert f"'{run.name}' has finished, and has no checkpoint to go on from: run.sh --fresh begins anew" in said
+    kit("run", run.name, "--name", "beside")
+    kit("run", "T-1", "--fresh")
+    assert len(kit.run_dirs()) == 3
+
+
+@pytest.mark.fault("H3", by="search: pid and host of the live one")
 @pytest.mark.parametrize("has_checkpoint", [True, False])
 def test_a_live_run_is_refused_with_pid_and_host(kit: Kit, has_checkpoint: bool):
     gate = kit.folder / "gate"
@@ -310,7 +316,7 @@ def on_a_small_disk(kit: Kit, options: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.fault("H7", by="preflight: room and inodes; launch takes its folder away")
 @pytest.mark.fault("H8", by="preflight: read-only")
-@pytest.mark.fault("I15", by="launch: written before the start")
+@pytest.mark.fault("I15", by="make_folder: written before the start")
 @pytest.mark.parametrize(
     "options, words",
     [
@@ -328,7 +334,7 @@ def test_a_disk_without_room_is_refused_and_nothing_is_left(kit: Kit, options: s
 
 @pytest.mark.fault("H19", by="launcher.sh: umask o-w")
 @pytest.mark.fault("K9", by="launcher.sh: umask o-w")
-def test_nobody_else_may_write_into_a_run_whatever_the_umask_says(kit: Kit):
+def test_no_other_user_may_write_into_a_run_whatever_the_umask_says(kit: Kit):
     argv = ["bash", "-c", 'umask 000; "$@"', "-", *kit.argv("run", "T-1")]
     assert subprocess.run(argv, env=kit.env, capture_output=True).returncode == 0
     [run] = kit.run_dirs()
@@ -344,8 +350,8 @@ def test_a_failed_start_takes_its_folder_away_again(kit: Kit):
     assert not list(kit.runs.glob("T-1*")) and not list((kit.runs / LIVE).glob("*"))
 
 
-@pytest.mark.fault("H1", by="launch: one start at a time, by a lock")
-@pytest.mark.fault("J11", by="launch: one start at a time, by a lock")
+@pytest.mark.fault("H1", by="make_folder: one start at a time, by a lock")
+@pytest.mark.fault("J11", by="make_folder: one start at a time, by a lock")
 def test_of_two_first_starts_at_once_one_begins_and_the_other_is_refused(kit: Kit):
     kit.config("--delay", "0.3", training={"max_steps": 10})
     both = [kit.popen("run", "T-1") for _ in range(2)]
@@ -363,11 +369,41 @@ def test_a_relative_python_works_wherever_the_trainer_runs(kit: Kit):
     assert "done at step 5" in done.stdout
 
 
-@pytest.mark.long  # somebody who asks for the trainer waits ten seconds for it
+@pytest.mark.long  # a process that asks for the trainer waits ten seconds for it
 def test_a_shim_that_cannot_start_ends_the_launcher_with_a_sentence(kit: Kit):
-    """Nobody may wait for ever for a trainer that never came."""
+    """No process may wait for ever for a trainer that never came."""
     broken = kit.folder / "python"
     broken.write_text(f'#!/bin/sh\ncase "$*" in *shim.py*) exit 1;; esac\nexec {sys.executable} "$@"\n')
     broken.chmod(0o755)
     said = kit("run", "T-1", code=127, env={"PYTHON": str(broken)}).stderr
     assert "the trainer was never started" in said
+
+
+def idle_said(kit: Kit, *command: str) -> list[str]:
+    """Return the notes of a plan that say of a key that it has no effect."""
+    plan = json.loads(kit(*command, "--dry-run", "--json").stdout)
+    return [note for note in plan["notes"] if "has no effect" in note]
+
+
+@pytest.mark.parametrize(("key", "value"), [("keep_last", 3), ("keep_every", 100)])
+def test_a_key_that_does_nothing_with_this_trainer_is_said_at_the_start(kit: Kit, key: str, value: int):
+    said = idle_said(kit, "run", "T-1", "--set", f"checkpoint.{key}={value}")
+    assert len(said) == 1 and f"checkpoint.{key} is {value} and has no effect" in said[0]
+    assert "trainer.loads_with_kit: false" in said[0]
+    kit("run", "T-1", "--set", f"checkpoint.{key}={value}", code=137, env={"TOY_ARGS": "--save-every 2 --at 3 kill"})
+    assert len(idle_said(kit, "resume", "T-1")) == 1, "a resume says it too"
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"checkpoint": {"keep_last": None}},
+        {"checkpoint": {"keep_last": 3}, "trainer": {"loads_with_kit": True}},
+        {"checkpoint": {"keep_last": 3}, "trainer": {"command": ["{python}", "x.py", "--keep={checkpoint.keep_last}"]}},
+    ],
+)
+def test_a_key_that_was_not_set_or_that_the_trainer_gets_is_not(kit: Kit, sections: dict):
+    (kit.folder / "x.py").touch()
+    kit.config(**{"recover": {"enabled": False}, **sections})
+    assert idle_said(kit, "run", "T-1") == []

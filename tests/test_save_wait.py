@@ -1,4 +1,4 @@
-"""A save that no phase was told of: the fold knows it for one, and nobody who names no phases is worse off for it."""
+"""A save that no phase was told of: the fold knows it for one, and a trainer that names no phases loses nothing."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ from typing import Any
 
 import pytest
 
-from checkpoint_tools import IO_ERROR, failing, os_calls, quiet, save_steps, small_model
-from conftest import DEADLINE_S, ROOT, assert_valid, events
-from resumekit.basics import journal
-from resumekit.basics.errors import KitError
-from resumekit.run_folder import pace
-from resumekit.run_folder.run_state import fold, measured_speed
-from resumekit.run_folder.runs import open_run
-from resumekit.run_folder.save_wait import is_saving
-from resumekit.run_folder.state_types import is_sound
-from resumekit.run_folder.status import current
+from resumekit.base import journal
+from resumekit.base.errors import KitError
+from resumekit.run import throughput
+from resumekit.run.journal_fold import fold, measured_speed
+from resumekit.run.run_folder import open_run
+from resumekit.run.state_types import is_sound
+from resumekit.run.status import current
+from resumekit.run.throughput import is_saving
 from resumekit.trainer import saving
-from resumekit.watching import abort_rules
-from resumekit.watching.abort_rules import SICK, WARNING, Finding, Limits, Sight
+from resumekit.watch import rules
+from resumekit.watch.rules import SICK, WARNING, Finding, Limits, Observation
+from support.checkpoint_tools import IO_ERROR, failing, os_calls, quiet, save_steps, small_model
+from support.journal_events import event
+from support.places import ROOT
+from support.processes import DEADLINE_S
+from support.runs import events
+from support.schemas import assert_valid
 
-AT = "2026-11-22T17:35:51.123456Z"
 MINUTE = 60.0
 SHORT = Limits(hang_minutes=5, save_minutes=30)
 
@@ -38,10 +41,6 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_a_new_process: N
     monkeypatch.setenv("RESUMEKIT_RUN_DIR", str(folder))
     monkeypatch.setenv("RESUMEKIT_RUN_ID", folder.name)
     return folder
-
-
-def event(kind: str, mono_s: float, /, **fields: Any) -> dict[str, Any]:
-    return {"event": kind, "at": AT, "mono_s": mono_s, "run_id": "r", **fields}
 
 
 def steps(first: int, last: int, from_s: float, step_s: float = 1.0, **fields: Any) -> Iterator[dict[str, Any]]:
@@ -57,7 +56,7 @@ def saved(step: int, mono_s: float, **fields: Any) -> dict[str, Any]:
 def after(told: list[dict[str, Any]], now_s: float, limits: Limits = SHORT) -> list[Finding]:
     state = fold({}, [event("launched", 0.0), *told])
     assert is_sound(json.loads(json.dumps(state, allow_nan=False)))
-    return abort_rules.findings(state, limits, Sight(now_s, "running"))
+    return rules.findings(state, limits, Observation(now_s, "running"))
 
 
 def sick(found: list[Finding]) -> list[str]:
@@ -67,7 +66,7 @@ def sick(found: list[Finding]) -> list[str]:
 BEGUN = [*steps(1, 100, 0.0), event("saving", 100.5, step=100)]
 
 
-@pytest.mark.fault("B16", by="save_checkpoint journals `saving`; abort_rules.py: save_minutes until it is over")
+@pytest.mark.fault("B16", by="save_checkpoint journals `saving`; rules.py: save_minutes until it is over")
 def test_a_save_may_take_longer_than_the_hang_limit_and_what_follows_begins_anew() -> None:
     assert sick(after(BEGUN, 100.5 + 29 * MINUTE)) == []
     (found,) = after(BEGUN, 100.5 + 31 * MINUTE)
@@ -143,7 +142,7 @@ def test_the_time_of_a_save_is_no_training(source: dict[str, str]) -> None:
         told.append(saved(first + 99, now_s))
     state = fold({}, told)
     assert measured_speed(state) == pytest.approx(1.0, rel=0.02)
-    assert pace.baseline(state["pace"]) == pytest.approx(1.0, rel=0.05)
+    assert throughput.baseline(state["pace"]) == pytest.approx(1.0, rel=0.05)
     assert is_sound(json.loads(json.dumps(state)))
 
 
@@ -158,7 +157,7 @@ def test_steps_told_every_fifty_right_before_a_save_still_have_a_speed() -> None
             saved(number, now_s + 10.0),
         ]
         now_s += 10.0
-    assert pace.baseline(fold({}, told)["pace"]) == pytest.approx(1.0, rel=0.05)
+    assert throughput.baseline(fold({}, told)["pace"]) == pytest.approx(1.0, rel=0.05)
 
 
 def test_a_save_is_told_before_it_begins_and_is_valid(run_dir: Path) -> None:
@@ -195,7 +194,7 @@ def test_a_save_that_is_refused_is_forgotten_with_the_next_one(run_dir: Path) ->
     assert not is_saving(fold({}, events(run_dir)))
 
 
-@pytest.mark.fault("B16", by="saving.py journals `saving`; save_wait.py; abort_rules.py: save_minutes while it lasts")
+@pytest.mark.fault("B16", by="saving.py journals `saving`; throughput.py; rules.py: save_minutes while it lasts")
 @pytest.mark.parametrize(("save_minutes", "expected"), [(1.0, set()), (0.3 / 60, {"hang"})])
 def test_a_real_save_on_a_slow_disk_that_the_trainer_does_not_tell_of(
     run_dir: Path, save_minutes: float, expected: set[str]
@@ -208,7 +207,7 @@ def test_a_real_save_on_a_slow_disk_that_the_trainer_does_not_tell_of(
     def watch() -> None:
         is_late.wait()
         state = fold({}, (one for one, _ in journal.read(run_dir / "journal.jsonl")))
-        causes = abort_rules.findings(state, limits, Sight(time.monotonic(), "running"))
+        causes = rules.findings(state, limits, Observation(time.monotonic(), "running"))
         found.append({one.cause for one in causes if one.verdict == SICK})
         assert current(open_run(run_dir))["phase"] == "checkpoint"
         is_seen.set()

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch.optim import lr_scheduler as schedules
 
-from checkpoint_tools import quiet
-from resume_parts import OPTIMIZERS, Net, moments, same, train
-from resumekit.basics.errors import InvalidFile
-from resumekit.trainer import schedule_refit
+from resumekit.base.errors import InvalidFile
+from resumekit.trainer import learning_rate
 from resumekit.trainer.loading import load_resume_bundle
 from resumekit.trainer.saving import save_checkpoint
+from support.checkpoint_tools import quiet
+from support.resume_parts import OPTIMIZERS, Net, moments, same, train
 
 pytestmark = pytest.mark.usefixtures("in_a_new_process")
 
@@ -89,10 +89,10 @@ def test_a_schedule_that_is_stepped_once_per_epoch_is_placed_by_its_own_count(tm
     assert refitted.last_epoch == 3
 
 
-def test_the_random_numbers_and_warnings_of_a_refit_are_nobodys(recwarn: pytest.WarningsRecorder) -> None:
+def test_the_random_numbers_and_warnings_of_a_refit_reach_no_other_code(recwarn: pytest.WarningsRecorder) -> None:
     _, optimizer, schedule = make("cosine", 10, 0.1, 1)
     before = torch.get_rng_state()
-    assert schedule_refit.refit(schedule, None, 7) == 7
+    assert learning_rate.refit_schedule(schedule, None, 7) == 7
     assert torch.equal(torch.get_rng_state(), before) and not recwarn.list and not optimizer.state
 
 
@@ -107,7 +107,7 @@ def test_a_schedule_with_a_refit_of_its_own_is_asked_and_not_stepped() -> None:
             raise AssertionError
 
     own, other = Own(), Own()
-    schedule_refit.refit({"model": own, "puzzles": other}, None, 40_000)
+    learning_rate.refit_schedule({"model": own, "puzzles": other}, None, 40_000)
     assert own.placed == other.placed == 40_000
 
 
@@ -122,7 +122,7 @@ def test_several_schedules_behind_one_object_are_stepped_through_it() -> None:
 
     made = [make("lambda", 10, 0.1, 1) for _ in range(2)]
     saved = {"model": {"last_epoch": 6}, "puzzles": {"last_epoch": 6}}
-    assert schedule_refit.refit(Both(*(one[2] for one in made)), saved, 6) == 6
+    assert learning_rate.refit_schedule(Both(*(one[2] for one in made)), saved, 6) == 6
     assert [one[2].last_epoch for one in made] == [6, 6]
 
 

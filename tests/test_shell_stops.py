@@ -9,13 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from conftest import TOY, Kit, events, wait_until
-from resumekit.basics import process_details, processes
-from resumekit.basics.paths import RunPaths
-from resumekit.run_folder.runs import Run, open_run
-from resumekit.supervision import spawned_ranks, survivors
-from resumekit.supervision.save_signs import SAVE_BYTES, SaveSigns
-from test_wrapped import begun, last_step, saved_steps, wrapped
+from resumekit.base import process_details, processes
+from resumekit.base.paths import RunPaths
+from resumekit.process import survivors
+from resumekit.process.stop_signals import SAVE_BYTES, SaveSigns
+from resumekit.run.run_folder import Run, open_run
+from support.commands import Kit
+from support.places import TOY
+from support.processes import wait_until
+from support.runs import events
+from support.wrappers import begun, last_step, saved_steps, wrapped
 
 pytestmark = pytest.mark.usefixtures("valid_records")
 
@@ -169,7 +172,7 @@ def train(rank, folder):
     if rank == 0 and os.fork() == 0:  # a data worker
         while os.getppid() == pid:
             time.sleep(0.05)
-            asked and print("the worker was told", flush=True)
+            asked and os.getppid() == pid and print("the worker was told", flush=True)
         os._exit(0)
     step = 0
     while True:
@@ -218,7 +221,7 @@ def test_data_workers_are_no_ranks(kit: Kit) -> None:
     trainer = processes.trainer_of(events(run, "launched")[0], run / "logs" / "output.log")
     members = processes.session_members(trainer)
     workers = [one for one in members if one.pid != trainer.pid and process_details.catches(one.pid, signal.SIGTERM)]
-    assert workers and spawned_ranks.of(open_run(run), trainer.pid, signal.SIGTERM, members) == []
+    assert workers and survivors.spawned_ranks_of(open_run(run), trainer.pid, signal.SIGTERM, members) == []
     kit("abort-watch", "--stop", "T-1")
     process.communicate(timeout=60)
     assert kit.status(run)["state"] == "stopped"

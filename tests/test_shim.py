@@ -1,4 +1,4 @@
-"""The process that starts a trainer, waits for it and writes exit.json: resumekit.supervision.shim."""
+"""The process that starts a trainer, waits for it and writes exit.json: resumekit.process.shim."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from conftest import LIB, assert_valid, events, wait_until
-from faults import somebody
-from resumekit.basics import made_folder, processes
-from resumekit.basics.paths import RunPaths
-from resumekit.supervision import shim
+from resumekit.base import ownership, processes
+from resumekit.base.paths import RunPaths
+from resumekit.process import shim
+from support import another_user
+from support.places import LIB
+from support.processes import wait_until
+from support.runs import events
+from support.schemas import assert_valid
 
-SHIM = LIB / "resumekit" / "supervision" / "shim.py"
+SHIM = LIB / "resumekit" / "process" / "shim.py"
 
 
 def argv(run_dir: Path, *command: str) -> list[str]:
@@ -87,7 +90,7 @@ def test_the_trainer_has_a_session_of_its_own_and_plain_signals(tmp_path: Path) 
         env={**os.environ, "RESUMEKIT_RUN_ID": "r", "RESUMEKIT_RUN_TOKEN": "t"},
         stdout=subprocess.PIPE, text=True, check=True,
     ).stdout.splitlines()  # fmt: skip
-    named = (1 << 31) - 1  # signals 1 to 31; 32 and on are the C library's, and whoever started us may ignore them
+    named = (1 << 31) - 1  # signals 1 to 31; 32 and on are the C library's, and what started us may ignore them
     assert int(ignored.split()[1], 16) & named == 0
     assert session.strip() == pid
 
@@ -150,16 +153,16 @@ def test_a_disk_that_fills_up_does_not_hide_the_end(tmp_path: Path) -> None:
 
 @pytest.mark.fault("A16", by="shim.py: the limit named, a code of its own")
 def test_no_process_left_is_said() -> None:
-    """`ulimit -u 0`; where root runs the tests, for somebody else: root is above the limit."""
+    """`ulimit -u 0`; where root runs the tests, for another user: root is above the limit."""
     is_root = os.geteuid() == 0
-    if is_root and (reason := somebody.why_not()):
+    if is_root and (reason := another_user.why_not()):
         pytest.skip(reason)
-    # Set by whoever it is for: on the way from root to somebody else it would end setpriv.
-    limited = [*(somebody.SETPRIV if is_root else ()), "bash", "-c", 'ulimit -u 0; exec "$@"', "bash"]
+    # Set by the user it is for: on the way from root to another user it would end setpriv.
+    limited = [*(another_user.SETPRIV if is_root else ()), "bash", "-c", 'ulimit -u 0; exec "$@"', "bash"]
     env = {**os.environ, "RESUMEKIT_RUN_ID": "EXP-01_x", "RESUMEKIT_RUN_TOKEN": "6f1ed002"}
-    with somebody.folder() if is_root else tempfile.TemporaryDirectory() as place:
+    with another_user.folder() if is_root else tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        python = somebody.python() if is_root else sys.executable
+        python = another_user.python() if is_root else sys.executable
         line = [*limited, str(python), *argv(folder, "touch", str(folder / "trained"))[1:]]
         done = subprocess.run(line, env=env, capture_output=True, text=True, check=False)
         end = end_of(folder)
@@ -226,10 +229,10 @@ def a_hard_link(log: Path) -> None:
 
 
 def anothers(log: Path) -> None:
-    if somebody.why_not():
-        pytest.skip(str(somebody.why_not()))
+    if another_user.why_not():
+        pytest.skip(str(another_user.why_not()))
     log.touch()
-    os.chown(log, somebody.UID, somebody.GID)
+    os.chown(log, another_user.UID, another_user.GID)
 
 
 @pytest.mark.fault("K4", by="shim.py: the log is opened without following a link")
@@ -278,13 +281,13 @@ def test_in_a_folder_that_was_exchanged_no_trainer_is_started(tmp_path: Path) ->
     run = tmp_path / "run"
     run.mkdir()
     (run / "output.log").touch()
-    made = str(made_folder.of(run.stat()))
+    made = str(ownership.made_folder_of(run.stat()))
     assert said_of_made(run, made).returncode == 0 and (run / "trained").exists()
     (run / "trained").unlink()
     aside = exchanged_for_anothers(run)
     done = said_of_made(run, made)
     assert done.returncode == 127 and done.stderr == (
-        f"resumekit: '{run}' is not the folder that was made for this run: another user has exchanged it; "
+        f"resumekit: '{run}' is not the folder that was made for this run: it was moved, removed or exchanged; "
         "the trainer was not started\n"
     )
     assert os.listdir(run) == ["output.log"] and not (run / "output.log").read_bytes()
@@ -296,7 +299,7 @@ def test_a_folder_that_is_exchanged_right_before_the_exec_gets_no_trainer(
 ) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    made = made_folder.of(run.stat())
+    made = ownership.made_folder_of(run.stat())
     monkeypatch.setenv("RESUMEKIT_RUN_ID", "r")
     monkeypatch.setenv("RESUMEKIT_RUN_TOKEN", "t")
     pid = os.fork()
@@ -307,13 +310,29 @@ def test_a_folder_that_is_exchanged_right_before_the_exec_gets_no_trainer(
     assert not (run / "trained").exists()
 
 
+def test_a_trainer_that_is_not_seen_in_proc_is_said_not_to_be_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RESUMEKIT_RUN_ID", "r")
+    monkeypatch.setenv("RESUMEKIT_RUN_TOKEN", "t")
+    monkeypatch.setattr(shim.processes, "identify", lambda *_: None)
+    pid = os.fork()
+    if pid == 0:
+        shim._become_trainer(RunPaths(tmp_path), os.getppid(), None, "", ["touch", str(tmp_path / "trained")], set())
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 127
+    assert capfd.readouterr().err == (
+        "resumekit: the trainer could not be started: its process is not seen in /proc: 'touch'\n"
+    )
+    assert not os.listdir(tmp_path)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a file to another user")
 def test_the_owner_of_a_runs_folder_counts_only_where_it_is_the_one_that_was_made(tmp_path: Path) -> None:
     """A drive may show every file as one user's; but who owns an exchanged folder owns the log in it too."""
     run = tmp_path / "run"
     run.mkdir()
     (run / "output.log").touch()
-    made = str(made_folder.of(run.stat()))
+    made = str(ownership.made_folder_of(run.stat()))
     for path in (run, run / "output.log"):
         os.chown(path, 65534, 65534)
     assert said_of_made(run, made).returncode == 0

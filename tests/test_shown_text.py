@@ -17,16 +17,17 @@ from typing import Any
 
 import pytest
 
-from conftest import LIB, ROOT, Kit
-from resumekit.basics import journal, terminal
-from resumekit.basics.check import FAILED, Check
-from resumekit.basics.errors import InvalidFile
-from resumekit.basics.files import UnreadableFile
-from resumekit.basics.paths import RunPaths
+from resumekit.base import journal, terminal
+from resumekit.base.errors import InvalidFile
+from resumekit.base.files import UnreadableFile
+from resumekit.base.paths import RunPaths
+from resumekit.base.terms import FAILED, Check
+from resumekit.checkpoint import dry_run
 from resumekit.commands import main
-from resumekit.proving import dry_run
-from resumekit.run_folder import live_marker
+from resumekit.run import live_marker
 from resumekit.trainer import loading
+from support.commands import Kit
+from support.places import LIB, ROOT
 
 # A window title, a carriage return, a line that looks like one of the command's own, 8-bit CSI, a turned direction.
 CANARY = "\x1b]0;t\x07\r\nFORGED \x9b31m\u202e\x7f"
@@ -188,7 +189,7 @@ def test_what_the_launcher_itself_says_is_one_printable_line() -> None:
 
 
 def test_a_path_goes_to_a_program_as_it_is_and_to_a_terminal_printable() -> None:
-    code = "from resumekit.basics import terminal; terminal.show_path(sys.argv[2])"
+    code = "from resumekit.base import terminal; terminal.show_path(sys.argv[2])"
     command = [sys.executable, "-I", "-c", f"import sys; sys.path.append(sys.argv[1]); {code}", str(LIB), CANARY]
     assert subprocess.run(command, capture_output=True, check=True).stdout == CANARY.encode() + b"\n"
     ours, theirs = pty.openpty()
@@ -202,13 +203,12 @@ def test_a_path_goes_to_a_program_as_it_is_and_to_a_terminal_printable() -> None
 # Modules that write to a descriptor themselves, and what of.
 WRITERS = {
     "terminal": "everything for people",
-    "echo": "the trainer's own output, and the notes of the sidecar, which are plain",
-    "screen": "lines that it makes plain itself",
+    "output_log": "the trainer's own output, and the notes of the sidecar, which are plain",
+    "live_view": "lines that it makes plain itself",
     "shim": "the trainer's log, plain",
     "weights_extract": "JSON, into a pipe of the sidecar's",
-    "commands": "fields for the launcher, and their NUL",
-    "command": "fields for the launcher, and their NUL",
-    "output_guard": "the trainer's own output",
+    "launcher_answer": "fields for the launcher, and their NUL",
+    "trainer_env": "the trainer's own output",
 }
 
 

@@ -14,28 +14,21 @@ from types import SimpleNamespace
 
 import pytest
 
-from conftest import LIB, LIVE, ROOT, Kit, events, marked_pids, wait_until
-from resumekit.basics.files import UnreadableFile
-from resumekit.basics.paths import RunPaths, manifest_path
-from resumekit.run_folder.runs import Run, open_run
-from resumekit.supervision import log_follower, log_source, sidecar, witness
-from resumekit.supervision.log_follower import LogFollower
-from resumekit.supervision.sidecar import Sidecar
-from resumekit.supervision.step_order import StepOrder
-from resumekit.supervision.train_log import LineCleaner, stamp
-from toy_trainer import write_checkpoint
+from resumekit.base.files import UnreadableFile
+from resumekit.base.paths import RunPaths, manifest_path
+from resumekit.process import attest, output_log, sidecar, train_log
+from resumekit.process.sidecar import Sidecar
+from resumekit.process.sidecar_state import StepOrder
+from resumekit.process.train_log import LineCleaner, LogFollower, stamp
+from resumekit.run.run_folder import Run, open_run
+from support.commands import Kit, sidecar_of
+from support.followed_logs import HASH
+from support.places import LIB, LIVE, ROOT
+from support.processes import marked_pids, wait_until
+from support.runs import events
+from support.toy_trainer import write_checkpoint
 
 pytestmark = pytest.mark.usefixtures("valid_records")
-HASH = "9a537e838edae8969d5e43d9d1d5d4db83d5e2f706a4fa80b53b24d93cd38708"
-
-
-def sidecar_of(kit: Kit, run: Path) -> int | None:
-    """Return the pid of the sidecar that holds the run's status lock."""
-    for pid in marked_pids(f"RESUMEKIT_TEST_MARK={kit.mark}"):
-        argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        if b"sidecar" in argv and os.fsencode(run) in argv:
-            return pid
-    return None
 
 
 def undisturbed_log(run: Path) -> bytes:
@@ -48,7 +41,7 @@ def undisturbed_log(run: Path) -> bytes:
     log = (run / "logs" / "train.log").read_bytes()
     last = log.splitlines(keepends=True)[-1]
     assert b" resumekit: ended " in last
-    return stamp(log_follower.head_lines(open_run(run)) + lines, prefix) + last
+    return stamp(train_log.head_lines(open_run(run)) + lines, prefix) + last
 
 
 ODD = b"".join(
@@ -92,7 +85,7 @@ def test_the_log_opens_with_what_makes_its_curves_comparable(kit: Kit) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.fault("A14", by="sidecar_account.py: goes on where the last one stood")
+@pytest.mark.fault("A14", by="sidecar_state.py: goes on where the last one stood")
 @pytest.mark.fault("F1", by="launcher.sh: kit_keep_sidecar")
 def test_a_sidecar_that_is_killed_again_and_again_loses_no_line(kit: Kit) -> None:
     """In the middle of a flood; train.log is what an undisturbed sidecar would have written, to the byte."""
@@ -146,13 +139,22 @@ def test_a_step_behind_the_last_one_counts_once_the_next_goes_on_from_there(
     assert [one["step"] for one in StepOrder(0).new(found, -1, 0)] == journaled
 
 
+def test_a_line_that_names_the_step_resumed_at_tells_no_step() -> None:
+    """'resumed from model_40.pt at step 40': the acceptance warned that the trainer did its last step again."""
+    said, trained = {"step": 40}, {"step": 41}
+    assert StepOrder(0, 40).new([said, trained], -1, 0) == [trained]
+    assert StepOrder(0, None).new([said, trained], -1, 0) == [said, trained]
+    again = {"step": 40, "loss": 0.5}
+    assert StepOrder(0, 40).new([again, trained], -1, 0) == [again, trained], "that step was trained again"
+
+
 def test_steps_that_a_predecessor_may_have_told_are_not_told_again() -> None:
     order = StepOrder(100)
     assert order.new([{"step": step} for step in (7, 8, 9, 10)], 9, 40) == [{"step": 10}]
     assert order.new([{"step": step} for step in (0, 1, 2)], 10, 100) == [{"step": 1}, {"step": 2}]
 
 
-@pytest.mark.fault("F1", by="sidecar_account.py: the saved fold")
+@pytest.mark.fault("F1", by="sidecar_state.py: the saved fold")
 def test_the_status_goes_on_where_a_killed_sidecar_left_it(kit: Kit) -> None:
     kit.config("--delay", "0.05", status={"interval_s": 1}, training={"max_steps": 10**6})
     kit.popen("run", "T-1", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -182,7 +184,7 @@ def test_a_second_sidecar_leaves_at_once(kit: Kit) -> None:
 
 
 @pytest.mark.parametrize("also_sidecar", [False, True])
-@pytest.mark.fault("A18", by="shim.py: exit.json, whoever is gone")
+@pytest.mark.fault("A18", by="shim.py: exit.json, whatever process is gone")
 def test_a_killed_launcher_leaves_a_run_whose_end_is_known(kit: Kit, also_sidecar: bool) -> None:
     go = kit.folder / "go"
     kit.config("--at", "3", f"wait={go}", "--delay", "0.01")
@@ -217,7 +219,7 @@ def state_of(kit: Kit, run: Path) -> str:
 
 @pytest.mark.fault("A18", by="launcher.sh: follows the run until the trainer ends")
 def test_a_killed_shim_is_a_run_that_is_lost(kit: Kit) -> None:
-    """The trainer lives on; nobody will see how it ends."""
+    """The trainer lives on; no process will see how it ends."""
     go = kit.folder / "go"
     kit.config("--at", "3", f"wait={go}")
     process = kit.popen("run", "T-1", stdout=subprocess.DEVNULL)
@@ -232,8 +234,8 @@ def test_a_killed_shim_is_a_run_that_is_lost(kit: Kit) -> None:
     assert (kit.status(run)["state"], kit.status(run)["exit_code"]) == ("lost", None)
     (exited,) = events(run, "exited")
     assert (exited["code"], exited["signal"]) == (None, None)
-    assert "nobody saw how" in (run / "logs" / "train.log").read_text().splitlines()[-1]
-    assert (kit.runs / LIVE / run.name).exists()  # somebody has to look at it
+    assert "how is not known" in (run / "logs" / "train.log").read_text().splitlines()[-1]
+    assert (kit.runs / LIVE / run.name).exists()  # a watcher has to look at it
     assert not list(run.glob(".exit.json.tmp-*"))
 
 
@@ -281,7 +283,7 @@ def test_a_status_that_the_trainer_writes_itself_is_folded_in(kit: Kit, tmp_path
     assert kit.status(run)["state"] == "finished"
 
 
-@pytest.mark.fault("A14", by="log_follower.py: blocked, tried again")
+@pytest.mark.fault("A14", by="train_log.py: blocked, tried again")
 @pytest.mark.fault("F9", by="sidecar.py: what cannot be written is tried again")
 def test_a_log_that_cannot_be_written_is_made_up_for_later(kit: Kit) -> None:
     """Its file system is full (here: a limit on the sidecar's files); the training does not notice."""
@@ -304,7 +306,7 @@ def test_a_log_that_cannot_be_written_is_made_up_for_later(kit: Kit) -> None:
 
 GUARDED = """
 import os, sys
-from resumekit.trainer.output_guard import guard_output
+from resumekit.trainer.trainer_env import guard_output
 guard_output()
 ballast = os.path.join(sys.argv[1], "ballast")
 with open(ballast, "wb", buffering=0) as file:
@@ -322,7 +324,7 @@ print("step 5 loss 0.5", flush=True)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a small file system of one's own needs root or a user namespace")
-@pytest.mark.fault("A14", by="output_guard.py: a print that fails ends nothing")
+@pytest.mark.fault("A14", by="trainer_env.py: a print that fails ends nothing")
 def test_a_full_disk_does_not_stop_a_guarded_trainer(kit: Kit) -> None:
     script = kit.folder / "guarded.py"
     script.write_text(GUARDED)
@@ -344,7 +346,7 @@ def follower(tmp_path: Path, printed: bytes, saved: dict | None = None) -> LogFo
     return LogFollower(Run(paths, {"config_hash": HASH, "run_id": tmp_path.name}), saved or {})
 
 
-@pytest.mark.fault("K4", by="log_follower: no link is followed")
+@pytest.mark.fault("K4", by="train_log: no link is followed")
 def test_a_planted_link_is_not_written_through_and_gives_way_to_the_log(tmp_path: Path) -> None:
     log = follower(tmp_path, b"a line\n")
     (tmp_path / "victim").write_text("precious")
@@ -378,7 +380,7 @@ def test_an_account_that_does_not_fit_is_begun_anew(tmp_path: Path, saved: dict)
 
 
 def test_a_bar_that_runs_for_minutes_is_shown_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log_follower, "BAR_SNAPSHOT_S", 0.0)
+    monkeypatch.setattr(train_log, "BAR_SNAPSHOT_S", 0.0)
     log = follower(tmp_path, b"\r 10%\r 20%")
     log.pump(1)
     with open(log._run.paths.output_log, "ab") as file:
@@ -398,7 +400,7 @@ def test_a_log_that_cannot_be_opened_does_not_hold_up_the_end(tmp_path: Path, mo
 
     pauses: list[float] = []
     clock = iter(range(10**6))
-    monkeypatch.setattr(log_source, "open_regular", refuse)
+    monkeypatch.setattr(output_log, "open_regular", refuse)
     monkeypatch.setattr(sidecar, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=pauses.append))
     assert watcher._read_last_lines()
     assert pauses and set(pauses) == {sidecar.POLL_S}
@@ -415,7 +417,7 @@ def test_a_flood_does_not_hold_up_the_rest(tmp_path: Path) -> None:
     assert log.left_bytes > 0
 
 
-def test_a_foreign_trainer_s_checkpoints_are_witnessed(kit: Kit) -> None:
+def test_a_foreign_trainer_s_checkpoints_are_attested(kit: Kit) -> None:
     kit.config("--save-every", "2", training={"max_steps": 5})
     kit("run", "T-1")
     (run,) = kit.run_dirs()
@@ -426,27 +428,28 @@ def test_a_foreign_trainer_s_checkpoints_are_witnessed(kit: Kit) -> None:
     assert kit.status(run)["last_checkpoint_step"] == 4
 
 
-def test_a_file_is_witnessed_only_when_it_is_at_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_attested_only_when_it_is_at_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr(witness.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(attest.time, "monotonic", lambda: clock[0])
     run = Run(RunPaths(tmp_path), {"run_id": tmp_path.name})
     path = run.paths.checkpoints / "hrm_arc_step_2.pt"
     write_checkpoint(path, 2)
     whole = path.read_bytes()
     path.write_bytes(whole[:-40])
-    looker = witness.Witness(run)
+    looker = attest.Attester(run)
     looker.look()
-    clock[0] += witness.REST_S - 1
+    clock[0] += attest.REST_S - 1
     looker.look()
     with open(path, "ab") as file:  # its writer had only paused
         file.write(whole[-40:])
     clock[0] += 2
     looker.look()
-    clock[0] += witness.REST_S - 1
+    clock[0] += attest.REST_S - 1
     looker.look()
     assert not manifest_path(path).exists()
     clock[0] += 1
     looker.look()
+    looker.settle()
     assert json.loads(manifest_path(path).read_text())["size"] == len(whole)
 
 
@@ -455,19 +458,19 @@ def test_what_is_no_whole_checkpoint_gets_no_manifest(tmp_path: Path) -> None:
     run.paths.checkpoints.mkdir()
     (run.paths.checkpoints / "hrm_arc_step_2.pt").write_bytes(b"not a checkpoint")
     os.mkfifo(run.paths.checkpoints / "hrm_arc_step_3.pt")
-    witness.Witness(run).look_last()
+    attest.Attester(run).look_last()
     assert not list(run.paths.checkpoints.glob("*.json"))
     assert events(tmp_path) == []
 
 
 def test_a_sidecar_imports_little() -> None:
     """It stands in the way of a short run's end; each of these costs between 3 and 75 ms."""
-    code = "import sys; sys.path.append(sys.argv[1]); import resumekit.supervision.sidecar; print(*sys.modules)"
+    code = "import sys; sys.path.append(sys.argv[1]); import resumekit.process.sidecar; print(*sys.modules)"
     argv = [sys.executable, "-I", "-S", "-c", code, str(ROOT / "lib")]
     loaded = set(subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split())
     costly = {"argparse", "dataclasses", "inspect", "hashlib", "subprocess", "socket", "yaml", "jsonschema", "torch",
-              "zipfile", "secrets", "resumekit.configuration.config", "resumekit.configuration.schema",
-              "resumekit.proving.archive"}  # fmt: skip
+              "zipfile", "secrets", "resumekit.config.config", "resumekit.config.schema",
+              "resumekit.checkpoint.archive"}  # fmt: skip
     assert loaded & costly == set()
 
 

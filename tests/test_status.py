@@ -1,4 +1,4 @@
-"""The status of a run: resumekit.run_folder.status, schemas/status.schema.json, schemas/event.schema.json."""
+"""The status of a run: resumekit.run.status, schemas/status.schema.json, schemas/event.schema.json."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from typing import Any
 
 import pytest
 
-from conftest import ROOT, Kit, assert_valid, wait_until
-from resumekit.basics import processes
-from resumekit.basics.paths import RunPaths
-from resumekit.basics.processes import ALIVE, DEAD, UNKNOWN
-from resumekit.run_folder import run_end, status
-from resumekit.run_folder.run_state import fold
-from resumekit.run_folder.runs import Run
-from resumekit.run_folder.status import View
+from resumekit.base import processes
+from resumekit.base.paths import RunPaths
+from resumekit.base.processes import ALIVE, DEAD, UNKNOWN
+from resumekit.run import run_end, status
+from resumekit.run.journal_fold import fold
+from resumekit.run.run_folder import Run
+from resumekit.run.status import View
+from support import schema_examples
+from support.commands import Kit
+from support.places import ROOT
+from support.processes import wait_until
+from support.schemas import assert_valid
 
 LAUNCHED = {
     "launched": {"trainer": None, "shim": None, "launcher": None, "at": None, "mono_s": 1.0},
@@ -121,7 +125,7 @@ def test_etas_count_from_the_speed_since_the_resume_point(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("value", ["12", -1, 1e30, True, [1], {"a": 1}, 10**400, None, "a[$(touch canary)]", 0])
 def test_no_type_in_a_run_folder_is_trusted(tmp_path: Path, value: Any) -> None:
-    """Somebody else's folder is shown, whatever is in it: no crash, nothing run, a valid status."""
+    """Another user's folder is shown, whatever is in it: no crash, nothing run, a valid status."""
     keys = ("max_steps", "fast_eval_every", "full_eval_every", "name", "log_patterns", "loads_with_kit")
     config = {name: dict.fromkeys(keys, value) for name in ("training", "validation", "optimizer", "trainer")}
     record = dict.fromkeys(("run_id", "parent_run_id", "parent_step", "config_hash", "launcher"), value)
@@ -181,11 +185,11 @@ def test_the_order_of_the_keys_is_the_schema_s(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("schema", ["status", "event", "plan"])
 def test_the_examples_beside_a_schema_are_judged_as_their_names_say(schema: str) -> None:
-    found = sorted((ROOT / "schemas" / "examples" / schema).glob("*.json"))
-    assert {path.name.partition("-")[0] for path in found} == {"valid", "invalid"}
-    for path in found:
-        value = json.loads(path.read_text())
-        if path.name.startswith("valid-"):
+    names = schema_examples.names(schema)
+    assert {name.partition("-")[0] for name in names} == {"valid", "invalid"}
+    for name in names:
+        value = schema_examples.case(schema, name)
+        if schema_examples.is_valid(name):
             assert_valid(schema, value)
         else:
             with pytest.raises(AssertionError):

@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 
-from resumekit.run_folder import pace, run_state, step_counters
-from resumekit.run_folder.run_state import fold
-from resumekit.run_folder.state_types import is_sound
-from resumekit.watching import abort_rules
-from resumekit.watching.abort_rules import SICK, Sight
-from resumekit.watching.limits import Limits
-from test_abort_rules import event
+from resumekit.run import journal_fold, steps, throughput
+from resumekit.run.journal_fold import fold
+from resumekit.run.state_types import is_sound
+from resumekit.watch import rules
+from resumekit.watch.rules import SICK, Limits, Observation
+from support.journal_events import event
 
 TRAINING, EVALUATION = 100_000, 600
 
@@ -42,7 +41,7 @@ class Log:
 
     def found(self) -> list[str]:
         assert is_sound(json.loads(json.dumps(self.state)))
-        found = abort_rules.findings(self.state, Limits(), Sight(self.now_s, "running"))
+        found = rules.findings(self.state, Limits(), Observation(self.now_s, "running"))
         return [one.cause for one in found if one.verdict == SICK]
 
 
@@ -68,7 +67,7 @@ def test_an_evaluation_that_counts_beyond_the_training_is_none_of_it(has_totals:
         step = log.steps(step, 1.0, 10, TRAINING)
         log.steps(0, 20.0, 20, 2 * TRAINING)
         assert log.found() == []
-    assert pace.baseline(log.state["pace"]) == pytest.approx(1.0, rel=0.1)
+    assert throughput.baseline(log.state["pace"]) == pytest.approx(1.0, rel=0.1)
 
 
 @pytest.mark.parametrize("has_totals", [True, False])
@@ -142,13 +141,13 @@ def test_another_total_is_no_odd_step() -> None:
         log.steps(0, 10.0, 5, TRAINING)
         log.steps(0, 0.7, 5, EVALUATION)
     assert "odd_step" not in log.state["symptoms"]
-    assert run_state.measured_speed(log.state) == pytest.approx(0.7, rel=0.1)
+    assert journal_fold.measured_speed(log.state) == pytest.approx(0.7, rel=0.1)
 
 
 def test_a_trainer_that_journals_its_steps_tells_the_training_alone() -> None:
     told = [event("step", 10.0 + n, step=n % 50) for n in range(4000)]
     state = fold({}, told)
-    assert "counters" not in state and pace.baseline(state["pace"]) == pytest.approx(1.0, rel=0.1)
+    assert "counters" not in state and throughput.baseline(state["pace"]) == pytest.approx(1.0, rel=0.1)
 
 
 def test_lines_with_a_total_and_lines_without_count_the_same_steps() -> None:
@@ -161,21 +160,21 @@ def test_lines_with_a_total_and_lines_without_count_the_same_steps() -> None:
     assert log.state["counters"]["other"] is None
 
 
-def _garbage(dice: random.Random) -> Iterator[step_counters.Telling]:
+def _garbage(dice: random.Random) -> Iterator[steps.StepReport]:
     for _ in range(2000):
         total = dice.choice((None, None, 3, 600, dice.randrange(1, 10**12)))
-        yield step_counters.Telling(dice.choice((dice.randrange(20), dice.randrange(10**12))), total)
+        yield steps.StepReport(dice.choice((dice.randrange(20), dice.randrange(10**12))), total)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_counters_of_any_steps_stay_small_and_sound(seed: int) -> None:
     known = None
     for telling in _garbage(random.Random(seed)):
-        known = step_counters.told(known, telling, 1.0).counters
-        assert step_counters.is_sound(json.loads(json.dumps(known)))
+        known = steps.count_step(known, telling, 1.0).counters
+        assert steps.saved(json.loads(json.dumps(known))) == known
     assert len(json.dumps(known)) < 1000
 
 
 @pytest.mark.parametrize("value", [None, [], {}, {"training": 1, "other": None, "stood": []}])
 def test_what_are_no_counters_is_known(value: Any) -> None:
-    assert not step_counters.is_sound(value)
+    assert steps.saved(value) is None

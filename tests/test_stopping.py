@@ -1,4 +1,4 @@
-"""Ending a run on purpose: resumekit.supervision.stopping, asked for by the launcher's traps."""
+"""Ending a run on purpose: resumekit.process.stopping, asked for by the launcher's traps."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from typing import Any
 
 import pytest
 
-from conftest import Kit, events, marked_pids, wait_until
-from resumekit.basics import processes
-from resumekit.basics.paths import RunPaths
-from resumekit.run_folder import status
-from resumekit.run_folder.runs import Run, open_run
-from resumekit.supervision import aborting, stop_request, stopping
-from resumekit.watching import watch
+from resumekit.base import processes
+from resumekit.base.paths import RunPaths
+from resumekit.process import aborting, stop_request, stopping
+from resumekit.run import status
+from resumekit.run.run_folder import Run, open_run
+from resumekit.watch import inspection
+from support.commands import Kit
+from support.processes import marked_pids, wait_until
+from support.runs import events
 
 pytestmark = pytest.mark.usefixtures("valid_records")
 
@@ -134,7 +136,7 @@ def test_a_trainer_in_state_t_goes_on_to_save(kit: Kit) -> None:
 
 
 def test_stopped_is_in_the_journal_before_the_signal(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was ended on purpose is never recovered, whoever is killed in between."""
+    """What was ended on purpose is never recovered, whatever process is killed in between."""
     process, run = started(kit)
     seen = []
     monkeypatch.setattr(processes, "send", lambda *_: seen.append(len(events(run, "stopped"))) or True)
@@ -222,9 +224,9 @@ def test_a_link_in_the_place_of_a_request_keeps_the_mode_of_what_it_leads_to(
     private, run = tmp_path / "private", Run(RunPaths(tmp_path), {"run_id": tmp_path.name})
     private.touch(mode=0o600)
 
-    def move(temp: Path, path: Path) -> None:
+    def move(temp: str, path: str, **_dirs: object) -> None:
         os.rename(temp, tmp_path / "moved")
-        path.symlink_to(private)  # another user is as quick as that
+        os.symlink(private, path)  # another user is as quick as that
 
     monkeypatch.setattr(os, "replace", move)
     old = os.umask(0o077)
@@ -247,7 +249,7 @@ def test_a_grace_that_is_no_number_does_not_take_the_grace_away(kit: Kit, grace:
 def test_a_host_that_is_renamed_while_a_run_lives_is_no_other_host(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     process, run = started(kit)
     monkeypatch.setattr(processes, "host_name", lambda: "renamed")
-    assert watch.look_at(kit.runs, run.name).verdict == "well"
+    assert inspection.look_at(kit.runs, run.name).verdict == "well"
     assert stopping.stop(run, "TERM") == 0
     process.communicate()
     (stopped,) = events(run, "stopped")

@@ -12,11 +12,14 @@ from pathlib import Path
 
 import pytest
 
-import campaign_stops
-from conftest import LIB, Kit, events, wait_until
-from resumekit.basics import recorded_environment
-from resumekit.supervision import session_end
-from test_recovery import configure, reached, recovered  # noqa: F401 - a fixture
+from reliability import campaign_stops
+from resumekit.base import redaction
+from resumekit.process import training_end
+from support.commands import Kit
+from support.places import LIB
+from support.processes import wait_until
+from support.recoveries import configure, reached
+from support.runs import events
 
 pytestmark = pytest.mark.usefixtures("valid_records")
 
@@ -24,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("valid_records")
 @pytest.mark.parametrize("name", ["TERM", "INT"])
 @pytest.mark.parametrize("job", [None, "48123"], ids=["by hand", "in a job"])
 def test_a_signal_to_one_s_own_trainer_is_a_stop_and_nothing_takes_it_up(
-    recovered: Kit,  # noqa: F811
+    recovered: Kit,
     name: str,
     job: str | None,
 ) -> None:
@@ -47,7 +50,7 @@ def test_a_signal_to_one_s_own_trainer_is_a_stop_and_nothing_takes_it_up(
     assert recorded == ({"name": "slurm", "job": job} if job else None)
 
 
-def test_a_host_whose_memory_guard_sends_term_says_so(recovered: Kit) -> None:  # noqa: F811
+def test_a_host_whose_memory_guard_sends_term_says_so(recovered: Kit) -> None:
     once = recovered.folder / "once"
     script = recovered.folder / "once.sh"
     script.write_text(
@@ -63,7 +66,7 @@ def test_a_host_whose_memory_guard_sends_term_says_so(recovered: Kit) -> None:  
     assert not once.exists()
 
 
-def test_a_code_that_nothing_goes_on_from_calls_a_person(recovered: Kit) -> None:  # noqa: F811
+def test_a_code_that_nothing_goes_on_from_calls_a_person(recovered: Kit) -> None:
     configure(recovered, "--at", "12", "exit=3", recover={"never_codes": [3]})
     recovered("run", "T-1", code=3)
     (run,) = recovered.run_dirs()
@@ -107,7 +110,7 @@ def test_torchrun_ends_with_1_and_says_which_signal_it_was(
     (tmp_path / "logs").mkdir()
     said = SIGNAL_EXCEPTION.format(pid=4711, number=number) if number else "ValueError: no\n"
     (tmp_path / "logs" / "output.log").write_text("step 1\n" * 5000 + said)
-    assert session_end.stopped_by(tmp_path, {"code": 1, "signal": None}) == name
+    assert training_end.stopped_by(tmp_path, {"code": 1, "signal": None}) == name
 
 
 @pytest.mark.parametrize(
@@ -124,7 +127,7 @@ def test_torchrun_ends_with_1_and_says_which_signal_it_was(
     ],
 )
 def test_which_scheduler_started_it_is_in_the_environment(environment: dict, known: dict | None) -> None:
-    assert recorded_environment.scheduler(environment) == known
+    assert redaction.scheduler_variables(environment) == known
 
 
 def test_a_launcher_that_is_started_from_within_a_run_is_no_part_of_it(kit: Kit) -> None:

@@ -8,15 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Kit, events, wait_until
-from resumekit.basics.errors import NoStableCheckpoint, Refused
-from resumekit.basics.paths import RunPaths
-from resumekit.planning import choice
-from resumekit.recovery import replay
-from resumekit.run_folder import status, stray_checkpoints
-from resumekit.run_folder.runs import Run
-from test_recovery import configure
-from toy_trainer import write_checkpoint
+from resumekit.base.errors import NoStableCheckpoint, Refused
+from resumekit.base.paths import RunPaths
+from resumekit.process.sidecar_warnings import NewCheckpoints
+from resumekit.run import stray_checkpoints
+from resumekit.run.run_folder import Run
+from resumekit.run.run_table import RunTable
+from resumekit.start import search
+from resumekit.watch import restart_point
+from resumekit.watch.incident import Incident
+from support.commands import Kit
+from support.processes import wait_until
+from support.recoveries import configure
+from support.runs import events
+from support.toy_trainer import write_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -43,18 +48,131 @@ def test_what_died_before_its_first_save_begins_anew(kit: Kit) -> None:
 
 
 def test_a_file_where_the_command_says_that_it_saves_is_found_and_an_older_one_is_not(tmp_path: Path) -> None:
-    out, runs = tmp_path / "out", tmp_path / "runs"
-    run_dir = runs / "T-1_x"
+    out = tmp_path / "out"
     out.mkdir()
-    run_dir.mkdir(parents=True)
-    created = time.strftime("%Y-%m-%dT%H:%M:%S.000000Z", time.gmtime())
-    record = {"argv": ["python", "train.py", "--out=out", "."], "cwd": str(tmp_path), "created_at": created}
-    run = Run(RunPaths(run_dir), record)
+    run = started_now(tmp_path, "python", "train.py", "--out=out", ".")
     write_checkpoint(out / "model_7.pt", 7)
     write_checkpoint(tmp_path / "elsewhere.pt", 7)
     assert stray_checkpoints.newest(run) == stray_checkpoints.Stray(str(out / "model_7.pt"), "model_{step}.pt")
     os.utime(out / "model_7.pt", (1e9, 1e9))
     assert stray_checkpoints.newest(run) is None
+
+
+@pytest.mark.parametrize("words", [["out"], ["--save", "out/ckpt.pt"], ["hydra.run.dir=out"], ["--output_dir=out"]])
+def test_whatever_word_of_the_command_names_the_place_it_is_looked_at(tmp_path: Path, words: list[str]) -> None:
+    run = started_now(tmp_path, "python", "train.py", *words)
+    (tmp_path / "out").mkdir()
+    write_checkpoint(tmp_path / "out/ckpt.pt", 350)
+    found = stray_checkpoints.newest(run)
+    assert found and found.path == str(tmp_path / "out/ckpt.pt") and "its name has no step" in found.words
+
+
+@pytest.mark.parametrize("words", [["--data", "out"], ["--verbose"], ["data"], ["--init=out"]])
+def test_a_word_that_names_no_place_for_saves_is_not(tmp_path: Path, words: list[str]) -> None:
+    run = started_now(tmp_path, "python", "train.py", *words)
+    for folder in ("out", "data"):
+        (tmp_path / folder).mkdir()
+        write_checkpoint(tmp_path / folder / "ckpt.pt", 350)
+    assert stray_checkpoints.newest(run) is None
+
+
+def test_a_file_whose_name_fits_in_another_folder_is_said_to_lie_in_the_wrong_place(tmp_path: Path) -> None:
+    run = started_now(tmp_path, "python", "train.py")
+    write_checkpoint(run.paths.run_dir / "out/hrm_arc_step_7.pt", 7)
+    assert "does not lie in 'checkpoints', where the kit looks for it" in stray_checkpoints.newest(run).words
+    write_checkpoint(run.paths.checkpoints / "hrm_arc_step_8.pt", 8)
+    (run.paths.run_dir / "out/hrm_arc_step_7.pt").unlink()
+    assert stray_checkpoints.newest(run) is None, "what the pattern finds is none"
+
+
+def started_now(folder: Path, *argv: str) -> Run:
+    """Return a run that has just been started with a command, in `folder`."""
+    created = time.strftime("%Y-%m-%dT%H:%M:%S.000000Z", time.gmtime())
+    run_dir = folder / "runs" / "T-1_x"
+    run_dir.mkdir(parents=True)
+    return Run(RunPaths(run_dir), {"argv": list(argv), "cwd": str(folder), "created_at": created, "run_id": "T-1_x"})
+
+
+def told_by(watch: NewCheckpoints, *times: float, **more: bool) -> list[str]:
+    """Look at so many moments; return the warnings that came of it."""
+    kept: list[str] = []
+
+    def append(event: str, /, *, kind: str, message: str) -> bool:
+        assert (event, kind) == ("warning", "stray_checkpoint")
+        kept.append(message)
+        return True
+
+    for now in times:
+        assert watch.look_for_strays(now, append, **more) in ("", *kept)
+    return kept
+
+
+def test_a_live_run_is_warned_of_once_with_the_pattern_that_would_fit(tmp_path: Path) -> None:
+    run = started_now(tmp_path, "python", "train.py")
+    write_checkpoint(run.paths.checkpoints / "model_10.pt", 10)
+    watch = NewCheckpoints(run, {})
+    assert told_by(watch, 0.0, 30.0) == [], "one look may be in the middle of a save"
+    (message,) = told_by(watch, 61.0, 130.0, 200.0)
+    assert "checkpoint.pattern 'model_{step}.pt' would fit it" in message and "no recovery goes on from it" in message
+    write_checkpoint(run.paths.checkpoints / "model_20.pt", 20)
+    assert told_by(watch, 300.0, 400.0) == []
+    assert told_by(NewCheckpoints(run, watch.account), 500.0, 600.0, 700.0, has_ended=True) == []
+
+
+def test_a_warning_that_could_not_be_written_down_is_tried_again(tmp_path: Path) -> None:
+    run = started_now(tmp_path, "python", "train.py")
+    write_checkpoint(run.paths.checkpoints / "last.ckpt", 10)
+    watch = NewCheckpoints(run, {})
+    assert watch.look_for_strays(0.0, lambda *_, **__: False, has_ended=True) == ""
+    assert len(told_by(watch, 61.0, has_ended=True)) == 1
+
+
+def test_a_file_beside_a_checkpoint_is_none_while_that_is_being_saved(tmp_path: Path) -> None:
+    """The optimizer's file of step 20 is there before the model's."""
+    run = started_now(tmp_path, "python", "train.py")
+    write_checkpoint(run.paths.checkpoints / "hrm_arc_step_10.pt", 10)
+    os.utime(run.paths.checkpoints / "hrm_arc_step_10.pt", (time.time() - 60, time.time() - 60))
+    write_checkpoint(run.paths.checkpoints / "optimizer_20.pt", 20)
+    watch = NewCheckpoints(run, {})
+    assert told_by(watch, 0.0) == []
+    write_checkpoint(run.paths.checkpoints / "hrm_arc_step_20.pt", 20)
+    assert told_by(watch, 61.0, 122.0) == []
+    write_checkpoint(run.paths.checkpoints / "epoch_2_step_40.ckpt", 40)
+    os.utime(run.paths.checkpoints / "hrm_arc_step_20.pt", (time.time() - 60, time.time() - 60))
+    assert "epoch_2_step_40.ckpt" in told_by(watch, 183.0, 244.0)[0]
+
+
+def test_the_sidecar_says_it_in_journal_log_and_on_the_terminal(kit: Kit) -> None:
+    kit.config("--save-every", "2", checkpoint={"pattern": "model_{step}.pt"})
+    said = kit("run", "T-1").stdout
+    (run,) = kit.run_dirs()
+    (warning,) = [one for one in events(run, "warning") if one["kind"] == "stray_checkpoint"]
+    assert "checkpoint.pattern 'hrm_arc_step_{step}.pt' would fit it" in warning["message"]
+    assert warning["message"] in (run / "logs/train.log").read_text() and warning["message"] in said
+    assert kit.status(run)["last_warning"] == warning["message"]
+
+
+def test_a_resume_from_an_ancestor_s_step_names_the_one_file_that_the_run_has_written(kit: Kit) -> None:
+    """The kit's own copy of the checkpoint that it began from is no such file, until the trainer writes there."""
+    kit.config(trainer={"checkpoint_in": "checkpoints/ckpt.pt"}, training={"max_steps": 20})
+    kit("run", "T-1", code=137, env={"TOY_ARGS": "--save-every 5 --at 7 kill"})
+    kit("resume", "T-1", code=137, env={"TOY_ARGS": "--at 7 kill"})
+    run = kit.run_dirs()[-1]
+    assert not [one for one in events(run, "warning") if one["kind"] == "stray_checkpoint"]
+    assert "looks like a checkpoint" not in kit("resume", "T-1", "--dry-run").stdout
+    write_checkpoint(run / "checkpoints/ckpt.pt", 7)
+    os.utime(run / "checkpoints/ckpt.pt", (time.time() + 60, time.time() + 60))
+    said = " ".join(kit("resume", "T-1", "--dry-run").stdout.split())
+    assert "'checkpoints/ckpt.pt' looks like a checkpoint" in said and "this goes on from the older step 5" in said
+
+
+def test_a_recovery_that_finds_nothing_says_where_it_has_looked(kit: Kit) -> None:
+    run = left_with(kit, [])
+    for path in (run / "checkpoints").iterdir():
+        path.unlink()
+    found = RunTable(kit.runs).get(run.name)
+    with pytest.raises(NoStableCheckpoint, match=r"looked for 'hrm_arc_step_{step}.pt' .checkpoint.pattern. in "):
+        restart_point.find(found, {"last_checkpoint_step": 2}, RunTable(kit.runs), Incident("died", "it died"))
 
 
 @pytest.mark.parametrize(
@@ -83,8 +201,8 @@ def test_what_trained_for_hours_without_a_checkpoint_is_a_person_s(tmp_path: Pat
     run = Run(RunPaths(tmp_path), {})
     state = {"step": 900, "first_step_mono_s": 100.0, "step_mono_s": 100.0 + stray_checkpoints.MAX_LOST_S + 1}
     with pytest.raises(NoStableCheckpoint, match=r"it has trained for .* h, to step 900"):
-        replay._refuse_to_lose_steps(run, state)
-    replay._refuse_to_lose_steps(run, {"step": 9, "first_step_mono_s": 100.0, "step_mono_s": 160.0})
+        restart_point._refuse_to_lose_steps(run, state)
+    restart_point._refuse_to_lose_steps(run, {"step": 9, "first_step_mono_s": 100.0, "step_mono_s": 160.0})
 
 
 def left_with(kit: Kit, names: list[str]) -> Path:
@@ -130,14 +248,18 @@ def test_a_recovery_says_that_it_goes_on_from_an_older_step_than_there_is(kit: K
     assert b"the recovery goes on from the older step 8" in err
 
 
-def test_a_person_does_not_begin_at_0_over_hours_of_training_without_fresh(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_person_does_not_begin_at_0_over_hours_of_training_without_fresh(tmp_path: Path) -> None:
     """The trainer saves where its own config says, which the kit does not read."""
     run = Run(RunPaths(tmp_path), {"created_at": "2026-01-01T00:00:00.000000Z"})
     state = {"step": 900, "first_step_mono_s": 100.0, "step_mono_s": 100.0 + stray_checkpoints.MAX_LOST_S + 1}
-    monkeypatch.setattr(status, "read_state", lambda _run: state)
     with pytest.raises(Refused, match=r"it has trained for 1.0 h, to step 900.*--fresh begins anew all the same"):
-        choice._refuse_to_lose_steps(run)
+        search.refuse_to_lose_steps(run, RunTable(tmp_path), state)
     state["step_mono_s"] = 160.0
-    choice._refuse_to_lose_steps(run)
+    search.refuse_to_lose_steps(run, RunTable(tmp_path), state)
+
+
+def test_a_later_file_whose_number_is_too_long_for_a_step_is_said(kit: Kit) -> None:
+    left_with(kit, [f"hrm_arc_step_{10**15}.pt"])
+    said = " ".join(kit("run", "T-1", "--dry-run").stdout.split())
+    assert f"'checkpoints/hrm_arc_step_{10**15}.pt' looks like a checkpoint" in said
+    assert "a number of at most 15 digits" in said and "this goes on from the older step 2" in said

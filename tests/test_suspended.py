@@ -14,21 +14,23 @@ from typing import Any
 
 import pytest
 
-from conftest import Kit, events, wait_until
-from resumekit.basics import process_details, processes
-from resumekit.run_folder import status, suspended
-from resumekit.run_folder.run_state import fold, measured_speed
-from resumekit.run_folder.runs import open_run
-from resumekit.run_folder.state_types import is_sound
-from resumekit.watching import acting, watch
-from resumekit.watching.abort_rules import SICK, WARNING
-from resumekit.watching.memory import MAX_WAITS, Memory, Wait
-from resumekit.watching.watch import WELL
-from test_watch import start
-from test_wrapped import WRAPPERS, begun, last_step, saved_steps, wrapped
+from resumekit.base import process_details, processes
+from resumekit.run import liveness, status
+from resumekit.run.journal_fold import fold, measured_speed
+from resumekit.run.run_folder import open_run
+from resumekit.run.state_types import is_sound
+from resumekit.watch import acting, inspection
+from resumekit.watch.inspection import HEALTHY
+from resumekit.watch.rules import SICK, WARNING
+from resumekit.watch.watcher_files import MAX_WAITS, Memory, Wait
+from support.commands import Kit
+from support.processes import wait_until
+from support.recoveries import PATTERNS
+from support.runs import events
+from support.watched_runs import start
+from support.wrappers import WRAPPERS, begun, last_step, saved_steps, wrapped
 
 SINCE = "suspended_since_s"
-PATTERNS = {"step": "^step ([0-9]+)", "loss": "loss ([0-9.a-z]+)"}
 
 
 @pytest.fixture
@@ -56,8 +58,8 @@ def stopped(*pids: int) -> Iterator[None]:
                 os.kill(pid, signal.SIGCONT)
 
 
-def one_pass(kit: Kit, memory: Memory) -> tuple[watch.Look, list[acting.Deed]]:
-    looks = watch.one_pass(kit.runs)
+def one_pass(kit: Kit, memory: Memory) -> tuple[inspection.Report, list[acting.Action]]:
+    looks = inspection.one_pass(kit.runs)
     return looks[0], acting.act(kit.runs, looks, memory)
 
 
@@ -103,7 +105,7 @@ def test_a_launcher_that_is_suspended_while_its_trainer_is_dead_ends_in_a_person
         assert event["event"] == "recovery" and command in event["reason"] and "signal 9" in event["reason"]
         wait_until(lambda: status.current(open_run(run))["state"] == "needs_attention", "it needs attention")
         for _ in range(3):
-            watch.live_runs(watched.runs) and one_pass(watched, memory)
+            inspection.live_runs(watched.runs) and one_pass(watched, memory)
     assert len(told(watched)) == 1
     # The launcher goes on, and starts nothing beside what a person was called for.
     wait_until(lambda: processes.identify(launcher) is None, "the launcher ends")
@@ -120,7 +122,7 @@ def test_a_suspended_group_of_a_healthy_run_is_named_whole_and_told_of_once(watc
     group = os.getpgid(launcher)
     os.killpg(group, signal.SIGSTOP)
     try:
-        wait_until(lambda: len(suspended.of(open_run(run), status.read_state(open_run(run)))) >= 2, "all are")
+        wait_until(lambda: len(liveness.suspended_of(open_run(run), status.read_state(open_run(run)))) >= 2, "all are")
         look, _ = one_pass(watched, memory)
         (found,) = [one for one in look.findings if one.cause == "suspended"]
         assert found.verdict == WARNING
@@ -163,13 +165,13 @@ def test_how_long_nothing_could_be_done_outlives_the_watcher_and_ends_with_its_r
 
 
 def test_ten_passes_and_ten_minutes_have_to_go_by(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
-    from test_acting import live_run
+    from support.watched_runs import live_run
 
     kit.runs.mkdir()
     run = live_run(kit.runs)
     begun: list[list[str]] = []
     monkeypatch.setattr(acting, "_start", lambda command, *_: begun.append(command))
-    look = watch.look_at(kit.runs, run.name)._replace(is_at_rest=False, stuck="it cannot be read")
+    look = inspection.look_at(kit.runs, run.name)._replace(is_at_rest=False, stuck="it cannot be read")
     memory = Memory()
     for number in range(acting.STUCK_PASSES + 5):
         acting.act(kit.runs, [look], memory)
@@ -189,7 +191,7 @@ def test_a_suspended_trainer_is_named_and_does_not_hang(watched: Kit, monkeypatc
     run = start(watched)
     trainer = events(run, "launched")[0]["trainer"]["pid"]
     with stopped(trainer):
-        wait_until(lambda: suspended.of(open_run(run), status.read_state(open_run(run))), "it is suspended")
+        wait_until(lambda: liveness.suspended_of(open_run(run), status.read_state(open_run(run))), "it is suspended")
         time.sleep(4)
         look, deeds = one_pass(watched, Memory())
         assert look.verdict == WARNING and deeds == []
@@ -199,20 +201,20 @@ def test_a_suspended_trainer_is_named_and_does_not_hang(watched: Kit, monkeypatc
         wait_until(lambda: any(one["kind"] == "trainer_suspended" for one in events(run, "warning")), "it is journaled")
         state = status.read_state(open_run(run))
         with monkeypatch.context() as patch:  # it would have been one
-            patch.setattr(suspended, "of_trainer", lambda _trainer: [])
+            patch.setattr(liveness, "suspended_of_trainer", lambda _trainer: [])
             patch.setattr(status, "read_state", lambda _run: {k: v for k, v in state.items() if k != SINCE})
-            assert "hang" in watch.look_at(watched.runs, run.name).evidence
+            assert "hang" in inspection.look_at(watched.runs, run.name).evidence
         # The first look after CONT, before the sidecar has seen it go on.
         sidecar = json.loads((run / ".sidecar.json").read_text())["sidecar"]["pid"]
         os.kill(sidecar, signal.SIGSTOP)
     try:
-        look = watch.look_at(watched.runs, run.name)
+        look = inspection.look_at(watched.runs, run.name)
         assert look.verdict != SICK and "hang" not in look.evidence
     finally:
         os.kill(sidecar, signal.SIGCONT)
     wait_until(lambda: any(one["kind"] == "clock_gap" for one in events(run, "warning")), "it goes on")
     look, deeds = one_pass(watched, Memory())
-    assert look.verdict == WELL and deeds == [] and not events(run, "abort")
+    assert look.verdict == HEALTHY and deeds == [] and not events(run, "abort")
 
 
 def test_the_time_in_which_a_trainer_was_suspended_is_neither_silence_nor_slowness() -> None:
@@ -237,7 +239,8 @@ def test_a_suspended_trainer_behind_its_wrapper_is_found_and_let_go_on_by_a_stop
     shell = events(run, "launched")[0]["trainer"]["pid"]
     (python,) = process_details.children_of(shell)
     os.kill(python, signal.SIGSTOP)
-    wait_until(lambda: [one.pid for one in suspended.of(open_run(run), status.read_state(open_run(run)))] == [python],
+    seen = lambda: liveness.suspended_of(open_run(run), status.read_state(open_run(run)))  # noqa: E731
+    wait_until(lambda: [one.pid for one in seen()] == [python],
                "it is suspended")  # fmt: skip
     kit("abort-watch", "--stop", "T-1")
     process.communicate(timeout=60)

@@ -1,4 +1,4 @@
-"""Every kind of state that can make a PyTorch trainer's next step, each left out in turn (tests/torture_trainer.py).
+"""Every kind of state that can make a PyTorch trainer's next step, each left out in turn (support/torture_trainer.py).
 
 The training is stopped inside an accumulation window, in the middle of an epoch, with data workers running. With all of
 its state it goes on bit for bit; without any one item it does not. So each item is needed, and each is restored.
@@ -16,9 +16,10 @@ import pytest
 import torch
 
 import compare_runs
-import torture_trainer
-from conftest import Kit, events
-from fork_server import ForkServer
+from support import torture_trainer
+from support.commands import Kit
+from support.fork_server import ForkServer
+from support.runs import events
 
 STOP_AFTER = 35  # micro-batches: 8 optimizer steps and 3 of 4 micro-batches; 5 of 10 batches of epoch 3
 STEPS = list(range(1, torture_trainer.STEPS + 1))
@@ -26,7 +27,7 @@ STEPS = list(range(1, torture_trainer.STEPS + 1))
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ForkServer]:
-    server = ForkServer("torture_trainer")
+    server = ForkServer("support.torture_trainer")
     yield server
     server.close()
 

@@ -1,4 +1,4 @@
-"""What becomes of a trainer's output on its way into train.log: resumekit.supervision.train_log, log_patterns."""
+"""What becomes of a trainer's output on its way into train.log: resumekit.process.train_log, log_patterns."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resumekit.run_folder import log_patterns
-from resumekit.supervision import train_log
-from resumekit.supervision.train_log import MAX_LINE_BYTES, LineCleaner, clean, stamp
+from resumekit.process import train_log
+from resumekit.process.train_log import MAX_LINE_BYTES, LineCleaner, clean, stamp
+from resumekit.run import log_patterns
 
 PREFIX = b"9a537e838eda "
 PIECES = [b"a", b"text ", b"\r", b"\n", b"\r\n", b"\x1b[A", b"\x1b[A\n", b"\x1b[31m", b"\x1b[K", b"\x1b]0;t", b"\x07",

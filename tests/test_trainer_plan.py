@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from checkpoint_tools import quiet
-from resume_parts import OPTIMIZERS, Net, moments, same, train, write_plan
-from resumekit.basics.errors import InvalidFile, KitError
-from resumekit.basics.lr_scale import LrScale, Ramp
-from resumekit.trainer import trainer_plan
+from resumekit.base.errors import InvalidFile, KitError
+from resumekit.policy.decide import PLANNED, Decision
+from resumekit.policy.lr_scale import LrScale, Ramp
+from resumekit.trainer import decisions
 from resumekit.trainer.loading import ResumeBundle, load_resume_bundle
 from resumekit.trainer.saving import save_checkpoint
-from resumekit.trainer.trainer_plan import Decision
+from support.checkpoint_tools import quiet
+from support.resume_parts import OPTIMIZERS, Net, moments, same, train, write_plan
 
 pytestmark = pytest.mark.usefixtures("in_a_new_process")
 
@@ -66,7 +66,7 @@ def test_every_field_is_read(tmp_path: Path, plan: Any) -> None:
     path = plan(
         tmp_path / "x.pt", optimizer__model="swap", lr_scale={"factor": 0.5, "ramp": ramp}, new_params="kaiming"
     )
-    found = trainer_plan.read()
+    found = decisions.read_plan()
     assert found is not None
     assert (found.path, found.checkpoint, found.step, found.new_params) == (
         str(path),
@@ -75,12 +75,12 @@ def test_every_field_is_read(tmp_path: Path, plan: Any) -> None:
         "kaiming",
     )
     assert found.lr_scale == LrScale(0.5, Ramp(4, 9, 0.8, True))
-    assert found.components["optimizer.model"] == Decision("swap", "the plan's reason")
-    assert found.components["weights"] == Decision("load", "")
+    assert found.components["optimizer.model"] == Decision("swap", "the plan's reason", PLANNED)
+    assert found.components["weights"] == Decision("load", "", PLANNED)
 
 
 def test_without_the_variable_there_is_no_plan() -> None:
-    assert trainer_plan.read() is None
+    assert decisions.read_plan() is None
 
 
 GOOD = {"version": 1, "step": 4, "components": {"weights": {"action": "load", "why": ""}}}
@@ -161,7 +161,7 @@ def test_each_action_is_done_and_reported_in_the_plans_words(tmp_path: Path, pla
     assert bundle.report == {
         "weights": "load", "optimizer": "reset: the plan's reason", "scheduler": "reset: the plan's reason",
         "scaler": "reset: the plan's reason", "ema": "absent: not used here", "swa": "absent: not used here",
-        "counters": "reset: the plan's reason", "rng": "reset: left as it is",
+        "counters": "reset: the plan's reason", "rng": "reset: left as it is, the plan's reason",
         "data_position": "reset: the plan's reason",
     }  # fmt: skip
     assert (bundle.global_step, bundle.start_epoch, bundle.best_val_loss) == (0, 0, math.inf)

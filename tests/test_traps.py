@@ -14,17 +14,17 @@ from torch import nn
 from torch.optim import lr_scheduler as schedules
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-import example_jobs
-from checkpoint_tools import quiet
-from resume_parts import OPTIMIZERS, Net, moments, same, train, write_plan
-from resumekit.basics.errors import InvalidFile
-from resumekit.basics.paths import RunPaths
-from resumekit.basics.processes import ALIVE
-from resumekit.proving.weight_fit import MIN_MATCHED_SHARE
-from resumekit.run_folder import status
-from resumekit.run_folder.runs import Run
+from resumekit.base.errors import InvalidFile
+from resumekit.base.paths import RunPaths
+from resumekit.base.processes import ALIVE
+from resumekit.checkpoint.parameters import MIN_MATCHED_SHARE
+from resumekit.run import status
+from resumekit.run.run_folder import Run
 from resumekit.trainer.loading import load_resume_bundle
 from resumekit.trainer.saving import save_checkpoint
+from support import example_jobs
+from support.checkpoint_tools import quiet
+from support.resume_parts import OPTIMIZERS, Net, moments, same, train, write_plan
 
 pytestmark = pytest.mark.usefixtures("in_a_new_process")
 
@@ -175,7 +175,7 @@ def test_the_averages_count_and_the_best_so_far_go_on(tmp_path: Path) -> None:
     assert (bundle.best_val_loss, bundle.start_epoch, bundle.global_step) == (0.125, 3, 4)
 
 
-@pytest.mark.fault("C8", by="partial_weights: half of the numbers must fit")
+@pytest.mark.fault("C8", by="weights: half of the numbers must fit")
 def test_a_wrong_model_is_not_accepted_by_a_load_of_what_fits(tmp_path: Path) -> None:
     """mosaicml/composer#2216: strict=False and not one name in common is a fresh start that says it resumed."""
     path = save(tmp_path, model=Net(seed=1))

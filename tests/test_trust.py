@@ -13,25 +13,27 @@ from typing import Any
 
 import pytest
 
-from conftest import Kit, events, reseal, wait_until
-from lab_repo import git
-from resumekit.basics import kit_version, made_folder
-from resumekit.basics.files import UnreadableFile
-from resumekit.basics.paths import RunPaths
-from resumekit.configuration import schema
-from resumekit.planning import checkpoint_trust, code_state, executed_words, project
-from resumekit.planning.request import parse
-from resumekit.proving import archive, grades
-from resumekit.proving.checkpoints import Candidate
-from resumekit.recovery import recovering
-from resumekit.recovery.command import environment_of_callers_run
-from resumekit.run_folder import live_marker, seals, status, trust
-from resumekit.run_folder.runs import Run, RunTable, open_run
-from resumekit.run_folder.trust import Standing
-from test_recovery import configure, watch_as_cron
-from test_run import killed, record
-from test_watch import kill_all_of
-from toy_trainer import write_checkpoint
+from resumekit.base import kit_version, ownership
+from resumekit.base.files import UnreadableFile
+from resumekit.base.paths import RunPaths
+from resumekit.checkpoint import archive, grades
+from resumekit.checkpoint.selection import Candidate
+from resumekit.config import schema
+from resumekit.run import live_marker, seals, status, trust
+from resumekit.run.run_folder import Run, open_run
+from resumekit.run.run_table import RunTable
+from resumekit.run.trust import Standing
+from resumekit.start import code_state, consent
+from resumekit.start.request import parse
+from resumekit.watch import recovering
+from resumekit.watch.recover_command import environment_of_callers_run
+from support.commands import Kit, killed
+from support.lab_repo import git
+from support.processes import wait_until
+from support.recoveries import configure, watch_as_cron
+from support.runs import events, record, reseal
+from support.toy_trainer import write_checkpoint
+from support.watched_runs import kill_all_of
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give files away")
 ANOTHER = 65534
@@ -283,11 +285,11 @@ def test_words_are_compared_as_they_stand_and_texts_that_a_placeholder_puts_into
     known = schema.load()
     one = {"trainer": {"command": ["{python}", "x.py", "--data={data.path}", "{training.max_steps}"]}}
     other = {**one, "data": {"path": "; rm -rf"}, "training": {"max_steps": 7}}
-    found = executed_words.differing(executed_words.words(other, known), executed_words.words(one, known))
+    found = consent.differing_words(consent.executed_words(other, known), consent.executed_words(one, known))
     assert found == ["data.path"], "a text is a word, a number is none"
-    found = executed_words.differing(
-        executed_words.words({"trainer": {"command": ["/usr/bin/python3", "x.py"]}}, known),
-        executed_words.words({"trainer": {"command": ["{python}", "x.py"]}}, known),
+    found = consent.differing_words(
+        consent.executed_words({"trainer": {"command": ["/usr/bin/python3", "x.py"]}}, known),
+        consent.executed_words({"trainer": {"command": ["{python}", "x.py"]}}, known),
     )
     assert found == ["trainer.command"]
 
@@ -299,7 +301,7 @@ def test_names_that_the_kit_makes_paths_of_are_words(kit: Kit) -> None:
     page = " ".join(kit("resume", "T-1", "--dry-run", code=None).stdout.split())
     plain = Standing(trust.OTHERS, "it is another user's")
     request = parse(["--experiment=T-1", f"--config={kit.folder / 'config.yaml'}"]).request()
-    asked = executed_words.consents(open_run(run), plain, open_run(run).config, request, "T-1", "advice")
+    asked = consent.word_consents(open_run(run), plain, open_run(run).config, request, "T-1", "advice")
     assert asked[0].startswith("paths.checkpoints: 'ck$(touch sung)' in ")
     assert not (kit.folder / "sung").exists(), page
 
@@ -310,17 +312,17 @@ def test_what_no_user_can_have_written_is_compared_all_the_same(kit: Kit) -> Non
     config = json.loads((run / "resolved_config.json").read_text())
     config["trainer"]["command"] = [str(canary(kit)), "command"]
     request = parse(["--experiment=T-1", f"--config={kit.folder / 'config.yaml'}"]).request()
-    asked = executed_words.consents(open_run(run), Standing(trust.OWN), config, request, "T-1", "advice")
+    asked = consent.word_consents(open_run(run), Standing(trust.OWN), config, request, "T-1", "advice")
     assert len(asked) == 2 and "canary" in asked[0] and "no launcher of this user's sealed it" in asked[0]
-    assert executed_words.consents(open_run(run), Standing(trust.SEALED), config, request, "T-1", "advice") == ()
-    same = executed_words.consents(open_run(run), Standing(trust.OWN), open_run(run).config, request, "T-1", "advice")
+    assert consent.word_consents(open_run(run), Standing(trust.SEALED), config, request, "T-1", "advice") == ()
+    same = consent.word_consents(open_run(run), Standing(trust.OWN), open_run(run).config, request, "T-1", "advice")
     assert same == ()
 
 
 @pytest.mark.parametrize("odd", [None, 7, "x", [7, None], {"a": 1}])
 def test_words_of_a_config_of_any_shape_are_no_traceback(odd: Any) -> None:
-    executed_words.words({"trainer": odd, "paths": odd, "notify": {"command": odd}}, schema.load())
-    executed_words.words({"trainer": {"command": odd, "resume_args": odd}}, schema.load())
+    consent.executed_words({"trainer": odd, "paths": odd, "notify": {"command": odd}}, schema.load())
+    consent.executed_words({"trainer": {"command": odd, "resume_args": odd}}, schema.load())
 
 
 def canary(kit: Kit) -> Path:
@@ -447,7 +449,7 @@ def died(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> Path:
     configure(kit, notify={"command": ["tee", "-a", str(kit.folder / "told")]}, training={"max_steps": 9999})
     kit("run", "T-1", "--detach")
     run = kit.started()
-    wait_until(lambda: list(run.glob("checkpoints/*.pt.json")), "a checkpoint that is witnessed")
+    wait_until(lambda: list(run.glob("checkpoints/*.pt.json")), "a checkpoint that is attested")
     kill_all_of(run)
     monkeypatch.setenv("RESUMEKIT_TEST_MARK", kit.mark)
     return run
@@ -603,7 +605,7 @@ def found(path: Path, run_id: str | None) -> Candidate:
 
 def asks(runs: Path, path: Path, run_id: str | None = None) -> str:
     resolved = {"trainer": {"loads_with_kit": False}}
-    return " ".join(checkpoint_trust.consents(found(path, run_id), resolved, RunTable(runs)))
+    return " ".join(consent.checkpoint_consents(found(path, run_id), resolved, RunTable(runs)))
 
 
 @pytest.fixture
@@ -665,7 +667,7 @@ def test_a_recovery_asks_a_person_where_its_checkpoint_is_another_users_and_not_
         holding(path, int(path.stem.rpartition("_")[2]), NAMESPACE)
         os.chown(path, ANOTHER, ANOTHER)
         path.with_name(path.name + ".json").unlink(missing_ok=True)
-        grades.witness(path, int(path.stem.rpartition("_")[2]), run_id=died.name)
+        grades.attest(path, int(path.stem.rpartition("_")[2]), run_id=died.name)
     assert recovering.recover(died, os.getpid()) == recovering.NOTHING
     assert "holds 'argparse.Namespace', which is not plain data" in events(died, "recovery")[0]["reason"]
     assert kit.run_dirs() == [died]
@@ -748,12 +750,17 @@ def test_without_git_the_executed_words_say_whether_it_is_another_project(tmp_pa
     own, same, other = (asked(tmp_path / name, command=["x", name[:1]]) for name in ("own", "omega", "pi"))
     known = {"first_commit": "1c" * 20}  # of a repository, where the caller has none
     for git_of_it in ({}, known):
-        assert project.another(run_of_root(tmp_path / "omega", same, **git_of_it), own, "T-1") is None
-        assert "other words" in str(project.another(run_of_root(tmp_path / "pi", other, **git_of_it), own, "T-1"))
-    assert project.another(run_of_root(tmp_path / "gone", other), own, "T-1") is None, "an mv, or another container"
+        assert consent.another_project(run_of_root(tmp_path / "omega", same, **git_of_it), own, "T-1") is None
+        assert "other words" in str(
+            consent.another_project(run_of_root(tmp_path / "pi", other, **git_of_it), own, "T-1")
+        )
+    assert consent.another_project(run_of_root(tmp_path / "gone", other), own, "T-1") is None, (
+        "an mv, or another container"
+    )
     for odd in (None, 7, "\0", ["x"]):
         assert (
-            project.another(Run(RunPaths(tmp_path / "T-1_toy"), {"run_id": "T-1_toy", "root": odd}), own, "T-1") is None
+            consent.another_project(Run(RunPaths(tmp_path / "T-1_toy"), {"run_id": "T-1_toy", "root": odd}), own, "T-1")
+            is None
         )
 
 
@@ -784,6 +791,7 @@ def test_the_digest_of_the_kit_is_kept_and_changes_with_any_file_of_it(
         (tmp_path / "kit" / name / "__pycache__").mkdir(parents=True)
         (tmp_path / "kit" / name / "a.py").write_text(name)
     monkeypatch.setattr(kit_version, "KIT_ROOT", tmp_path / "kit")
+    assert kit_version.version() == "unknown", "a copy of the folders alone"
     first = kit_version.digest()
     monkeypatch.setattr(kit_version, "_of", lambda _: pytest.fail("it was kept"))
     assert kit_version.digest() == first
@@ -806,7 +814,7 @@ def test_what_a_launcher_hands_on_says_whether_a_run_is_as_it_was_made(
     for path in [run, *run.iterdir()]:
         path.chmod(path.stat().st_mode | 0o020)
     records = seals.digest({path.name: path.read_bytes() for path in run.iterdir()})
-    known_by = made_folder.from_text(str(made_folder.of(run.stat(), records)))
+    known_by = ownership.made_folder_from_text(str(ownership.made_folder_of(run.stat(), records)))
     assert known_by is not None and trust.examine_made(run, known_by).standing.is_callers
     before = (run / "resolved_config.json").read_bytes()
     (run / "resolved_config.json").write_text("{}")
@@ -815,11 +823,11 @@ def test_what_a_launcher_hands_on_says_whether_a_run_is_as_it_was_made(
     (run / "resolved_config.json").write_bytes(before)
     run.rename(tmp_path / "runs/aside")
     run.symlink_to("aside")
-    with pytest.raises(made_folder.Exchanged, match="another user has exchanged it"):
+    with pytest.raises(ownership.Exchanged, match="it was moved, removed or exchanged"):
         trust.examine_made(run, known_by)
     run.unlink()
     shutil.copytree(tmp_path / "runs/aside", run)
     assert trust.examine_made(run, known_by).standing.is_callers, "as on a drive that changes inode numbers"
     (run / "resolved_config.json").write_text("{}")
-    with pytest.raises(made_folder.Exchanged, match="another user has exchanged it"):
+    with pytest.raises(ownership.Exchanged, match="it was moved, removed or exchanged"):
         trust.examine_made(run, known_by)

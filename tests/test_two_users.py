@@ -14,14 +14,16 @@ from typing import Any
 
 import pytest
 
-from conftest import Kit, events, wait_until
-from faults import somebody
-from resumekit.run_folder import live_marker
-from resumekit.run_folder.live_view import LiveView
-from test_watch import kill_all_of
+from resumekit.run import live_marker
+from resumekit.run.live_view import LiveView
+from support import another_user
+from support.commands import Kit
+from support.processes import wait_until
+from support.runs import events
+from support.watched_runs import kill_all_of
 
-pytestmark = pytest.mark.skipif(somebody.why_not() is not None, reason=str(somebody.why_not()))
-ANN, BOB = somebody.UID, somebody.UID - 1
+pytestmark = pytest.mark.skipif(another_user.why_not() is not None, reason=str(another_user.why_not()))
+ANN, BOB = another_user.UID, another_user.UID - 1
 
 
 class SharedLab(Kit):
@@ -32,10 +34,10 @@ class SharedLab(Kit):
         home = self.folder / f"home-{uid}"
         if not home.exists():
             home.mkdir(mode=0o700)
-            os.chown(home, uid, somebody.GID)
-        env = {"HOME": str(home), "XDG_STATE_HOME": "", "PYTHON": str(somebody.python()), **more.pop("env", {})}
+            os.chown(home, uid, another_user.GID)
+        env = {"HOME": str(home), "XDG_STATE_HOME": "", "PYTHON": str(another_user.python()), **more.pop("env", {})}
         return self(
-            command, *args, user=uid, group=somebody.GID, extra_groups=[], umask=umask, env=env, **more
+            command, *args, user=uid, group=another_user.GID, extra_groups=[], umask=umask, env=env, **more
         )  # fmt: skip
 
     def start(self, uid: int, experiment: str, umask: int = 0o022) -> Path:
@@ -57,7 +59,7 @@ def lab() -> Iterator[SharedLab]:
         lab.config("--delay", "0.05", "--save-every", "10", training={"max_steps": 20_000}, recover={"enabled": True})
         lab.folder.chmod(0o755)
         lab.runs.mkdir()
-        os.chown(lab.runs, 0, somebody.GID)
+        os.chown(lab.runs, 0, another_user.GID)
         lab.runs.chmod(0o2777)
         yield lab
         lab.clean_up()
@@ -74,7 +76,7 @@ def test_two_users_start_and_watch_in_one_runs_folder(lab: SharedLab, mode: int,
         for _ in range(2):
             done = lab.call(uid, "abort-watch", umask=umask)
             assert done.stdout.split()[0] == run.name and "well" in done.stdout and len(done.stdout.splitlines()) == 1
-            assert done.stderr.count("\n") == 1 and "1 live run, 0 sick" in done.stderr
+            assert done.stderr.count("\n") == 1 and "1 run looked at, 0 sick" in done.stderr
     # runs.sh --watch shows the runs of both, the live ones first.
     live, _, total = LiveView(lab.runs).look(24)
     assert ({one.run.run_id for one in live}, total) == ({anns.name, bobs.name}, 2)
@@ -97,7 +99,7 @@ def test_each_watcher_takes_up_its_own_run_and_the_others_stays_as_it_is(lab: Sh
 
 def test_a_user_without_a_home_and_without_a_passwd_entry_starts_watches_and_has_a_log(lab: SharedLab) -> None:
     uid = 54321
-    env = {"PATH": "/usr/bin:/bin", "PYTHON": str(somebody.python()), "RESUMEKIT_TEST_MARK": lab.mark}
+    env = {"PATH": "/usr/bin:/bin", "PYTHON": str(another_user.python()), "RESUMEKIT_TEST_MARK": lab.mark}
 
     def call(command: str, *args: str, code: int) -> subprocess.CompletedProcess[str]:
         argv = lab.argv(command, *args)
@@ -125,7 +127,7 @@ def test_a_run_that_another_user_put_there_under_the_victims_name_is_never_taken
     lab.call(BOB, "runs")
     subprocess.run(["cp", "-r", str(evil), str(copy)], check=False)  # a temp file may go meanwhile
     for path in (copy, *copy.rglob("*")):
-        os.chown(path, BOB, somebody.GID)
+        os.chown(path, BOB, another_user.GID)
     (lab.folder / f"home-{BOB}").chmod(0o755)
     evil.rename(evil.with_name("away"))
     evil.symlink_to(copy)
@@ -133,7 +135,7 @@ def test_a_run_that_another_user_put_there_under_the_victims_name_is_never_taken
         marker = lab.runs / folder / evil.name
         live_marker.make(marker)
         for path in (marker, marker.parent):
-            os.chown(path, ANN, somebody.GID, follow_symlinks=False)
+            os.chown(path, ANN, another_user.GID, follow_symlinks=False)
         done = lab.call(BOB, "abort-watch", code=None)
         assert "taking it up" not in done.stderr and "stopping it" not in done.stderr
         assert "left alone:" in done.stdout or "live markers" in done.stderr, done.stdout + done.stderr

@@ -1,9 +1,9 @@
 """What a trainer's objects hold at their first step, against the checkpoint: trainer.verification, resume_checks."""
 
+# ruff: noqa: F401, F811 (`path` and `run` are fixtures)
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,72 +13,14 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
-from conftest import ROOT
-from resume_parts import Lion, Net
+from resume_helper import check_resume, load_resume_bundle
+from resumekit.trainer.weights import is_alike
+from support.checked_jobs import Job, found, path, run, verdicts
+from support.resume_parts import Lion, Net
 
-sys.path.append(str(ROOT / "lib"))
-from resume_helper import check_resume, load_resume_bundle, save_checkpoint
-from resumekit.trainer.comparison import is_alike
-
-
-@pytest.fixture(autouse=True)
-def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A run folder of the kit's, whose journal tells what the checks found."""
-    torch.set_num_threads(1)
-    folder = tmp_path / "run"
-    folder.mkdir()
-    monkeypatch.setenv("RESUMEKIT_RUN_DIR", str(folder))
-    monkeypatch.setenv("RESUMEKIT_RUN_ID", "EXP-01_x_20261122-1735")
-    monkeypatch.delenv("RESUMEKIT_PLAN", raising=False)
-    return folder
-
-
-class Job:
-    """A trainer's objects; `step` trains one step."""
-
-    def __init__(self, seed: int = 0, **more: Any) -> None:
-        self.model = Net(seed=seed, **more)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.1)
-        self.schedule = LambdaLR(self.optimizer, lambda step: 1 / (1 + step))
-        self.ema = AveragedModel(self.model)
-
-    def step(self) -> None:
-        self.optimizer.zero_grad()
-        self.model(torch.ones(5, 4) * torch.randn(5, 1)).backward()
-        self.optimizer.step()
-        self.schedule.step()
-        self.ema.update_parameters(self.model)
-
-    def save(self, folder: Path, **more: Any) -> Path:
-        return save_checkpoint(
-            folder, 4, model=self.model, optimizer=self.optimizer, scheduler=self.schedule, ema=self.ema, **more
-        )  # fmt: skip
-
-    def load(self, path: Path, **more: Any) -> Any:
-        return load_resume_bundle(
-            self.model, self.optimizer, self.schedule, ckpt_path=path, ema=self.ema, log_fn=lambda _: None, **more
-        )  # fmt: skip
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    job = Job()
-    for _ in range(4):
-        job.step()
-    return job.save(tmp_path / "checkpoints", data_state={"position": 32, "seed": 1})
-
-
-def found(run: Path) -> dict[str, dict[str, Any]]:
-    lines = (run / "journal.jsonl").read_text().splitlines()
-    events = [json.loads(line) for line in lines if line]
-    return {event["name"]: event for event in events if event["event"] == "check"}
-
-
-def verdicts(run: Path) -> dict[str, str]:
-    return {name: event["verdict"] for name, event in found(run).items()}
-
-
-HEALTHY = dict.fromkeys(("weights", "optimizer", "averages", "scheduler", "lr"), "passed")
+# Its BatchNorm has moved in a forward pass when the first step comes, and nothing has compared it before.
+HEALTHY = {"weights": "passed", "buffers": "not_told"}
+HEALTHY |= dict.fromkeys(("optimizer", "averages", "scheduler", "lr"), "passed")
 
 
 def test_what_was_loaded_is_verified_once_at_the_first_step(run: Path, path: Path) -> None:
@@ -130,6 +72,14 @@ def spoil_with_nan(job: Job) -> None:
     job.model.head.bias.data[0] = float("nan")
 
 
+def spoil_a_buffer_with_nan(job: Job) -> None:
+    job.model.norm.running_var[0] = float("nan")
+
+
+def forget_the_statistics(job: Job) -> None:
+    job.model.norm.reset_running_stats()
+
+
 @pytest.mark.parametrize(
     "spoil, name, verdict",
     [
@@ -137,6 +87,7 @@ def spoil_with_nan(job: Job) -> None:
         (zero_a_moment, "optimizer", "failed"), (drop_a_state, "optimizer", "failed"),
         (drop_the_schedule, "scheduler", "failed"), (cut_the_rate, "lr", "warned"),
         (forget_the_average, "averages", "failed"), (forget_its_count, "averages", "failed"),
+        (spoil_a_buffer_with_nan, "buffers", "failed"), (forget_the_statistics, "buffers", "failed"),
     ],
 )  # fmt: skip
 def test_what_is_spoiled_between_load_and_first_step_is_named(
@@ -174,7 +125,7 @@ def test_every_group_has_the_plans_rate(run: Path, path: Path, monkeypatch: pyte
 
 
 def test_a_layer_with_a_rate_of_its_own_follows_the_plans_curve(run: Path, path: Path) -> None:
-    from resumekit.trainer.trainer_plan import PlannedRate
+    from resumekit.policy.plan_file import PlannedRate
     from resumekit.trainer.verification import _is_planned
 
     planned = [PlannedRate("optimizer.lr", 0.1, (0.05, 0.04, 0.03))]
@@ -186,7 +137,7 @@ def test_a_new_head_a_lion_and_a_reset_are_no_faults(run: Path, path: Path) -> N
     job = Job(seed=1, grown=True)
     job.load(path, allow_partial_weights=True)
     job.step()
-    assert set(verdicts(run).values()) == {"passed"}, found(run)
+    assert {name for name, one in verdicts(run).items() if one != "passed"} == {"buffers"}, found(run)
     for optimizer, policy in ((Lion, "swap_to_lion"), (torch.optim.AdamW, "reset")):
         job = Job(seed=1)
         job.optimizer = optimizer(job.model.parameters(), lr=0.1)
@@ -196,12 +147,127 @@ def test_a_new_head_a_lion_and_a_reset_are_no_faults(run: Path, path: Path) -> N
         assert "failed" not in verdicts(run).values(), found(run)
 
 
+def longer(job: Job, steps: int) -> Job:
+    """Give a job a schedule that says how long it is."""
+    job.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(job.optimizer, steps)
+    return job
+
+
+def put_the_old_schedule_back(job: Job, saved: dict[str, Any]) -> None:
+    job.schedule.load_state_dict(saved)
+
+
+def set_the_old_rate(job: Job, saved: dict[str, Any]) -> None:
+    job.optimizer.param_groups[0]["lr"] = saved["_last_lr"][0]
+
+
+def set_a_rate_of_its_own(job: Job, saved: dict[str, Any]) -> None:
+    """The cycle of an SWA that begins here, say."""
+    job.optimizer.param_groups[0]["lr"] *= 0.3
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["the kit scales", "the trainer scales"])
+@pytest.mark.parametrize(
+    "spoil, name, verdict",
+    [
+        (lambda job, saved: None, "scheduler", "passed"), (put_the_old_schedule_back, "scheduler", "failed"),
+        (set_the_old_rate, "lr", "warned"), (set_a_rate_of_its_own, "lr", "passed"),
+    ],
+)  # fmt: skip
+def test_a_schedule_that_was_refitted_is_the_new_one_at_the_first_step(
+    run: Path, tmp_path: Path, spoil: Any, name: str, verdict: str, own: bool
+) -> None:
+    job = longer(Job(), 5)
+    for _ in range(4):
+        job.step()
+    job.optimizer.param_groups[0]["lr"] *= 0.5 if own else 1.0  # what the trainer scales is in the rate that it saves
+    path, saved = job.save(tmp_path / "a", lr_scale=0.5), job.schedule.state_dict()
+    job = longer(Job(seed=1), 9)
+    bundle = job.load(path, schedule_policy="reset", own_lr_scale=own)
+    spoil(job, saved)
+    if own:
+        job.optimizer.param_groups[0]["lr"] *= bundle.lr_scale_at(4)
+    job.step()
+    assert verdicts(run)[name] == verdict, found(run)
+    others = {key: one for key, one in verdicts(run).items() if key not in (name, "buffers")}
+    assert set(others.values()) == {"passed"}, found(run)
+
+
+def test_a_refitted_schedule_that_gives_the_old_rate_is_no_old_schedule(run: Path, tmp_path: Path) -> None:
+    job = longer(Job(), 9)
+    for _ in range(4):
+        job.step()
+    job.optimizer.param_groups[0]["lr"] *= 0.5
+    path = job.save(tmp_path / "a", lr_scale=0.5)
+    job = longer(Job(seed=1), 9)
+    bundle = job.load(path, schedule_policy="reset", own_lr_scale=True)
+    job.optimizer.param_groups[0]["lr"] *= bundle.lr_scale_at(4)
+    job.step()
+    assert "lr" not in verdicts(run), found(run)
+
+
+def test_a_saved_state_without_rates_stops_no_load(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from resumekit.trainer import loading
+
+    job = longer(Job(), 5)
+    job.step()
+    path = job.save(tmp_path / "a")
+
+    def fails(*_: Any) -> Any:
+        raise KeyError("lr")
+
+    monkeypatch.setattr(loading.verification, "outdated_rates", fails)
+    job = longer(Job(seed=1), 9)
+    assert job.load(path, schedule_policy="reset").report["scheduler"].startswith("refit")
+    job.step()
+    assert verdicts(run)["weights"] == "passed"
+
+
+def test_buffers_that_nothing_moves_are_compared_at_the_first_step_and_those_of_check_resume_once(
+    run: Path, tmp_path: Path
+) -> None:
+    def made(seed: int) -> Job:
+        job = Job(seed=seed)
+        job.model.norm = nn.Identity()
+        job.model.register_buffer("mask", torch.full((3,), float(seed)))
+        job.ema = AveragedModel(job.model)
+        return job
+
+    parent = made(0)
+    parent.step()
+    job = made(1)
+    job.load(parent.save(tmp_path / "a"))
+    job.step()
+    assert verdicts(run)["buffers"] == "passed"
+    parent = Job()
+    parent.step()
+    job = Job(seed=1)
+    bundle = job.load(parent.save(tmp_path / "b"))
+    assert check_resume(bundle, job.model)
+    job.step()
+    assert verdicts(run)["buffers"] == "passed", "the first step has no more to say of them"
+
+
+def test_an_optimizer_without_hooks_leaves_weights_and_averages_not_told(run: Path, path: Path) -> None:
+    class Bare:
+        """An optimizer of a lab's own."""
+
+        def __init__(self, inner: Any) -> None:
+            self.param_groups, self.state = inner.param_groups, inner.state
+            self.state_dict, self.load_state_dict = inner.state_dict, inner.load_state_dict
+
+    job = Job(seed=1)
+    load_resume_bundle(job.model, Bare(job.optimizer), ckpt_path=path, ema=job.ema, optimizer_policy="reset",
+                       log_fn=lambda _: None)  # fmt: skip
+    assert verdicts(run) == {"weights": "not_told", "averages": "not_told"}
+
+
 def test_an_object_that_cannot_be_compared_stops_no_training(run: Path, path: Path) -> None:
     job = Job(seed=1)
     job.load(path)
     path.unlink()
     job.step()
-    assert verdicts(run) == {"weights": "unknown"}
+    assert verdicts(run) == {"weights": "not_told"}
 
 
 def test_the_optimizer_lets_go_of_what_was_verified(path: Path) -> None:
@@ -246,7 +312,7 @@ def test_the_trainers_own_checks_pass_and_move_nothing(run: Path, path: Path) ->
     assert check_resume(bundle, job.model, dry_batch=forward, fast_eval=lambda: 0.5, data_state=state)
     assert verdicts(run) == {
         "rng": "passed", "data_position": "passed", "buffers": "passed", "dry_batch": "passed",
-        "fast_eval": "unknown",
+        "fast_eval": "not_told",
     }  # fmt: skip
     assert seen == [False] and not job.model.training
     assert torch.equal(before[0], torch.get_rng_state())
@@ -280,3 +346,56 @@ def test_what_the_trainers_own_checks_find(run: Path, tmp_path: Path, name: str,
 def test_a_fresh_start_has_nothing_to_check(run: Path) -> None:
     bundle = load_resume_bundle(Net(), ckpt_path=None)
     assert check_resume(bundle, dry_batch=lambda: 1 / 0) and not (run / "journal.jsonl").exists()
+
+
+RAMP = {"from_step": 2, "steps": 9, "factor": 0.5, "warm_restart": False}
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("is_planned", [False, True])
+def test_inside_a_ramp_the_checkpoints_rate_is_the_near_one(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: bool, is_planned: bool
+) -> None:
+    """What a trainer scales by itself is in the rate that it saves, what the kit scales is not."""
+    job = Job()
+    for _ in range(4):
+        job.step()
+    if own:
+        job.optimizer.param_groups[0]["lr"] *= RAMP["factor"]
+    path = job.save(tmp_path / "checkpoints", lr_scale=1.0, lr_ramp=RAMP)
+    if is_planned:
+        monkeypatch.setenv("RESUMEKIT_PLAN", str(ramp_plan(tmp_path, path)))
+    job = Job(seed=1)
+    job.load(path, own_lr_scale=own)
+    job.step()
+    assert found(run)["lr"]["verdict"] == "passed", found(run)["lr"]
+
+
+def ramp_plan(folder: Path, path: Path) -> Path:
+    names = ("weights", "optimizer", "scheduler", "ema", "counters", "rng")
+    plan = {
+        "version": 1, "step": 4, "checkpoint": {"path": str(path)}, "new_params": "module",
+        "components": {name: {"action": "load", "why": ""} for name in names},
+        "lr_scale": {"factor": 1.0, "ramp": RAMP},
+    }  # fmt: skip
+    for name in ("scaler", "swa", "data_position"):
+        plan["components"][name] = {"action": "absent", "why": ""}
+    (folder / "resume_plan.json").write_text(json.dumps(plan))
+    return folder / "resume_plan.json"
+
+
+def test_the_rate_of_an_optimizer_that_was_not_swapped_is_judged_without_the_ramp() -> None:
+    from types import SimpleNamespace
+
+    from resumekit.policy.decide import Decision
+    from resumekit.policy.lr_scale import LrScale, Ramp
+    from resumekit.policy.plan_file import PlannedRate
+    from resumekit.trainer.verification import _curves_of
+
+    scale = LrScale(1.0, Ramp(4, 2, 0.5, optimizers=("model",)))
+    loaded = SimpleNamespace(
+        plan=SimpleNamespace(lr_scale=scale, step=4), decided={"counters": Decision("load")}
+    )  # fmt: skip
+    planned = [PlannedRate("lr", 0.1, (0.05, 0.05, 0.1)), PlannedRate("head_lr", 0.3, (0.3,) * 3, "head")]
+    curves = {name: [one.after for one in _curves_of(name, planned, loaded)] for name in ("model", "head")}
+    assert curves == {"model": [(0.05, 0.05, 0.1), (0.15, 0.15, 0.3)], "head": [(0.1,) * 3, (0.3,) * 3]}

@@ -14,23 +14,28 @@ from typing import Any
 
 import pytest
 
-from conftest import DEADLINE_S, LIVE, ROOT, Kit, age, events, wait_until
-from resumekit.basics import journal, processes
-from resumekit.basics.errors import KitError, UsageError
-from resumekit.basics.files import utc_now
-from resumekit.basics.terminal import plain
-from resumekit.run_folder import life_signs
-from resumekit.run_folder.liveness import OURS
-from resumekit.run_folder.run_state import CLOCK_GAP, fold
-from resumekit.run_folder.runs import RunTable, open_run
-from resumekit.supervision.sidecar_account import Account
-from resumekit.supervision.wakefulness import GAP_S, Wakefulness
-from resumekit.watching import abort_rules, command, sighting, watch
-from resumekit.watching.abort_rules import SICK, WARNING, Finding
-from resumekit.watching.watch import ENDED, PAUSED, REMOTE, UNKNOWN, WELL, Look
+from resumekit.base import journal, processes
+from resumekit.base.errors import KitError, UsageError
+from resumekit.base.files import utc_now
+from resumekit.base.terminal import plain
+from resumekit.process.clock_gap import GAP_S, ClockGap
+from resumekit.process.sidecar_state import Account
+from resumekit.run.journal_fold import CLOCK_GAP, fold
+from resumekit.run.run_folder import open_run
+from resumekit.run.run_table import RunTable
+from resumekit.watch import command, inspection, observe, rules
+from resumekit.watch.inspection import ENDED, HEALTHY, PAUSED, REMOTE, UNKNOWN, Report
+from resumekit.watch.rules import SICK, WARNING, Finding
+from support.commands import Kit
+from support.places import LIVE, ROOT
+from support.processes import DEADLINE_S, wait_until
+from support.recoveries import PATTERNS
+from support.runs import age, events
+from support.watched_runs import journal_of, kill_all_of, made, own_identity, start
+
+pytestmark = pytest.mark.usefixtures("its_own_process_may_stand_for_a_trainer")
 
 WATCH = str(ROOT / "bin" / "abort-watch.sh")
-PATTERNS = {"step": "^step ([0-9]+)", "loss": "loss ([0-9.a-z]+)"}
 # A test waits no half hour for a hang.
 HANG_MINUTES = 0.05
 
@@ -42,14 +47,6 @@ def watched(kit: Kit) -> Kit:
         abort={"hang_minutes": HANG_MINUTES, "grace_s": 20},
     )  # fmt: skip
     return kit
-
-
-def start(kit: Kit, toy_args: str = "", name: str = "toy") -> Path:
-    """Start a detached run and return its folder when its first step is in its journal."""
-    done = kit("run", "T-1", "--fresh", "--name", name, "--detach", env={"TOY_ARGS": toy_args})
-    run = kit.runs / done.stdout.strip()
-    wait_until(lambda: events(run, "step"), "a first step")
-    return run
 
 
 def looks(kit: Kit, *args: str, code: int | None = None) -> dict[str, dict[str, Any]]:
@@ -69,25 +66,8 @@ def causes(look: dict[str, Any]) -> list[str]:
     return [one["cause"] for one in look["findings"] if one["verdict"] == SICK]
 
 
-def kill_all_of(run: Path) -> None:
-    """KILL launcher, shim and trainer of a run, and its sidecar with them, all at once."""
-    (launched,) = events(run, "launched")
-    pids = [launched[who]["pid"] for who in ("launcher", "shim", "trainer")]
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if b"sidecar" in words and os.fsencode(run) in words:
-            pids.append(int(pid))
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)  # nobody of them sees another one die
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-
-
 @pytest.mark.long
-@pytest.mark.fault("E5", by="abort_rules.py: hang")
+@pytest.mark.fault("E5", by="rules.py: hang")
 def test_the_sick_are_told_from_the_well(watched: Kit) -> None:
     """A healthy trainer, one whose loss is nan, one that hangs and one whose whole family was killed, side by side."""
     well = start(watched, name="well")
@@ -99,7 +79,7 @@ def test_the_sick_are_told_from_the_well(watched: Kit) -> None:
     time.sleep(HANG_MINUTES * 60 + 1)
     found = looks(watched, code=8)
     assert {run_id: one["verdict"] for run_id, one in found.items()} == {
-        well.name: WELL, nan.name: SICK, hung.name: SICK, dead.name: SICK,
+        well.name: HEALTHY, nan.name: SICK, hung.name: SICK, dead.name: SICK,
     }  # fmt: skip
     assert causes(found[nan.name])[0] == "nonfinite"
     assert found[nan.name]["findings"][0]["first_bad_step"] == 21
@@ -111,15 +91,15 @@ def test_the_sick_are_told_from_the_well(watched: Kit) -> None:
     text = watched("abort-watch", "--observe", code=8)
     assert [line.split()[0] for line in text.stdout.splitlines()] == sorted(found)
     assert "no step since step 5" in text.stdout
-    assert "4 live runs, 3 sick" in text.stderr
+    assert "4 runs looked at, 3 sick" in text.stderr
     only = watched("abort-watch", "--observe", well.name, code=0)
     assert only.stdout.split()[0] == well.name
-    # Looking changes nothing: whoever was alive is, and no event came from us.
+    # Looking changes nothing: what was alive is, and no event came from us.
     assert {one["event"] for one in events(hung)} <= {"launched", "step", "warning"}
     assert seen_as(watched, hung, SICK)["findings"][0]["cause"] == "hang"
 
 
-@pytest.mark.fault("A17", by="watch.py: a second look")
+@pytest.mark.fault("A17", by="inspection.py: a second look")
 def test_a_run_that_hangs_only_until_the_second_look_is_well(watched: Kit, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     run = start(watched, f"--at 5 wait={gate}")
@@ -128,7 +108,7 @@ def test_a_run_that_hangs_only_until_the_second_look_is_well(watched: Kit, tmp_p
     gate.touch()
     out, _ = process.communicate(timeout=DEADLINE_S)
     (look,) = json.loads(out)
-    assert (look["run_id"], look["verdict"], process.returncode) == (run.name, WELL, 0)
+    assert (look["run_id"], look["verdict"], process.returncode) == (run.name, HEALTHY, 0)
 
 
 @pytest.mark.fault("G10", by="bin/abort-watch.sh: finds its own files")
@@ -159,8 +139,8 @@ def test_a_marker_that_was_left_behind_by_a_run_that_was_stopped_is_nothing_to_w
     assert found["T-1_gone_20261122-1735"]["note"] == "its folder is gone, the marker was left behind"
 
 
-@pytest.mark.fault("G8", by="watch.py: remote")
-@pytest.mark.fault("G17", by="watch.py: paused")
+@pytest.mark.fault("G8", by="inspection.py: remote")
+@pytest.mark.fault("G17", by="inspection.py: paused")
 def test_a_paused_run_and_one_of_another_host_are_not_judged(watched: Kit) -> None:
     run = start(watched)
     kill_all_of(run)
@@ -182,48 +162,15 @@ def test_the_watcher_looks_again_until_it_is_told_to_stop(watched: Kit) -> None:
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 130
-    assert [one[0]["verdict"] for one in map(json.loads, (first, second))] == [WELL, WELL]
+    assert [one[0]["verdict"] for one in map(json.loads, (first, second))] == [HEALTHY, HEALTHY]
 
 
 # without processes
 
 
-def made(runs_dir: Path, run_id: str, **files: bytes) -> Path:
-    """Make a live run folder of somebody's."""
-    run = runs_dir / run_id
-    run.mkdir(parents=True)
-    (runs_dir / LIVE).mkdir(exist_ok=True)
-    (runs_dir / LIVE / run_id).touch()
-    record = {"run_id": run_id, "host": processes.host_name(), "experiment": "T-1"}
-    for name, content in {"run_json": json.dumps(record).encode(), **files}.items():
-        stem, _, suffix = name.rpartition("_")
-        (run / f"{stem}.{suffix}").write_bytes(content)
-    return run
-
-
-@pytest.fixture(autouse=True)
-def its_own_process_may_stand_for_a_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It does not write into a run's output.log, as a trainer does."""
-    real = life_signs._whose
-    monkeypatch.setattr(life_signs, "_whose", lambda run, pid: OURS if pid == os.getpid() else real(run, pid))
-
-
-def own_identity() -> dict[str, Any]:
-    found = processes.identify(os.getpid())
-    assert found
-    return found.as_fields()
-
-
-def journal_of(run: Path, *more: tuple[str, dict[str, Any]]) -> None:
-    who = own_identity()
-    journal.append(run / "journal.jsonl", "launched", run.name, trainer=who, shim=who, launcher=who)
-    for kind, fields in more:
-        journal.append(run / "journal.jsonl", kind, run.name, **fields)
-
-
-@pytest.mark.fault("G11", by="watch.py: each run its own limit and its own error")
+@pytest.mark.fault("G11", by="inspection.py: each run its own limit and its own error")
 @pytest.mark.fault("F3", by="files.py: bounded reads")
-def test_one_broken_run_among_two_hundred_keeps_nobody_from_looking_at_the_others(tmp_path: Path) -> None:
+def test_one_broken_run_among_two_hundred_keeps_no_command_from_looking_at_the_others(tmp_path: Path) -> None:
     broken: list[Callable[[Path], Any]] = [
         lambda run: (run / "journal.jsonl").write_bytes(os.urandom(1 << 16)),
         lambda run: (run / "journal.jsonl").mkdir(),
@@ -243,45 +190,45 @@ def test_one_broken_run_among_two_hundred_keeps_nobody_from_looking_at_the_other
             journal_of(run, ("step", {"step": 3, "loss": loss}), ("step", {"step": 4, "loss": loss}))
     (tmp_path / LIVE / "$(touch pwned)").touch()
     begun = time.monotonic()
-    found = watch.one_pass(tmp_path)
+    found = inspection.one_pass(tmp_path)
     assert time.monotonic() - begun < 20
     assert len(found) == 200
     assert [one.run_id for one in found if one.verdict == SICK] == ["T-1_run99_20261122-1735"]
-    assert sum(one.verdict == WELL for one in found) == 200 - len(broken) - 1
+    assert sum(one.verdict == HEALTHY for one in found) == 200 - len(broken) - 1
     assert not [one for one in found if one.verdict == SICK and one.run_id.startswith("T-1_run1_")]
 
 
-@pytest.mark.fault("G9", by="watch.py: time_limit")
+@pytest.mark.fault("G9", by="inspection.py: time_limit")
 def test_a_run_that_cannot_be_read_in_time_is_unknown_and_never_dead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = made(tmp_path, "T-1_slow_20261122-1735")
     journal_of(run)
-    monkeypatch.setattr(watch, "LIMIT_S", 0.2)
+    monkeypatch.setattr(inspection, "LIMIT_S", 0.2)
 
     def stuck(_run: Any) -> Any:
         while True:
             time.sleep(0.01)
 
-    monkeypatch.setattr(watch.status, "read_state", stuck)
-    (look,) = watch.one_pass(tmp_path)
+    monkeypatch.setattr(inspection.status, "read_state", stuck)
+    (look,) = inspection.one_pass(tmp_path)
     assert (look.verdict, look.state) == (UNKNOWN, "unknown")
     assert "0 s" in look.note
 
 
-@pytest.mark.fault("G11", by="watch.py: each run its own error")
-def test_an_error_that_nobody_thought_of_is_one_runs_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.fault("G11", by="inspection.py: each run its own error")
+def test_an_unforeseen_error_is_one_runs_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("T-1_bad_20261122-1735", "T-1_good_20261122-1735"):
         journal_of(made(tmp_path, name), ("step", {"step": 3, "loss": 0.5}))
-    real = watch.status.read_state
+    real = inspection.status.read_state
 
     def read_state(run: Any) -> Any:
         if "bad" in run.run_id:
             raise RuntimeError("surprise")
         return real(run)
 
-    monkeypatch.setattr(watch.status, "read_state", read_state)
-    assert [one.verdict for one in watch.one_pass(tmp_path)] == [UNKNOWN, WELL]
+    monkeypatch.setattr(inspection.status, "read_state", read_state)
+    assert [one.verdict for one in inspection.one_pass(tmp_path)] == [UNKNOWN, HEALTHY]
 
 
 @pytest.mark.fault("G9", by="processes.py: unknown is not dead")
@@ -289,22 +236,22 @@ def test_a_trainer_that_cannot_be_looked_at_is_not_dead(tmp_path: Path, monkeypa
     run = made(tmp_path, "T-1_run_20261122-1735")
     journal_of(run, ("step", {"step": 3, "loss": 0.5}))
     monkeypatch.setattr(processes, "probe", lambda _identity: processes.UNKNOWN)
-    (look,) = watch.one_pass(tmp_path)
-    assert (look.verdict, look.state) == (WELL, "running")
+    (look,) = inspection.one_pass(tmp_path)
+    assert (look.verdict, look.state) == (HEALTHY, "running")
 
 
 def test_a_trainer_of_another_boot_is_dead_and_its_clock_says_nothing(tmp_path: Path) -> None:
     run = made(tmp_path, "T-1_run_20261122-1735")
     who = {**own_identity(), "boot_id": "before"}
     journal.append(run / "journal.jsonl", "launched", run.name, trainer=who, shim=who, launcher=who)
-    (look,) = watch.one_pass(tmp_path)
+    (look,) = inspection.one_pass(tmp_path)
     assert (look.verdict, look.state) == (UNKNOWN, "unknown") and "its files are changing" in look.note
     age(run)  # a clone of this machine that trains on the same disk would have changed them
-    (look,) = watch.one_pass(tmp_path)
+    (look,) = inspection.one_pass(tmp_path)
     assert (look.state, [one.cause for one in look.findings]) == ("lost", ["died"])
 
 
-@pytest.mark.fault("A13", by="sighting.py: fruitless_starts")
+@pytest.mark.fault("A13", by="observe.py: fruitless_starts")
 def test_starts_without_a_step_are_counted_along_the_lineage(tmp_path: Path) -> None:
     names = [f"T-1_run_20261122-173{number}" for number in range(4)]
     for number, name in enumerate(names):
@@ -319,7 +266,7 @@ def test_starts_without_a_step_are_counted_along_the_lineage(tmp_path: Path) -> 
         age(run)
     for marker in names[:3]:
         (tmp_path / LIVE / marker).unlink()
-    (look,) = watch.one_pass(tmp_path)
+    (look,) = inspection.one_pass(tmp_path)
     (found,) = look.findings
     assert (found.cause, found.verdict) == ("crash_loop", SICK)
     assert found.evidence.startswith("3 starts in a row without a new step")
@@ -332,27 +279,27 @@ def test_a_run_whose_sidecar_takes_no_pattern_from_edited_records_is_unknown(tmp
     more = {} if tells_steps else {"source": "log"}
     edited = ("warning", {"kind": "records_edited", "message": "its run.json was edited"})
     journal_of(run, ("step", {"step": 3, "loss": 0.5, **more}), edited)
-    (look,) = watch.one_pass(tmp_path)
-    assert ("its sidecar reads no steps" in look.note) is (look.verdict == watch.UNKNOWN) is not tells_steps
+    (look,) = inspection.one_pass(tmp_path)
+    assert ("its sidecar reads no steps" in look.note) is (look.verdict == inspection.UNKNOWN) is not tells_steps
 
 
-@pytest.mark.fault("E8", by="sighting.py: log_ooms")
+@pytest.mark.fault("E8", by="observe.py: log_ooms")
 def test_memory_is_read_out_of_the_logs_last_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(abort_rules, "_hangs", lambda *_: True)
+    monkeypatch.setattr(rules, "_hangs", lambda *_: True)
     run = made(tmp_path, "T-1_run_20261122-1735")
     (run / "logs").mkdir()
     line = b"torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.\n"
     (run / "logs" / "output.log").write_bytes(b"fine\n" * 100_000 + line * 3 + b"\xff\0" * 100_000)
     journal_of(run, ("step", {"step": 3, "loss": 0.5}))
-    assert [one.cause for one in watch.one_pass(tmp_path)[0].findings] == []  # far behind the last 64 KiB
+    assert [one.cause for one in inspection.one_pass(tmp_path)[0].findings] == []  # far behind the last 64 KiB
     with open(run / "logs" / "output.log", "ab") as log:
         log.write(b"\n" + line * 3)
-    assert [one.cause for one in watch.one_pass(tmp_path)[0].findings] == ["oom"]
+    assert [one.cause for one in inspection.one_pass(tmp_path)[0].findings] == ["oom"]
     os.utime(run / "logs" / "output.log", (1.0, 1.0))
-    assert watch.one_pass(tmp_path)[0].findings == ()
+    assert inspection.one_pass(tmp_path)[0].findings == ()
 
 
-@pytest.mark.fault("A17", by="wakefulness.py: clock_gap")
+@pytest.mark.fault("A17", by="clock_gap.py: clock_gap")
 def test_a_machine_that_slept_is_journaled_by_the_sidecar() -> None:
     said: list[tuple[str, dict[str, Any]]] = []
 
@@ -360,7 +307,7 @@ def test_a_machine_that_slept_is_journaled_by_the_sidecar() -> None:
         said.append((kind, fields))
         return True
 
-    wakefulness = Wakefulness()
+    wakefulness = ClockGap()
     for now_s in (100.0, 100.25, 101.0, 101.0 + GAP_S, 30_000.0, 30_000.25):
         wakefulness.beat(now_s, append)
     assert [(kind, fields["kind"]) for kind, fields in said] == [("warning", CLOCK_GAP)]
@@ -374,7 +321,7 @@ def test_the_time_of_a_pause_is_journaled_once_when_it_is_over() -> None:
         said.append(fields)
         return len(said) > 1  # the disk is full at first
 
-    wakefulness = Wakefulness()
+    wakefulness = ClockGap()
     for now_s, is_paused in ((1.0, False), (2.0, True), (50.0, True), (60.0, False), (61.0, False), (62.0, False)):
         wakefulness.rest(now_s, append, is_paused=is_paused)
     assert [(fields["kind"], fields["seconds"]) for fields in said] == [(CLOCK_GAP, 58.0), (CLOCK_GAP, 59.0)]
@@ -383,24 +330,24 @@ def test_the_time_of_a_pause_is_journaled_once_when_it_is_over() -> None:
 def test_the_second_look_keeps_only_what_both_have_seen() -> None:
     hang, bad = Finding("hang", SICK, "no step"), Finding("nonfinite", SICK, "loss nan")
     disk = Finding("disk", WARNING, "full")
-    first, second = Look("r", "running", SICK, findings=(hang,)), Look("r", "running", SICK, findings=(bad, disk))
-    assert watch.confirmed(first, second) == second._replace(findings=(disk,), verdict=WARNING)
-    assert watch.confirmed(first, first) == first
-    assert watch.confirmed(first, second._replace(verdict=WELL, findings=())).verdict == WELL
+    first, second = Report("r", "running", SICK, findings=(hang,)), Report("r", "running", SICK, findings=(bad, disk))
+    assert inspection.confirmed(first, second) == second._replace(findings=(disk,), verdict=WARNING)
+    assert inspection.confirmed(first, first) == first
+    assert inspection.confirmed(first, second._replace(verdict=HEALTHY, findings=())).verdict == HEALTHY
 
 
 def test_no_control_character_of_a_run_reaches_the_terminal() -> None:
-    text = watch.as_text([Look("r", "running", SICK, findings=(Finding("eval", SICK, "\x1b[2J\nboom"),))])
+    text = inspection.as_text([Report("r", "running", SICK, findings=(Finding("eval", SICK, "\x1b[2J\nboom"),))])
     assert text.isprintable()
     assert "boom" in text
 
 
 def test_without_runs_there_is_nothing_to_say(tmp_path: Path) -> None:
-    assert watch.one_pass(tmp_path) == []
-    assert watch.as_text([]) == ""
+    assert inspection.one_pass(tmp_path) == []
+    assert inspection.as_text([]) == ""
     (tmp_path / LIVE).write_text("")
     with pytest.raises(KitError, match="cannot be read"):
-        watch.one_pass(tmp_path)
+        inspection.one_pass(tmp_path)
 
 
 @pytest.mark.parametrize("word", ["--every=0", "--every=x", "--every=", "--only=../x", "--only=", "--stop", "--runs="])
@@ -416,8 +363,8 @@ def test_a_file_system_that_makes_inodes_as_it_goes_has_not_run_out_of_them(
     monkeypatch.setattr(os, "statvfs", lambda _path: os.statvfs_result([*real[:5], 0, 0, 0, *real[8:]]))
     run = made(tmp_path, "T-1_run_20261122-1735")
     journal_of(run, ("step", {"step": 3, "loss": 0.5}))
-    assert watch.one_pass(tmp_path)[0].verdict == WELL
-    assert sighting.MAX_ANCESTORS >= 1
+    assert inspection.one_pass(tmp_path)[0].verdict == HEALTHY
+    assert observe.MAX_ANCESTORS >= 1
 
 
 def test_a_misspelt_experiment_is_said_and_not_taken_for_a_healthy_one(kit: Kit) -> None:
@@ -447,7 +394,7 @@ def write_events(run: Path, *lines: dict[str, Any]) -> None:
         file.writelines(f"\n{json.dumps(line)}\n" for line in lines)
 
 
-@pytest.mark.fault("E1", by="sighting.py: lineage_speed, the ancestors' usual speed")
+@pytest.mark.fault("E1", by="observe.py: lineage_speed, the ancestors' usual speed")
 @pytest.mark.parametrize(
     ("of_parent", "expected"),
     [
@@ -485,9 +432,23 @@ def test_a_run_that_is_slow_from_its_first_step_is_measured_by_its_parent(
     child = made(tmp_path, names["child"], run_json=child_json.encode(), resolved_config_json=limits)
     journal_of(child)
     write_events(child, *stepped(child, 40, 900, STEP_S["child"], now_s))
-    (look,) = watch.one_pass(tmp_path)
+    (look,) = inspection.one_pass(tmp_path)
     assert (look.run_id, [one.cause for one in look.findings]) == (child.name, expected), look.evidence
     if expected:
         # Levels of 4.4 % are what a speed is remembered by.
-        assert sighting.lineage_speed(open_run(child), RunTable(tmp_path)) == pytest.approx((10.0, 10.0), rel=0.05)
+        assert observe.lineage_speed(open_run(child), RunTable(tmp_path)) == pytest.approx((10.0, 10.0), rel=0.05)
         assert "usual are 9.9" in look.evidence or "usual are 10" in look.evidence
+
+
+def test_before_the_first_run_there_is_nothing_to_look_at_and_no_error(kit: Kit):
+    """A lab that has set up cron before its first start gets no mail each minute."""
+    argv = ["abort-watch.sh", "--config", str(kit.config_file)]
+    for switches in ([], ["--observe"]):
+        done = subprocess.run(
+            [ROOT / "bin" / argv[0], *argv[1:], *switches], env=kit.env, capture_output=True, text=True
+        )
+        said = f"abort-watch.sh: there is no runs folder '{plain(str(kit.runs))}' yet: the first start makes it\n"
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", said)
+    done = subprocess.run([ROOT / "bin" / argv[0], *argv[1:], "--log"], env=kit.env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not kit.runs.exists()

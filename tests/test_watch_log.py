@@ -11,30 +11,32 @@ from pathlib import Path
 
 import pytest
 
-from conftest import LIVE, ROOT, Kit
-from faults import somebody
-from resumekit.basics.errors import KitError, UsageError
-from resumekit.watching import command, memory, watch, watch_log, watcher_files
-from resumekit.watching.abort_rules import SICK, WARNING, Finding
-from resumekit.watching.watch import PAUSED, WELL, Look
-from test_watch import made
+from resumekit.base.errors import KitError, UsageError
+from resumekit.run.run_table import RunTable
+from resumekit.watch import command, inspection, watcher_files
+from resumekit.watch.inspection import HEALTHY, PAUSED, Report
+from resumekit.watch.rules import SICK, WARNING, Finding
+from support import another_user
+from support.commands import Kit
+from support.places import LIVE, ROOT
+from support.watched_runs import made
 
 RUN = "T-1_run_20261122-1735"
 
 
-def hang(minutes: int) -> Look:
-    return Look(RUN, "running", SICK, findings=(Finding("hang", SICK, f"no step since 5, for {minutes} min"),))
+def hang(minutes: int) -> Report:
+    return Report(RUN, "running", SICK, findings=(Finding("hang", SICK, f"no step since 5, for {minutes} min"),))
 
 
-DISK = Look(RUN, "running", WARNING, findings=(Finding("disk", WARNING, "3 MiB left"),))
+DISK = Report(RUN, "running", WARNING, findings=(Finding("disk", WARNING, "3 MiB left"),))
 
 
-def passes(path: Path, *looks_of_passes: list[Look], deeds: tuple[str, ...] = ()) -> list[str]:
+def passes(path: Path, *looks_of_passes: list[Report], deeds: tuple[str, ...] = ()) -> list[str]:
     """Let one pass after the other write into a log, each with the memory of the one before; return its lines."""
     for looks in looks_of_passes:
-        known = memory.Memory(path.with_suffix(".json"))
-        log = watch_log.WatchLog(path, known)
-        log.show([look for look in looks if look.verdict not in (WELL, PAUSED)])
+        known = watcher_files.Memory(path.with_suffix(".json"))
+        log = command.WatchLog(path, known)
+        log.show([look for look in looks if look.verdict not in (HEALTHY, PAUSED)])
         for words in deeds:
             log.say(RUN, words)
         log.end(looks, lambda _run_id: True)
@@ -43,7 +45,7 @@ def passes(path: Path, *looks_of_passes: list[Look], deeds: tuple[str, ...] = ()
 
 
 def test_a_finding_is_said_when_it_is_new_when_its_kind_changes_and_when_it_is_over(tmp_path: Path) -> None:
-    well = Look(RUN, "running", WELL)
+    well = Report(RUN, "running", HEALTHY)
     lines = passes(tmp_path / "log", [well], [hang(31)], [hang(32)], [hang(33)], [DISK], [DISK], [well], [well], [])
     assert [re.sub("^[0-9TZ:-]+  ", "", line) for line in lines] == [
         f"{RUN}  running  no step    sick  hang: no step since 5, for 31 min",
@@ -105,8 +107,8 @@ def test_nothing_is_written_through_what_another_user_could_have_put_there(tmp_p
 def test_a_log_of_another_user_is_not_written_to(tmp_path: Path) -> None:
     log = tmp_path / ".watch.log"
     log.touch()
-    os.chown(log, somebody.UID, somebody.GID)
-    with pytest.raises(KitError, match=f"belongs to another user .uid {somebody.UID}"):
+    os.chown(log, another_user.UID, another_user.GID)
+    with pytest.raises(KitError, match=f"belongs to another user .uid {another_user.UID}"):
         watcher_files.open_log(log)
 
 
@@ -130,7 +132,7 @@ def test_a_full_disk_ends_no_watcher_and_what_was_not_written_is_said_later(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as disk:
-        disk.setattr(watch_log, "write_all", full)
+        disk.setattr(command, "write_all", full)
         assert passes(path, [hang(31)]) == []
     assert len(passes(path, [hang(32)], [hang(33)])) == 1
 
@@ -186,16 +188,16 @@ def test_a_memory_of_another_kind_or_of_another_user_counts_as_none(tmp_path: Pa
     path = tmp_path / "memory.json"
     for content in (b"", b"[]", b'{"said": 3, "waits": {"a": {"since_s": "x"}, "b": 1}}', b"\xff" * 100):
         path.write_bytes(content)
-        known = memory.Memory(path)
+        known = watcher_files.Memory(path)
         assert (known.said, known.waits) == ({}, {})
     (tmp_path / "elsewhere").write_bytes(b'{"said": {"run a": "b"}}')
     path.unlink()
     path.symlink_to(tmp_path / "elsewhere")
-    assert memory.Memory(path).said == {}
+    assert watcher_files.Memory(path).said == {}
 
 
 @pytest.mark.parametrize("word", ["--json", "--stop"])
-def test_a_log_goes_with_passes_for_nobody_else(word: str) -> None:
+def test_a_log_goes_with_passes_over_all_runs_alone(word: str) -> None:
     with pytest.raises(UsageError, match="--log"):
         command.parse(["--log", word, "--only=T-1"])
-    assert watch.chosen([RUN, "T-2_x"], ["T-1"]) == [RUN]
+    assert inspection.chosen(RunTable(Path("nowhere")), [RUN, "T-2_x"], ["T-1"]) == [RUN]

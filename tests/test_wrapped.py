@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,58 +17,15 @@ from pathlib import Path
 
 import pytest
 
-from conftest import TOY, Kit, events, marked_pids, wait_until
-from resumekit.basics import journal, processes
-from resumekit.supervision import session_end, stopping
+from resumekit.base import journal, processes
+from resumekit.process import stopping, training_end
+from support.commands import Kit
+from support.places import TOY
+from support.processes import marked_pids, wait_until
+from support.runs import events
+from support.wrappers import PYTHON, WRAPPERS, begun, last_step, saved_steps, wrapped
 
 pytestmark = pytest.mark.usefixtures("valid_records")
-
-PYTHON = '"$PYTHON" "$TOY" "$@"'
-RUN = '"$PYTHON" -c "import subprocess, sys; sys.exit(subprocess.run(sys.argv[1:]).returncode)"'
-WRAPPERS = {
-    "plain": f"{PYTHON}",
-    "then": f"{PYTHON}\necho the script goes on",
-    "background": f"{PYTHON} &\nwait",
-    "forwards": f'trap \'kill -TERM "$pid"\' TERM INT\n{PYTHON} &\npid=$!\nwait "$pid"',
-    "forwards and waits": f'trap \'kill -TERM "$pid"; wait "$pid"\' TERM INT\n{PYTHON} &\npid=$!\nwait "$pid"',
-    "kills its group": f"trap 'trap - TERM INT; kill 0' TERM INT\n{PYTHON} &\nwait",
-    "python": f"exec {RUN} {PYTHON}",
-    "python in a script": f"{RUN} {PYTHON}\necho the script goes on",
-    "tee": f'{PYTHON} | tee "$0.log"',
-    "twice": 'bash -c \'"$PYTHON" "$TOY" "$@"; true\' x "$@"',
-}
-
-
-def wrapped(kit: Kit, script: str, *toy_args: str, shell: str = "bash", **sections: dict) -> Path:
-    """Configure the toy trainer behind a script; returns the script."""
-    file = kit.folder / "train.sh"
-    file.write_text(f"#!/usr/bin/env {shell}\n{script}\n")
-    kit.config(training={"max_steps": 10**6}, **sections)
-    config = json.loads(kit.config_file.read_text())
-    toy = config["trainer"]["command"][2:]
-    braced = str(file).replace("{", "{{").replace("}", "}}")
-    config["trainer"]["command"] = [shell, braced, *toy, *toy_args]
-    config["trainer"]["env"] = ["TOY"]
-    kit.config_file.write_text(json.dumps(config))
-    kit.env |= {"TOY": str(TOY)}
-    return file
-
-
-def begun(kit: Kit, *args: str, step: int = 2, **options: object) -> tuple[subprocess.Popen, Path]:
-    """Start a run; return when it steps."""
-    process = kit.popen("run", "T-1", *args, **options)
-    run = kit.started(len(kit.run_dirs()) or 1)
-    wait_until(lambda: f"step {step} ".encode() in (run / "logs" / "output.log").read_bytes(), f"step {step}")
-    return process, run
-
-
-def last_step(run: Path) -> int:
-    lines = (run / "logs" / "output.log").read_text(errors="replace").splitlines()
-    return [int(line.split()[1]) for line in lines if line.startswith("step ")][-1]
-
-
-def saved_steps(run: Path) -> list[int]:
-    return sorted(int(path.stem.rpartition("_")[2]) for path in (run / "checkpoints").glob("*.pt"))
 
 
 def assert_saved_and_attested(kit: Kit, run: Path) -> None:
@@ -187,8 +145,8 @@ def test_what_is_in_its_exec_when_its_wrapper_ends_is_not_overlooked(monkeypatch
     looks = iter([[], [], [child], [child]])
     monkeypatch.setattr(processes, "session_members", lambda _leader: next(looks, []))
     waited: list[float] = []
-    ears = session_end.Ears({}, waited.append, lambda: {child.pid: 3 << 8} if len(waited) == 4 else {})
-    end = session_end.outlast(run, leader, {"code": 0, "signal": None, "pid": leader.pid}, ears)
+    shim_view = training_end.ShimView({}, waited.append, lambda: {child.pid: 3 << 8} if len(waited) == 4 else {})
+    end = training_end.outlast(run, leader, {"code": 0, "signal": None, "pid": leader.pid}, shim_view)
     assert len(waited) >= 4 and end["code"] == 0
 
 
@@ -242,9 +200,9 @@ def test_a_step_that_the_trainer_tells_after_its_wrapper_s_end_shows_that_it_tra
     def wait(_timeout_s: float) -> None:
         journal.append(run / "journal.jsonl", "step", run.name, step=10, loss=0.5, **told)
 
-    ears = session_end.Ears({}, wait, lambda: next(reaped, None))
+    shim_view = training_end.ShimView({}, wait, lambda: next(reaped, None))
     first = {"code": 137, "signal": 9, "pid": leader.pid}
-    assert session_end.outlast(run, leader, first, ears)["code"] == code
+    assert training_end.outlast(run, leader, first, shim_view)["code"] == code
 
 
 @pytest.mark.parametrize(("told", "code"), [("saving", 0), (None, 137)], ids=["it has saved", "it is a helper"])
@@ -258,8 +216,8 @@ def test_what_ends_together_with_its_wrapper_decides_where_it_has_told_something
     ended_s = time.monotonic()
     if told:
         journal.append(run / "journal.jsonl", told, run.name, step=2)
-    ears = session_end.Ears({}, lambda _timeout_s: None, lambda: None, None, ended_s, {4_000_000: 0})
-    assert session_end.outlast(run, leader, {"code": 137, "signal": 9, "pid": leader.pid}, ears)["code"] == code
+    shim_view = training_end.ShimView({}, lambda _timeout_s: None, lambda: None, None, ended_s, {4_000_000: 0})
+    assert training_end.outlast(run, leader, {"code": 137, "signal": 9, "pid": leader.pid}, shim_view)["code"] == code
 
 
 def test_what_is_left_behind_and_trains_nothing_does_not_hold_up_the_end(kit: Kit) -> None:
@@ -269,7 +227,8 @@ def test_what_is_left_behind_and_trains_nothing_does_not_hold_up_the_end(kit: Ki
     process.communicate(timeout=50)
     (run,) = kit.run_dirs()
     assert (process.returncode, kit.status(run)["state"]) == (4, "failed")
-    assert "left_behind" in [event["kind"] for event in events(run, "warning")]
+    [said] = [event["message"] for event in events(run, "warning") if event["kind"] == "left_behind"]
+    assert re.fullmatch("what the trainer has started is left, and trains nothing: pid [0-9]+", said), said
 
 
 def test_a_wrapper_that_is_killed_leaves_a_run_that_lives(kit: Kit) -> None:
@@ -308,7 +267,7 @@ def silent_after(kit: Kit, end: str, hang_minutes: float) -> tuple[subprocess.Po
 def test_a_silent_training_whose_wrapper_has_ended_is_not_over(kit: Kit, end: str) -> None:
     """An evaluation, a save, a rendezvous: it shows no step for a while, and may sleep."""
     process, run, go = silent_after(kit, end, hang_minutes=30)
-    time.sleep(session_end.QUIET_S + 3 * session_end.JOURNAL_S)
+    time.sleep(training_end.QUIET_S + 3 * training_end.JOURNAL_S)
     assert not (run / "exit.json").exists() and kit.status(run)["state"] == "running"
     go.touch()
     wait_until(lambda: last_step(run) > 8, "it trains on")
@@ -373,7 +332,7 @@ def test_without_a_subreaper_what_is_left_is_found_all_the_same(kit: Kit) -> Non
     assert_saved_and_attested(kit, run)
 
 
-def test_a_dead_shim_leaves_the_stop_to_whoever_stops(kit: Kit) -> None:
+def test_a_dead_shim_leaves_the_stop_to_the_process_that_stops(kit: Kit) -> None:
     wrapped(kit, WRAPPERS["plain"], "--delay", "0.3", abort={"grace_s": 30})
     process, run = begun(kit)
     (launched,) = events(run, "launched")

@@ -14,25 +14,22 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / "lib"))
-sys.path.append(str(ROOT / "tests"))
-
-import yaml_documents  # noqa: E402
-from resumekit.basics.errors import InvalidFile  # noqa: E402
-from resumekit.configuration import yaml_reader, yaml_scalars, yaml_writer  # noqa: E402
-from resumekit.configuration.changes import _same  # noqa: E402
+from resumekit.base.errors import InvalidFile
+from resumekit.config import yaml_document, yaml_scalars
+from resumekit.policy.config_diff import _same
+from support import yaml_documents
+from support.places import ROOT
 
 READERS = ["pyyaml", "subset"]
 
 
 def read(text: str | bytes, reader: str = "pyyaml") -> dict:
-    return yaml_reader.load(text, "c.yaml", reader=reader).data
+    return yaml_document.load(text, "c.yaml", reader=reader).data
 
 
 def refusal(text: str | bytes, reader: str = "pyyaml") -> str:
     with pytest.raises(InvalidFile) as caught:
-        yaml_reader.load(text, "c.yaml", reader=reader)
+        yaml_document.load(text, "c.yaml", reader=reader)
     message = str(caught.value)
     assert "\n" not in message
     assert message.count("'c.yaml', line ") == 1
@@ -154,8 +151,8 @@ def test_duplicate_keys_are_refused_with_both_lines(reader: str) -> None:
     assert "stands there twice" in refusal("a: {b: 1, b: 2}\n", reader)
 
 
-@pytest.mark.fault("I7", by="yaml_reader: no tag is known")
-@pytest.mark.fault("K2", by="yaml_reader: no tag is known")
+@pytest.mark.fault("I7", by="yaml_document: no tag is known")
+@pytest.mark.fault("K2", by="yaml_document: no tag is known")
 def test_tags_build_nothing(tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     for tag in ("!!python/object/apply:os.system", "!!python/name:os.system", "!x", "!!str", "!"):
@@ -165,9 +162,9 @@ def test_tags_build_nothing(tmp_path: Path) -> None:
     assert not canary.exists()
 
 
-@pytest.mark.fault("I6", by="yaml_reader: no anchors, no aliases")
-@pytest.mark.fault("I8", by="yaml_reader: depth and digits are counted first")
-@pytest.mark.fault("I9", by="yaml_reader: UTF-8, one document, sections")
+@pytest.mark.fault("I6", by="yaml_document: no anchors, no aliases")
+@pytest.mark.fault("I8", by="yaml_document: depth and digits are counted first")
+@pytest.mark.fault("I9", by="yaml_document: UTF-8, one document, sections")
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -209,8 +206,8 @@ def test_what_is_no_config_of_ours_is_refused_in_one_sentence(text: str | bytes,
     assert says in refusal(text)
 
 
-@pytest.mark.fault("I5", by="yaml_reader: no anchors, no aliases")
-@pytest.mark.fault("K13", by="yaml_reader: no anchors, no aliases")
+@pytest.mark.fault("I5", by="yaml_document: no anchors, no aliases")
+@pytest.mark.fault("K13", by="yaml_document: no anchors, no aliases")
 def test_an_alias_bomb_is_refused_before_anything_is_built_of_it() -> None:
     levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     levels += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
@@ -219,17 +216,17 @@ def test_an_alias_bomb_is_refused_before_anything_is_built_of_it() -> None:
     assert time.monotonic() - before < 1
 
 
-@pytest.mark.fault("I9", by="yaml_reader: byte order mark and CRLF are taken away")
+@pytest.mark.fault("I9", by="yaml_document: byte order mark and CRLF are taken away")
 @pytest.mark.parametrize("reader", READERS)
 def test_byte_order_mark_and_crlf_change_nothing(reader: str) -> None:
-    plain = yaml_reader.load("a:\n  b: 1\nc: [x]\n", "c.yaml", reader=reader)
+    plain = yaml_document.load("a:\n  b: 1\nc: [x]\n", "c.yaml", reader=reader)
     for text in (b"\xef\xbb\xbfa:\n  b: 1\nc: [x]\n", b"a:\r\n  b: 1\r\nc: [x]\r\n"):
-        assert yaml_reader.load(text, "c.yaml", reader=reader) == plain
+        assert yaml_document.load(text, "c.yaml", reader=reader) == plain
 
 
 @pytest.mark.parametrize("reader", READERS)
 def test_every_key_has_its_line(reader: str) -> None:
-    document = yaml_reader.load("# top\na:\n  b: 1\n\n  c: {d: 2}\n'e':\n- x\n", "c.yaml", reader=reader)
+    document = yaml_document.load("# top\na:\n  b: 1\n\n  c: {d: 2}\n'e':\n- x\n", "c.yaml", reader=reader)
     assert document.lines == {("a",): 2, ("a", "b"): 3, ("a", "c"): 5, ("a", "c", "d"): 5, ("e",): 6}
 
 
@@ -242,11 +239,11 @@ def test_the_subset_reader_never_differs_from_pyyaml_on_what_it_accepts() -> Non
     for number in range(20_000):
         text = yaml_documents.slipped(rng, shipped) if number % 50 == 0 else yaml_documents.document(rng)
         try:
-            ours = yaml_reader.load(text, "c.yaml", reader="subset")
+            ours = yaml_document.load(text, "c.yaml", reader="subset")
         except InvalidFile:
             continue
         accepted += 1
-        theirs = yaml_reader.load(text, "c.yaml", reader="pyyaml")
+        theirs = yaml_document.load(text, "c.yaml", reader="pyyaml")
         assert _same(ours.data, theirs.data), text
         assert ours.lines == theirs.lines, text
     assert accepted > 4_000
@@ -255,7 +252,7 @@ def test_the_subset_reader_never_differs_from_pyyaml_on_what_it_accepts() -> Non
 def test_the_fuzz_would_notice_a_reader_that_differs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The alarm rings: with `1e-4` read as a text by the subset reader alone, the comparison fails."""
     real = yaml_scalars.plain
-    from resumekit.configuration import yaml_subset
+    from resumekit.config import yaml_subset
 
     class Bent:
         key, quoted, duplicate = yaml_scalars.key, yaml_scalars.quoted, yaml_scalars.duplicate
@@ -269,7 +266,7 @@ def test_the_fuzz_would_notice_a_reader_that_differs(monkeypatch: pytest.MonkeyP
         test_the_subset_reader_never_differs_from_pyyaml_on_what_it_accepts()
 
 
-@pytest.mark.fault("I13", by="yaml_reader: our own scalars in either parser")
+@pytest.mark.fault("I13", by="yaml_document: our own scalars in either parser")
 def test_libyaml_and_pyyamls_own_parser_never_build_different_values(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(11)
     compared = 0
@@ -290,13 +287,13 @@ def test_libyaml_and_pyyamls_own_parser_never_build_different_values(monkeypatch
 
 def test_the_shipped_config_reads_the_same_without_pyyaml() -> None:
     content = (ROOT / "config.yaml").read_bytes()
-    assert yaml_reader.load(content, "c") == yaml_reader.load(content, "c", reader="subset")
+    assert yaml_document.load(content, "c") == yaml_document.load(content, "c", reader="subset")
 
 
 def test_without_pyyaml_installed_the_subset_reader_takes_over_and_says_so_where_it_refuses() -> None:
     code = (
         "import sys; sys.modules['yaml'] = None; sys.path.append(sys.argv[1])\n"
-        "from resumekit.configuration import yaml_reader\n"
+        "from resumekit.config import yaml_document as yaml_reader\n"
         "print(yaml_reader.load('a: 1e-4', 'c').data)\n"
         "yaml_reader.load('a: |\\n  b\\n', 'c')\n"
     )
@@ -316,8 +313,8 @@ def test_any_text_is_read_or_refused_in_one_sentence(text: str | bytes) -> None:
             assert "\n" not in str(error)
 
 
-@pytest.mark.fault("I8", by="yaml_reader: a bounded file, depth counted first")
-@pytest.mark.fault("K13", by="yaml_reader: a bounded file, depth counted first")
+@pytest.mark.fault("I8", by="yaml_document: a bounded file, depth counted first")
+@pytest.mark.fault("K13", by="yaml_document: a bounded file, depth counted first")
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize(
     "unit",
@@ -392,7 +389,7 @@ VALUES = st.recursive(
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(st.dictionaries(TEXTS.filter(bool) | st.sampled_from(["on", "null", "a", "1"]), VALUES, min_size=1, max_size=4))
 def test_what_is_written_is_read_back_exactly_by_every_reader(data: dict) -> None:
-    text = yaml_writer.dump(data)
+    text = yaml_document.dump(data)
     expected = _without_negative_zero(data)
     assert _same(read(text), expected)
     assert _same(read(text, "subset"), expected)
@@ -405,3 +402,39 @@ def _without_negative_zero(value: object) -> object:
     if isinstance(value, list):
         return [_without_negative_zero(item) for item in value]
     return 0.0 if isinstance(value, float) and value == 0 and math.copysign(1, value) < 0 else value
+
+
+@pytest.mark.parametrize("reader", ["pyyaml", "subset", "auto"])
+@pytest.mark.parametrize("libyaml", [True, False])
+@pytest.mark.parametrize(
+    "text",
+    [
+        'a:\n  step: "step (\\d+)"\n',
+        'a:\n  - "\\w"\n',
+        'a:\n  "\\s": 1\n',
+        'a:\n  b: ["x", "C:\\users"]\n',
+        'a:\n  b: "\\xg1"\n',
+    ],
+)
+def test_an_unknown_escape_in_double_quotes_gets_the_advice_to_take_single_ones(
+    reader: str, libyaml: bool, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(yaml, "__with_libyaml__", libyaml and yaml.__with_libyaml__)
+    with pytest.raises(InvalidFile) as caught:
+        yaml_document.load(text, "c.yaml", reader=reader)
+    assert "a backslash in double quotes begins an escape that YAML does not have ('c.yaml', line 2)" in str(
+        caught.value
+    )
+    assert "put the text in single quotes" in str(caught.value)
+
+
+def test_a_sentence_about_a_config_has_the_config_for_its_subject():
+    texts = (
+        ("", "is empty"),
+        ("- a\n", "holds a list"),
+        ("a: [1\n", "is not YAML"),
+        ("%YAML 1.2\n---\na: 1\n", "has a"),
+    )
+    for text, what in texts:
+        with pytest.raises(InvalidFile, match=f"^the config {what}.*'c.yaml', line [0-9]"):
+            yaml_document.load(text, "c.yaml")

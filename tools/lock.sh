@@ -8,7 +8,7 @@
 # Exit status:
 #   0 done, else uv's own
 set -euo pipefail
-cd -- "${BASH_SOURCE[0]%/*}/.."
+CDPATH='' cd -- "${BASH_SOURCE[0]%/*}/.."
 
 main() {
   local closure='^(typing-extensions|colorama|filelock|sympy|networkx|jinja2|fsspec|mpmath|markupsafe|setuptools'

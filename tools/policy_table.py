@@ -17,16 +17,30 @@ PAGE = ROOT / "docs" / "policy.md"
 BEGIN, END = "<!-- the table begins: tools/policy_table.py -->\n", "<!-- the table ends -->\n"
 sys.path.append(str(ROOT / "lib"))
 
-from resumekit.configuration import schema  # noqa: E402
+from resumekit.config import schema  # noqa: E402
 
 
 def table() -> str:
-    """Return one markdown row per key that is part of the training or has an effect; the free ones come as a list."""
-    leaves = schema.load().leaves
-    rows = [f"| `{key}` | {_effect(node)} |" for key, node in leaves.items() if node.get("x-on-resume") != {}]
-    free = [f"`{key}`" for key, node in leaves.items() if node.get("x-on-resume") == {}]
-    return "\n".join(["| key | what a change of it does to a resumed run |", "| --- | --- |", *rows, "",
-                      f"These cost nothing: {', '.join(free)}.", ""])  # fmt: skip
+    """Return one markdown row per key that is part of the training or has an effect; the free ones come as a list.
+
+    The keys of each overlay of the kit's (the example's) have a table of their own, below it.
+    """
+    known = schema.load()
+    overlays: dict[str, list[str]] = known.tree["x-overlays"]
+    of_overlays = {key for keys in overlays.values() for key in keys}
+    own = [key for key in known.leaves if key not in of_overlays]
+    lines = _table(own, known)
+    for path, keys in overlays.items():
+        lines += ["", f"The keys of `{path}`, which a lab leaves out:", "", *_table(keys, known)]
+    return "\n".join([*lines, ""])
+
+
+def _table(keys: list[str], known: schema.Schema) -> list[str]:
+    nodes = {key: known.leaves[key] for key in keys}
+    rows = [f"| `{key}` | {_effect(node)} |" for key, node in nodes.items() if node.get("x-on-resume") != {}]
+    free = [f"`{key}`" for key, node in nodes.items() if node.get("x-on-resume") == {}]
+    lines = ["| key | what a change of it does to a resumed run |", "| --- | --- |", *rows]
+    return [*lines, "", f"These cost nothing: {', '.join(free)}."] if free else lines
 
 
 def page_with(text: str, new_table: str) -> str:

@@ -8,7 +8,7 @@
 # Exit status:
 #   0 done, 127 a tool is missing, else pip's own
 set -euo pipefail
-cd -- "${BASH_SOURCE[0]%/*}/.."
+CDPATH='' cd -- "${BASH_SOURCE[0]%/*}/.."
 
 main() {
   local python="${RESUMEKIT_BASE_PYTHON:-python3}"

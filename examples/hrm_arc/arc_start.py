@@ -45,7 +45,7 @@ def step_in_name(name: str, pattern: str) -> int | None:
     before, _, after = pattern.partition("{step}")
     digits = name[len(before) : len(name) - len(after)]
     whole = name.startswith(before) and name.endswith(after) and digits.isascii() and digits.isdecimal()
-    return int(digits) if whole and len(digits) <= 12 else None
+    return int(digits) if whole and len(digits) <= 15 else None
 
 
 def _planned_step(path: Path) -> int | None:
@@ -76,4 +76,4 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _is_step(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 10**12
+    return type(value) is int and 0 <= value < 10**15

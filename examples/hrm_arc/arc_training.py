@@ -159,7 +159,7 @@ class Training:
         """Let the kit check the resume: a dry batch, the fast subset, where the data stands. Moves nothing."""
         if self.bundle is not None:
             kit.check_resume(
-                self.bundle, self.model, dry_batch=self._dry_batch, fast_eval=self._fast_accuracy,
+                self.bundle, self.model, dry_batch=self._dry_batch, fast_eval=self._fast_score,
                 data_state=self._data_state(), fast_eval_tolerance=1.5 / len(self._fast_pairs),
             )  # fmt: skip
 
@@ -223,10 +223,10 @@ class Training:
                 )  # fmt: skip
         return losses
 
-    def _fast_accuracy(self) -> float:
-        """Return the accuracy on the fast subset, as `Progress.last_fast` keeps it: of the weights that do best."""
+    def _fast_score(self) -> float:
+        """Return the score on the fast subset, as `Progress.last_fast` keeps it: of the weights that do best."""
         scores = {name: self._score("fast", name, lambda: False) for name in self.weights}
-        return scores[best_of(scores, self.cfg.validation)[0]].accuracy
+        return best_of(scores, self.cfg.validation)[1]
 
     def _move(self) -> bool:
         """Move the weights along the gathered gradients; False where these are not finite: nothing has moved then."""
@@ -280,7 +280,7 @@ class Training:
         self.schedule.refit(place)
 
     def _collected(self) -> AveragedModel | None:
-        """The SWA average, None before its tail: until then it holds weights that nobody has trained."""
+        """The SWA average, None before its tail: until then it holds weights that were not trained."""
         return self.swa if self.swa and self.progress.swa_from_step is not None else None
 
     def _load_progress(self, bundle: Any) -> None:

@@ -26,7 +26,7 @@ class Progress:
         fast_best: the best fast evaluation so far.
         fast_improved: whether a fast evaluation got better since the last full one (opens the gate).
         fast_stalled: fast evaluations in a row, up to now, that were no new best.
-        last_fast: step and accuracy of the last fast evaluation.
+        last_fast: step and score of the last fast evaluation, this one under the name of validation.best_metric.
         evals_pending: evaluations that are due at `step` and not done yet: 'fast', 'full'.
         optimizer: kind of the model's optimizer, such as 'adamw'.
         swap_from_step: the step at which it took over from another one; None where it never did.
@@ -37,7 +37,6 @@ class Progress:
     best_score: float | None = None
     best_step: int | None = None
     best_weights: str | None = None
-    best_accuracy: float | None = None
     best_val_loss: float = float("inf")
     fast_best: float | None = None
     fast_improved: bool = False
@@ -103,8 +102,8 @@ def _gate_open(progress: Progress, done: dict[str, dict[str, Score]], cfg: Simpl
 
 
 def _note_fast(progress: Progress, scores: dict[str, Score], cfg: SimpleNamespace) -> None:
-    name, value = best_of(scores, cfg)
-    progress.last_fast = {"step": progress.step, "accuracy": scores[name].accuracy}
+    _, value = best_of(scores, cfg)
+    progress.last_fast = {"step": progress.step, cfg.best_metric: value}
     if _better(value, progress.fast_best, cfg):
         progress.fast_best, progress.fast_improved, progress.fast_stalled = value, True, 0
     else:
@@ -120,7 +119,6 @@ def _note_full(
     if not _better(value, progress.best_score, cfg):
         return None
     progress.best_score, progress.best_step, progress.best_weights = value, progress.step, name
-    progress.best_accuracy = scores[name].accuracy
     journal("best", step=progress.step, score=value, weights=name)
     return {"score": value, "weights": name}
 

@@ -36,8 +36,8 @@ class Cycle:
         return (otherwise if self.middle is None else self.middle) * (1 + self.amplitude * triangle)
 
 
-def unscaled(step: int) -> float:
-    """The lr_scale of a run whose learning rate nobody has cut: 1 at every step."""
+def unscaled(step: int, optimizer: str | None = None) -> float:
+    """The lr_scale of a run whose learning rate was never cut: 1 at every step, for every optimizer."""
     return 1.0
 
 
@@ -50,22 +50,28 @@ class LearningRate:
         min_ratio: the end, relative to the base rate, 0 to 1; 1 is a constant rate.
         cycle: what an SWA tail does; None for a run without one.
 
-    `cycle_from` is the step at which the tail began (None: not yet), `scale_at` gives lr_scale by step. Both count the
+    `cycle_from` is the step at which the tail began (None: not yet), `scale_at` gives lr_scale by step
+    and optimizer. Both count the
     run's steps; the schedule has its own, `behind` by as many as the run had done when it alone began anew.
     """
 
     def __init__(self, warmup_steps: int, max_steps: int, min_ratio: float, cycle: Cycle | None = None) -> None:
         self.warmup_steps, self.max_steps, self.min_ratio = warmup_steps, max_steps, min_ratio
         self.cycle, self.cycle_from, self.behind = cycle, None, 0
-        self.scale_at: Callable[[int], float] = unscaled
+        self.scale_at: Callable[[int, str | None], float] = unscaled
 
-    def __call__(self, step: int) -> float:
-        """Return the factor of the step that follows `step` completed ones of the schedule."""
+    def __call__(self, step: int, optimizer: str | None = None) -> float:
+        """Return the factor of the step that follows `step` completed ones of the schedule.
+
+        Args:
+            step: completed steps of the schedule.
+            optimizer: whose rate it is: the lr_scale after a swap is that of the swapped one alone, which None is.
+        """
         factor = self._shape(step)
         step += self.behind
         if self.cycle is not None and self.cycle_from is not None and step >= self.cycle_from:
             factor = self.cycle(step - self.cycle_from, factor)
-        return self.scale_at(step) * factor
+        return self.scale_at(step, optimizer) * factor
 
     def phase(self, step: int) -> str:
         """Return the phase of the step that follows `step` completed ones of the schedule.
@@ -93,7 +99,9 @@ class Schedule:
         self.rate = rate
         self._bases = {name: [group["lr"] for group in one.param_groups] for name, one in optimizers.items()}
         # A plain function: of an object LambdaLR would save the attributes, and load old ones over the config's.
-        self._parts = {name: LambdaLR(optimizer, lambda step: rate(step)) for name, optimizer in optimizers.items()}
+        self._parts = {
+            name: LambdaLR(one, lambda step, name=name: rate(step, name)) for name, one in optimizers.items()
+        }
 
     @property
     def place(self) -> int:
@@ -110,7 +118,7 @@ class Schedule:
         for name, part in self._parts.items():
             part.last_epoch, part.base_lrs = step, list(self._bases[name])
             for group, base in zip(part.optimizer.param_groups, self._bases[name], strict=True):
-                group["initial_lr"], group["lr"] = base, base * self.rate(step)
+                group["initial_lr"], group["lr"] = base, base * self.rate(step, name)
             part._last_lr = [group["lr"] for group in part.optimizer.param_groups]
 
     def get_last_lr(self) -> list[float]:

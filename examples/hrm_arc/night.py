@@ -1,4 +1,4 @@
-"""The night: a real training goes wrong twice while nobody is there, and in the morning it has finished.
+"""The night: a real training goes wrong twice while no person is there, and in the morning it has finished.
 
 First its loss turns NaN: it is stopped, taken back, and goes on at 0.8 of the learning rate. Then everything of it is
 killed at once, launcher and sidecar too: the watcher, which cron would start once a minute, takes it up from an empty
@@ -108,7 +108,7 @@ def watch_until(ask: Callable[[], Any]) -> list[str]:
                 return said
             time.sleep(0.2)
         if time.monotonic() > give_up:
-            raise SystemExit("night.py: nobody took it up")
+            raise SystemExit("night.py: it was not taken up")
 
 
 def wait_for(ask: Callable[[], Any], what: str) -> Any:
@@ -158,7 +158,7 @@ def write(target: Path, runs: list[Path], said: list[str], passes: list[str], tr
 Written by `python examples/hrm_arc/night.py --write docs/night.md` (`make night` lives through another one), on
 {time.strftime("%Y-%m-%d", time.gmtime())}, UTC. The small experiment {EXPERIMENT} trains for {STEPS} steps. In step
 {NAN_AT} its loss is made NaN, once; after step {KILL_AFTER} trainer, shim, launcher and sidecar are killed at once.
-Nobody types anything after the start. The watcher is run as cron would, with an environment of PATH and PYTHON alone,
+Nothing is typed after the start. The watcher is run as cron would, with an environment of PATH and PYTHON alone,
 every five seconds instead of every minute.
 
 ```

@@ -101,7 +101,7 @@ class Now:
     """What the heartbeat's thread may look at while a step runs."""
 
     def __init__(self, phase: str) -> None:
-        self.phase, self.loss = phase, None
+        self.phase, self.loss, self.lr = phase, None, None
 
     def enter(self, phase: str) -> None:
         if phase != self.phase:
@@ -139,7 +139,7 @@ def loop(cfg: SimpleNamespace, job: Any, checkpoints: Path, stop: StopRequest, s
                 flush=True,
             )
             return 1
-        now.loss, unsaved = outcome.loss, True
+        now.loss, now.lr, unsaved = outcome.loss, outcome.lr, True
         kit.journal_event(
             "step", step=progress.step, epoch=job.epoch, loss=outcome.loss, lr=outcome.lr,
             steps_per_sec=speed.per_second(),
@@ -174,11 +174,11 @@ def status_fields(run_id: str, cfg: SimpleNamespace, job: Any, speed: Speed, now
 
     return kit.make_status_payload(
         run_id=run_id, global_step=progress.step, max_steps=cfg.training.max_steps, epoch=job.epoch, phase=now.phase,
-        steps_per_sec=rate, loss=now.loss, lr=job.schedule.get_last_lr()[0],
+        steps_per_sec=rate, loss=now.loss, lr=job.schedule.get_last_lr()[0] if now.lr is None else now.lr,
         lr_scale=job.schedule.rate.scale_at(progress.step), scheduler_phase=job.schedule.rate.phase(job.schedule.place),
         optimizer=progress.optimizer,
         swap_from_step=progress.swap_from_step, last_fast_eval_step=progress.last_fast and progress.last_fast["step"],
-        last_full_eval_step=progress.last_full_step, best_eval_acc=progress.best_accuracy,
+        last_full_eval_step=progress.last_full_step, best_eval_acc=progress.best_score,
         best_step=progress.best_step, eta_s=seconds_to(cfg.training.max_steps),
         eta_fast_eval_s=seconds_to(next_of(cfg.validation.fast_eval_every)),
         eta_full_eval_s=seconds_to(next_of(cfg.validation.full_eval_every)),
@@ -226,7 +226,7 @@ def parse_flags(argv: list[str] | None) -> argparse.Namespace:
     add("--gate_full_eval_on_fast_improvement", type=_truth, metavar="true|false", help="skip without improvement")
     add("--write_status_json_every_sec", type=float, metavar="SECONDS", help="time between heartbeats")
     add("--status_json_path", metavar="FILE", help="where the heartbeat goes")
-    add("--logdir", metavar="FOLDER", help="made if missing; the log itself is written by whoever reads our output")
+    add("--logdir", metavar="FOLDER", help="made if missing; the sidecar writes the log itself, of our output")
     add("--checkpoint_dir", metavar="FOLDER", help="where checkpoints go")
     add("--describe", action="store_true", help="print parameters and coming learning rates as JSON; train nothing")
     return parser.parse_args(argv)

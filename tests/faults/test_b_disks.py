@@ -9,16 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import namespaces
 import pytest
 
-from checkpoint_tools import leftovers, os_calls, save_steps, small_model
-from resumekit.basics import journal
-from resumekit.proving.checkpoints import CheckpointFolder, select
-from resumekit.run_folder.run_state import fold
+from resumekit.base import journal
+from resumekit.checkpoint.selection import CheckpointFolder, select
+from resumekit.run.journal_fold import fold
 from resumekit.trainer.saving import save_checkpoint
-from resumekit.watching import abort_rules
-from resumekit.watching.abort_rules import HANG, SICK, Limits, Sight
+from resumekit.watch import rules
+from resumekit.watch.rules import HANG, SICK, Limits, Observation
+from support import namespaces
+from support.checkpoint_tools import leftovers, os_calls, save_steps, small_model
 
 pytestmark = pytest.mark.usefixtures("in_a_new_process", "warm")
 needs_namespaces = pytest.mark.skipif(bool(namespaces.why_not()), reason=str(namespaces.why_not()))
@@ -56,7 +56,7 @@ def until_full(folder: Path, make_room: Callable[[], None], sentence: str) -> No
 
 
 @needs_namespaces
-@pytest.mark.fault("B3", by="saving.py: temp file, cause named by disk_errors.py; on a real tmpfs of 256 KB")
+@pytest.mark.fault("B3", by="saving.py: temp file, cause named by errors.py; on a real tmpfs of 256 KB")
 def test_b3_a_disk_that_is_really_full_costs_only_the_saves_that_do_not_fit(tmp_path: Path) -> None:
     filler = tmp_path / "filler"
 
@@ -68,7 +68,7 @@ def test_b3_a_disk_that_is_really_full_costs_only_the_saves_that_do_not_fit(tmp_
 
 
 @needs_namespaces
-@pytest.mark.fault("B4", by="disk_errors.py: no space with free blocks is no inodes; on a real tmpfs of 20")
+@pytest.mark.fault("B4", by="errors.py: no space with free blocks is no inodes; on a real tmpfs of 20")
 def test_b4_a_disk_without_inodes_is_named_as_that(tmp_path: Path) -> None:
     filler = [tmp_path / f"filler-{number}" for number in range(4)]
 
@@ -112,8 +112,8 @@ def watched_save(run_dir: Path, limits: Limits, *, tells_phase: bool) -> set[str
     def watch() -> None:
         while not is_done.wait(0.02):
             state = fold({}, (event for event, _ in journal.read(path)))
-            sight = Sight(time.monotonic(), run_state="running")
-            found.update(one.cause for one in abort_rules.findings(state, limits, sight) if one.verdict == SICK)
+            sight = Observation(time.monotonic(), run_state="running")
+            found.update(one.cause for one in rules.findings(state, limits, sight) if one.verdict == SICK)
 
     def slow(_k: int, name: str, _arguments: object, seen: list[str] = []) -> None:  # noqa: B006
         seen.append(name)
@@ -137,11 +137,11 @@ def watched_save(run_dir: Path, limits: Limits, *, tells_phase: bool) -> set[str
 CASES: list[tuple[str, Limits, bool, set[str]]] = [
     ("a save has a limit of its own", QUICK, True, set()),
     ("that limit is one", QUICK._replace(save_minutes=0.3 / 60), True, {HANG}),
-    ("a save that nobody told of is no step for too long", QUICK, False, {HANG}),
+    ("a save without an event is no step for too long", QUICK, False, {HANG}),
 ]
 
 
-@pytest.mark.fault("B16", by="abort_rules.py: abort.save_minutes while the phase is 'checkpoint'")
+@pytest.mark.fault("B16", by="rules.py: abort.save_minutes while the phase is 'checkpoint'")
 @pytest.mark.parametrize(("limits", "tells_phase", "expected"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
 def test_b16_a_save_that_takes_longer_than_the_hang_limit_is_no_hang(
     tmp_path: Path, limits: Limits, tells_phase: bool, expected: set[str]
@@ -149,7 +149,7 @@ def test_b16_a_save_that_takes_longer_than_the_hang_limit_is_no_hang(
     assert watched_save(tmp_path, limits, tells_phase=tells_phase) == expected
 
 
-@pytest.mark.fault("B11", by="durable_file.py: the temp file lies beside its target; a refused link is never a copy")
+@pytest.mark.fault("B11", by="save_file.py: the temp file lies beside its target; a refused link is never a copy")
 def test_b11_every_name_is_given_within_one_folder(tmp_path: Path) -> None:
     pairs: list[tuple[Any, ...]] = []
     with os_calls(lambda _k, _name, arguments: pairs.append(arguments), ("link", "rename", "replace")):

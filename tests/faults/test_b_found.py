@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from checkpoint_tools import IO_ERROR, NO_SPACE, failing, leftovers, os_calls, quiet, small_model
-from resumekit.basics import disk_errors, files
-from resumekit.proving import pruning
-from resumekit.proving.checkpoints import CheckpointFolder, select
+from resumekit.base import errors, files
+from resumekit.checkpoint import pruning
+from resumekit.checkpoint.selection import CheckpointFolder, select
 from resumekit.trainer.saving import save_checkpoint
+from support.checkpoint_tools import IO_ERROR, NO_SPACE, failing, leftovers, os_calls, quiet, small_model
 
 pytestmark = pytest.mark.usefixtures("in_a_new_process")
 
@@ -59,7 +59,7 @@ def test_a_first_save_makes_the_names_of_the_folders_durable_too(tmp_path: Path)
     assert str(folder.parent) not in synced
 
 
-@pytest.mark.fault("B6", by="durable_file.py: the close of what is durable already says nothing")
+@pytest.mark.fault("B6", by="save_file.py: the close of what is durable already says nothing")
 def test_a_close_that_fails_does_not_unsay_what_an_fsync_has_said(tmp_path: Path) -> None:
     real, was_there = os.close, []
 
@@ -119,7 +119,7 @@ def test_a_file_that_fails_while_it_is_read_is_unreadable_and_no_crash(
             files.read_json(path)
 
 
-@pytest.mark.fault("B4", by="disk_errors.py: few inodes and enough space is no inodes")
+@pytest.mark.fault("B4", by="errors.py: few inodes and enough space is no inodes")
 def test_no_inodes_is_named_when_those_of_the_failed_save_are_free_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,11 +128,13 @@ def test_no_inodes_is_named_when_those_of_the_failed_save_are_free_again(
 
     monkeypatch.setattr(os, "statvfs", lambda _path: Space)
     full = OSError(errno.ENOSPC, "x")
-    assert disk_errors.cause(full, tmp_path / "a", 1000).startswith("no inodes left on that disk")
-    assert disk_errors.cause(full, tmp_path / "a", 10**12).startswith("no space: need 1,000,000.0 MB, have 4,096.0 MB")
+    assert errors.disk_error_cause(full, tmp_path / "a", 1000).startswith("no inodes left on that disk")
+    assert errors.disk_error_cause(full, tmp_path / "a", 10**12).startswith(
+        "no space: need 1,000,000.0 MB, have 4,096.0 MB"
+    )
 
 
-@pytest.mark.fault("B5", by="disk_errors.py: the quota is named where the folder is not there yet, too")
+@pytest.mark.fault("B5", by="errors.py: the quota is named where the folder is not there yet, too")
 def test_a_quota_is_named_where_not_even_the_folder_could_be_made(tmp_path: Path) -> None:
     said: list[str] = []
     with os_calls(failing(errno.EDQUOT, "mkdir")):

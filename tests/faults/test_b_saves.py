@@ -2,49 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import power_loss
-import power_protocols
 import pytest
-import syscalls
 
-from conftest import ROOT, Kit
-from save_crashes import kill_during_saves
-from test_run import killed
+from reliability import power_loss, power_protocols, syscalls
+from reliability.save_crashes import kill_during_saves
+from reliability.save_rows import CAMPAIGN, assert_good, campaign, needs_compiler
+from support.commands import Kit, killed
 
-needs_compiler = pytest.mark.skipif(bool(syscalls.why_not()), reason=str(syscalls.why_not()))
-CAMPAIGN = ROOT / "tests" / "campaign_saves.py"
 POINTS = 24
 EVERY_LAUNCH_STATE = 8
 
 
-def campaign(*arguments: str) -> dict[str, dict[str, Any]]:
-    """Run the campaign in a process of its own; return its rows by name."""
-    done = subprocess.run([sys.executable, CAMPAIGN, "--json", *arguments], capture_output=True, text=True)
-    assert done.returncode in (0, 1), done.stderr
-    return {row["what"]: row for row in json.loads(done.stdout)}
-
-
-def assert_good(rows: dict[str, dict[str, Any]]) -> None:
-    assert rows and all(row["looked_at"] for row in rows.values())
-    assert [(row["what"], row["bad"], row["examples"]) for row in rows.values() if row["bad"]] == []
-
-
 @needs_compiler
-@pytest.mark.fault("B1", by="durable_file.py: temp, fsync, link, folder fsync; manifest last")
+@pytest.mark.fault("B1", by="save_file.py: temp, fsync, link, folder fsync; manifest last")
 @pytest.mark.fault("B5", by="saving.py: an OSError is said, the temp file goes, training goes on")
 @pytest.mark.fault("B6", by="saving.py: an OSError is said, the temp file goes, training goes on")
-@pytest.mark.fault("B7", by="durable_file.py: a failed fsync is final")
-@pytest.mark.fault("B9", by="files.py, durable_file.py: a short write is continued")
-@pytest.mark.fault("B12", by="checkpoints.py: data without its manifest is not proven")
+@pytest.mark.fault("B7", by="save_file.py: a failed fsync is final")
+@pytest.mark.fault("B9", by="files.py, save_file.py: a short write is continued")
+@pytest.mark.fault("B12", by="selection.py: data without its manifest is not proven")
 @pytest.mark.fault("B14", by="pruning.py: data before manifest, never below two, unreadable pins protect all")
-@pytest.mark.fault("B15", by="durable_file.py, saving.py: fsync of data, manifest and folders in order; prune last")
+@pytest.mark.fault("B15", by="save_file.py, saving.py: fsync of data, manifest and folders in order; prune last")
 def test_any_call_of_a_save_may_go_wrong_and_the_power_may_be_cut_anywhere() -> None:
     """A sample of the calls x {SIGKILL, EIO, ENOSPC once and for good, EDQUOT, short write}; some disks that a power
     cut could leave; and each of the mistakes that are made on purpose is seen. All of the calls and disks: long.
@@ -57,7 +40,7 @@ def test_any_call_of_a_save_may_go_wrong_and_the_power_may_be_cut_anywhere() -> 
 
 
 @needs_compiler
-@pytest.mark.fault("B15", by="launch.py, claims.py: run.json is durable, a claim is whole or counts for nothing")
+@pytest.mark.fault("B15", by="make_folder.py, claims.py: run.json is durable, a claim is whole or counts for nothing")
 def test_b15_a_power_cut_in_a_launch_needs_no_hand(kit: Kit, tmp_path: Path) -> None:
     """Some of the disks that it could leave, from its first call to its last; all of them: long."""
     killed(kit)
@@ -69,14 +52,14 @@ def test_b15_a_power_cut_in_a_launch_needs_no_hand(kit: Kit, tmp_path: Path) -> 
 
 @needs_compiler
 @pytest.mark.long
-@pytest.mark.fault("B1", by="durable_file.py: temp, fsync, link, folder fsync; manifest last")
-@pytest.mark.fault("B15", by="durable_file.py, saving.py: fsync of data, manifest and folders in order; prune last")
+@pytest.mark.fault("B1", by="save_file.py: temp, fsync, link, folder fsync; manifest last")
+@pytest.mark.fault("B15", by="save_file.py, saving.py: fsync of data, manifest and folders in order; prune last")
 def test_every_call_and_every_disk() -> None:
     assert_good(campaign("--seed", "1"))
 
 
 @pytest.mark.long
-@pytest.mark.fault("B2", by="durable_file.py: a final name is only ever given to what is whole")
+@pytest.mark.fault("B2", by="save_file.py: a final name is only ever given to what is whole")
 @pytest.mark.fault("B18", by="pruning.py: sweep of our own temp files whose writer is dead")
 def test_b18_a_hundred_kills_leave_nothing(tmp_path: Path, in_a_new_process: None) -> None:
     found = kill_during_saves(tmp_path / "checkpoints", 100, seed=2)

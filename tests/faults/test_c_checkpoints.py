@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from checkpoint_tools import quiet, save_plain, save_steps, small_model
-from resumekit.proving.checkpoints import CheckpointFolder, select
+from resumekit.checkpoint.selection import CheckpointFolder, select
 from resumekit.trainer.saving import save_checkpoint
+from support.checkpoint_tools import quiet, save_plain, save_steps, small_model
 
 pytestmark = pytest.mark.usefixtures("in_a_new_process")
 
@@ -56,11 +56,11 @@ LINKS = {
 }
 
 
-@pytest.mark.fault("C21", by="checkpoints: names are matched; a link counts only inside its folder")
+@pytest.mark.fault("C21", by="selection: names are matched; a link counts only inside its folder")
 @pytest.mark.parametrize("target", LINKS.values(), ids=LINKS)
 @pytest.mark.parametrize("name", ["latest", "latest.pt", "hrm_arc_step_latest.pt", "hrm_arc_step_30.pt"])
 def test_c21_a_link_to_the_latest_decides_nothing(tmp_path: Path, name: str, target: str) -> None:
-    """`latest` is nobody's name here; a link under a step's own name is passed over, but for one beside it."""
+    """`latest` is no checkpoint's name here; a link under a step's own name is passed over, but for one beside it."""
     folder = tmp_path / "run" / "checkpoints"
     save_plain(folder, 10)
     save_plain(tmp_path, 50).rename(tmp_path / "outside.pt")
@@ -73,7 +73,7 @@ def test_c21_a_link_to_the_latest_decides_nothing(tmp_path: Path, name: str, tar
     assert sorted(os.listdir(folder)) == before
 
 
-@pytest.mark.fault("C21", by="checkpoints: a link counts only inside its folder")
+@pytest.mark.fault("C21", by="selection: a link counts only inside its folder")
 @pytest.mark.parametrize("target", [target for kind, target in LINKS.items() if kind != "good"])
 def test_c21_a_best_that_is_a_link_out_of_its_folder_is_passed_over(tmp_path: Path, target: str) -> None:
     folder = tmp_path / "run" / "checkpoints"

@@ -6,10 +6,10 @@ import re
 
 import pytest
 
-from conftest import ROOT
-from fault_table import Case, lines, mark_of, marks_in, rows
 from faults.catalogue import PENDING, TITLES
 from faults.left_out import LEFT_OUT
+from support.fault_table import Case, lines, mark_of, marks_in, rows
+from support.places import ROOT
 
 pytest_plugins = ["pytester"]
 
@@ -25,6 +25,14 @@ def test_a_fault_that_has_a_case_is_not_left_out() -> None:
     cases = {fault: path.name for path, fault, _ in marks_in(ROOT / "tests")}
     assert {fault: cases[fault] for fault in LEFT_OUT if fault in cases} == {}
     assert set(LEFT_OUT) <= set(TITLES) and all(reason.strip() for reason in LEFT_OUT.values())
+
+
+def test_what_makes_a_case_pass_is_a_file_that_is_there() -> None:
+    """The protection that a mark names first, where it names one by a single word."""
+    files = {path.stem for part in ("lib", "bin", "examples", "tests/support") for path in (ROOT / part).rglob("*.*")}
+    for path, _, by in marks_in(ROOT / "tests"):
+        named = re.match(r"(\w+)(?:\.\w+)?:", by)
+        assert not named or named[1] in files | {"resumekit", "Makefile", "torchrun", "trainer"}, f"{path.name}: {by}"
 
 
 def test_the_catalogue_has_every_number_of_every_section() -> None:
@@ -64,7 +72,7 @@ def test_one_failed_case_fails_its_fault_and_a_skipped_one_alone_is_left_out() -
 def test_a_run_with_the_table_prints_it_and_is_red_while_a_fault_has_neither(pytester: pytest.Pytester) -> None:
     """The alarm rings, through a worker too: one case of 175 is there, the others make the run red."""
     pytester.makeini(f"[pytest]\nmarkers = fault: x\npythonpath = {ROOT / 'tests'}")
-    pytester.makeconftest("pytest_plugins = ['fault_table']")
+    pytester.makeconftest("pytest_plugins = ['support.fault_table']")
     pytester.makepyfile(
         "import pytest\n@pytest.mark.fault('C1', by='archive: directory')\ndef test_cut(): pass\n"
         "@pytest.mark.fault('C2', by='archive: zeros')\ndef test_zeros(): assert 0"

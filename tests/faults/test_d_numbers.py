@@ -6,10 +6,10 @@ import math
 
 import pytest
 
-from conftest import events, wait_until
-from faults.nights import Night, one, proven_steps, record
+from support.nights import Night, one, proven_steps, record
+from support.processes import wait_until
+from support.runs import events
 
-pytest_plugins = ["faults.night_fixtures"]
 # Within so long a loss that is not finite ends in a TERM: HEALS_S, a beat of the sidecar, and a loaded machine.
 ABORTED_WITHIN_S = 20.0
 
@@ -24,8 +24,8 @@ def undisturbed_rate(step: int, steps: int) -> float:
     return 0.01 * (1 + math.cos(math.pi * (step - 1) / steps)) / 2
 
 
-@pytest.mark.fault("D1", by="bedside.py: after 2 s; replay.py: from before the first bad step; plan.py: x 0.8")
-@pytest.mark.fault("D2", by="symptoms.py: not finite, or beyond 1e30")
+@pytest.mark.fault("D1", by="nan_guard.py: after 2 s; restart_point.py: from before the first bad step; plan.py: x 0.8")
+@pytest.mark.fault("D2", by="health.py: not finite, or beyond 1e30")
 @pytest.mark.parametrize("loss", ["nan", *(pytest.param(x, marks=pytest.mark.long) for x in ("inf", "-inf", "1e38"))])
 def test_a_loss_that_is_not_finite_goes_back_before_it_and_on_at_four_fifths_of_the_rate(
     warm_night: Night, loss: str
@@ -51,7 +51,7 @@ def test_a_loss_that_is_not_finite_goes_back_before_it_and_on_at_four_fifths_of_
 
 
 @pytest.mark.long
-@pytest.mark.fault("D3", by="saving.py: the finite check; symptoms.py: sound since which save")
+@pytest.mark.fault("D3", by="saving.py: the finite check; health.py: sound since which save")
 def test_weights_that_are_not_finite_under_a_finite_loss_are_found_at_the_save(warm_night: Night) -> None:
     warm_night.config("--delay", "0.02", "--at", "33", "average", training={"max_steps": 400})
     process = warm_night.popen("run", "T-1")
@@ -65,8 +65,8 @@ def test_weights_that_are_not_finite_under_a_finite_loss_are_found_at_the_save(w
     assert (process.returncode, warm_night.state(child)) == (0, "finished")
 
 
-@pytest.mark.fault("D4", by="symptoms.py: what came back is a warning; the smoothed loss")
-def test_a_spike_that_heals_stops_nobody(warm_night: Night) -> None:
+@pytest.mark.fault("D4", by="health.py: what came back is a warning; the smoothed loss")
+def test_a_spike_that_heals_stops_no_run(warm_night: Night) -> None:
     warm_night.config(
         "--delay", "0.01", "--at", "33", "spike=nan", "--at", "50", "spike=1e9", training={"max_steps": 300},
         abort={"divergence": 3.0, "grace_s": 20},
@@ -81,7 +81,7 @@ def test_a_spike_that_heals_stops_nobody(warm_night: Night) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.fault("D5", by="abort_rules.py: divergence, where it is set; acting.py: stop, recover.cut_lr_on")
+@pytest.mark.fault("D5", by="rules.py: divergence, where it is set; acting.py: stop, recover.cut_lr_on")
 def test_a_loss_that_diverges_and_stays_there_is_stopped_and_goes_on_at_a_lower_rate(warm_night: Night) -> None:
     warm_night.config(
         "--delay", "0.0", "--every", "100", "--at", "1101", "loss=50", training={"max_steps": 100_000},
@@ -95,14 +95,14 @@ def test_a_loss_that_diverges_and_stays_there_is_stopped_and_goes_on_at_a_lower_
     assert one(child, "resumed")["lr_scale"] == 0.8
 
 
-@pytest.mark.fault("D6", by="abort_rules.py: frozen, a warning; acting.py: stops for what is sick alone")
-@pytest.mark.fault("D7", by="abort_rules.py: zero, a warning; acting.py: stops for what is sick alone")
+@pytest.mark.fault("D6", by="rules.py: frozen, a warning; acting.py: stops for what is sick alone")
+@pytest.mark.fault("D7", by="rules.py: zero, a warning; acting.py: stops for what is sick alone")
 @pytest.mark.parametrize(
     ("loss", "evidence"),
     [("0.0", "zero: the loss has been exactly 0 since step 5"), ("0.5", "frozen: the loss has been 0.5 since step 5")],
     ids=["zero", "frozen"],
 )
-def test_a_loss_that_is_zero_or_does_not_move_is_a_warning_and_stops_nobody(
+def test_a_loss_that_is_zero_or_does_not_move_is_a_warning_and_stops_no_run(
     warm_night: Night, loss: str, evidence: str
 ) -> None:
     warm_night.config("--delay", "0", "--every", "1000", "--at", "5", f"loss={loss}", training={"max_steps": 100_000})
@@ -117,7 +117,7 @@ def test_a_loss_that_is_zero_or_does_not_move_is_a_warning_and_stops_nobody(
 
 
 @pytest.mark.long
-@pytest.mark.fault("D8", by="replay.py: the second time at the same step its data are left out")
+@pytest.mark.fault("D8", by="restart_point.py: the second time at the same step its data are left out")
 def test_data_that_make_the_loss_nan_each_time_are_left_out_the_second_time(warm_night: Night) -> None:
     warm_night.config("--delay", "0.02", "--at", "33", "poison", training={"max_steps": 200})
     warm_night("run", "T-1", code=0)
@@ -130,7 +130,7 @@ def test_data_that_make_the_loss_nan_each_time_are_left_out_the_second_time(warm
 
 
 @pytest.mark.long
-@pytest.mark.fault("D8", by="hindrances.py: the budget")
+@pytest.mark.fault("D8", by="eligibility.py: the budget")
 def test_what_goes_wrong_whatever_is_left_out_needs_a_person_in_the_end(warm_night: Night) -> None:
     """Not data but a step: no window of data helps. An end in three attempts, not a loop."""
     poisoned = [word for step in range(33, 200) for word in ("--at", str(step), "poison")]
@@ -157,11 +157,11 @@ def test_a_schedule_that_was_lost_at_the_resume_is_said_aloud(warm_night: Night)
     child = warm_night.run_dirs()[-1]
     rate = next(check for check in events(child, "check") if check["name"] == "lr")
     assert rate["verdict"] in ("warned", "failed")
-    assert "the checks after the resume: warned" in done.stdout and "(lr)" in done.stdout
+    assert "the checks after the resume: warned" in done.stdout and "(lr" in done.stdout
 
 
-@pytest.mark.fault("D10", by="event_values.py: each value only if it has the right type")
-def test_no_number_where_one_belongs_is_said_or_passed_over_and_crashes_nobody(night: Night) -> None:
+@pytest.mark.fault("D10", by="values.py: each value only if it has the right type")
+def test_no_number_where_one_belongs_is_said_or_passed_over_and_crashes_no_reader(night: Night) -> None:
     """The trainer prints what is no loss, as a shell would love it; the run goes on, and the watcher calls it well."""
     words = ["nan?", "", "null", "1e999x", "$(touch pwned)", "a[$(touch pwned)]", "--", "NaNs", "0x1p3", "١٢"]
     lines = "".join(f"step 3 loss {word}\nstep {word} loss 0.5\n" for word in words).encode().hex()

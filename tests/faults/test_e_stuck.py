@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
-from conftest import Kit, events, wait_until
-from faults.nights import HANG_MINUTES, Night, one, proven_steps, record
-from resumekit.basics import processes
-from resumekit.supervision import stopping
+from resumekit.base import processes
+from resumekit.process import stopping
+from support.commands import Kit
+from support.nights import HANG_MINUTES, Night, one, proven_steps, record
+from support.places import TOY
+from support.processes import wait_until
+from support.runs import events
 
-pytest_plugins = ["faults.night_fixtures"]
 SHORT = {"hang_minutes": HANG_MINUTES, "eval_minutes": HANG_MINUTES, "grace_s": 2}
 
 
@@ -34,7 +36,7 @@ REMEMBERS = """
 import json, os, sys, time
 from pathlib import Path
 
-sys.path.append({tests!r})
+sys.path.append({toys!r})
 import toy_trainer
 
 folder, steps, once = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
@@ -60,13 +62,13 @@ time.sleep(10**6)
 
 
 @pytest.mark.long
-@pytest.mark.fault("E1", by="abort_rules.py: throughput; replay.py: the newest, at its own rate")
+@pytest.mark.fault("E1", by="rules.py: throughput; restart_point.py: the newest, at its own rate")
 def test_a_speed_of_four_tenths_for_eleven_minutes_is_stopped_and_taken_up_at_its_own_rate(night: Night) -> None:
-    """Nobody waits for eleven minutes: the journal says on the clock of this boot that they have gone by."""
+    """The test does not wait for eleven minutes: the journal says on the clock of this boot that they have gone by."""
     if time.monotonic() < 1100:
         pytest.skip("the machine was started less than nineteen minutes ago: its clock has no such past")
     script = night.once / "trainer.py"
-    script.write_text(REMEMBERS.format(tests=str(Path(__file__).resolve().parent.parent)))
+    script.write_text(REMEMBERS.format(toys=str(TOY.parent)))
     words = [str(script), "{checkpoints_dir}", "{training.max_steps}", str(night.once)]
     night.config(
         trainer={"command": ["{python}", *words], "resume_args": ["--resume", "{checkpoint}"]},
@@ -75,7 +77,7 @@ def test_a_speed_of_four_tenths_for_eleven_minutes_is_stopped_and_taken_up_at_it
     process = night.popen("run", "T-1")
     run = night.started()
     wait_until(lambda: len(events(run, "step")) == 664, "its last eighteen minutes")
-    wait_until(lambda: proven_steps(run) == [600, 650], "its checkpoints are witnessed")
+    wait_until(lambda: proven_steps(run) == [600, 650], "its checkpoints are attested")
     night.watched(lambda: events(run, "abort"), "it is stopped")
     told = one(run, "abort")
     assert told["cause"] == "throughput" and "for 10 min of training, usual are 1.0" in told["evidence"], told
@@ -86,12 +88,12 @@ def test_a_speed_of_four_tenths_for_eleven_minutes_is_stopped_and_taken_up_at_it
 
 
 @pytest.mark.long
-@pytest.mark.fault("E4", by="abort_rules.py: hang; stopping.py: TERM, grace, KILL")
+@pytest.mark.fault("E4", by="rules.py: hang; stopping.py: TERM, grace, KILL")
 def test_a_trainer_in_state_t_does_not_hear_term_and_is_killed(warm_night: Night) -> None:
     warm_night.config("--delay", "0.01", training={"max_steps": 100_000}, abort=SHORT)
     run = warm_night.start(steps=12)
     trainer = warm_night.who(run, "trainer")
-    # The client of the forked trainer and the fork are stopped: nobody there hears anything.
+    # The client of the forked trainer and the fork are stopped: no process there hears anything.
     for pid in (trainer, forked_of(run)):
         os.kill(pid, signal.SIGSTOP)
     child = warm_night.watched(lambda: warm_night.child(run), "it is taken up")
@@ -113,7 +115,7 @@ def forked_of(run: Path) -> int:
 
 
 @pytest.mark.long
-@pytest.mark.fault("E5", by="abort_rules.py: no step, whatever the heartbeat says")
+@pytest.mark.fault("E5", by="rules.py: no step, whatever the heartbeat says")
 def test_a_deadlock_under_a_living_heartbeat_is_found_by_the_age_of_its_step(warm_night: Night) -> None:
     run, child = taken_up(warm_night, "--at", "25", "hang")
     told = one(run, "abort")
@@ -124,7 +126,7 @@ def test_a_deadlock_under_a_living_heartbeat_is_found_by_the_age_of_its_step(war
 
 
 @pytest.mark.long
-@pytest.mark.fault("E6", by="abort_rules.py: hang; stopping.py: KILL to its session")
+@pytest.mark.fault("E6", by="rules.py: hang; stopping.py: KILL to its session")
 def test_a_hang_that_holds_the_interpreters_lock_is_found_and_killed(warm_night: Night) -> None:
     run, _ = taken_up(warm_night, "--at", "25", "gil")
     assert one(run, "abort")["cause"] == "hang"
@@ -152,7 +154,7 @@ def test_a_process_that_no_signal_ends_is_said_and_gets_no_second_trainer(
         found = wait_until(
             lambda: [event for event in events(run, "warning") if event["kind"] == "cannot_be_killed"], "it is said"
         )
-        assert "do not end on KILL" in found[0]["message"]
+        assert "does not end on KILL" in found[0]["message"]
         night.watch(code=8)
         assert night.run_dirs() == [run]
         assert "is alive" in night("run", "T-1", code=6).stderr
@@ -173,7 +175,7 @@ def test_what_no_kill_ends_is_a_failure_and_a_warning(kit: Kit, monkeypatch: pyt
     assert events(run, "warning")[-1]["kind"] == "cannot_be_killed"
 
 
-@pytest.mark.fault("E8", by="abort_rules.py: oom_count in oom_minutes; hindrances.py: abort.oom_set")
+@pytest.mark.fault("E8", by="rules.py: oom_count in oom_minutes; eligibility.py: abort.oom_set")
 def test_a_memory_loop_without_a_smaller_batch_to_take_needs_a_person(warm_night: Night) -> None:
     warm_night.config("--delay", "0.01", "--at", "25", "oom=3", training={"max_steps": 100_000}, abort=SHORT)
     run = warm_night.start(steps=12)
@@ -197,7 +199,7 @@ def test_a_memory_loop_goes_on_with_the_smaller_batch_that_was_named(warm_night:
     assert (one(run, "abort")["cause"], record(child)["recovery"]["lr_factor"]) == ("oom", 1.0)
 
 
-@pytest.mark.fault("E9", by="sighting.py: memory in the log's last lines")
+@pytest.mark.fault("E9", by="observe.py: memory in the log's last lines")
 def test_a_leak_of_the_hosts_memory_is_named(warm_night: Night) -> None:
     warm_night.config("--at", "25", "memory", training={"max_steps": 40})
     warm_night("run", "T-1", code=1)
@@ -208,7 +210,7 @@ def test_a_leak_of_the_hosts_memory_is_named(warm_night: Night) -> None:
     assert warm_night.state(run) == "needs_attention" and "abort.oom_set" in one(run, "recovery")["reason"]
 
 
-@pytest.mark.fault("E10", by="symptoms.py: eval_crash; replay.py: that evaluation is left out once")
+@pytest.mark.fault("E10", by="health.py: eval_crash; restart_point.py: that evaluation is left out once")
 def test_an_evaluation_that_crashes_is_left_out_once(warm_night: Night) -> None:
     warm_night.config("--at", "31", "eval", training={"max_steps": 60})
     warm_night("run", "T-1", code=0)
@@ -219,7 +221,7 @@ def test_an_evaluation_that_crashes_is_left_out_once(warm_night: Night) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.fault("E11", by="abort_rules.py: abort.eval_minutes")
+@pytest.mark.fault("E11", by="rules.py: abort.eval_minutes")
 def test_an_evaluation_that_hangs_has_a_limit_of_its_own(warm_night: Night) -> None:
     run, child = taken_up(warm_night, "--at", "31", "evalhang", abort={**SHORT, "hang_minutes": 60})
     told = one(run, "abort")

@@ -16,25 +16,26 @@ from typing import Any
 
 import pytest
 
-from conftest import LIVE, Kit, events, wait_until
-from faults import namespaces, somebody
-from faults.nights import Night, keeper_of, one, record
-from faults.oracle import Oracle
-from resumekit.basics import journal
-from resumekit.run_folder import live_marker, status
-from resumekit.run_folder.runs import open_run
+from reliability.oracle import Oracle
+from resumekit.base import journal
+from resumekit.run import live_marker, status
+from resumekit.run.run_folder import open_run
+from support import another_user, namespaces
+from support.commands import Kit
+from support.nights import Night, one, record, sidecar_supervisor_of
+from support.places import LIVE
+from support.processes import wait_until
+from support.runs import events
 
-pytest_plugins = ["faults.night_fixtures"]
 
-
-@pytest.mark.fault("F1", by="launcher.sh: kit_wait_for_last_lines; sidecar.py: the end, whoever writes it down")
+@pytest.mark.fault("F1", by="launcher.sh: kit_wait_for_last_lines; sidecar.py: the end, written down by any process")
 def test_a_run_without_a_sidecar_under_a_living_launcher_is_written_down_at_its_end(warm_night: Night) -> None:
     warm_night.config("--delay", "0.02", training={"max_steps": 60})
     process = warm_night.popen("run", "T-1")
     run = warm_night.started()
     wait_until(lambda: len(events(run, "step")) > 12, "some steps")
     sidecar = wait_until(lambda: warm_night.sidecar(run), "its sidecar")
-    os.kill(keeper_of(sidecar), signal.SIGKILL)
+    os.kill(sidecar_supervisor_of(sidecar), signal.SIGKILL)
     os.kill(sidecar, signal.SIGKILL)
     os.kill(warm_night.who(run, "trainer"), signal.SIGKILL)
     child = warm_night.next_of(run)
@@ -44,25 +45,25 @@ def test_a_run_without_a_sidecar_under_a_living_launcher_is_written_down_at_its_
     assert one(run, "recovery")["child_run_id"] == child.name
 
 
-@pytest.mark.fault("F1", by="acting.py: another sidecar for a run that nobody follows")
+@pytest.mark.fault("F1", by="acting.py: another sidecar for a run without one")
 @pytest.mark.parametrize("has_launcher", [True, False])
-def test_the_watcher_gives_a_run_that_nobody_follows_another_sidecar_and_stops_nobody(
+def test_the_watcher_gives_a_run_without_a_sidecar_another_one_and_stops_no_run(
     night: Night, has_launcher: bool
 ) -> None:
     night.config("--delay", "0.02", training={"max_steps": 100_000})
     run = night.start()
     if has_launcher:
         sidecar = wait_until(lambda: night.sidecar(run), "its sidecar")
-        os.kill(keeper_of(sidecar), signal.SIGKILL)
+        os.kill(sidecar_supervisor_of(sidecar), signal.SIGKILL)
         os.kill(sidecar, signal.SIGKILL)
     else:
         night.kill_launcher(run)
-    wait_until(lambda: night.sidecar(run) is None, "nobody follows it")
+    wait_until(lambda: night.sidecar(run) is None, "no sidecar follows it")
     if has_launcher:
         assert "a sidecar" not in night.watch(code=0).stderr, "its launcher may be about to start one"
         for name in ("run.json", ".sidecar.json"):
             with_age(run / name, 120)
-    assert "a sidecar of its own does now" in night.watch(code=0).stderr
+    assert "it has one now" in night.watch(code=0).stderr
     told = len(events(run, "step"))
     wait_until(lambda: len(events(run, "step")) > told + 10, "its steps are told again")
     assert "a sidecar" not in night.watch(code=0).stderr
@@ -75,8 +76,8 @@ def with_age(path: Path, age_s: float) -> None:
         os.utime(path, (seen, seen))
 
 
-@pytest.mark.fault("F1", by="acting.py: a sidecar for an end that nobody has written down")
-def test_a_run_that_finished_while_nobody_looked_is_written_down_by_the_watchers_next_pass(night: Night) -> None:
+@pytest.mark.fault("F1", by="acting.py: a sidecar for an end that is not written down")
+def test_a_run_that_finished_without_a_sidecar_is_written_down_by_the_watchers_next_pass(night: Night) -> None:
     night.config("--delay", "0.02", training={"max_steps": 50})
     run = night.start()
     night.kill_launcher(run)
@@ -154,7 +155,7 @@ NO_NUMBERS = ["12", -1, 1e30, True, [3], {"a": 1}, None, PAYLOAD, "`touch pwned`
 
 @pytest.fixture
 def lab(weird_tmp_path: Path) -> Iterator[Night]:
-    """As `night`, without the oracle: what the test itself spoils is nobody's fault. Another user may look too."""
+    """As `night`, without the oracle: what the test itself spoils is no fault of the kit. Another user may look too."""
     with tempfile.TemporaryDirectory() as place:  # pytest closes its own folders to others
         os.chmod(place, 0o755)
         night = Night(Path(place) / weird_tmp_path.name)
@@ -164,20 +165,20 @@ def lab(weird_tmp_path: Path) -> Iterator[Night]:
 
 @pytest.fixture
 def well(lab: Night) -> Path:
-    """A healthy run that goes on for as long as the test, and that nobody follows: what is spoiled stays so."""
+    """A healthy run that goes on for as long as the test, and that no sidecar follows: what is spoiled stays so."""
     lab.config("--delay", "0.02", training={"max_steps": 100_000})
     run = lab.start()
     wait_until(lambda: (run / "status.json").exists() and (run / ".sidecar.json").exists(), "its views", 30)
     sidecar = lab.sidecar(run)
     assert sidecar
-    os.kill(keeper_of(sidecar), signal.SIGKILL)
+    os.kill(sidecar_supervisor_of(sidecar), signal.SIGKILL)
     os.kill(sidecar, signal.SIGKILL)
     return run
 
 
 @pytest.mark.fault("F3", by="files.py: a bounded read; status.json is a view, the journal the truth")
 @pytest.mark.fault("F4", by="files.py: regular files only")
-def test_a_spoiled_view_of_a_healthy_run_makes_nobody_call_it_dead(lab: Night, well: Path) -> None:
+def test_a_spoiled_view_of_a_healthy_run_makes_no_reader_call_it_dead(lab: Night, well: Path) -> None:
     whole = {name: (well / name).read_bytes() for name in ("status.json", ".sidecar.json")}
     for how, spoil in SPOILED.items():
         for name in (*whole, "heartbeat.json"):
@@ -197,13 +198,13 @@ def test_a_spoiled_view_of_a_healthy_run_makes_nobody_call_it_dead(lab: Night, w
 
 
 @pytest.mark.fault("F4", by="files.py: what may not be read is no view; status.py: the journal is the truth")
-@pytest.mark.skipif(bool(somebody.why_not()), reason=str(somebody.why_not()))
-def test_a_view_that_may_not_be_read_makes_nobody_call_a_healthy_run_dead(lab: Night, well: Path) -> None:
+@pytest.mark.skipif(bool(another_user.why_not()), reason=str(another_user.why_not()))
+def test_a_view_that_may_not_be_read_makes_no_reader_call_a_healthy_run_dead(lab: Night, well: Path) -> None:
     """Looked at by another user, for root may read whatever mode it has."""
 
     def seen(command: str, *words: str) -> tuple[int, str]:
-        argv = [*somebody.SETPRIV, *lab.argv(command, *words)]
-        env = {**lab.env, "PYTHON": str(somebody.python())}
+        argv = [*another_user.SETPRIV, *lab.argv(command, *words)]
+        env = {**lab.env, "PYTHON": str(another_user.python())}
         done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=60)
         return done.returncode, done.stdout
 
@@ -230,7 +231,7 @@ for step in range(1, 10**9):
 
 
 @pytest.mark.long
-@pytest.mark.fault("F9", by="sidecar.py, log_follower.py: what cannot be written is tried again; on a real tmpfs")
+@pytest.mark.fault("F9", by="sidecar.py, train_log.py: what cannot be written is tried again; on a real tmpfs")
 @pytest.mark.skipif(bool(namespaces.why_not()), reason=str(namespaces.why_not()))
 def test_a_sidecar_survives_a_disk_that_is_really_full_and_catches_up_when_there_is_room(tmp_path: Path) -> None:
     def work() -> None:
@@ -268,7 +269,7 @@ def follow_through_a_full_disk(night: Night, filler: Path) -> None:
     assert all(line.startswith(lines[0].split()[0]) for line in lines), "each line has the config's hash"
 
 
-@pytest.mark.fault("F5", by="abort_rules.py: ages are differences of the monotonic clock; run_state.py")
+@pytest.mark.fault("F5", by="rules.py: ages are differences of the monotonic clock; journal_fold.py")
 def test_times_in_the_future_and_of_another_boot_make_no_alarm_and_no_age(lab: Night, well: Path) -> None:
     """What an evil writer says with `at`; and a status that is a hundred years older or younger than now."""
     for year in (1970, 2099):
@@ -282,7 +283,7 @@ def test_times_in_the_future_and_of_another_boot_make_no_alarm_and_no_age(lab: N
 
 
 @pytest.mark.fault("F6", by="runs.py: a copied folder under another name is not the run that it says it is")
-def test_a_copied_folder_is_nobodys_run(lab: Night, well: Path) -> None:
+def test_a_copied_folder_is_no_run(lab: Night, well: Path) -> None:
     copy = lab.runs / "T-1_copy_20261123-0101"
     shutil.copytree(well, copy, symlinks=True)
     live_marker.make(lab.runs / LIVE / copy.name)
@@ -299,8 +300,8 @@ def test_a_copied_folder_is_nobodys_run(lab: Night, well: Path) -> None:
         (lab.runs / LIVE / copy.name).unlink()
 
 
-@pytest.mark.fault("F7", by="event_values.py: each value only if it has the right type")
-@pytest.mark.fault("F8", by="no Bash reads a number out of a file; event_values.py")
+@pytest.mark.fault("F7", by="values.py: each value only if it has the right type")
+@pytest.mark.fault("F8", by="no Bash reads a number out of a file; values.py")
 def test_what_is_no_number_is_not_counted_with_and_never_run(lab: Night, well: Path) -> None:
     for value in NO_NUMBERS:
         for kind in ("step", "heartbeat", "eval", "checkpoint", "phase", "oom", "eval_crashed"):

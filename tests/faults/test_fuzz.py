@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from fuzz_targets import TARGETS, outcome
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-# The long version of this is tests/campaign_fuzz.py.
+from reliability.fuzz_targets import TARGETS, outcome
+
+# The long version of this is reliability/campaign_fuzz.py.
 EXAMPLES = 80
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example, HealthCheck.filter_too_much]
 
@@ -26,7 +27,7 @@ def test_no_reader_ends_in_a_traceback_or_hangs(name: str) -> None:
 
 def test_the_fuzz_would_notice_a_reader_that_raises_or_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The alarm rings."""
-    import fuzz_targets
+    from reliability import fuzz_targets
 
     monkeypatch.setattr(fuzz_targets, "LIMIT_S", 0.2)
     bad = fuzz_targets.Target("bad", st.none(), lambda example, _folder: example[1])

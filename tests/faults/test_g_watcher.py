@@ -1,4 +1,4 @@
-"""Section G of the catalogue, the watcher: overlapping, blind, unable to write, looking at strangers' processes."""
+"""Section G of the catalogue, the watcher: overlapping, blind, unable to write, looking at other users' processes."""
 
 from __future__ import annotations
 
@@ -19,20 +19,22 @@ from typing import Any
 
 import pytest
 
-from conftest import LIB, LIVE, ROOT, Kit, events, wait_until
-from faults import somebody
-from faults.nights import HANG_MINUTES, Night, one, proven_steps, record
-from faults.oracle import Oracle
-from resumekit.basics import journal, processes
-from resumekit.run_folder import live_marker
-from resumekit.run_folder.runs import open_run
-from resumekit.supervision import aborting
-from resumekit.watching import acting, watch
-from resumekit.watching.abort_rules import SICK, Finding
-from resumekit.watching.watch import Look
+from reliability.oracle import Oracle
+from resumekit.base import journal, processes
+from resumekit.process import aborting
+from resumekit.run import live_marker
+from resumekit.run.run_folder import open_run
+from resumekit.watch import acting, inspection
+from resumekit.watch.inspection import Report
+from resumekit.watch.rules import SICK, Finding
+from support import another_user
+from support.commands import Kit
+from support.nights import HANG_MINUTES, Night, one, proven_steps, record
+from support.places import LIB, LIVE, ROOT
+from support.processes import wait_until
+from support.runs import events
 
-pytest_plugins = ["faults.night_fixtures"]
-needs_somebody = pytest.mark.skipif(bool(somebody.why_not()), reason=str(somebody.why_not()))
+needs_another_user = pytest.mark.skipif(bool(another_user.why_not()), reason=str(another_user.why_not()))
 SICK_OF_A_HANG = (Finding("hang", SICK, "no step since step 3"),)
 
 
@@ -65,7 +67,7 @@ def test_of_two_passes_at_once_the_second_one_leaves_with_one_line(night: Night)
 
 
 @pytest.mark.fault("G3", by="acting.py, claims.py: descriptors that are closed on exec")
-def test_whoever_was_started_by_a_watcher_holds_none_of_its_locks(warm_night: Night) -> None:
+def test_a_process_that_a_watcher_started_holds_none_of_its_locks(warm_night: Night) -> None:
     run = live(warm_night)
     warm_night.kill_all_of(run)
     child = warm_night.watched(lambda: warm_night.child(run), "it is taken up")
@@ -93,8 +95,8 @@ def test_a_watcher_that_is_killed_takes_its_lock_with_it_while_its_children_live
 
 
 @pytest.fixture
-def stranger() -> Iterator[subprocess.Popen]:
-    """A process of somebody else's, whose pid a run's journal names."""
+def other_process() -> Iterator[subprocess.Popen]:
+    """A process that is no trainer of the kit's, whose pid a run's journal names."""
     process = subprocess.Popen(["sleep", "1000"])
     yield process
     process.kill()
@@ -102,7 +104,7 @@ def stranger() -> Iterator[subprocess.Popen]:
 
 
 def forge(night: Night, trainer: dict[str, Any], *more: tuple[str, dict[str, Any]]) -> Path:
-    """Make a run that ended long ago into one whose journal says that its trainer is somebody else."""
+    """Make a run that ended long ago into one whose journal names another process as its trainer."""
     night("run", "T-1")
     (run,) = night.run_dirs()
     for name in ("exit.json", ".sidecar.json", "status.json", "journal.jsonl"):
@@ -121,12 +123,12 @@ BAD = [("step", {"step": number, "loss": "nan"}) for number in range(3, 6)]
 
 @pytest.mark.fault("G5", by="processes.py: start time and run token, checked on the pidfd")
 @pytest.mark.parametrize("tick", ["another", "the same"])
-def test_a_pid_that_is_somebody_elses_by_now_is_never_signalled(
-    night: Night, stranger: subprocess.Popen, tick: str
+def test_a_pid_that_another_process_has_by_now_is_never_signalled(
+    night: Night, other_process: subprocess.Popen, tick: str
 ) -> None:
     """With the very start time of the trainer, too: the token in its environment is not the run's."""
     night.config(recover={"enabled": False})
-    found = processes.identify(stranger.pid, "the run's token")
+    found = processes.identify(other_process.pid, "the run's token")
     assert found
     ticks = found.start_ticks - (tick == "another")
     run = forge(night, found._replace(start_ticks=ticks).as_fields(), *BAD)
@@ -135,7 +137,7 @@ def test_a_pid_that_is_somebody_elses_by_now_is_never_signalled(
     subprocess.run([sys.executable, "-I", "-S", str(LIB / "resumekit_cli.py"), "stop", str(run), "TERM", "--now"],
                    check=False, capture_output=True, timeout=60)  # fmt: skip
     time.sleep(0.2)
-    assert stranger.poll() is None
+    assert other_process.poll() is None
 
 
 @pytest.mark.fault("G5", by="processes.py: start time and run token, checked on the pidfd")
@@ -146,26 +148,26 @@ def test_a_pid_that_the_kernel_has_given_out_again_is_never_signalled(night: Nig
     trainer = night.who(run, "trainer")
     night.kill_all_of(run)
     wait_until(lambda: not Path(f"/proc/{trainer}").exists(), "its pid is free")
-    stranger = None
+    other = None
     for _ in range(50):
         try:
             Path("/proc/sys/kernel/ns_last_pid").write_text(str(trainer - 1))
         except OSError:
             pytest.skip("the next pid cannot be chosen here")
-        stranger = subprocess.Popen(["sleep", "1000"])
-        if stranger.pid == trainer:
+        other = subprocess.Popen(["sleep", "1000"])
+        if other.pid == trainer:
             break
-        stranger.kill()
-        stranger.wait()
+        other.kill()
+        other.wait()
     else:
-        pytest.skip("somebody else was faster, fifty times")
+        pytest.skip("another process was faster, fifty times")
     try:
         assert "died" in night.watch(code=8).stdout
         night("abort-watch", "--stop", run.name, code=None)
-        assert stranger.poll() is None
+        assert other.poll() is None
     finally:
-        stranger.kill()
-        stranger.wait()
+        other.kill()
+        other.wait()
 
 
 @pytest.mark.fault("G6", by="processes.py: state Z is dead")
@@ -182,7 +184,7 @@ def test_a_zombie_is_dead(night: Night) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.fault("G7", by="abort_rules.py: ages are differences of the monotonic clock")
+@pytest.mark.fault("G7", by="rules.py: ages are differences of the monotonic clock")
 @pytest.mark.parametrize("hours", [-2, 2, 24 * 365])
 def test_a_clock_that_jumps_makes_no_alarm_and_hides_none(night: Night, hours: int, tmp_path: Path) -> None:
     """The watcher's own clock is moved, for Bash and Python alike, by a library that is loaded before the C library."""
@@ -302,7 +304,7 @@ time_t time(time_t *to) {
     return {"LD_PRELOAD": str(library), "CLOCK_SHIFT": str(shift)}, shift
 
 
-@pytest.mark.fault("G9", by="watch.py: what cannot be read is unknown, never dead")
+@pytest.mark.fault("G9", by="inspection.py: what cannot be read is unknown, never dead")
 @pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO])
 def test_a_disk_that_fails_makes_a_run_unknown_and_the_next_pass_looks_again(
     night: Night, number: int, monkeypatch: pytest.MonkeyPatch
@@ -314,11 +316,11 @@ def test_a_disk_that_fails_makes_a_run_unknown_and_the_next_pass_looks_again(
         raise OSError(number, os.strerror(number), str(path))
 
     monkeypatch.setattr(journal, "read", stale)
-    (look,) = watch.one_pass(night.runs)
-    assert (look.verdict, os.strerror(number) in look.note) == (watch.UNKNOWN, True)
+    (look,) = inspection.one_pass(night.runs)
+    assert (look.verdict, os.strerror(number) in look.note) == (inspection.UNKNOWN, True)
     assert acting.act(night.runs, [look]) == []
     monkeypatch.setattr(journal, "read", real)
-    assert watch.one_pass(night.runs)[0].verdict == watch.WELL
+    assert inspection.one_pass(night.runs)[0].verdict == inspection.HEALTHY
     assert not events(run, "abort")
 
 
@@ -348,7 +350,7 @@ def test_a_run_that_ends_between_decision_and_signal_is_left_alone(night: Night)
     before = (run / "journal.jsonl").read_bytes()
     live_marker.make(night.runs / LIVE / run.name)  # as it still was when it was looked at
     assert aborting.abort(open_run(run), "hang", "no step") is False
-    assert acting.act(night.runs, [Look(run.name, "running", SICK, findings=SICK_OF_A_HANG)]) == []
+    assert acting.act(night.runs, [Report(run.name, "running", SICK, findings=SICK_OF_A_HANG)]) == []
     assert (run / "journal.jsonl").read_bytes() == before
     assert night.state(run) == "finished"
 
@@ -372,16 +374,16 @@ def test_a_trainer_that_ignores_term_is_killed_with_its_workers_and_taken_up(nig
 
 @pytest.fixture
 def lab() -> Iterator[Night]:
-    """As `night`, where another user may look, and without the oracle: whose files are given away is nobody's fault."""
-    with somebody.folder() as place:
+    """As `night`, where another user may look, without the oracle: files given away are no fault of the kit."""
+    with another_user.folder() as place:
         night = Night(place / "night")
         yield night
         night.clean_up()
 
 
 @pytest.mark.long
-@pytest.mark.fault("G14", by="custody.py: a watcher has the markers of its own user, and asks who owns the folder")
-@needs_somebody
+@pytest.mark.fault("G14", by="trust.py: a watcher has the markers of its own user, and asks who owns the folder")
+@needs_another_user
 def test_another_users_run_is_neither_stopped_nor_taken_up(lab: Night) -> None:
     hung = {"hang_minutes": HANG_MINUTES, "grace_s": 1}
     run = live(lab, "--at", "5", "hang", abort=hung)
@@ -389,55 +391,55 @@ def test_another_users_run_is_neither_stopped_nor_taken_up(lab: Night) -> None:
     time.sleep(HANG_MINUTES * 60 + 0.5)
     lab.runs.chmod(0o777)
     with Oracle(lab.runs) as oracle:
-        done = as_somebody(lab, "abort-watch")
-        assert "0 live runs" in done.stderr and done.returncode == 0, done.stderr
+        done = as_another_user(lab, "abort-watch")
+        assert "0 runs looked at" in done.stderr and done.returncode == 0, done.stderr
         # A marker of that user's own, for a folder that is not.
-        marker = lab.runs / f".live.{somebody.UID}" / run.name
+        marker = lab.runs / f".live.{another_user.UID}" / run.name
         live_marker.make(lab.runs / LIVE / "T-1_other_20261122-1735")
         (lab.runs / LIVE / "T-1_other_20261122-1735").rename(marker)
-        os.chown(marker, somebody.UID, somebody.GID)
-        done = as_somebody(lab, "abort-watch")
+        os.chown(marker, another_user.UID, another_user.GID)
+        done = as_another_user(lab, "abort-watch")
         oracle.check()
     assert "left alone: its folder belongs to another user" in done.stdout, done.stdout
     assert Path(f"/proc/{lab.who(run, 'trainer')}").exists()
     assert not events(run, "abort") and lab.run_dirs() == [run]
 
 
-def as_somebody(night: Kit, *words: str) -> subprocess.CompletedProcess:
+def as_another_user(night: Kit, *words: str) -> subprocess.CompletedProcess:
     """Run a command as another user."""
-    argv = [*somebody.SETPRIV, *night.argv(*words)]
-    env = {**night.env, "PYTHON": str(somebody.python())}
+    argv = [*another_user.SETPRIV, *night.argv(*words)]
+    env = {**night.env, "PYTHON": str(another_user.python())}
     return subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=60)
 
 
 @pytest.mark.long
-@needs_somebody
+@needs_another_user
 @pytest.mark.fault("G14", by="processes.py: who may not be looked at is unknown, never dead")
 def test_a_trainer_that_answers_permission_denied_is_neither_dead_nor_signalled_nor_replaced(lab: Night) -> None:
     """The folder is the watcher's own, the trainer in it another user's: nothing but the process says no."""
     run = live(lab, "--at", "40", "hang", abort={"hang_minutes": HANG_MINUTES, "grace_s": 1})
-    lab.kill_launcher(run)  # of the run's owner nobody is left but the trainer and its shim
+    lab.kill_launcher(run)  # of the run's owner only the trainer and its shim are left
     given_away = [lab.runs, *lab.runs.rglob("*")]
     for path in given_away:
-        os.chown(path, somebody.UID, somebody.GID)
-    (lab.runs / LIVE).rename(lab.runs / f".live.{somebody.UID}")
-    done = as_somebody(lab, "abort-watch", "--observe")
+        os.chown(path, another_user.UID, another_user.GID)
+    (lab.runs / LIVE).rename(lab.runs / f".live.{another_user.UID}")
+    done = as_another_user(lab, "abort-watch", "--observe")
     assert done.stdout.split()[:2] == [run.name, "unsupervised"] and "died" not in done.stdout, done.stdout
 
     def is_said() -> list[dict[str, Any]]:
-        as_somebody(lab, "abort-watch")
+        as_another_user(lab, "abort-watch")
         return [event for event in events(run, "warning") if event["kind"] == "not_signalled"]
 
     (said, *_) = wait_until(is_said, "it hangs, and cannot be stopped")
     trainer = lab.who(run, "trainer")
     assert f"pid {trainer} on" in said["message"] and "cannot be seen to be this run's trainer" in said["message"]
-    assert "died" not in as_somebody(lab, "abort-watch", "--observe").stdout
+    assert "died" not in as_another_user(lab, "abort-watch", "--observe").stdout
     assert processes.probe(processes.identity_from(one(run, "launched")["trainer"])) == processes.ALIVE
     assert lab.run_dirs() == [run]
 
 
 @pytest.mark.fault("G15", by="acting.py: a lock that cannot be made; aborting.py: the event first")
-def test_a_watcher_that_cannot_write_stops_nobody_and_says_so(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_watcher_that_cannot_write_stops_no_run_and_says_so(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
     run = live(night, "--at", "5", "hang")
     lock = night.runs / LIVE / ".watch.lock"
     lock.mkdir()
@@ -449,7 +451,7 @@ def test_a_watcher_that_cannot_write_stops_nobody_and_says_so(night: Night, monk
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(journal, "append", full)
-    (deed,) = acting.act(night.runs, [Look(run.name, "running", SICK, findings=SICK_OF_A_HANG)])
+    (deed,) = acting.act(night.runs, [Report(run.name, "running", SICK, findings=SICK_OF_A_HANG)])
     assert (deed.is_done, "No space left" in deed.words) == (False, True)
     time.sleep(0.3)
     assert Path(f"/proc/{night.who(run, 'trainer')}").exists()
@@ -457,7 +459,7 @@ def test_a_watcher_that_cannot_write_stops_nobody_and_says_so(night: Night, monk
 
 
 @pytest.mark.long
-@pytest.mark.fault("G16", by="claims.py: one claim of the head, whoever asks")
+@pytest.mark.fault("G16", by="claims.py: one claim of the head, for every process that asks")
 def test_of_a_person_who_resumes_and_a_watcher_that_recovers_one_wins(warm_night: Night) -> None:
     for number in range(6):
         warm_night.config("--delay", "0.005", training={"max_steps": 100_000})
@@ -484,7 +486,7 @@ def test_of_a_person_who_resumes_and_a_watcher_that_recovers_one_wins(warm_night
         warm_night.state_is(winner, "stopped", "preempted")
 
 
-@pytest.mark.fault("G17", by="recovering.py, watch.py: the file `paused`")
+@pytest.mark.fault("G17", by="recovering.py, inspection.py: the file `paused`")
 def test_hands_off_means_launcher_and_watcher_and_ends_when_the_file_goes(warm_night: Night) -> None:
     warm_night.config("--delay", "0.02", training={"max_steps": 100_000})
     process = warm_night.popen("run", "T-1")
@@ -501,13 +503,13 @@ def test_hands_off_means_launcher_and_watcher_and_ends_when_the_file_goes(warm_n
 
 
 @pytest.mark.fault("G8", by="processes.py: another host is unknown, never signalled")
-def test_a_run_of_another_host_is_said_and_left_alone(kit: Kit, stranger: subprocess.Popen) -> None:
-    """Its pid may be anybody's here."""
+def test_a_run_of_another_host_is_said_and_left_alone(kit: Kit, other_process: subprocess.Popen) -> None:
+    """Another process may have its pid here."""
     kit("run", "T-1")
     (run,) = kit.run_dirs()
     for name in ("exit.json", ".sidecar.json", "journal.jsonl"):
         (run / name).unlink(missing_ok=True)
-    found = processes.identify(stranger.pid, "its token")
+    found = processes.identify(other_process.pid, "its token")
     assert found
     who = {**found.as_fields(), "host": "elsewhere", "boot_id": "another boot"}
     journal.append(run / "journal.jsonl", "launched", run.name, trainer=who, shim=who, launcher=who)
@@ -517,4 +519,4 @@ def test_a_run_of_another_host_is_said_and_left_alone(kit: Kit, stranger: subpro
     (look,) = json.loads(said.stdout)
     assert (look["verdict"], look["note"]) == ("remote", "not looked at: its trainer is on 'elsewhere'")
     kit("abort-watch", "--stop", run.name, code=1)
-    assert stranger.poll() is None and not events(run, "abort")
+    assert other_process.poll() is None and not events(run, "abort")

@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from conftest import LIB, ROOT, Kit
-from resumekit.basics.paths import RunPaths
-from resumekit.run_folder import log_patterns, log_tail
-from resumekit.run_folder.runs import Run
-from resumekit.supervision.train_log import LineCleaner
+from resumekit.base.paths import RunPaths
+from resumekit.process.train_log import LineCleaner
+from resumekit.run import log_patterns, log_tail
+from resumekit.run.run_folder import Run
+from support import lab_repo
+from support.commands import Kit
+from support.places import LIB, ROOT
 
 
 def with_log(folder: Path) -> Run:
@@ -77,6 +79,15 @@ def test_h17_without_a_python_every_command_says_so_in_one_line(kit: Kit, comman
         "(3.10 or newer)\n"
     )
     assert not kit.runs.exists()
+
+
+def test_a_labs_copy_without_a_python_is_not_told_of_a_target_that_it_does_not_have(tmp_path: Path) -> None:
+    lab_repo.copy_kit(tmp_path / "kit")
+    command = [tmp_path / "kit" / "bin" / "runs.sh"]
+    done = subprocess.run(command, env={**os.environ, "PYTHON": "/no/such/python"}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (127, "")
+    said = "runs.sh: no Python at '/no/such/python': set PYTHON=/path/to/python (3.10 or newer)\n"
+    assert done.stderr == said
 
 
 @pytest.mark.fault("H18", by="bin/*.sh: the version of Bash is asked before anything newer is used")
@@ -157,8 +168,8 @@ def test_h21_under_nohup_without_a_terminal_it_is_the_same(kit: Kit) -> None:
     assert kit.status(kit.run_dirs()[0])["state"] == "finished"
 
 
-@pytest.mark.fault("H11", by="doors: python -I, own folder last")
-@pytest.mark.fault("K10", by="doors: python -I, own folder last")
+@pytest.mark.fault("H11", by="entry points: python -I, own folder last")
+@pytest.mark.fault("K10", by="entry points: python -I, own folder last")
 def test_h11_python_s_own_variables_and_folder_bring_nothing_in(kit: Kit) -> None:
     """PYTHONPATH, PYTHONSTARTUP, PYTHONHOME's kin and modules in the current folder: none is run by the kit."""
     hostile = kit.folder / "hostile"
@@ -173,7 +184,7 @@ def test_h11_python_s_own_variables_and_folder_bring_nothing_in(kit: Kit) -> Non
     assert str(LIB) not in os.environ.get("PYTHONPATH", "")
 
 
-@pytest.mark.fault("K10", by="run_record: PATH, PYTHONPATH and LD_PRELOAD are written down")
+@pytest.mark.fault("K10", by="make_folder: PATH, PYTHONPATH and LD_PRELOAD are written down")
 def test_k10_what_could_change_every_program_is_recorded(kit: Kit) -> None:
     import json
 

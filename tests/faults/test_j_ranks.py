@@ -14,18 +14,18 @@ from pathlib import Path
 
 import pytest
 
-from conftest import events, wait_until
-from faults.nights import HANG_MINUTES, Night, one, proven_steps, record
-from faults.oracle import Oracle
-
-pytest_plugins = ["faults.night_fixtures"]
+from reliability.oracle import Oracle
+from support.nights import HANG_MINUTES, Night, one, proven_steps, record
+from support.places import TOY
+from support.processes import wait_until
+from support.runs import events
 
 # Each step is one sum over both ranks; rank 0 tells it and saves.
 RANK = """
 import datetime, os, sys, time
 from pathlib import Path
 
-sys.path.append({tests!r})
+sys.path.append({toys!r})
 import toy_trainer
 import torch
 import torch.distributed as dist
@@ -79,7 +79,7 @@ def is_one_run_s(fault: str) -> bool:
 def trains_under_torchrun(night: Night) -> Path:
     """Start a run of two ranks; return it when both train."""
     script = night.once / "rank.py"
-    script.write_text(RANK.format(tests=str(Path(__file__).resolve().parent.parent)))
+    script.write_text(RANK.format(toys=str(TOY.parent)))
     start = ["{python}", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     night.config(
         trainer={"command": [*start, "{checkpoints_dir}", "{training.max_steps}"],
@@ -119,14 +119,14 @@ def ended(night: Night, run: Path) -> None:
 @pytest.mark.fault("J6", by="torchrun --standalone: a port of its own, each time")
 def test_when_one_rank_is_killed_all_end_and_one_child_goes_on_whatever_port_is_taken(ranked: Night) -> None:
     with socket.socket() as stale:
-        with contextlib.suppress(OSError):  # else somebody holds torch's usual port already
+        with contextlib.suppress(OSError):  # else another process holds torch's usual port already
             stale.bind(("", 29500))
             stale.listen()
         run = trains_under_torchrun(ranked)
         ranks = ranks_of(run)
         os.kill(ranks[1], signal.SIGKILL)
         child = ranked.next_of(run)
-    assert are_gone(*ranks.values()), "nobody is left of the session that was"
+    assert are_gone(*ranks.values()), "no process is left of the session that was"
     told = one(run, "abort")
     assert (told["cause"], one(run, "exited")["code"]) == ("died", 1)
     assert any("Signal 9 (SIGKILL)" in line for line in told["log_lines"]), "torchrun names it"
@@ -150,9 +150,7 @@ def test_when_torchrun_itself_is_killed_its_ranks_are_gone_before_the_next_ones_
 
 
 @pytest.mark.long
-@pytest.mark.fault(
-    "J2", by="abort_rules.py: hang, a step needs all ranks; stopping.py: a grace longer than torchrun's own"
-)
+@pytest.mark.fault("J2", by="rules.py: hang, a step needs all ranks; stopping.py: a grace longer than torchrun's own")
 def test_a_rank_that_hangs_is_found_by_the_step_that_does_not_come_and_all_are_ended(ranked: Night) -> None:
     """With `abort.grace_s` above the 30 s that torchrun waits for its ranks; they are in sessions of their own."""
     run = trains_under_torchrun(ranked)
@@ -197,7 +195,7 @@ def test_a_job_that_is_told_usr1_saves_ends_with_143_and_goes_on_where_it_was_wh
     last = events(run, "step")[-1]["step"]
     assert proven_steps(run) == [last] and not events(run, "abort")
     warm_night.watch(code=0)
-    assert warm_night.run_dirs() == [run], "the scheduler starts it again, nobody else"
+    assert warm_night.run_dirs() == [run], "the scheduler alone starts it again"
     assert subprocess.run(job, env=warm_night.env, capture_output=True, check=False, timeout=60).returncode == 0
     again = warm_night.run_dirs()[-1]
     assert (record(again)["parent_step"], warm_night.state(again)) == (last, "finished")

@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from conftest import LIVE, Kit, events
-from hostile_names import COMMANDS, PAYLOADS
-from resumekit.basics.errors import KitError
-from resumekit.configuration import config, schema
-from resumekit.run_folder.runs import RunTable
-from test_hostile_names import canaries, plan
-from test_run import killed
+from resumekit.base.errors import KitError
+from resumekit.config import config, schema
+from resumekit.run.run_table import RunTable
+from support.commands import Kit, killed
+from support.hostile_names import COMMANDS, PAYLOADS, canaries, plan
+from support.places import LIVE
+from support.runs import events
 
 KIT = schema.load()
 # A place or a program: a run that starts needs a real one. They are taken one by one, in a dry run.
@@ -130,7 +130,7 @@ def poison(run: Path, payload: str, only: str | None = None) -> None:
 
 
 @pytest.mark.fault("K1", by="runs, status: typed values, NUL-separated answers")
-@pytest.mark.fault("F8", by="event_values: a number is a number or nothing")
+@pytest.mark.fault("F8", by="values: a number is a number or nothing")
 @pytest.mark.parametrize("payload", EACH)
 def test_a_payload_in_every_field_of_a_run_folder_is_shown_or_refused_and_not_run(kit: Kit, payload: str) -> None:
     run = killed(kit)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from conftest import LIVE, Kit
-from test_run import killed
+from support.commands import Kit, killed
+from support.places import LIVE
 
 # What the kit writes or reads in a run, and may find a link under.
 PLANTED = ("run.json", "journal.jsonl", "status.json", ".sidecar.json", ".status.lock", "lock", "exit.json",

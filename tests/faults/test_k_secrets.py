@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Kit, events
-from lab_repo import git
-from resumekit.run_folder import log_tail
-from resumekit.run_folder.runs import open_run
+from resumekit.run import log_tail
+from resumekit.run.run_folder import open_run
+from support.commands import Kit
+from support.lab_repo import git
+from support.runs import events
 
 # One for each place, so that a leak says where it came from; none is a real one.
 TOKENS = {
@@ -73,7 +74,9 @@ def lab(kit: Kit) -> Path:
     return folder
 
 
-@pytest.mark.fault("K7", by="run_record: named variables, cleaned; code_state: redacted diff; log_tail: redacted lines")
+@pytest.mark.fault(
+    "K7", by="make_folder: named variables, cleaned; code_state: redacted diff; log_tail: redacted lines"
+)
 @pytest.mark.fault("K8", by="code_state: tracked files only")
 def test_k7_planted_tokens_are_in_no_file_that_the_kit_writes(kit: Kit, lab: Path) -> None:
     """A run that fails, its continuation, a branch, a look by the watcher: every file under runs/ is searched."""

@@ -10,20 +10,19 @@ import threading
 from pathlib import Path
 
 import pytest
-import syscalls
-from test_b_saves import assert_good, campaign
 
-from conftest import wait_until
-from resumekit.basics import claims, journal, processes
-from resumekit.basics.files import write_atomic
-from resumekit.basics.paths import RunPaths
-from resumekit.recovery import attention
-from resumekit.recovery.incident import Incident
-from resumekit.run_folder import live_marker, status
-from resumekit.run_folder.runs import RunTable, open_run
-from resumekit.watching import acting, watch
+from reliability import syscalls
+from reliability.save_rows import assert_good, campaign, needs_compiler
+from resumekit.base import claims, journal, processes
+from resumekit.base.files import write_atomic
+from resumekit.base.paths import RunPaths
+from resumekit.run import live_marker, status
+from resumekit.run.run_folder import open_run
+from resumekit.run.run_table import RunTable
+from resumekit.watch import acting, escalation, inspection
+from resumekit.watch.incident import Incident
+from support.processes import wait_until
 
-needs_compiler = pytest.mark.skipif(bool(syscalls.why_not()), reason=str(syscalls.why_not()))
 RUN_ID = "T-1_20261123-0405"
 
 
@@ -37,7 +36,9 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 @needs_compiler
-@pytest.mark.fault("B15", by="launch.py, claims.py, live_marker.py, shim.py: all is durable before a trainer is there")
+@pytest.mark.fault(
+    "B15", by="make_folder.py, claims.py, live_marker.py, shim.py: all is durable before a trainer is there"
+)
 @pytest.mark.fault("D11", by="plan.py: the rate of a child is its parent's scale times the factor, worked out anew")
 @pytest.mark.fault("G2", by="recovering.py: each step can be repeated; the claim and the abort event are there once")
 def test_a_recovery_may_be_killed_and_the_power_cut_anywhere_in_it() -> None:
@@ -50,7 +51,9 @@ def test_a_recovery_may_be_killed_and_the_power_cut_anywhere_in_it() -> None:
 
 @needs_compiler
 @pytest.mark.long
-@pytest.mark.fault("B15", by="launch.py, claims.py, live_marker.py, shim.py: all is durable before a trainer is there")
+@pytest.mark.fault(
+    "B15", by="make_folder.py, claims.py, live_marker.py, shim.py: all is durable before a trainer is there"
+)
 @pytest.mark.fault("G2", by="recovering.py: each step can be repeated; the claim and the abort event are there once")
 def test_every_disk_and_every_kill_of_a_recovery() -> None:
     rows = campaign("--only", "recovery", "--seed", "1")
@@ -89,7 +92,9 @@ def test_a_folder_that_was_made_since_the_look_keeps_its_marker(run_dir: Path) -
     """A marker without a folder is left over; but a launch may take its name before it is removed."""
     run = open_run(run_dir)
     live_marker.make(run.paths.live_marker)
-    look = watch.Look(RUN_ID, watch.UNKNOWN, watch.ENDED, note="its folder is gone, the marker was left behind")
+    look = inspection.Report(
+        RUN_ID, inspection.UNKNOWN, inspection.ENDED, note="its folder is gone, the marker was left behind"
+    )
     assert acting.act(run_dir.parent, [look]) == [] and run.paths.live_marker.exists()
 
 
@@ -99,17 +104,17 @@ def test_a_person_who_is_being_told_is_not_told_by_the_next_pass_too(run_dir: Pa
     (run_dir / "resolved_config.json").write_text(json.dumps({"notify": {"command": slow}}))
     run = open_run(run_dir)
     live_marker.make(run.paths.live_marker)
-    first = threading.Thread(target=attention.call, args=(run, Incident("died", "signal 9"), "no more"))
+    first = threading.Thread(target=escalation.call_a_person, args=(run, Incident("died", "signal 9"), "no more"))
     first.start()
     wait_until(lambda: notes.exists() and notes.read_text(), "the first one tells it")
-    attention.tell_again(open_run(run_dir))
+    escalation.renotify(open_run(run_dir))
     (tmp_path / "told.go").touch()
     first.join()
-    attention.tell_again(open_run(run_dir))
+    escalation.renotify(open_run(run_dir))
     (told,) = map(json.loads, notes.read_text().splitlines())
     assert (told["reason"], told["outcome"]) == ("no more", "needs_attention")
-    live_marker.make(run.paths.live_marker)  # as if whoever told it had been killed before it took the marker
-    attention.tell_again(open_run(run_dir))
+    live_marker.make(run.paths.live_marker)  # as if the process that told it had been killed before it took the marker
+    escalation.renotify(open_run(run_dir))
     again = json.loads(notes.read_text().splitlines()[1])
     assert again == told and not run.paths.live_marker.exists()
 
@@ -119,7 +124,7 @@ def test_a_claim_is_whole_before_it_has_its_name(run_dir: Path) -> None:
     """An empty claim counts for nothing, though its child may be training."""
     log = run_dir.parent / "calls"
     code = (
-        "import os, sys; from pathlib import Path; from resumekit.basics import claims, processes;"
+        "import os, sys; from pathlib import Path; from resumekit.base import claims, processes;"
         "claims.claim_continuation(claims.RunPaths(Path(sys.argv[1])), 'child', processes.identify(os.getpid()), bool)"
     )
     own = syscalls.environment(

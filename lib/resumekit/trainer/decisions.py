@@ -1,27 +1,81 @@
-"""What is done with each component of a checkpoint, decided before anything is loaded: by the plan, else by the
-trainer's arguments, else by what the checkpoint holds.
-
-An argument that asks for something that the plan does not do is an error that names both. Pure: reads nothing.
-"""
+"""What is done with each component, decided before anything is loaded: by the plan, through policy/decide."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
-from ..basics.actions import ABSENT, COUNTERS, FRESH, KEYS, LOAD, PARTIAL, REFIT, RESET, SWAP
-from ..basics.errors import InvalidFile, KitError
-from .partial_weights import NEW_PARAMS
-from .saved_optimizers import SavedOptimizer, held, is_lion, match, named
-from .trainer_plan import Decision, TrainerPlan
+from ..base.errors import InvalidFile, KitError
+from ..base.files import UnreadableFile
+from ..base.imports import Any
+from ..base.paths import RunPaths
+from ..base.terms import ABSENT, COUNTERS, KEYS, LOAD, NEW_PARAMS, PARTIAL, REFIT, RESET, SWAP
+from ..policy import decide as table
+from ..policy import plan_file
+from ..policy.decide import Asked, Case, Cost, Decision
+from ..policy.plan_file import PlanFile
+from .optimizer_state import LION, SavedOptimizer, held_optimizers, is_lion, match_optimizers, named_optimizers
+from .resume_bundle import Skips
+from .trainer_env import run_dir
+
+VARIABLE = "RESUMEKIT_PLAN"
+
+
+def read_plan() -> PlanFile | None:
+    """Return the plan of this run; None of one that was not resumed by the launcher.
+
+    Raises:
+        InvalidFile: it can't be read, or a field is not what it must be.
+    """
+    name = file_name()
+    if name is None:
+        return None
+    try:
+        plan = plan_file.read(Path(name), follow_links=True)
+        if plan.action("weights") == ABSENT:
+            raise ValueError("it loads no weights")
+        return plan
+    except (UnreadableFile, ValueError) as error:
+        raise InvalidFile(
+            f"the plan '{name}' ({_named_by()}) can't be carried out, and nothing was loaded: {error}; "
+            f"let bin/resume.sh write a new one"
+        ) from error
+
+
+def file_name() -> str | None:
+    """Return the path of this run's plan; None of a run that was not resumed by the launcher."""
+    if name := os.environ.get(VARIABLE):
+        return name
+    folder = run_dir()
+    path = None if folder is None else RunPaths(folder).resume_plan
+    return str(path) if path is not None and os.path.lexists(path) else None
+
+
+def _named_by() -> str:
+    return f"named by {VARIABLE}" if os.environ.get(VARIABLE) else "in the run's folder"
+
+
+def skips_by(plan: PlanFile | None) -> Skips:
+    """Return what a plan leaves out of data and evaluations."""
+    if plan is None or not (plan.skip_data_steps or plan.skip_eval_step is not None):
+        return Skips()
+    return Skips(plan.step or 0, plan.skip_data_steps, plan.skip_eval_step)
+
+
+# What is done with each component, decided before anything is loaded: policy/decide, asked by the trainer.
+#
+# The case is made of the checkpoint, of the trainer's objects and arguments, and of the plan. An argument that asks
+# for something that the plan does not do is an error that names both. Pure: reads nothing.
 
 OPTIMIZER_POLICIES = ("load", "reset", "swap_to_lion")
 SCHEDULE_POLICIES = ("load", "reset")
-UNUSED = Decision(ABSENT, "not used here")
-LEFT = Decision(ABSENT, "not used here, left in the checkpoint")
-DISABLED = Decision(ABSENT, "not enabled here")
-NOT_HELD = Decision(ABSENT, "the checkpoint has none, starts as made")
+NOT_USED = "not used here"
+LEFT = "not used here, left in the checkpoint"
+DISABLED = "not enabled here"
+# The trainer's objects beside model and optimizer.
+OBJECTS = ("scheduler", "scaler", "ema", "swa")
 
 
 @dataclass(frozen=True)
@@ -44,9 +98,19 @@ class Wishes:
             if value not in known:
                 raise KitError(f"unknown {name} '{value}': it is one of {', '.join(known)}")
 
+    def as_asked(self) -> dict[str, Asked]:
+        """Return the arguments that say something else than their default; a swap is none: the checkpoint decides."""
+        asked = (
+            ("weights", self.allow_partial, PARTIAL, "allow_partial_weights=True"),
+            ("optimizer", self.optimizer == "reset", RESET, "optimizer_policy='reset'"),
+            ("scheduler", self.schedule == "reset", REFIT, "schedule_policy='reset'"),
+            ("rng", not self.restore_rng, RESET, "restore_rng=False"),
+        )
+        return {kind: Asked(action, where) for kind, is_asked, action, where in asked if is_asked}
+
 
 def decide(
-    content: Mapping[str, Any], parts: dict[str, Any], wishes: Wishes, plan: TrainerPlan | None, changes: list[str]
+    content: Mapping[str, Any], parts: dict[str, Any], wishes: Wishes, plan: PlanFile | None, costs: Sequence[Cost]
 ) -> dict[str, Decision]:
     """Decide for every component.
 
@@ -55,7 +119,7 @@ def decide(
         parts: 'optimizer', 'scheduler', 'scaler', 'ema', 'swa' -> the trainer's object, None where there is none.
         wishes: the trainer's arguments.
         plan: the launcher's plan of this load; None without.
-        changes: what an AMP scaler depends on and is another version now, in words.
+        costs: of what differs between the machine of the checkpoint and this one.
 
     Returns:
         'weights', 'optimizer' (or 'optimizer.<name>' for each of several), 'scheduler', ... -> decision.
@@ -64,23 +128,25 @@ def decide(
         KitError: plan and arguments contradict each other.
         InvalidFile: the plan loads what the checkpoint does not hold.
     """
-    found = {"weights": Decision(PARTIAL if wishes.allow_partial else LOAD)}
-    found |= _optimizers(dict(content), parts["optimizer"], wishes, plan)
-    for name in ("scheduler", "scaler", "ema", "swa"):
-        found[name] = _component(name, content.get(f"{name}_state_dict"), parts[name])
-    if found["scheduler"].action == LOAD:
-        found["scheduler"] = _schedule(found, wishes)
-    elif wishes.schedule == "reset" and parts["scheduler"] is not None:
-        found["scheduler"] = Decision(REFIT, "schedule_policy='reset'")
-    if found["scaler"].action == LOAD:
-        found["scaler"] = _scaler(content["scaler_state_dict"], parts["scaler"], changes)
-    found["counters"] = _counters(content)
-    found["rng"] = _rng(content, wishes)
-    found["data_position"] = Decision(LOAD) if content.get("data_state") is not None else NOT_HELD
-    if plan is None:
-        return found
-    _refuse_contradictions(wishes, plan, held(dict(content)))
-    return {name: _planned(name, own, content, plan) for name, own in found.items()}
+    saved = match_optimizers(dict(content), parts["optimizer"])
+    if plan is not None:
+        _refuse_contradictions(wishes, plan, held_optimizers(dict(content)))
+    holds = {several(parts["optimizer"], key): one is not None for key, one in saved.items()}
+    unused = _unused(content, parts, saved)
+    holds = {"weights": True, **holds, **dict.fromkeys(unused, False)}
+    holds |= {name: bool(content.get(f"{name}_state_dict")) for name in OBJECTS}
+    holds |= {"counters": True, "rng": content.get("rng_state") is not None}
+    holds["data_position"] = content.get("data_state") is not None
+    case = Case(
+        holds=holds, costs=costs, swaps=_swaps(parts["optimizer"], saved, wishes), asked=wishes.as_asked(),
+        unfit=_unfit(content, parts), unused=unused,
+        planned=_planned(content, parts["optimizer"], saved, plan, unused),
+    )  # fmt: skip
+    found = table.decide(case)
+    if found["counters"].action == LOAD and (absent := [key for key in COUNTERS if content.get(key) is None]):
+        words = f"but for {', '.join(absent)}, which the checkpoint does not have"
+        found["counters"] = found["counters"]._replace(why=words)
+    return found
 
 
 def several(optimizer: Any, key: str) -> str:
@@ -88,67 +154,44 @@ def several(optimizer: Any, key: str) -> str:
     return f"optimizer.{key}" if isinstance(optimizer, dict) else "optimizer"
 
 
-def _optimizers(content: dict[str, Any], optimizer: Any, wishes: Wishes, plan: Any) -> dict[str, Decision]:
-    saved = match(content, optimizer)
-    if plan is not None and saved and not held(content):
-        _refuse_absent("optimizer", _of_optimizer(plan, "", None), plan)
-    found: dict[str, Decision] = {} if saved else {"optimizer": LEFT if held(content) else UNUSED}
-    for key, one in saved.items():
-        found[several(optimizer, key)] = _optimizer(named(optimizer)[key], one, wishes, _of_optimizer(plan, key, one))
-    used = {one.key for one in saved.values() if one is not None}
-    if optimizer is not None:
-        found |= {f"optimizer.{key}": LEFT for key in held(content) if key and key not in used}
+def _unused(
+    content: Mapping[str, Any], parts: dict[str, Any], saved: Mapping[str, SavedOptimizer | None]
+) -> dict[str, str]:
+    """Return what the trainer does not use, and whether the checkpoint has it all the same."""
+    in_checkpoint = held_optimizers(dict(content))
+    found = {} if saved else {"optimizer": LEFT if in_checkpoint else NOT_USED}
+    if parts["optimizer"] is not None:
+        taken = {one.key for one in saved.values() if one is not None}
+        found |= {f"optimizer.{key}": LEFT for key in in_checkpoint if key and key not in taken}
+    for name in OBJECTS:
+        if parts[name] is None:
+            found[name] = LEFT if content.get(f"{name}_state_dict") else NOT_USED
+    if parts["scaler"] is not None and not getattr(parts["scaler"], "is_enabled", lambda: True)():
+        found["scaler"] = DISABLED
     return found
 
 
-def _optimizer(own: Any, saved: SavedOptimizer | None, wishes: Wishes, planned: Decision | None) -> Decision:
-    if planned is not None and (saved is not None or planned.action in (RESET, SWAP)):
-        return planned
-    if wishes.optimizer == "reset":
-        return Decision(RESET, "optimizer_policy='reset'")
-    if saved is None:
-        return NOT_HELD
-    kind = type(own).__name__
-    # A swap happens once: the next checkpoint holds the new optimizer, and its state is loaded.
-    if wishes.optimizer == "swap_to_lion" and is_lion(own) and saved.kind != kind:
-        return Decision(SWAP, f"optimizer_policy='swap_to_lion', the checkpoint holds {saved.kind or 'another one'}")
-    return Decision(LOAD)
+def _swaps(optimizer: Any, saved: Mapping[str, SavedOptimizer | None], wishes: Wishes) -> dict[str, str]:
+    """Return the optimizers that a Lion takes over from, as the argument wants it.
+
+    A swap happens once: the next checkpoint holds the new optimizer, and its state is loaded.
+    """
+    if wishes.optimizer != "swap_to_lion":
+        return {}
+    return {
+        several(optimizer, key): f"optimizer_policy='swap_to_lion', the checkpoint holds {one.kind or 'another one'}"
+        for key, one in saved.items()
+        if one is not None and is_lion(own := named_optimizers(optimizer)[key]) and not _is_lions(one, own)
+    }
 
 
-def _of_optimizer(plan: TrainerPlan | None, key: str, saved: SavedOptimizer | None) -> Decision | None:
-    """Return what the plan does with an optimizer; the launcher knows it by its name in the checkpoint."""
-    if plan is None:
-        return None
-    names = [f"optimizer.{saved.key}"] if saved is not None and saved.key else []
-    names += [f"optimizer.{key}", "optimizer"]
-    return next((plan.components[name] for name in names if name in plan.components), None)
+def _is_lions(saved: SavedOptimizer, own: Any) -> bool:
+    return saved.kind == type(own).__name__ or (saved.kind is None and saved.family == LION)
 
 
-def _component(name: str, state: Any, own: Any) -> Decision:
-    if own is None:
-        return LEFT if state else UNUSED
-    if name == "scaler" and not getattr(own, "is_enabled", lambda: True)():
-        return DISABLED
-    if state:
-        return Decision(LOAD)
-    # Protocol §9: enabled in the middle of a run, it starts from the current weights.
-    return Decision(FRESH, "the checkpoint has none") if name in ("ema", "swa") else NOT_HELD
-
-
-def _schedule(found: Mapping[str, Decision], wishes: Wishes) -> Decision:
-    if wishes.schedule == "reset":
-        return Decision(REFIT, "schedule_policy='reset'")
-    if any(one.action == SWAP for name, one in found.items() if name.startswith("optimizer")):
-        return Decision(REFIT, "the optimizer is swapped; the schedule keeps its phase")
-    return Decision(LOAD)
-
-
-def _scaler(state: Any, own: Any, changes: list[str]) -> Decision:
-    if changes:
-        return Decision(RESET, "; ".join(changes))
-    if lacks_scale(state, own):
-        return Decision(RESET, "the checkpoint's scaler has no 'scale'")
-    return Decision(LOAD)
+def _unfit(content: Mapping[str, Any], parts: dict[str, Any]) -> dict[str, str]:
+    is_unfit = lacks_scale(content.get("scaler_state_dict"), parts["scaler"])
+    return {"scaler": "the checkpoint's scaler has no 'scale'"} if is_unfit else {}
 
 
 def lacks_scale(state: Any, own: Any) -> bool:
@@ -157,34 +200,38 @@ def lacks_scale(state: Any, own: Any) -> bool:
     return keeps_one and not (isinstance(state, dict) and isinstance(state.get("scale"), (int, float)))
 
 
-def _counters(content: Mapping[str, Any]) -> Decision:
-    absent = [key for key in COUNTERS if content.get(key) is None]
-    return Decision(LOAD, f"but for {', '.join(absent)}, which the checkpoint does not have" if absent else "")
+def _planned(
+    content: Mapping[str, Any], optimizer: Any, saved: Mapping[str, SavedOptimizer | None], plan: PlanFile | None,
+    unused: Mapping[str, str],
+) -> dict[str, Decision] | None:  # fmt: skip
+    """Return the plan's decisions by the trainer's names; None without a plan. Raises InvalidFile as `decide`."""
+    if plan is None:
+        return None
+    found: dict[str, Decision] = {}
+    if saved and not held_optimizers(dict(content)):
+        _refuse_absent("optimizer", _of_optimizer(plan, "", None), plan)
+    for key, one in saved.items():
+        decision = _of_optimizer(plan, key, one)
+        if decision is not None and (one is not None or decision.action in (RESET, SWAP)):
+            found[several(optimizer, key)] = decision
+    for name, decision in plan.components.items():
+        if name.startswith("optimizer") or name in unused:
+            continue
+        found[name] = decision
+        # Counters that it lacks begin anew, or are the plan's.
+        if name != "counters" and not any(content.get(key) for key in KEYS[name]):
+            _refuse_absent(name, decision, plan)
+    return found
 
 
-def _rng(content: Mapping[str, Any], wishes: Wishes) -> Decision:
-    if not wishes.restore_rng:
-        return Decision(RESET, "restore_rng=False")
-    if content.get("rng_state") is None:
-        return Decision(ABSENT, "the checkpoint has none, continues from the seed")
-    return Decision(LOAD)
+def _of_optimizer(plan: PlanFile, key: str, saved: SavedOptimizer | None) -> Decision | None:
+    """Return what the plan does with an optimizer; the launcher knows it by its name in the checkpoint."""
+    names = [f"optimizer.{saved.key}"] if saved is not None and saved.key else []
+    names += [f"optimizer.{key}", "optimizer"]
+    return next((plan.components[name] for name in names if name in plan.components), None)
 
 
-def _planned(name: str, own: Decision, content: Mapping[str, Any], plan: TrainerPlan) -> Decision:
-    """Return the plan's decision; what the trainer does not use at all stays absent, whatever the plan says."""
-    planned = plan.components.get(name)
-    if name.startswith("optimizer") or planned is None:
-        return own  # the plan has been asked for each optimizer already
-    if own in (UNUSED, LEFT, DISABLED) or (own.action == ABSENT and planned.action == ABSENT):
-        return own
-    if planned.action == LOAD and own.action == LOAD:
-        return own
-    if not any(content.get(key) for key in KEYS[name]):
-        _refuse_absent(name, planned, plan)
-    return planned
-
-
-def _refuse_absent(name: str, planned: Decision | None, plan: TrainerPlan) -> None:
+def _refuse_absent(name: str, planned: Decision | None, plan: PlanFile) -> None:
     if planned is not None and planned.action in (LOAD, PARTIAL):
         raise InvalidFile(
             f"the plan '{plan.path}' loads {name}, and the checkpoint has none; nothing was loaded: "
@@ -192,7 +239,7 @@ def _refuse_absent(name: str, planned: Decision | None, plan: TrainerPlan) -> No
         )
 
 
-def _refuse_contradictions(wishes: Wishes, plan: TrainerPlan, saved: dict[str, SavedOptimizer]) -> None:
+def _refuse_contradictions(wishes: Wishes, plan: PlanFile, saved: dict[str, SavedOptimizer]) -> None:
     """An argument that says something else than its default, and something else than the plan, is never passed over."""
     actions = {name: one.action for name, one in plan.components.items()}
     of_optimizers = {action for name, action in actions.items() if name.partition(".")[0] == "optimizer"}

@@ -10,12 +10,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from ..basics.files import to_json, utc_now, write_atomic
-from .fence import end_if_taken_over
-from .output_guard import guard_output
-from .trainer_env import journal_event, lineage, run_dir
+from ..base.files import to_json, utc_now, write_atomic
+from ..base.imports import Any
+from . import learning_rate
+from .trainer_env import end_if_taken_over, guard_output, journal_event, lineage, run_dir
 
 # Protocol §3.
 FIELDS = (
@@ -72,7 +71,7 @@ class StatusWriter:
             journal_event("heartbeat", **{name: value for name, value in payload.items() if name != "run_id"})
             return
         payload.setdefault("heartbeat_at", utc_now())
-        write_atomic(self._path, to_json(_without_nan(payload)))
+        write_atomic(self._path, to_json(_without_nan(learning_rate.with_used_lr(payload))))
 
 
 def heartbeat_writer(

@@ -2,51 +2,46 @@
 
 Carries out the launcher's plan, or alone the trainer's arguments: what is done with each component is decided, compared
 and refused before anything is changed; the random number generators come last. Reads the checkpoint, its proof and the
-plan; journals `resumed`. Try it: `load_resume_bundle(model, optimizer, ckpt_path="checkpoints/hrm_arc_step_400.pt")`
+plan; journals `resumed`. Try it: `load_resume_bundle(model, optimizer, ckpt_path="checkpoints/model_400.pt")`
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from ..basics import lr_scale
-from ..basics.actions import ABSENT, FRESH, LOAD, PARTIAL, REFIT, RESET, SWAP
-from ..basics.errors import InvalidFile, KitError
-from ..basics.lr_scale import LrScale, Ramp
-from ..basics.terminal import plain
+from ..base.errors import InvalidFile, KitError
+from ..base.imports import Any
+from ..base.terminal import plain
+from ..base.terms import ABSENT, FRESH, LOAD, NOT_TOLD, PARTIAL, REFIT, RESET, SWAP, Check
+from ..checkpoint.parameters import plain_optimizer_name
+from ..policy import lr_scale, plan_file
+from ..policy.lr_scale import SWAP_FACTOR, SWAP_STEPS, LrScale, Ramp
+from ..policy.plan_file import PlanFile
 from . import (
-    averages,
+    checkpoint_content,
     decisions,
-    left_out,
-    lion_swap,
-    lr_hook,
-    matching,
+    fit_check,
+    learning_rate,
     optimizer_state,
-    partial_weights,
-    rng_state,
-    schedule_refit,
-    trainer_plan,
+    resume_bundle,
     verification,
+    weights,
 )
-from .checkpoint_content import OWN_KEYS
-from .counters import counters_of
+from .checkpoint_content import OWN_KEYS, changed_versions, rank, require_states, version_costs, versions
 from .decisions import Wishes
-from .environment_versions import SCALER_DEPENDS_ON, changed, versions
-from .left_out import LeftOut
-from .matching import Matched
-from .output_guard import guard_output
-from .proven_content import read_proven
+from .fit_check import Matched
+from .optimizer_state import LION, held_optimizers, is_state, match_optimizers, named_optimizers, unwrapped
+from .proven_content import counters_of, read_proven
 from .resume_bundle import ResumeBundle
-from .saved_optimizers import is_state, match, named
-from .trainer_env import journal_event
-from .trainer_plan import TrainerPlan
+from .trainer_env import guard_output, journal_event, run_dir
 from .verification import Loaded
 
+# The kind of the warning that random numbers are restored in one of several ranks.
+RNG_RANK_0_ONLY = "rng_rank_0_only"
 _NOT_IN_EXTRA = frozenset(OWN_KEYS) - {"data_state"}
-# Protocol §7: 80 % of the prior rate for the first 1-2k steps; without a plan there is no config to say otherwise.
-SWAP_LR_FACTOR, SWAP_LR_STEPS = 0.8, 1000
 
 
 def load_resume_bundle(
@@ -89,7 +84,8 @@ def load_resume_bundle(
     Raises:
         NoStableCheckpoint: the file is not whole or its bytes are not the proven ones; nothing was loaded.
         InvalidFile: its content does not fit the trainer's objects, or the plan is broken; nothing was loaded.
-        KitError: an argument is unknown, or contradicts the plan; nothing was loaded.
+        KitError: an argument is unknown, contradicts the plan, or has no state_dict() and load_state_dict(); nothing
+            was loaded.
 
     Source: protocol §4, §6, §7, §13.
     """
@@ -97,43 +93,55 @@ def load_resume_bundle(
     log_fn = _plainly(log_fn)
     wishes = Wishes(allow_partial_weights, optimizer_policy, schedule_policy, new_params, restore_rng)
     wishes.check()
-    plan = trainer_plan.read()
+    handed = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "ema": ema, "swa": swa}
+    require_states("load_resume_bundle", handed, ("state_dict", "load_state_dict"), several=handed)
+    plan = decisions.read_plan()
     if not ckpt_path:
         _refuse_fresh_start(plan)
         return ResumeBundle(optimizer=optimizer)
     path = Path(ckpt_path)
-    plan = plan if plan is not None and plan.is_about(path) else None
+    plan = plan if plan is not None and plan_file.is_about(plan.checkpoint, path, run_dir()) else None
     content = read_proven(path)
-    lion_is_wished = optimizer_policy == "swap_to_lion"
-    lion = lion_swap.stand_in(optimizer, scheduler) if lion_is_wished else None
+    passed, optimizer, scheduler = optimizer, unwrapped(optimizer), unwrapped(scheduler)
+    lion_wanted_by = _lion_wanted_by(content, wishes, plan)
+    # accelerate's wrapper goes on with what it was made around.
+    can_stand_in = lion_wanted_by is not None and passed is optimizer
+    lion = optimizer_state.lion_stand_in(optimizer, scheduler) if can_stand_in else None
     parts = {"optimizer": optimizer if lion is None else lion, "scheduler": scheduler, "scaler": scaler, "ema": ema,
              "swa": swa}  # fmt: skip
-    changes = changed(_saved_versions(content), versions(), SCALER_DEPENDS_ON)
-    decided = decisions.decide(content, parts, wishes, plan, changes)
+    decided = decisions.decide(content, parts, wishes, plan, version_costs(_saved_versions(content), versions()))
     counters = counters_of(content, decided["counters"].action, plan, path)
     scale = _scale(content, decided, counters["global_step"], plan, path)
-    found = matching.check(content, model, decided, parts, lion_is_wished, path)
+    found = fit_check.check(content, model, decided, parts, lion_wanted_by, path)
     if lion is not None:
-        lion_swap.take_over(lion, optimizer, scheduler)
+        optimizer_state.take_over_as_lion(lion, optimizer, scheduler)
     _warn(content, found, scheduler, log_fn)
     reinitialised = _load(
         content, model, found, parts, counters["global_step"], plan.new_params if plan else new_params
     )
     if not own_lr_scale:
-        if parts["optimizer"] is None and not lr_hook.is_one(scale, counters["global_step"]):
+        if parts["optimizer"] is None and not learning_rate.scale_is_one(scale, counters["global_step"]):
             log_fn("[warn] the learning rate is to be scaled, and no optimizer was passed: multiply it by "
                    "bundle.lr_scale_at(step)")  # fmt: skip
-        lr_hook.attach(named(parts["optimizer"]).values(), scale, counters["global_step"])
+        learning_rate.attach_scale(named_optimizers(parts["optimizer"]), scale, counters["global_step"])
     report = {name: str(decision) for name, decision in found.decisions.items()}
-    report["rng"] = _restore_rng(content, found)
-    loaded = Loaded(path, model, parts, decided, lion_is_wished, plan)
-    bundle = _bundle(content, counters, found, reinitialised, scale, report, loaded)
-    is_scaled = own_lr_scale and found.decisions["scheduler"].action == LOAD
-    _say(bundle, 1.0 if is_scaled else bundle.lr_scale_at(bundle.global_step), log_fn)
-    left_out.expect(bundle.left_out)
+    report["rng"] = _restore_rng(content, found, log_fn)
+    rate_factor = _rate_factor(content, scale, counters["global_step"], own_lr_scale)
+    loaded = Loaded(
+        path=path, model=model, parts=parts, decided=decided, lion_wanted_by=lion_wanted_by, plan=plan,
+        rate_factor=rate_factor,
+    )  # fmt: skip
+    own_factor = partial(scale.__call__, counters["global_step"]) if own_lr_scale else _one
+    loaded = _refitted(loaded, content, found, own_factor)
+    goes_on = passed if lion is None else lion
+    bundle = _bundle(content, counters, found, reinitialised, scale, report, loaded, goes_on)
+    first = next(iter(named_optimizers(parts["optimizer"])), None)
+    is_saved_rate = found.decisions["scheduler"].action == LOAD
+    _say(bundle, rate_factor(first) if is_saved_rate else bundle.lr_scale_at(bundle.global_step, first), log_fn)
+    resume_bundle.expect_skips(bundle.left_out)
     journal_event(
         "resumed", step=bundle.global_step, checkpoint=str(path), report=report,
-        lr_scale=bundle.lr_scale_at(bundle.global_step),
+        lr_scale=bundle.lr_scale_at(bundle.global_step), plan=None if plan is None else decisions.file_name(),
     )  # fmt: skip
     for swapped in _swaps(content, found, loaded.parts["optimizer"]):
         journal_event("swap", step=bundle.global_step, **swapped)
@@ -141,12 +149,26 @@ def load_resume_bundle(
     return bundle
 
 
+def _lion_wanted_by(content: dict[str, Any], wishes: Wishes, plan: PlanFile | None) -> str | None:
+    """Return what wants a Lion in the place of the optimizer that the trainer makes; None where nothing does.
+
+    A swap happens once, and holds: the next checkpoint has the Lion's state.
+    """
+    if wishes.optimizer == "swap_to_lion":
+        return "optimizer_policy='swap_to_lion'"
+    if plan is None or plain_optimizer_name(plan.optimizer or "") != LION:
+        return None
+    has_happened = any(LION in (one.kind or one.family or "").lower() for one in held_optimizers(content).values())
+    is_planned = any(one.action == SWAP for one in plan.components.values())
+    return f"the plan's optimizer '{plan.optimizer}'" if has_happened or is_planned else None
+
+
 def _plainly(log_fn: Callable[[str], Any]) -> Callable[[str], Any]:
     """Return what prints printable lines: they name what lies in the checkpoint, which may be another user's."""
     return lambda line: log_fn(plain(line))
 
 
-def _refuse_fresh_start(plan: TrainerPlan | None) -> None:
+def _refuse_fresh_start(plan: PlanFile | None) -> None:
     if plan is not None:
         raise KitError(
             f"the plan '{plan.path}' resumes at step {plan.step}, and load_resume_bundle got no ckpt_path: pass the "
@@ -154,9 +176,7 @@ def _refuse_fresh_start(plan: TrainerPlan | None) -> None:
         )
 
 
-def _scale(
-    content: dict[str, Any], decided: dict[str, Any], step: int, plan: TrainerPlan | None, path: Path
-) -> LrScale:
+def _scale(content: dict[str, Any], decided: dict[str, Any], step: int, plan: PlanFile | None, path: Path) -> LrScale:
     """Return what the rate is multiplied by from here on: the plan's, else inherited; a swap begins with a ramp."""
     if plan is not None and plan.lr_scale is not None:
         return plan.lr_scale
@@ -164,48 +184,83 @@ def _scale(
         inherited = lr_scale.from_fields(content.get("lr_scale"), content.get("lr_ramp"))
     except ValueError as error:
         raise InvalidFile(f"checkpoint '{path}': {error}") from error
-    if any(one.action == SWAP for one in decided.values()):
-        return inherited._replace(ramp=Ramp(step, SWAP_LR_STEPS, SWAP_LR_FACTOR))
+    swaps = [name.partition(".")[2] for name, one in decided.items() if one.action == SWAP]
+    if swaps:
+        return inherited._replace(ramp=Ramp(step, SWAP_STEPS, SWAP_FACTOR, False, lr_scale.swapped(swaps)))
     return inherited
+
+
+def _rate_factor(content: dict[str, Any], scale: LrScale, step: int, own_lr_scale: bool) -> Callable[[Any], float]:
+    """Return what makes of a saved rate, by its optimizer's name, the one that the next step uses.
+
+    What a trainer scales by itself is in the rate that it saves; what the kit scales is not.
+    """
+    held = lr_scale.from_fields(content.get("lr_scale"), content.get("lr_ramp")) if own_lr_scale else LrScale()
+    saved_at = content.get("global_step", step)
+    return lambda name: scale(step, name) / held(saved_at, name)
+
+
+def _one(_name: str) -> float:
+    return 1.0
+
+
+def _refitted(
+    loaded: Loaded, content: dict[str, Any], found: Matched, own_factor: Callable[[str], float]
+) -> Loaded:  # fmt: skip
+    """Return the load with what tells a refitted schedule from the old one; no error of it stops the load."""
+    if found.decisions["scheduler"].action != REFIT:
+        return loaded
+    try:
+        differs = learning_rate.schedule_differences(content.get("scheduler_state_dict"), loaded.parts["scheduler"])
+        saved = match_optimizers(content, loaded.parts["optimizer"])
+        outdated = verification.outdated_rates(loaded, saved, own_factor)
+    except Exception:  # a state of another form, or groups without a rate: nothing tells the two apart
+        return loaded
+    return replace(loaded, refitted=tuple(differs), outdated=outdated)
 
 
 def _load(
     content: dict[str, Any], model: Any, found: Matched, parts: dict[str, Any], step: int, new_params: str
 ) -> tuple[str, ...]:
     """Load everything but the random numbers; returns the names of the parameters that were initialised anew."""
-    done, new = found.decisions, ()
+    done = found.decisions
+    new: tuple[str, ...] = ()
     if done["scheduler"].action == REFIT:
         # First, because it may fail, and because it starts from the rates that the optimizer was made with.
-        place = schedule_refit.refit(parts["scheduler"], content.get("scheduler_state_dict"), step)
+        place = learning_rate.refit_schedule(parts["scheduler"], content.get("scheduler_state_dict"), step)
         done["scheduler"] = done["scheduler"]._replace(why=f"placed at step {place}, {done['scheduler'].why}")
     if done["weights"].action in (LOAD, PARTIAL):
-        partial_weights.load(model, content["model_state_dict"], found.weights)
-        new = partial_weights.initialise(model, found.weights) if new_params == "kaiming" else ()
+        weights.load_weights(model, content["model_state_dict"], found.weights)
+        new = weights.initialise_weights(model, found.weights) if new_params == "kaiming" else ()
     for key, refitted in found.optimizers.items():
-        one = named(parts["optimizer"])[key]
+        one = named_optimizers(parts["optimizer"])[key]
         if done["scheduler"].action == REFIT:
-            optimizer_state.keep_rates(refitted.state, one)
-        one.load_state_dict(refitted.state)
+            optimizer_state.keep_rates(refitted.kept, one)
+        one.load_state_dict(refitted.kept)
     if done["scheduler"].action == LOAD:
-        for key, saved in match(content, parts["optimizer"]).items():
+        for key, saved in match_optimizers(content, parts["optimizer"]).items():
             if key not in found.optimizers and saved is not None and is_state(saved.state):
-                optimizer_state.take_rates(saved.state, named(parts["optimizer"])[key])
+                optimizer_state.take_rates(saved.state, named_optimizers(parts["optimizer"])[key])
     for name in ("scheduler", "scaler"):
         if done[name].action == LOAD:
             _load_one(parts[name], content[f"{name}_state_dict"])
     for name in ("ema", "swa"):
         if done[name].action in (FRESH, RESET):
-            parts[name].load_state_dict(averages.current(parts[name], model))
+            parts[name].load_state_dict(weights.current_average(parts[name], model))
         elif done[name].action in (LOAD, PARTIAL):
-            averages.load(parts[name], content[f"{name}_state_dict"], model)
+            weights.load_average(parts[name], content[f"{name}_state_dict"], model)
     return new
 
 
 def _swaps(content: dict[str, Any], found: Matched, optimizer: Any) -> Iterator[dict[str, Any]]:
     """Yield for each optimizer that took over from another one its name among several, and both classes."""
-    for key, saved in match(content, optimizer).items():
+    for key, saved in match_optimizers(content, optimizer).items():
         if found.decisions[f"optimizer.{key}" if key else "optimizer"].action == SWAP:
-            yield {"name": key, "old": saved.kind if saved else None, "new": type(named(optimizer)[key]).__name__}
+            yield {
+                "name": key,
+                "old": saved.kind if saved else None,
+                "new": type(named_optimizers(optimizer)[key]).__name__,
+            }
 
 
 def _load_one(component: Any, state: Any) -> None:
@@ -216,19 +271,36 @@ def _load_one(component: Any, state: Any) -> None:
         component.load_state_dict(state)
 
 
-def _restore_rng(content: dict[str, Any], found: Matched) -> str:
-    decision, state = found.decisions["rng"], content.get("rng_state")
+def _restore_rng(content: dict[str, Any], found: Matched, log_fn: Callable[[str], Any]) -> str:
+    decision = found.decisions["rng"]
+    state: Any = content.get("rng_state")
     if decision.action != LOAD:
-        return "reset: left as it is" if decision.action == RESET else str(decision)
-    if not rng_state.is_known(state):
+        return f"reset: left as it is, {decision.why}" if decision.action == RESET else str(decision)
+    if not checkpoint_content.is_known_rng_state(state):
         return "absent: not in the form that save_checkpoint writes, left as it is"
-    world = changed(_saved_versions(content), versions(), ("world_size",))
-    return f"reset: left as it is, {world[0]}" if world else rng_state.restore(state)
+    return (
+        checkpoint_content.restore_rng(state)
+        if versions()["world_size"] == 1
+        else _restore_rng_of_rank_0(state, log_fn)
+    )
+
+
+def _restore_rng_of_rank_0(state: dict[str, Any], log_fn: Callable[[str], Any]) -> str:
+    """Restore the generators where they are from: in any other rank they would make its numbers those of rank 0."""
+    if (own := rank()) != 0:
+        return f"{checkpoint_content.RANK_0_ONLY}: left as it is in rank {own}"
+    done = checkpoint_content.restore_rng(state)
+    why = "the checkpoint holds the random number generators of rank 0; every other rank keeps its new ones"
+    message = f"rng: {checkpoint_content.RANK_0_ONLY}: {why}, so the resume is not exact"
+    log_fn(f"[warn] {message}")
+    journal_event("warning", kind=RNG_RANK_0_ONLY, message=message)
+    journal_event("check", **Check("rng", NOT_TOLD, why=why).as_fields())
+    return checkpoint_content.RANK_0_ONLY if done == LOAD else f"{checkpoint_content.RANK_0_ONLY}: {done}"
 
 
 def _bundle(
     content: dict[str, Any], counters: dict[str, Any], found: Matched, new: tuple[str, ...], scale: LrScale,
-    report: dict[str, str], loaded: Loaded,
+    report: dict[str, str], loaded: Loaded, optimizer: Any,
 ) -> ResumeBundle:  # fmt: skip
     extra = {name: value for name, value in content.items() if name not in _NOT_IN_EXTRA}
     if "data_state" in extra and found.decisions["data_position"].action in (RESET, ABSENT):
@@ -244,8 +316,8 @@ def _bundle(
         report=report,
         reshaped=tuple(fit.reshaped) if fit else (),
         lr_ramp=scale.as_fields()["ramp"],
-        left_out=loaded.plan.left_out if loaded.plan else LeftOut(),
-        optimizer=loaded.parts["optimizer"],
+        left_out=decisions.skips_by(loaded.plan),
+        optimizer=optimizer,
         loaded=loaded,
         saved_rng=content.get("rng_state"),
     )
@@ -253,7 +325,7 @@ def _bundle(
 
 def _warn(content: dict[str, Any], found: Matched, scheduler: Any, log_fn: Callable[[str], Any]) -> None:
     """Print the protocol's lines about weights that do not fit (§6), and what else the curves may show."""
-    for line in changed(_saved_versions(content), versions(), ("threads", "torch", "world_size")):
+    for line in changed_versions(_saved_versions(content), versions(), ("threads", "torch", "world_size")):
         log_fn(f"[warn] {line}: the resumed run may differ in its last bits")
     if found.decisions["weights"].action == PARTIAL:
         fit = found.weights
@@ -264,7 +336,7 @@ def _warn(content: dict[str, Any], found: Matched, scheduler: Any, log_fn: Calla
         if fit.reshaped:
             log_fn(f"[warn] params of another shape in ckpt: {len(fit.reshaped)} (taken as new)")
     if found.decisions["scheduler"].action == LOAD:
-        for line in schedule_refit.differences(content["scheduler_state_dict"], scheduler):
+        for line in learning_rate.schedule_differences(content["scheduler_state_dict"], scheduler):
             log_fn(
                 f"[warn] the schedule goes on as in the checkpoint, {line}: schedule_policy='reset' takes the new one"
             )
@@ -274,16 +346,16 @@ def _say(bundle: ResumeBundle, scale: float, log_fn: Callable[[str], Any]) -> No
     """Print the lines of protocol §4 and §6.
 
     Args:
-        scale: what the groups' rate is still to be multiplied by; 1 where a trainer's own schedule was loaded with it.
+        scale: what the first group's rate is still to be multiplied by.
     """
-    first = next(iter(named(bundle.optimizer).values()), None)
+    first = next(iter(named_optimizers(bundle.optimizer).values()), None)
     lr = f"{float(first.param_groups[0]['lr']) * scale:g}" if first is not None else "none"
     log_fn(
         f"Loaded checkpoint @step={bundle.global_step}, epoch={bundle.start_epoch}, "
         f"best_val={bundle.best_val_loss:.2f}, lr={lr}"
     )
     for name, action in bundle.report.items():
-        if action not in (LOAD, str(decisions.UNUSED)):
+        if action not in (LOAD, f"{ABSENT}: {decisions.NOT_USED}"):
             log_fn(f"[resume] {name}: {action}")
     if bundle.left_out.data_steps:
         log_fn(f"[resume] the data of the next {bundle.left_out.data_steps} steps are to be left out (skip_data_steps)")

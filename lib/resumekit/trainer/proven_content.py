@@ -1,22 +1,64 @@
-"""The content of a checkpoint whose every byte was proven through the descriptor that it is loaded from.
-
-Opens the file once, proves its bytes (or waits for the launcher's proof of the very same file) while torch maps it, and
-hands nothing out before the proof is good. Reads the checkpoint, its manifest and the run's proof.
-"""
+"""The content of a checkpoint whose every byte was proven, and its counters, checked before they are taken over."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 from pathlib import Path
-from typing import Any
 
-from ..basics.errors import InvalidFile, NoStableCheckpoint
-from ..basics.files import UnreadableFile, open_regular
-from ..basics.paths import RunPaths
-from ..proving import archive, proof
+from ..base.errors import InvalidFile, NoStableCheckpoint
+from ..base.files import UnreadableFile
+from ..base.imports import Any
+from ..base.paths import MAX_STEP, RunPaths
+from ..base.terms import COUNTERS, RESET
+from ..base.values import real
+from ..checkpoint import archive, layout, proof
+from ..policy.plan_file import PlanFile
 from .trainer_env import run_dir
+
+
+def counters_of(content: dict[str, Any], action: str, plan: PlanFile | None, path: Path) -> dict[str, Any]:
+    """Return global_step, start_epoch and best_val_loss.
+
+    Args:
+        content: the checkpoint.
+        action: what is done with the counters; 'reset' begins at 0.
+        plan: the launcher's; None without.
+        path: for messages.
+
+    Raises:
+        InvalidFile: one of them is not a number, or the step is not the plan's.
+    """
+    for name in (*COUNTERS, "lr_scale"):
+        value = content.get(name)
+        if value is not None and real(value) is None:
+            raise InvalidFile(f"the checkpoint's '{name}' is a {type(value).__name__}, not a number")
+        if name in ("global_step", "epoch") and value is not None and not 0 <= value < MAX_STEP:
+            raise InvalidFile(f"the checkpoint's '{name}' is '{value}', not a count")
+    step = content.get("global_step")
+    planned = plan.step if plan is not None else None
+    if plan is not None and planned is not None and step is not None and int(step) != planned:
+        raise InvalidFile(
+            f"the plan '{plan.path}' is for step {planned}, and checkpoint '{path}' is of step {int(step)}; nothing "
+            f"was loaded: let bin/resume.sh write a new plan"
+        )
+    if action == RESET:
+        content = {}
+        planned = None
+    step, best = content.get("global_step"), content.get("best_val_loss")
+    return {
+        "global_step": int(planned or 0) if step is None else int(step),
+        "start_epoch": int(content.get("epoch") or 0),
+        "best_val_loss": float(math.inf if best is None else best),
+    }
+
+
+# The content of a checkpoint whose every byte was proven through the descriptor that it is loaded from.
+#
+# Opens the file once, proves its bytes (or waits for the launcher's proof of the very same file) while torch maps
+# it, and hands nothing out before the proof is good. Reads the checkpoint, its manifest and the run's proof.
 
 
 def read_proven(path: Path) -> dict[str, Any]:
@@ -27,7 +69,7 @@ def read_proven(path: Path) -> dict[str, Any]:
         InvalidFile: it has no weights.
     """
     try:
-        descriptor = open_regular(path)
+        descriptor = layout.open_one(path)
     except UnreadableFile as error:
         raise NoStableCheckpoint(f"checkpoint '{path}' can't be resumed from: {error}") from error
     try:
@@ -35,10 +77,9 @@ def read_proven(path: Path) -> dict[str, Any]:
         inside = archive.summarize(descriptor)
         if inside.unsafe:
             raise UnreadableFile(f"it holds '{inside.unsafe[0]}', which loading with weights_only=True refuses")
-        before = os.fstat(descriptor)
+        before = layout.identity(descriptor).version
         content = _load_beside_proof(descriptor, path)
-        after = os.fstat(descriptor)
-        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        if layout.identity(descriptor).version != before:
             raise UnreadableFile("it changed while it was loaded")
     except UnreadableFile as error:
         raise NoStableCheckpoint(f"checkpoint '{path}' can't be resumed from: {error}") from error
@@ -55,9 +96,10 @@ def read_again(path: Path) -> dict[str, Any]:
     Raises:
         UnreadableFile: it is gone or not a regular file.
     """
-    descriptor = open_regular(path)
+    descriptor = layout.open_one(path)
     try:
-        return _torch_load(descriptor)
+        content: dict[str, Any] = _torch_load(descriptor)
+        return content
     finally:
         os.close(descriptor)
 

@@ -11,18 +11,18 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-from ..basics.actions import LOAD, PARTIAL
-from ..basics.check import FAILED, PASSED, UNKNOWN, WARNED, Check
-from ..basics.files import UnreadableFile, read_json
-from ..proving import manifest
-from . import partial_weights, rng_state
-from .comparison import first_line, is_same_state, outcome
+from ..base.files import UnreadableFile
+from ..base.imports import Any
+from ..base.terms import FAILED, LOAD, NOT_TOLD, PARTIAL, PASSED, WARNED, Check
+from ..checkpoint import manifest
+from ..policy.plan_file import ENVIRONMENT, RECOVERY, PlanFile
+from . import checkpoint_content, weights
 from .proven_content import read_again
 from .resume_bundle import ResumeBundle
-from .trainer_plan import MAX_PLAN_BYTES, TrainerPlan
-from .verification import loaded_scaler, report
+from .trainer_env import setting
+from .verification import buffers_were_compared, loaded_scaler, report
+from .weights import comparison_outcome, first_line, is_same_state
 
 # A share of the examples: what another machine or precision may change in an evaluation of the same weights.
 FAST_EVAL_TOLERANCE = 0.02
@@ -54,10 +54,11 @@ def check_resume(
         bundle: what load_resume_bundle returned.
         model: its buffers and its training mode are put back.
         dry_batch: does one forward pass on a fixed mini-batch, under the autocast of training, and returns its output.
-        fast_eval: evaluates the loaded weights on the fixed subset and returns the accuracy, 0 to 1.
+        fast_eval: evaluates the loaded weights on the fixed subset and returns `validation.best_metric` of them, as
+            save_checkpoint's last_fast_eval has it.
         data_state: where the trainer's data stands now, as it passed it to `save_checkpoint`.
-        fast_eval_tolerance: how far the accuracy of the same weights may fall, 0 to 1: on another machine an example
-            or two may come out otherwise, and of a small subset that is much.
+        fast_eval_tolerance: how much worse the same weights may be; of a metric above 1 a share of it. On another
+            machine an example or two may come out otherwise, and of a small subset that is much.
         log_fn: takes a line for each check that did not pass.
 
     Returns:
@@ -87,7 +88,7 @@ def _safely(name: str, compare: Callable[[], Iterable[Check]]) -> list[Check]:
     try:
         return list(compare())
     except Exception as error:
-        return [Check(name, UNKNOWN, why=f"cannot be compared: {first_line(error)}")]
+        return [Check(name, NOT_TOLD, why=f"cannot be compared: {first_line(error)}")]
 
 
 @contextlib.contextmanager
@@ -95,7 +96,7 @@ def undisturbed(model: Any) -> Iterator[None]:
     """Run a block without gradients, and put random numbers, buffers and the training mode back behind it."""
     import torch  # the trainer has it already
 
-    numbers = rng_state.capture()
+    numbers = checkpoint_content.capture_rng()
     modules = list(model.modules()) if model is not None else []
     modes = [module.training for module in modules]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()] if model is not None else []
@@ -108,14 +109,14 @@ def undisturbed(model: Any) -> Iterator[None]:
                 buffer.copy_(before)
         for module, mode in zip(modules, modes, strict=True):
             module.training = mode
-        rng_state.restore(numbers)
+        checkpoint_content.restore_rng(numbers)
 
 
 def _rng(bundle: ResumeBundle) -> Iterator[Check]:
     saved = bundle.saved_rng
     if saved is None or bundle.report.get("rng") != LOAD:
         return
-    now = rng_state.capture()
+    now = checkpoint_content.capture_rng()
     moved = [name for name in saved if name not in now or not is_same_state(saved[name], now[name])]
     verdict, why = (FAILED, f"drawn from or seeded since the load: {', '.join(moved)}") if moved else (PASSED, "")
     yield Check("rng", verdict, "as in the checkpoint", "moved" if moved else "as in the checkpoint", why)
@@ -131,12 +132,24 @@ def _data_position(bundle: ResumeBundle, now: Any) -> Iterator[Check]:
         expected, found = ({key: side.get(key) for key in differs[:4]} for side in (saved, now))
     else:
         differs = [] if is_same_state(saved, now) else ["it"]
-    if differs:
-        changed = [key for key in _changed_keys(bundle.loaded.plan) if key.startswith(_DATA_KEYS)]
+    changed = [key for key in _changed_keys(bundle.loaded.plan) if key.startswith(_DATA_KEYS)] if differs else []
+    if differs and not changed and bundle.left_out.data_steps:
+        yield _moved_on(bundle.left_out.data_steps, expected, found)
+    elif differs:
         why = f"{changed[0]} was changed" if changed else ""
         yield Check("data_position", WARNED if changed else FAILED, str(expected)[:200], str(found)[:200], why)
     else:
         yield Check("data_position", PASSED, "as in the checkpoint", "as in the checkpoint")
+
+
+def _moved_on(left_out: int, expected: Any, found: Any) -> Check:
+    """Judge a position that a recovery moves on itself: numbers grow, and what is no number stays."""
+    then, now = (one if isinstance(one, dict) else {"it": one} for one in (expected, found))
+    pairs = [(value, now.get(key)) for key, value in then.items()]
+    if all(type(one) in (int, float) and type(other) in (int, float) and one < other for one, other in pairs):
+        return Check("data_position", PASSED, f"the data of {left_out} steps left out", str(found)[:200])
+    why = f"the recovery leaves out the data of {left_out} steps, and whether it is only that cannot be told"
+    return Check("data_position", NOT_TOLD, str(expected)[:200], str(found)[:200], why)
 
 
 def _buffers(bundle: ResumeBundle, model: Any) -> Iterator[Check]:
@@ -149,10 +162,11 @@ def _buffers(bundle: ResumeBundle, model: Any) -> Iterator[Check]:
     if not mine:
         return
     saved = read_again(bundle.loaded.path)["model_state_dict"]
-    fit = partial_weights.fit(saved, kept)
+    fit = weights.fit_weights(saved, kept)
     pairs = [(name, saved[fit.pairs[name]], value) for name, value in mine.items() if name in fit.pairs]
     if pairs:
-        yield outcome("buffers", pairs, "as in the checkpoint")
+        buffers_were_compared(model)
+        yield comparison_outcome("buffers", pairs, "as in the checkpoint")
 
 
 def _dry_batch(forward: Callable[[], Any]) -> Check:
@@ -186,29 +200,29 @@ def _fast_eval(evaluate: Callable[[], float], bundle: ResumeBundle, checkpoint: 
     except Exception as error:
         return Check("fast_eval", FAILED, "an evaluation", f"{type(error).__name__}: {error}"[:300])
     try:
-        last = manifest.read(checkpoint).last_fast_eval
+        last = manifest.fast_eval_of(manifest.read(checkpoint).last_fast_eval)
     except UnreadableFile:
         last = None
     if not math.isfinite(found):
         return Check("fast_eval", FAILED, "a number", str(found))
     if last is None:
-        return Check("fast_eval", UNKNOWN, None, found, "the checkpoint knows of no fast evaluation")
-    is_same = last["step"] == bundle.global_step and bundle.report.get("weights") == LOAD
+        return Check("fast_eval", NOT_TOLD, None, found, "the checkpoint knows of no fast evaluation")
+    step, metric, score = last
+    expected = f"{metric} {score:.6g} at step {step}"
+    wanted, is_loss = setting("validation", "best_metric"), setting("validation", "best_mode") == "min"
+    if wanted not in (None, metric):
+        return Check("fast_eval", NOT_TOLD, expected, found, f"validation.best_metric is '{wanted}' here")
+    is_same = step == bundle.global_step and bundle.report.get("weights") == LOAD
     tolerance = tolerance if is_same else max(tolerance, OLDER_EVAL_TOLERANCE)
-    expected = f"{last['accuracy']:.6g} at step {last['step']}"
-    if found >= last["accuracy"] - tolerance:
+    if (found - score if is_loss else score - found) <= tolerance * max(1.0, abs(score)):
         return Check("fast_eval", PASSED, expected, found)
     changed = [key for key in _changed_keys(bundle.loaded.plan) if key.startswith((_MACHINE, *_EVAL_KEYS))]
-    why = f"more than {tolerance:g} below" + (f"; {changed[0]} was changed" if changed else "")
+    way = "above" if is_loss else "below"
+    why = f"more than {tolerance:g} {way}" + (f"; {changed[0]} was changed" if changed else "")
     return Check("fast_eval", FAILED if is_same and not changed else WARNED, expected, found, why)
 
 
-def _changed_keys(plan: TrainerPlan | None) -> list[str]:
-    """Return what the plan says was changed; an environment's own with the mark before it."""
-    try:
-        fields = read_json(Path(plan.path), MAX_PLAN_BYTES, follow_links=True) if plan is not None else {}
-    except UnreadableFile:
-        return []
-    known = fields.get("changes") if isinstance(fields, dict) else None
-    changes = [one for one in (known if isinstance(known, list) else ()) if isinstance(one, dict)]
-    return [(_MACHINE if one.get("origin") == "environment" else "") + str(one.get("key")) for one in changes]
+def _changed_keys(plan: PlanFile | None) -> list[str]:
+    """Return what the plan says was changed, but for a recovery's own; an environment's with the mark before it."""
+    changes = plan.changes if plan is not None else ()
+    return [(_MACHINE if one.origin == ENVIRONMENT else "") + one.key for one in changes if one.origin != RECOVERY]

@@ -10,29 +10,32 @@ from __future__ import annotations
 import contextlib
 import errno
 import math
+import operator
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from ..basics.disk_errors import cause
-from ..basics.errors import KitError
-from ..basics.files import NO_HARD_LINKS, UnreadableFile, fsync_directory, fsync_parents, temp_path, utc_now
-from ..basics.paths import RunPaths, checkpoint_name, manifest_path, relative_to_run
-from ..proving import manifest, pruning
-from ..proving.manifest import Manifest
-from . import checkpoint_content, lr_hook
-from .deferred_signals import deferred_signals
-from .durable_file import DurableFile
-from .fence import end_if_taken_over
-from .trainer_env import checkpoint_patterns, journal_event, lineage, run_dir
+from ..base.errors import KitError, disk_error_cause
+from ..base.files import UnreadableFile, fsync_directory, fsync_parents, temp_path, utc_now
+from ..base.imports import Any
+from ..base.paths import MAX_STEP, STEP_DIGITS, RunPaths, checkpoint_name, manifest_path, relative_to_run
+from ..checkpoint import layout, manifest, pruning
+from ..checkpoint.manifest import Manifest
+from . import checkpoint_content, learning_rate
+from .checkpoint_content import rank
+from .optimizer_state import unwrapped
+from .save_file import DurableFile, deferred_signals
+from .trainer_env import checkpoint_patterns, end_if_taken_over, journal_event, lineage, run_dir
 
 # Two in a row: the disk is dying, and training on would only pretend to be saved.
 MAX_IO_ERRORS = 2
+# The kind of the warning that a trainer hands over no position in its data.
+NO_DATA_STATE = "no_data_state"
 _swept: set[str] = set()
 _saved: dict[str, Manifest] = {}
 _io_errors = 0
+_has_told_of_no_data_state = False
 
 
 def save_checkpoint(
@@ -62,6 +65,8 @@ def save_checkpoint(
 ) -> Path | None:
     """Save everything that makes the next step what it is; call it between two optimizer steps.
 
+    In a training of several ranks it is rank 0 that saves; any other one writes nothing and returns None.
+
     Args:
         directory: the checkpoint folder; made if it is not there.
         step: optimizer steps done.
@@ -71,8 +76,10 @@ def save_checkpoint(
         lr_scale, lr_ramp: of a trainer that multiplies its learning rate itself, for the next resume (bundle.lr_scale
             and bundle.lr_ramp, if it changes nothing); None for what the kit itself multiplies this optimizer's by.
         loss: the last loss, for the finite check only.
-        data_state, extra: the trainer's own state, plain values and tensors.
-        last_fast_eval: {'step': int, 'accuracy': float} or None.
+        data_state: where the trainer's data stands (its sampler's state), in plain values and tensors. Without it a
+            resume is not known to go on at the same place: that is said at the first save.
+        extra: the trainer's own state, plain values and tensors.
+        last_fast_eval: {'step': int, METRIC: float} or None; METRIC is `validation.best_metric`, 'accuracy' say.
         best: {'score': float, 'weights': 'raw'|'ema'|'swa'} where this step is a new best.
         keep_last: how many of the newest to keep (at least two stay); None: nothing is ever removed.
         keep_every: steps that this divides are kept for good.
@@ -88,23 +95,35 @@ def save_checkpoint(
     """
     started = time.monotonic()
     _refuse_arguments(step, best, last_fast_eval)
+    _refuse_values(extra=extra, epoch=epoch, best_val_loss=best_val_loss, keep_last=keep_last, keep_every=keep_every)
     folder = Path(directory)
     own_pattern, own_best_pattern = checkpoint_patterns()
     pattern, best_pattern = pattern or own_pattern, best_pattern or own_best_pattern
     target = folder / checkpoint_name(pattern, step)
+    optimizer, scheduler = unwrapped(optimizer), unwrapped(scheduler)
     kinds = {"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "ema": ema, "swa": swa}
-    counters = {"epoch": epoch, "best_val_loss": best_val_loss, **lr_hook.fields(optimizer, lr_scale, lr_ramp)}
-    end_if_taken_over()
-    journal_event("saving", step=step)
+    counters = {
+        "epoch": epoch,
+        "best_val_loss": best_val_loss,
+        **learning_rate.scale_fields(optimizer, lr_scale, lr_ramp),
+    }
+    is_first_rank = rank() == 0
+    if is_first_rank:
+        end_if_taken_over()
+        journal_event("saving", step=step)
     content = checkpoint_content.collect(step, model=model, data_state=data_state, extra=extra, **kinds, **counters)
+    if not is_first_rank:
+        return None
     try:
         with deferred_signals():
-            known = _write(target, content, loss, last_fast_eval)
+            known = _write(target, content, loss, checkpoint_content.masks_of(model), last_fast_eval)
             best_error = _link_best(target, folder / best_pattern, known, best) if best and known.finite else None
     except OSError as error:
         _failed(target, step, error, content, log_fn)
         return None
     _succeeded(target, known, time.monotonic() - started, log_fn)
+    if data_state is None:
+        _tell_of_no_data_state(log_fn)
     if best_error is not None:
         _warn("best_failed", f"step {step} is saved, but '{best_pattern}' still is an older one: {best_error}", log_fn)
     keep = pruning.Keep(keep_last, keep_every)
@@ -113,17 +132,47 @@ def save_checkpoint(
 
 
 def _refuse_arguments(step: int, best: Any, last_fast_eval: Any) -> None:
-    if type(step) is not int or not 0 <= step < 10**12:
-        raise KitError(f"save_checkpoint: step '{step}' is not a whole number of at most 12 digits")
-    if best and (best.get("weights", "raw") not in manifest.WEIGHTS or not math.isfinite(best["score"])):
-        raise KitError(f"save_checkpoint: best={best!r} must have a finite 'score' and 'weights' raw, ema or swa")
-    if last_fast_eval and (
-        set(last_fast_eval) != {"step", "accuracy"} or not math.isfinite(last_fast_eval["accuracy"])
-    ):
-        raise KitError(f"save_checkpoint: last_fast_eval={last_fast_eval!r} must be {{'step': int, 'accuracy': float}}")
+    if type(step) is not int or not 0 <= step < MAX_STEP:
+        raise KitError(f"save_checkpoint: step '{step}' is not a whole number of at most {STEP_DIGITS} digits")
+    is_best = isinstance(best, dict) and _is_finite(best.get("score"))
+    if best not in (None, {}) and not (is_best and best.get("weights", "raw") in manifest.WEIGHTS):
+        raise KitError(
+            f"save_checkpoint: best={best!r} must have a finite 'score' and 'weights' raw, ema or swa, as "
+            "{'score': 0.5} has"
+        )
+    if last_fast_eval:
+        known = manifest.fast_eval_of(last_fast_eval)
+        if known is None or not _is_finite(known[2]):
+            raise KitError(
+                f"save_checkpoint: last_fast_eval={last_fast_eval!r} must have a 'step' and a finite score under the "
+                f"name of its metric, as {{'step': 100, 'accuracy': 0.5}} has"
+            )
 
 
-def _write(target: Path, content: dict[str, Any], loss: Any, last_fast_eval: Any) -> Manifest:
+def _refuse_values(*, extra: Any, **numbers: Any) -> None:
+    """Raise KitError where an argument is not of its kind: a file is written or not, never written and then failed."""
+    if extra is not None and not isinstance(extra, dict):
+        raise KitError(f"save_checkpoint: extra is a {type(extra).__name__}, not a dict of names and values")
+    for name, value in numbers.items():
+        is_count = name.startswith("keep_")
+        if value is None and is_count:
+            continue
+        try:
+            (operator.index if is_count else float)(value)
+        except (TypeError, ValueError):
+            raise KitError(f"save_checkpoint: {name} is {value!r}, not a {'whole ' * is_count}number") from None
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def _write(
+    target: Path, content: dict[str, Any], loss: Any, masks: frozenset[str], last_fast_eval: Any
+) -> Manifest:  # fmt: skip
     """Write data and manifest; the step that was saved last stays as it is and gets the newer manifest."""
     target.parent.mkdir(parents=True, exist_ok=True)
     _sweep_once(target.parent)
@@ -140,7 +189,7 @@ def _write(target: Path, content: dict[str, Any], loss: Any, last_fast_eval: Any
         if known != saved:
             manifest.write(target, known)
     else:
-        known = _write_new(target, content, loss, last_fast_eval)
+        known = _write_new(target, content, loss, masks, last_fast_eval)
     _saved.pop(str(target.absolute()), None)
     _saved[str(target.absolute())] = known  # the last one saved is the last key
     return known
@@ -160,25 +209,26 @@ def _withdraw_own(target: Path, saved: Manifest) -> None:
     with contextlib.suppress(OSError, UnreadableFile):
         if manifest.read(target).sha256 == saved.sha256:
             manifest_path(target).unlink()
-            target.unlink()
+            layout.remove(target)
 
 
-def _write_new(target: Path, content: dict[str, Any], loss: Any, last_fast_eval: Any) -> Manifest:
+def _write_new(
+    target: Path, content: dict[str, Any], loss: Any, masks: frozenset[str], last_fast_eval: Any
+) -> Manifest:  # fmt: skip
     if os.path.lexists(target):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
-    file = DurableFile(target)
-    try:
+    with DurableFile(target) as file:
         _torch_save(content, file)
         file.seal()
-        nonfinite = checkpoint_content.nonfinite(content, loss)  # while the disk and the digest are at work
+        nonfinite = checkpoint_content.nonfinite(content, loss, masks)  # while the disk and the digest are at work
         known = Manifest(
-            manifest.SAVE_CHECKPOINT,
-            target.name,
-            file.size,
-            file.finish(),
-            content["global_step"],
-            utc_now(),
-            content["versions"],
+            writer=manifest.SAVE_CHECKPOINT,
+            file=target.name,
+            size=file.size,
+            sha256=file.finish(),
+            step=content["global_step"],
+            created_at=utc_now(),
+            versions=content["versions"],
             optimizer_name=content["optimizer_name"],
             weights=("raw", *(kind for kind in ("ema", "swa") if content[f"{kind}_state_dict"] is not None)),
             step_completed=True,
@@ -188,28 +238,21 @@ def _write_new(target: Path, content: dict[str, Any], loss: Any, last_fast_eval:
             **lineage(),
         )
         _publish(file, known)
-    finally:
-        file.close()
     return known
 
 
 def _publish(file: DurableFile, known: Manifest) -> None:
     """Data first, then its manifest, which is ready on the disk before the data gets its name."""
-    manifest_temp = manifest.write_temp(file.target, known)
-    beside = manifest_path(file.target)
-    try:
+    with manifest.write_temp(file.target, known) as beside:
         file.publish()
         try:
-            os.replace(manifest_temp, beside)
+            beside.replace()
             fsync_directory(file.target.parent)
         except BaseException:
             file.withdraw()
-            if not os.path.lexists(manifest_temp):
-                beside.unlink(missing_ok=True)
+            if beside.has_name:
+                beside.target.unlink(missing_ok=True)
             raise
-    except BaseException:
-        manifest_temp.unlink(missing_ok=True)
-        raise
 
 
 def _torch_save(content: dict[str, Any], file: DurableFile) -> None:
@@ -233,34 +276,20 @@ def _link_best(target: Path, best_path: Path, known: Manifest, best: dict[str, A
     """Point the best name at this step's file (a hard link, so that pruning the step's name leaves it)."""
     score, weights = float(best["score"]), str(best.get("weights", "raw"))
     named = known._replace(file=best_path.name, best_score=score, best_weights=weights)
-    temp, manifest_temp = temp_path(best_path), None
+    temp = temp_path(best_path)
     try:
-        try:
-            # Both are on the disk before either has its name: a best with the manifest of an older one is none at all.
-            manifest_temp = manifest.write_temp(best_path, named)
-            _link_or_copy(target, temp)
-            os.replace(temp, best_path)
-            os.replace(manifest_temp, manifest_path(best_path))
-        finally:
-            for left in filter(None, (temp, manifest_temp)):
-                left.unlink(missing_ok=True)
+        # Both are on the disk before either has its name: a best with the manifest of an older one is none at all.
+        with manifest.write_temp(best_path, named) as beside:
+            try:
+                layout.pin(target, temp)
+                layout.rename(temp, best_path)
+                beside.replace()
+            finally:
+                layout.remove(temp, missing_ok=True)
         fsync_directory(best_path.parent)
     except OSError as error:
         return error
     return None
-
-
-def _link_or_copy(target: Path, temp: Path) -> None:
-    try:
-        os.link(target, temp, follow_symlinks=False)
-    except OSError as error:
-        if error.errno not in NO_HARD_LINKS:
-            raise
-        import shutil  # only where the file system has no hard links (exFAT, some network drives)
-
-        shutil.copyfile(target, temp)
-        with open(temp, "rb") as file:
-            os.fsync(file.fileno())
 
 
 def _sweep_once(folder: Path) -> None:
@@ -286,6 +315,20 @@ def _succeeded(target: Path, known: Manifest, seconds: float, log_fn: Callable[[
         )
 
 
+def _tell_of_no_data_state(log_fn: Callable[[str], Any]) -> None:
+    """Say, once in a process, that a resume from these checkpoints will not be exact."""
+    global _has_told_of_no_data_state
+    if _has_told_of_no_data_state:
+        return
+    _has_told_of_no_data_state = True
+    message = (
+        "save_checkpoint got no data_state: a resume does not know where the data stood, and will not be exact; pass "
+        "the sampler's state as data_state (an entry of extra does not count), or data_state={'step': step} where the "
+        "data follow from the step alone"
+    )
+    _warn(NO_DATA_STATE, message, log_fn)
+
+
 def _warn(kind: str, message: str, log_fn: Callable[[str], Any]) -> None:
     journal_event("warning", kind=kind, message=message)
     log_fn(f"[warn] {message}")
@@ -294,7 +337,7 @@ def _warn(kind: str, message: str, log_fn: Callable[[str], Any]) -> None:
 def _failed(target: Path, step: int, error: OSError, content: dict[str, Any], log_fn: Callable[[str], Any]) -> None:
     global _io_errors
     _io_errors = _io_errors + 1 if error.errno == errno.EIO else 0
-    reason = cause(error, target, checkpoint_content.tensor_bytes(content))
+    reason = disk_error_cause(error, target, checkpoint_content.tensor_bytes(content))
     message = f"step {step} was not saved to '{target.parent}': {reason}"
     _warn("save_failed", f"{message}; training goes on, older checkpoints are as they were", log_fn)
     if _io_errors >= MAX_IO_ERRORS:

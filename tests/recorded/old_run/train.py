@@ -100,7 +100,7 @@ def _act(action: str) -> None:
         print("x" * int(value), flush=True)
     elif name == "lines":
         os.write(1, b"".join(b"line %09d %s\n" % (i, b"." * 100) for i in range(int(value))))
-    elif name == "wait":  # until somebody makes this file: a test's way to hold the trainer at a step
+    elif name == "wait":  # until another_user makes this file: a test's way to hold the trainer at a step
         while not os.path.exists(value):
             time.sleep(0.01)
     elif name == "child":  # a data worker: it outlives a parent that is killed, and ignores TERM

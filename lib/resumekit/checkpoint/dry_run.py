@@ -1,0 +1,158 @@
+"""`resume_helper.py --ckpt_dir DIR --dry-run`: which checkpoint would be taken, and why not each other one.
+
+Reads the folder, and the config of the run that it belongs to for how the files are named; imports no torch, changes
+nothing. stdout is the chosen path alone (or JSON), the table goes to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import os
+import re
+import shlex
+from pathlib import Path
+
+from ..base.errors import DONE, NO_STABLE_CHECKPOINT, NoStableCheckpoint, UsageError, report
+from ..base.files import UnreadableFile, read_json, to_json
+from ..base.imports import Any
+from ..base.paths import MANIFEST_SUFFIX, RunPaths, default_patterns, step_form
+from ..base.terminal import note_text, plain, show_json, show_path
+from .selection import CHOSEN, PASSED, Candidate, CheckpointFolder, Selection, require, select
+
+SHOWN_OLDER = 3
+SHOWN_OTHERS = 3
+# `paths.checkpoints` may be a folder in a folder.
+_MOST_LEVELS = 4
+_MAX_CONFIG_BYTES = 4 << 20
+# A verdict as a person reads it; JSON has the word itself.
+_WORDS = {PASSED: "passed over"}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code (3: no checkpoint found, or none stable)."""
+    return report(lambda: _main(_parser(*default_patterns()).parse_args(argv)), "resume_helper.py")
+
+
+def as_json(selection: Selection) -> dict[str, Any]:
+    """Return the selection as `--dry-run --json` prints it: checkpoint, and candidates newest first."""
+    return {
+        "checkpoint": None if selection.chosen is None else str(selection.chosen.path),
+        "candidates": [
+            {
+                "step": candidate.step,
+                "path": str(candidate.path),
+                "run_id": candidate.run_id,
+                "verdict": candidate.verdict,
+                "grade": candidate.grade,
+                "reason": candidate.reason,
+            }
+            for candidate in selection.candidates
+        ],
+    }
+
+
+def table(selection: Selection) -> str:
+    """Return the candidates as lines for a person; of the older ones only the first few."""
+    lines, older = [], 0
+    for candidate in selection.candidates:
+        if candidate.verdict == "older":
+            older += 1
+            if older > SHOWN_OLDER:
+                continue
+        lines.append(_line(candidate))
+    if older > SHOWN_OLDER:
+        lines.append(f"  ... and {older - SHOWN_OLDER} older ones")
+    return "\n".join(lines)
+
+
+def own_patterns(folder: Path) -> tuple[str, str]:
+    """Return `checkpoint.pattern` and `checkpoint.best_pattern` of the run that a folder belongs to, else the kit's."""
+    real = Path(os.path.realpath(folder))
+    step_default, best_default = default_patterns()
+    for run_dir in [real, *real.parents][1:_MOST_LEVELS]:
+        try:
+            config = read_json(RunPaths(run_dir).resolved_json, _MAX_CONFIG_BYTES)
+            named, names = config["paths"]["checkpoints"], config["checkpoint"]
+            if Path(os.path.realpath(RunPaths(run_dir, named).checkpoints)) == real:
+                return _text(names.get("pattern"), step_default), _text(names.get("best_pattern"), best_default)
+        except (UnreadableFile, KeyError, TypeError, AttributeError, ValueError):
+            continue
+    return step_default, best_default
+
+
+def _text(pattern: Any, default: str) -> str:
+    is_like_ours = isinstance(pattern, str) and "/" not in pattern and ("{step}" in pattern) == ("{step}" in default)
+    return pattern if is_like_ours else default
+
+
+def _line(candidate: Candidate) -> str:
+    mark = "->" if candidate.verdict == CHOSEN else "  "
+    step = "-" if candidate.step is None else str(candidate.step)
+    grade = f"{candidate.grade}: " if candidate.grade else ""
+    # Names come from a folder that others may have filled: control characters must not reach the terminal.
+    verdict = _WORDS.get(candidate.verdict, candidate.verdict)
+    return plain(f"{mark} {step:>12}  {verdict:<11}  {candidate.path.name}  ({grade}{candidate.reason})")
+
+
+def _main(arguments: argparse.Namespace) -> int:
+    own = own_patterns(Path(arguments.ckpt_dir))
+    pattern, best_pattern = arguments.pattern or own[0], arguments.best_pattern or own[1]
+    if "{step}" not in pattern:
+        raise UsageError(f"--pattern '{plain(pattern)}' has no {{step}} in it, which stands for the number")
+    folder = CheckpointFolder(Path(arguments.ckpt_dir), None, pattern, best_pattern)
+    selection = select([folder], step=arguments.step, best=arguments.best, weights_only=not arguments.unsafe_data)
+    if arguments.json:
+        show_json(to_json(as_json(selection)).decode().rstrip("\n"))
+        return DONE if selection.chosen else NO_STABLE_CHECKPOINT
+    if selection.candidates:
+        note_text(table(selection))
+    else:
+        _refuse_other_names(folder, best=arguments.best)
+    show_path(require(selection, f"in '{arguments.ckpt_dir}'").path)
+    return DONE
+
+
+def _refuse_other_names(folder: CheckpointFolder, *, best: bool) -> None:
+    """Raise where there are files, but none of the wanted name: with the option that would find them."""
+    names = _file_names(folder.folder)
+    form = re.escape(folder.best_pattern) if best else step_form(folder.pattern).pattern
+    if not names or any(re.fullmatch(form, name) for name in names):
+        return
+    others = ", ".join(map(plain, names[:SHOWN_OTHERS])) + (", ..." if len(names) > SHOWN_OTHERS else "")
+    wanted = folder.best_pattern if best else folder.pattern.replace("{step}", "<step>")
+    option = "--best-pattern" if best else f"--pattern {_likely_pattern(names)}"
+    raise NoStableCheckpoint(
+        f"no file named {plain(wanted)} in '{plain(str(folder.folder))}' ({len(names)} others: {others}): give {option}"
+    )
+
+
+def _file_names(folder: Path) -> list[str]:
+    """Return what may be checkpoints, by name, shorter ones first: model_9 stands before model_10."""
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise NoStableCheckpoint(f"'{plain(str(folder))}' cannot be read: {error.strerror}") from None
+    kept = (name for name in names if not name.startswith(".") and not name.endswith(MANIFEST_SUFFIX))
+    return sorted(kept, key=lambda name: (len(name), name))
+
+
+def _likely_pattern(names: list[str]) -> str:
+    """Return the pattern of most names, quoted for a shell: their last number is the step."""
+    forms = [re.sub("[0-9]+(?=[^0-9]*$)", "{step}", name) for name in names if name.isprintable()]
+    counted = collections.Counter(form for form in forms if "{step}" in form)
+    return shlex.quote(counted.most_common(1)[0][0]) if counted else "NAME, with {step} where the number stands"
+
+
+def _parser(pattern: str, best_pattern: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="resume_helper.py", description=__doc__, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--ckpt_dir", "--ckpt-dir", required=True, help="the checkpoint folder")
+    parser.add_argument("--dry-run", action="store_true", required=True, help="say what would be taken, change nothing")
+    parser.add_argument("--step", type=int, help="only this step")
+    parser.add_argument("--best", action="store_true", help="the best checkpoint instead of the latest")
+    parser.add_argument("--pattern", help=f"file names, with {{step}} (default: of the folder's run, else {pattern})")
+    parser.add_argument("--best-pattern", help=f"(default: the run's own, else {best_pattern})")
+    parser.add_argument("--unsafe-data", action="store_true", help="for a trainer that loads without weights_only=True")
+    parser.add_argument("--json", action="store_true", help="print checkpoint and candidates as JSON")
+    return parser

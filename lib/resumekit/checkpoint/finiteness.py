@@ -1,0 +1,170 @@
+"""Whether a checkpoint's bytes are sound and its values finite, as far as a run may go on from it.
+
+A NaN in the weights, the averages or the optimizer's state is never right. An infinity is wrong in a parameter, its
+average or a moment, and where an older checkpoint of the run has finite numbers in the same place. Elsewhere it may be
+a mask that a model keeps (`-inf` above the diagonal), and is healthy. What else a trainer saves is not looked at.
+Reads the bytes once (one_pass), and of older checkpoints what is to be compared. Writes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from ..base.files import UnreadableFile
+from ..base.imports import Any, NamedTuple
+from . import archive, layout, one_pass
+from .archive import Record
+from .torch_names import Tensor
+
+# Where trainers keep weights, their averages and the state of optimizers; the protocol's names (§6) first.
+_WEIGHTS = ("model_state_dict", "state_dict", "model", "module")
+_AVERAGES = ("ema_state_dict", "swa_state_dict", "ema", "swa", "model_ema")
+_OPTIMIZERS = ("optimizer_state_dict", "optimizer", "optimizers", "optimizer_states")
+# Of older checkpoints so many are looked into; one is enough where it can be read.
+_OLDER = 3
+# So many names are kept, and so many of them said.
+_NAMES, _NAMED = 8, 3
+_MAX_VALUES = 2_000_000
+
+# What `archive.content` returns.
+Content = tuple[dict[Any, Any], tuple[str, ...], dict[str, Record]]
+
+
+class Looked(NamedTuple):
+    """What a look into a checkpoint found.
+
+    Args:
+        sha256: of its bytes; None where it was not asked for.
+        fault: a record that differs from its checksum, in a few words; '' for none.
+        bad: the names of the first few values that forbid to go on from it; none where it is finite.
+        unsure: those that are infinite and may be a mask: nothing tells.
+        has_values: its values were looked at.
+    """
+
+    sha256: str | None
+    fault: str
+    bad: tuple[str, ...] = ()
+    unsure: tuple[str, ...] = ()
+    has_values: bool = False
+
+    @property
+    def reason(self) -> str:
+        """Why no run may go on from it, in a few words; '' where it may."""
+        return self.fault or (not_finite(self.bad) if self.bad else "")
+
+
+def look(descriptor: int, name: str, content: Content | None, older: Iterable[Path] = (), **asked: Any) -> Looked:
+    """Read an open checkpoint's bytes once.
+
+    Args:
+        descriptor, name: of the file.
+        content: what `archive.content` returned of it; None where its values need not be looked at.
+        older: checkpoints of the same run, the newest first; they are asked what an infinite value was before.
+        asked: digest, checksums, mb_per_s, keeps: as for `one_pass.read`, whose errors it raises.
+    """
+    value, _, inside = content or ({}, (), None)
+    # What is told of the numbers of a machine of the other kind would be wrong: nothing is.
+    tensors = None if inside is None or archive.is_big_endian(descriptor, inside) else tensors_of(value)
+    records = None if inside is None else inside.values()
+    found = one_pass.read(descriptor, name, records=records, tensors=tensors, **asked)
+    bad, unsure = _judged(value, tensors or {}, found.nonfinite or {}, older)
+    return Looked(found.sha256, found.fault or "", tuple(bad[:_NAMES]), tuple(unsure[:_NAMES]), tensors is not None)
+
+
+def not_finite(names: Sequence[str]) -> str:
+    """Say of a checkpoint that values in it are not finite."""
+    return f"not finite: {', '.join(names[:_NAMED]) or 'a value in it'}"
+
+
+def tensors_of(content: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """Return by dotted name the tensors that must be finite.
+
+    Args:
+        content: what a checkpoint holds. Where weights lie under none of the usual names, every tensor counts.
+    """
+    has_usual = any(isinstance(content.get(name), dict) for name in _WEIGHTS)
+    parts = (*_WEIGHTS, *_AVERAGES, *_OPTIMIZERS) if has_usual else tuple(content)
+    found: dict[str, Tensor] = {}
+    for part in parts:
+        for name, tensor in _leaves(content.get(part), str(part)):
+            while name in found:  # `a.b` may be one key or two, and long ones are cut: none is left out for its name
+                name += "'"
+            found[name] = tensor
+    return found
+
+
+def _judged(
+    content: Mapping[Any, Any], tensors: Mapping[str, Tensor], nonfinite: Mapping[str, str], older: Iterable[Path]
+) -> tuple[list[str], list[str]]:
+    """Return the names of the values that forbid to go on from a checkpoint, and of those that may be a mask."""
+    bad: list[str] = []
+    unsure: list[str] = []
+    parameters = frozenset(_parameter_names(content.get("parameter_names")) if nonfinite else ())
+    for name, kind in nonfinite.items():
+        part, _, inner = name.partition(".")
+        is_sure = kind == one_pass.NAN or part in _OPTIMIZERS or inner in parameters
+        (bad if is_sure else unsure).append(name)
+    if unsure and not bad:
+        bad = _finite_before(tensors, unsure, older)
+        unsure = [name for name in unsure if name not in bad]
+    return bad, unsure
+
+
+def _finite_before(tensors: Mapping[str, Tensor], names: list[str], older: Iterable[Path]) -> list[str]:
+    """Return which of some infinite tensors are finite in the newest older checkpoint that can be read."""
+    for path, _ in zip(older, range(_OLDER), strict=False):
+        try:
+            descriptor = layout.open_one(path)
+        except UnreadableFile:
+            continue
+        try:
+            content, _, inside = archive.content(descriptor)
+            before = tensors_of(content)
+            return [
+                name
+                for name in names
+                if name in before
+                and _form(before[name]) == _form(tensors[name])
+                and not one_pass.kinds_in(descriptor, before[name], inside[f"data/{before[name].storage.key}"])
+            ]
+        except (UnreadableFile, OSError, KeyError):
+            continue
+        finally:
+            os.close(descriptor)
+    return []
+
+
+def _form(tensor: Tensor) -> tuple[tuple[int, ...], str]:
+    return tensor.shape, tensor.dtype
+
+
+def _parameter_names(value: Any) -> Iterator[str]:
+    """Yield the names in what `save_checkpoint` keeps of the optimizers' parameters: lists, by name for several."""
+    waiting = [value]
+    for _ in range(_MAX_VALUES):
+        if not waiting:
+            return
+        one = waiting.pop()
+        if isinstance(one, str):
+            yield one
+        elif isinstance(one, (list, tuple)):
+            waiting += one
+        elif isinstance(one, dict):
+            waiting += one.values()
+
+
+def _leaves(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    """Yield (dotted name, tensor) of nested dicts, lists and tuples; what is in several places is found once."""
+    waiting, seen = [(value, name)], set()
+    for _ in range(_MAX_VALUES):
+        if not waiting:
+            return
+        one, place = waiting.pop()
+        if isinstance(one, Tensor):
+            yield place, one
+        elif isinstance(one, (dict, list, tuple)) and id(one) not in seen:
+            seen.add(id(one))
+            items = one.items() if isinstance(one, dict) else enumerate(one)
+            waiting += reversed([(item, f"{place}.{str(key)[:200]}") for key, item in items])

@@ -1,0 +1,1 @@
+"""What a resumed run is held against: what it should do, and what its journal shows."""

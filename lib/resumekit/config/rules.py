@@ -1,0 +1,214 @@
+"""Rules about settings that only make sense together, each with its reason: refused, or warned of.
+
+Reads nothing. Try it: `python lib/config_resolver.py --logdir /tmp/look --set checkpoint.keep_last=2`
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from ..base import paths
+from ..base.errors import KitError
+from ..base.imports import Any, NamedTuple
+from . import settings
+from .schema import Schema
+from .yaml_scalars import show
+
+Config = dict[str, Any]
+# The schedules that the kit computes (`start/forecast`).
+SCHEDULES = ("cosine", "linear", "constant")
+
+
+class Broken(NamedTuple):
+    """A rule that a config breaks.
+
+    Args:
+        keys: what the rule is about, dotted, in the order in which the sentence names them.
+        sentence: the keys, their values, why that cannot be, what to do.
+    """
+
+    keys: tuple[str, ...]
+    sentence: str
+
+
+def broken(config: Config, schema: Schema) -> Iterator[Broken]:
+    """Yield each rule that a resolved config breaks; a key that is absent breaks none."""
+    for rule in (_command, _copy, _replay, _schedule, _swap, _names, _patterns):
+        if found := rule(config):
+            yield found
+    yield from _divisors(config, schema)
+    if sentence := _oom_set(config["abort"]["oom_set"], schema):
+        yield Broken(("abort.oom_set",), sentence)
+
+
+def without_effect(config: Config, schema: Schema) -> Iterator[str]:
+    """Yield one sentence for each key that was set and does nothing with the trainer of a valid config.
+
+    A key with its default was most likely never thought of; one that is handed to the trainer is the trainer's affair.
+    """
+    if config["trainer"].get("loads_with_kit"):
+        return
+    words = [*config["trainer"]["command"], *config["trainer"].get("resume_args", ())]
+    for name in ("keep_last", "keep_every"):
+        key, value = f"checkpoint.{name}", config["checkpoint"].get(name)
+        is_handed_on = any(f"{{{key}}}" in word for word in words)
+        if value is None or value == schema.leaves[key].get("default") or is_handed_on:
+            continue
+        why = "only save_checkpoint goes by it, and this trainer saves by itself (trainer.loads_with_kit: false)"
+        advice = f"hand it to the trainer ({{{key}}} in trainer.command), or set it to null"
+        yield f"{key} is {value} and has no effect: {why}; {advice}"
+
+
+def unchecked(config: Config, schema: Schema) -> Iterator[str]:
+    """Yield one sentence for each overlay of the kit's that is not here and that a config has keys of."""
+    found: dict[str, list[str]] = {}
+    for key, node in schema.leaves.items():
+        section, _, name = key.partition(".")
+        if "x-absent" in node and name in config[section]:
+            found.setdefault(node["x-absent"], []).append(key)
+    for overlay, keys in found.items():
+        place = show(str(paths.KIT_ROOT / overlay), 400)
+        yield (
+            f"the schema {show(overlay)} of {', '.join(keys)} is not in this copy of the kit: only their types are"
+            f" checked, and a change of them needs consent; copy that file out of resumekit's repository to {place}, or"
+            f" take the keys out of the config"
+        )
+
+
+def doubtful(config: Config) -> tuple[str, ...]:
+    """Return one sentence for each rule that a config breaks and trains all the same: a warning, no refusal."""
+    return tuple(sentence for rule in (_cadence, _warmup) if (sentence := rule(config)))
+
+
+def _oom_set(overrides: list[str], schema: Schema) -> str | None:
+    try:
+        nested = settings.nest([settings.parse(setting, schema, "item") for setting in overrides], schema)
+    except KitError as error:
+        return f"abort.oom_set holds what --set would refuse: {error}"
+    found = schema.findings(nested)
+    return f"abort.oom_set holds what --set would refuse: {found[0].sentence}" if found else None
+
+
+def _command(config: Config) -> Broken | None:
+    if config["trainer"].get("command"):
+        return None
+    return Broken(
+        ("trainer.command",),
+        "trainer.command is missing: without it nothing can be started; give it as a list, [python, train.py]",
+    )
+
+
+def _replay(config: Config) -> Broken | None:
+    checkpoint, recover = config["checkpoint"], config["recover"]
+    # Only save_checkpoint prunes; what a trainer of its own keeps is not ours to say.
+    prunes = config["trainer"].get("loads_with_kit")
+    if not recover["enabled"] or not prunes or checkpoint["keep_last"] is None:
+        return None
+    reach = checkpoint["keep_last"] * checkpoint["every"]
+    if reach >= recover["replay_steps"]:
+        return None
+    return Broken(
+        ("checkpoint.keep_last", "checkpoint.every", "recover.replay_steps"),
+        f"checkpoint.keep_last x checkpoint.every is {checkpoint['keep_last']} x {checkpoint['every']} = {reach} steps,"
+        f" less than recover.replay_steps {recover['replay_steps']}: a recovery goes back that far and needs a"
+        f" checkpoint there; keep more, or replay less",
+    )
+
+
+def _copy(config: Config) -> Broken | None:
+    trainer = config["trainer"]
+    if not trainer.get("loads_with_kit") or not trainer.get("checkpoint_in"):
+        return None
+    return Broken(
+        ("trainer.checkpoint_in", "trainer.loads_with_kit", "trainer.resume_args"),
+        "trainer.checkpoint_in is set and trainer.loads_with_kit is true: a trainer that loads with the kit proves the"
+        " very file that it is told of, and a copy would be another one; give it {checkpoint} in trainer.resume_args",
+    )
+
+
+def _cadence(config: Config) -> str | None:
+    fast, full = (config["validation"].get(key) for key in ("fast_eval_every", "full_eval_every"))
+    if fast is None or full is None or fast <= full:
+        return None
+    return (
+        f"validation.fast_eval_every is {fast} and validation.full_eval_every {full}: fast evaluations are meant to be"
+        f" the frequent ones, and full ones may wait for their improvement; --set full_eval_every=N changes that"
+    )
+
+
+def _warmup(config: Config) -> str | None:
+    warmup, steps = config["schedule"].get("warmup_steps"), config["training"].get("max_steps")
+    if warmup is None or steps is None or warmup < steps:
+        return None
+    return (
+        f"schedule.warmup_steps is {warmup} and training.max_steps {steps}: the learning rate still rises when the"
+        f" training ends, for a warm-up is never scaled by itself; --set warmup_steps=N shortens it"
+    )
+
+
+def _schedule(config: Config) -> Broken | None:
+    name = config["schedule"].get("name")
+    if name is None or name in SCHEDULES or not config["trainer"].get("schedule_with_kit"):
+        return None  # a schedule of the trainer's own has a name of its own
+    return Broken(
+        ("schedule.name", "trainer.schedule_with_kit"),
+        f"schedule.name is {show(name)}, and trainer.schedule_with_kit says that the kit computes the schedule, as"
+        f" one of {', '.join(SCHEDULES)}: take one of them, or set trainer.schedule_with_kit to false",
+    )
+
+
+def _divisors(config: Config, schema: Schema) -> Iterator[Broken]:
+    """Yield a sentence for each key that does not divide the key that its schema names (`x-divides`)."""
+    for key, node in schema.leaves.items():
+        if (whole := node.get("x-divides")) is None:
+            continue
+        total, parts = _whole_number(config, whole), _whole_number(config, key)
+        if total and parts and total % parts:
+            sentence = f"{whole} {total} cannot be divided among {key} {parts}: take a multiple of {parts}"
+            yield Broken((whole, key), sentence)
+
+
+def _whole_number(config: Config, key: str) -> int | None:
+    value = settings.get(config, key)
+    return value if type(value) is int else None
+
+
+def _swap(config: Config) -> Broken | None:
+    step = config["optimizer"].get("swap_at")
+    if step is None or config["optimizer"].get("swap_to"):
+        return None
+    return Broken(
+        ("optimizer.swap_at", "optimizer.swap_to"),
+        f"optimizer.swap_at is {step}, and optimizer.swap_to does not say to what; name an optimizer",
+    )
+
+
+def _names(config: Config) -> Broken | None:
+    checkpoint, own = config["checkpoint"], config["paths"]
+    if paths.step_of_name(checkpoint["best_pattern"], checkpoint["pattern"]) is not None:
+        return Broken(
+            ("checkpoint.best_pattern", "checkpoint.pattern"),
+            f"checkpoint.best_pattern {show(checkpoint['best_pattern'])} would be read as a step of checkpoint.pattern"
+            f" {show(checkpoint['pattern'])}: take another name for the best",
+        )
+    places = [own["checkpoints"], own["logs"], own["status"]]
+    if len(set(places)) < len(places):
+        shown = ", ".join(map(show, places))
+        return Broken(
+            ("paths.checkpoints", "paths.logs", "paths.status"),
+            f"paths.checkpoints, paths.logs and paths.status are {shown}: each needs a name of its own",
+        )
+    return None
+
+
+def _patterns(config: Config) -> Broken | None:
+    for name, pattern in config["trainer"]["log_patterns"].items():
+        key = f"trainer.log_patterns.{name}"
+        try:
+            groups = re.compile(pattern).groups if isinstance(pattern, str) else 1
+        except (re.error, OverflowError, RecursionError) as error:
+            return Broken((key,), f"{key} is {show(pattern)}, no regular expression: {error}")
+        if not groups:
+            return Broken((key,), f"{key} is {show(pattern)} and has no group: put what is to be read in (brackets)")
+    return None

@@ -1,1 +1,0 @@
-"""config.yaml read, resolved, checked and hashed, and what a change of a key costs."""

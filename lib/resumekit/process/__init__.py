@@ -1,0 +1,1 @@
+"""The processes of a run: the trainer is started, followed and stopped."""

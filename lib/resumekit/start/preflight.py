@@ -1,0 +1,272 @@
+"""What a start needs beside its choice, checked before anything is made: folders, data, program, command line.
+
+Reads the file system; writes nothing, so that --dry-run finds what the start would find.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..base.errors import DiskFull, InvalidFile, KitError, UsageError
+from ..base.files import UnreadableFile
+from ..base.imports import Any, NamedTuple
+from ..base.paths import KIT_ROOT, RunPaths, checkpoint_name, unexpanded
+from ..base.redaction import secret_line, secret_word
+from ..checkpoint import layout
+from ..config import config
+from . import code_state, trainer_command
+from .choice import Choice
+from .request import Request, root_of
+
+# Room that a launch wants to find: a full disk is refused before there is half a run folder.
+MIN_FREE_BYTES = 1 << 20
+_NO_LINK = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Ready(NamedTuple):
+    """What was found.
+
+    Args:
+        root: the folder that relative paths of the config begin at.
+        cwd: the trainer's working folder.
+        dataset: where data.path leads, or None.
+        python: what `{python}` stands for.
+        search_path: the trainer's PYTHONPATH.
+        versions: the question for the versions of the trainer's interpreter, under way.
+        may_start: whether the trainer and its interpreter may be started; not before a person has agreed to words
+            of another user's, and never by a dry run of such.
+    """
+
+    root: Path
+    cwd: Path
+    dataset: Path | None
+    python: str
+    search_path: str
+    versions: trainer_command.Versions | trainer_command.NotAsked = trainer_command.NotAsked()
+    may_start: bool = True
+
+
+def check(choice: Choice, request: Request) -> Ready:
+    """Look for everything that a start of this choice needs.
+
+    Raises:
+        UsageError: the command line carries what looks like a secret.
+        InvalidFile: data, folders or a command of the config cannot be used, or it holds what looks like a secret.
+        ToolMissing: the trainer's program is not there.
+    """
+    root = root_of(choice.config, request.config_file)
+    _refuse_secrets(request)
+    _refuse_secrets_in_the_config(choice, request)
+    ready = Ready(
+        root,
+        _folder(root, config.get(choice.config, "trainer.cwd")),
+        _dataset(root, config.get(choice.config, "data.path")),
+        trainer_command.configured_python(choice.config, root),
+        trainer_command.search_path(),
+    )
+    _refuse_unresumable(choice)
+    trainer_command.check_helpers(choice.config)
+    argv = trainer_argv(choice, run_paths(choice, "RUN_ID"), ready)
+    search_path = os.environ.get("PATH", os.defpath)
+    trainer_command.check_override(ready.python, search_path)
+    trainer_command.check_program(argv, ready.cwd, search_path, trainer_command.python_origin(choice.config))
+    if choice.recovery is None:  # a missing mailer must not keep a run from going on in the night
+        trainer_command.check_notifier(config.get(choice.config, "notify.command"), root, search_path)
+    _refuse_full_disk(choice.table.runs_dir)
+    if choice.consents and not (request.is_accepted and not request.is_dry_run):
+        return ready._replace(versions=trainer_command.NotAsked(), may_start=False)
+    python = trainer_command.python_of_trainer(argv, ready.cwd, ready.python)
+    is_wrapped = trainer_command.is_wrapped(choice.config, argv)
+    return ready._replace(versions=trainer_command.Versions(python, ready.search_path, is_wrapped=is_wrapped))
+
+
+def run_paths(choice: Choice, run_id: str) -> RunPaths:
+    """Return where the files of the new run lie."""
+    names = choice.config["paths"]
+    return RunPaths(choice.table.runs_dir / run_id, names["checkpoints"], names["logs"], names["status"])
+
+
+def checkpoint_for_trainer(choice: Choice, paths: RunPaths) -> Path | None:
+    """Return the checkpoint that the trainer is told of: the chosen file, or its copy under `trainer.checkpoint_in`."""
+    if choice.candidate is None:
+        return None
+    wanted = config.get(choice.config, "trainer.checkpoint_in")
+    return chosen_file(choice) if wanted is None else paths.run_dir / wanted
+
+
+def chosen_file(choice: Choice) -> Path:
+    """Return the file of a choice; for the best one its step's own file, which is the same as long as it is there.
+
+    The best name moves on when a live parent has a new best, its step's file does not.
+    """
+    candidate = choice.chosen
+    path = candidate.path.absolute()
+    if choice.parent and path.name == choice.parent.best_pattern and candidate.step is not None:
+        own = path.with_name(checkpoint_name(choice.parent.step_pattern, candidate.step))
+        if layout.is_same(own, path):
+            return own
+    return path
+
+
+def trainer_argv(choice: Choice, paths: RunPaths, ready: Ready) -> list[str]:
+    """Return the trainer's command line in the run folder that `paths` names."""
+    values = {
+        "run_id": paths.run_dir.name,
+        "root_run_id": root_run_id(choice, paths),
+        "parent_run_id": choice.parent.run_id if choice.parent else "",
+        "parent_step": "" if choice.step is None else str(choice.step),
+        "run_dir": str(paths.run_dir),
+        "checkpoints_dir": str(paths.checkpoints),
+        "logs_dir": str(paths.logs),
+        "heartbeat_json": str(paths.heartbeat_json),
+        "config_yaml": str(paths.resolved_yaml),
+        "config_json": str(paths.resolved_json),
+        "checkpoint": str(checkpoint_for_trainer(choice, paths) or ""),
+        "step": str(choice.step or 0),
+        "python": ready.python,
+        "kit": str(KIT_ROOT),
+    }
+    return trainer_command.build_argv(choice.config, values, is_resume=choice.candidate is not None)
+
+
+def root_run_id(choice: Choice, paths: RunPaths) -> str:
+    """Return the id of the run that the new run's lineage begins with: its own where it has no parent."""
+    return choice.table.root_id(choice.parent) if choice.parent else paths.run_dir.name
+
+
+def code_of(choice: Choice, ready: Ready, snapshot: code_state.Snapshot) -> code_state.Code:
+    """Return the state of the code that a start of this choice would train with.
+
+    Args:
+        ready: what `check` found.
+        snapshot: what git is being asked about `paths.root`, under way since the command began.
+    """
+    from . import code_change, code_scope  # late: `check` alone has no use for them
+
+    argv = trainer_argv(choice, run_paths(choice, "RUN_ID"), ready)
+    files = code_change.named_files(argv, ready.cwd, ready.root, choice.table.runs_dir)
+    if ready.root != snapshot.root:
+        snapshot = code_state.start_snapshot(ready.root)
+    return code_state.finish_snapshot(snapshot, code_scope.of(choice.config, ready.root), files)
+
+
+def _refuse_secrets(request: Request) -> None:
+    for words, origin in ((request.extra_args or (), "behind --"), (request.settings, "with --set")):
+        if found := secret_word(words):
+            raise UsageError(
+                f"'{found}' ({origin}) looks like a secret, and would be written into the run folder: "
+                "give it to the trainer in an environment variable instead"
+            )
+
+
+def _refuse_secrets_in_the_config(choice: Choice, request: Request) -> None:
+    file = request.config_file
+    line = secret_line(file.content)
+    found = f"line {line}" if line else _secret_leaf(choice.config)
+    if found:
+        raise InvalidFile(
+            f"{found} of the config '{file.path}' looks like a secret, and would be copied into the run folder: "
+            "give it to the trainer in an environment variable instead"
+        )
+
+
+def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _leaves(item, f"{key}.{name}" if key else name)
+    else:
+        yield key, value
+
+
+def _secret_leaf(tree: dict[str, Any]) -> str | None:
+    """Name the first key of a config whose value looks like a secret, in quotes; None where none does."""
+    words = {key: [str(word) for word in value] if isinstance(value, list) else [f"{key}={value}"]
+             for key, value in _leaves(tree, "")}  # fmt: skip
+    if secret_word([word for of_key in words.values() for word in (*of_key, "")]) is None:  # one look at all of them
+        return None
+    return next((f"'{key}'" for key, of_key in words.items() if secret_word(of_key)), None)
+
+
+def _refuse_unresumable(choice: Choice) -> None:
+    trainer = choice.config["trainer"]
+    if choice.candidate and not trainer["resume_args"] and not trainer.get("checkpoint_in"):
+        raise InvalidFile(
+            "this trainer is never told which checkpoint to load: set trainer.resume_args, "
+            "or trainer.checkpoint_in where it reads a fixed name"
+        )
+
+
+def _refuse_full_disk(runs_dir: Path) -> None:
+    """Raise DiskFull where the runs folder's disk has no room; what cannot be asked is found out by writing."""
+    folder = runs_dir
+    while not os.path.isdir(folder) and folder != folder.parent:
+        folder = folder.parent
+    try:
+        free = os.statvfs(folder)
+    except OSError:
+        return
+    if free.f_bavail * free.f_frsize < MIN_FREE_BYTES or (free.f_files and not free.f_favail):
+        what = f"{free.f_bavail * free.f_frsize:,} bytes" if free.f_favail or not free.f_files else "no inodes"
+        raise DiskFull(f"the disk of '{runs_dir}' is full ({what} left): nothing was started; make room there")
+
+
+def _folder(root: Path, relative: str | None) -> Path:
+    folder = root / relative if relative else root
+    if not os.path.isdir(folder):
+        origin = "trainer.cwd" if relative else "paths.root"
+        raise InvalidFile(f"{origin} '{folder}' is not a folder{unexpanded(relative or '')}")
+    return folder
+
+
+def _dataset(root: Path, relative: str | None) -> Path | None:
+    if relative is None:
+        return None
+    target = Path(os.path.abspath(root / relative))
+    if not target.exists():
+        leads_to = f", a link to '{os.readlink(target)}'" if target.is_symlink() else ""
+        raise InvalidFile(f"the data are not there: data.path is '{target}'{leads_to}{unexpanded(relative)}")
+    return target
+
+
+def copy_checkpoint(choice: Choice, paths: RunPaths) -> None:
+    """Put the chosen checkpoint where a trainer that resumes from a fixed name looks for it.
+
+    A copy, not a link: the trainer may write into it, and the parent's file must stay as it is.
+    """
+    target = checkpoint_for_trainer(choice, paths)
+    if target is None or choice.candidate is None or target == chosen_file(choice):
+        return
+    chosen = chosen_file(choice)
+    try:
+        opened = layout.open_in_folder(chosen)
+    except UnreadableFile as error:
+        raise KitError(f"the checkpoint '{chosen}' cannot be copied: {error}") from error
+    try:
+        folder = _folder_to_copy_into(paths.run_dir, target)
+        try:
+            layout.copy(opened, folder, target.name)
+        finally:
+            os.close(folder)
+    finally:
+        os.close(opened)
+
+
+def _folder_to_copy_into(run_dir: Path, target: Path) -> int:
+    """Open the folder of a file below a run's folder, step by step; what is not there is made, and no link followed.
+
+    Returns:
+        Its descriptor; the caller closes it.
+    """
+    folder = os.open(run_dir, _NO_LINK)
+    for name in target.relative_to(run_dir).parent.parts:
+        parent = folder
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, dir_fd=parent)
+            folder = os.open(name, _NO_LINK, dir_fd=parent)
+        finally:
+            os.close(parent)
+    return folder

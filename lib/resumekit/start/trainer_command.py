@@ -1,0 +1,372 @@
+"""The trainer's command, and the Python that runs under it with the versions that it has."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..base import background_command, imports, paths
+from ..base.errors import InvalidFile, ToolMissing
+from ..base.imports import Any
+from ..base.terminal import WARNING, Note
+from ..config.yaml_scalars import show
+
+# Placeholders with which a trainer finds its whole config.
+_WHOLE_CONFIG = {"config_yaml", "config_json", "run_dir"}
+# Sections that the kit itself acts on; in all others, and in `checkpoint.every` and its kin, the trainer has to.
+_SECTIONS_OF_THE_KIT = {
+    "experiment", "trainer", "checkpoint", "status", "resume", "abort", "recover", "notify", "paths",
+}  # fmt: skip
+_KEYS_OF_THE_KIT = {"data.path"}
+_KEYS_OF_THE_TRAINER = {"checkpoint.every", "checkpoint.keep_last", "checkpoint.keep_every"}
+_PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
+
+
+def fill(template: str, values: Mapping[str, str], config: Mapping[str, Any], source: str) -> str:
+    """Fill the placeholders of one argv element.
+
+    Args:
+        template: such as '--run_id={run_id}'.
+        values: the run's own placeholders.
+        config: the resolved config, for `{section.key}`.
+        source: where the template stands, for the message.
+
+    Raises:
+        InvalidFile: a placeholder that does not exist, or whose value is not a single value.
+    """
+
+    def replace(match: re.Match[str]) -> str:
+        name = match[1]
+        if name is None:
+            return match[0][0]
+        if name in values:
+            return values[name]
+        return _config_value(name, values, config, source)
+
+    return _PLACEHOLDER.sub(replace, template)
+
+
+def placeholders(template: str) -> list[str]:
+    """Return the names in the placeholders of one argv element."""
+    return [match[1] for match in _PLACEHOLDER.finditer(template) if match[1] is not None]
+
+
+def is_told(config: Mapping[str, Any], key: str) -> bool:
+    """Return whether the trainer can see a key of the config that it alone acts on; True for keys of the kit.
+
+    A trainer that loads with the kit knows its run's folder; any other is known by its command line alone.
+    """
+    trainer, section = config.get("trainer") or {}, key.partition(".")[0]
+    is_the_kits = key in _KEYS_OF_THE_KIT or (section in _SECTIONS_OF_THE_KIT and key not in _KEYS_OF_THE_TRAINER)
+    if is_the_kits or trainer.get("loads_with_kit"):
+        return True
+    words = [*(trainer.get("command") or ()), *(trainer.get("resume_args") or ())]
+    named = {name for word in words for name in placeholders(word)}
+    return bool(named & {key, *_WHOLE_CONFIG})
+
+
+def untold(config: Mapping[str, Any], keys: Sequence[str]) -> str | None:
+    """Return the warning that keys which were set on the command line do not reach the trainer; None where all do."""
+    unseen = [key for key in dict.fromkeys(keys) if not is_told(config, key)]
+    if not unseen:
+        return None
+    return (
+        f"the trainer is not told of {', '.join(unseen)} (--set): trainer.command has neither {{{unseen[0]}}} nor "
+        "{config_json}; it takes effect only if the trainer reads resolved_config.json in $RESUMEKIT_RUN_DIR"
+    )
+
+
+def build_argv(config: Mapping[str, Any], values: Mapping[str, str], *, is_resume: bool) -> list[str]:
+    """Return the trainer's argv: command, then resume_args on a resume, then extra_args as they stand."""
+    trainer = config["trainer"]
+    parts = [(part, "trainer.command") for part in trainer["command"]]
+    if is_resume:
+        parts += [(part, "trainer.resume_args") for part in trainer["resume_args"]]
+    argv = [fill(part, values, config, source) for part, source in parts]
+    argv += trainer["extra_args"]
+    if odd := next((part for part in argv if "\0" in part), None):
+        raise InvalidFile(f"the trainer's argument {odd!r} holds a NUL character, which no command line can carry")
+    return argv
+
+
+def check_program(argv: Sequence[str], cwd: Path, search_path: str, origin: str = "trainer.command") -> None:
+    """Raise ToolMissing if what the command names is not there, before anything is made or started.
+
+    Its program, which has to be executable, and the script that a Python is to run.
+
+    Args:
+        argv: the trainer's command line, filled in.
+        cwd: its working folder.
+        search_path: the folders in which a program without a '/' is looked for.
+        origin: the key of the config that says the program.
+    """
+    if not _is_there(argv[0], cwd, search_path):
+        advice = paths.unexpanded(argv[0]) or "; name one that is"
+        raise ToolMissing(
+            f"the trainer's program '{argv[0]}' is not there or not executable ({origin}, seen from '{cwd}'){advice}"
+        )
+    script = script_of(argv)
+    if script is not None and not os.path.exists(os.path.join(cwd, script)):
+        advice = paths.unexpanded(script) or "; name one that is"
+        raise ToolMissing(f"the script '{script}' is not there (trainer.command, seen from '{cwd}'){advice}")
+
+
+def check_notifier(argv: Sequence[str] | None, root: Path, search_path: str) -> None:
+    """Raise InvalidFile if the program of `notify.command` is not there: in the night it is too late to say so."""
+    if argv is None or _is_there(argv[0], root, search_path):
+        return
+    words = argv[0].split() if len(argv) == 1 else []
+    advice = f"write each word by itself, [{', '.join(words)}]" if len(words) > 1 else "mend it, or write null"
+    raise InvalidFile(
+        f"the program {show(argv[0])} is not there or not executable (notify.command, seen from '{root}'), "
+        f"so no message would say that a run needs a person: {advice}"
+    )
+
+
+def _is_there(program: str, cwd: Path, search_path: str) -> bool:
+    return paths.find_program(program if "/" not in program else os.path.join(cwd, program), search_path) is not None
+
+
+def as_script(argv: Sequence[str], cwd: Path, environment: Mapping[str, str], run_id: str) -> bytes:
+    """Return command.sh: what to paste to run the trainer again by hand, without the kit around it.
+
+    All of it stands in one pair of brackets: pasted into a terminal it ends the trainer's shell, not the person's.
+    """
+    lines = [
+        "#!/usr/bin/env bash",
+        f"# The trainer of run {run_id}, as it was started: without launcher, sidecar and log.",
+        "(",
+        f"  cd -- {shlex.quote(str(cwd))} || exit",
+        *(f"  export {name}={shlex.quote(value)}" for name, value in environment.items()),
+        "  exec " + " ".join(shlex.quote(part) for part in argv),
+        ")",
+    ]
+    return ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
+
+
+def _config_value(name: str, values: Mapping[str, str], config: Mapping[str, Any], source: str) -> str:
+    value: Any = config
+    for part in name.split("."):
+        value = value.get(part, _MISSING) if isinstance(value, Mapping) else _MISSING
+    if value is _MISSING:
+        import difflib  # only for a message
+
+        near = difflib.get_close_matches(name, [*values, *_leaves(config)], n=1, cutoff=0.8)
+        hint = f"; did you mean '{{{near[0]}}}'?" if near else ""
+        raise InvalidFile(f"unknown placeholder '{{{name}}}' in {source}{hint} (a brace itself is written '{{{{')")
+    if value is None or isinstance(value, (Mapping, list)):
+        kind = "null" if value is None else "not a single value"
+        raise InvalidFile(f"placeholder '{{{name}}}' in {source} is {kind} in this config")
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _leaves(config: Mapping[str, Any], prefix: str = "") -> list[str]:
+    result = []
+    for key, value in config.items():
+        result += _leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [prefix + key]
+    return result
+
+
+_MISSING = object()
+
+
+# Which Python a trainer runs under, and the versions that it has: python, torch, CUDA, driver.
+#
+# Asks another interpreter in a process beside the rest, and reads torch's version as text: importing torch costs
+# more than all the rest of a launch.
+
+TIMEOUT_S = 20.0
+# One user's interpreter where the config, with the trainer.python of another one, is shared.
+OVERRIDE = "RESUMEKIT_TRAINER_PYTHON"
+MAX_BYTES = 1 << 20
+_COLON = "':' separates the folders of PYTHONPATH"
+_QUESTION = "import sys; print('%d.%d.%d' % sys.version_info[:3], *sys.path, sep='\\0', end='')"
+
+
+def configured_python(resolved: Mapping[str, Any], root: Path) -> str:
+    """Return the interpreter that `{python}` stands for.
+
+    The user's own ($RESUMEKIT_TRAINER_PYTHON), else `trainer.python`, else the one that the kit runs under.
+    """
+    wanted = os.environ.get(OVERRIDE) or resolved["trainer"].get("python")
+    if wanted is None:
+        return sys.executable
+    return str(root / wanted) if "/" in wanted else paths.find_program(wanted) or wanted
+
+
+def override_said(resolved: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the sentence that names the user's own interpreter where it is not that of the config."""
+    own, shared = os.environ.get(OVERRIDE), resolved["trainer"].get("python")
+    if not own or own == shared:
+        return ()
+    instead = "" if shared is None else f", not '{shared}' (trainer.python)"
+    return (f"the trainer's Python is '{own}' ({OVERRIDE}){instead}",)
+
+
+def search_path() -> str:
+    """Return the PYTHONPATH that a trainer gets: the user's own, then the kit's helpers, where one can name them."""
+    return os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), _helpers()]))
+
+
+def helpers_said() -> tuple[str, ...]:
+    """Return the warning that no trainer can import the helpers, because PYTHONPATH cannot name their folder."""
+    if _helpers() is not None:
+        return ()
+    lies = f"warning: the kit lies in '{paths.LIB.parent}'"
+    return (Note(WARNING, f"{lies}: {_COLON}, so a trainer cannot import resume_helper from it"),)
+
+
+def check_helpers(resolved: Mapping[str, Any]) -> None:
+    """Raise InvalidFile where the trainer loads with the kit's helpers, and could not import them."""
+    if resolved["trainer"].get("loads_with_kit") and _helpers() is None:
+        raise InvalidFile(
+            f"the kit lies in '{paths.LIB.parent}': {_COLON}, and this trainer imports its helpers "
+            "(trainer.loads_with_kit); move the kit to a path without ':'"
+        )
+
+
+def _helpers() -> str | None:
+    return None if os.pathsep in str(paths.LIB) else str(paths.LIB)
+
+
+def check_override(python: str, search_path: str) -> None:
+    """Raise ToolMissing if $RESUMEKIT_TRAINER_PYTHON names what is not there; `python` is what it stands for."""
+    if os.environ.get(OVERRIDE) and paths.find_program(python, search_path) is None:
+        raise ToolMissing(
+            f"the Python '{python}' is not there or not executable ({OVERRIDE} in the environment): "
+            "name another one, or unset it"
+        )
+
+
+def python_of_trainer(argv: Sequence[str], cwd: Path, python: str) -> str:
+    """Return the interpreter that a trainer's command runs under: its program if that is a Python, else `python`."""
+    program = argv[0]
+    if not is_python(program):
+        return python
+    return os.path.join(cwd, program) if "/" in program else paths.find_program(program) or python
+
+
+def is_python(program: str) -> bool:
+    """Whether a program is an interpreter itself, by its name: not torchrun, a shell script, a container."""
+    return bool(re.fullmatch(r"python[0-9.]*", os.path.basename(program)))
+
+
+def script_of(argv: Sequence[str]) -> str | None:
+    """Return the script that a command has a Python run; None for a module, a text, or where that cannot be told."""
+    if not is_python(argv[0]):
+        return None
+    words = iter(argv[1:])
+    for word in words:
+        if not word.startswith("-"):
+            return word
+        if word in ("-W", "-X"):
+            next(words, None)
+        elif not re.fullmatch("-(?:[bBdEiIOPqsSuvx]+|[WX].+)", word):
+            return None
+    return None
+
+
+def python_origin(resolved: Mapping[str, Any]) -> str:
+    """Return the key of the config that says which program the command begins with."""
+    trainer = resolved["trainer"]
+    return "trainer.python" if trainer["command"][0] == "{python}" and trainer.get("python") else "trainer.command"
+
+
+def is_wrapped(resolved: Mapping[str, Any], argv: Sequence[str]) -> bool:
+    """Whether nothing here says under which interpreter a trainer runs: its command begins with a wrapper.
+
+    Args:
+        resolved: the config; a `trainer.python`, or `{python}` in the command, says it.
+        argv: the command line, filled in.
+    """
+    trainer = resolved["trainer"]
+    is_said = trainer.get("python") is not None or any("{python}" in word for word in trainer["command"])
+    return not is_said and not is_python(argv[0])
+
+
+class Versions:
+    """The question for an interpreter's versions: asked when this is made, answered by `answer`."""
+
+    def __init__(self, python: str, search_path: str, *, is_wrapped: bool = False) -> None:
+        """Begin to ask.
+
+        Args:
+            python: the interpreter; the kit's own is not asked, it knows.
+            search_path: the PYTHONPATH that the trainer gets.
+            is_wrapped: see `is_wrapped`: the interpreter here is not the trainer's.
+        """
+        self._search_path, self._is_wrapped = search_path, is_wrapped
+        self._asked = None
+        self._answer: dict[str, str | None] | None = None
+        if os.path.abspath(python) != os.path.abspath(sys.executable):
+            self._asked = background_command.start([python, "-c", _QUESTION], {**os.environ, "PYTHONPATH": search_path})
+            self._is_ours = False
+        else:
+            self._is_ours = True
+
+    def answer(self) -> dict[str, str | None]:
+        """Return python, torch, cuda and driver versions; None where something is not there or does not say."""
+        if self._answer is None:
+            self._answer = self._read()
+        return self._answer
+
+    def comparable(self) -> dict[str, str | None]:
+        """Return the versions that say something of the trainer: under a wrapper only the driver's."""
+        known = self.answer()
+        return {"driver": known["driver"]} if self._is_wrapped else known
+
+    def _read(self) -> dict[str, str | None]:
+        if self._is_ours:
+            imports.find_packages()  # the folders that the trainer's start of this same Python has
+            version: str | None = "{}.{}.{}".format(*sys.version_info[:3])
+            folders = [*self._search_path.split(os.pathsep), *sys.path, *_user_folder()]
+        else:
+            text = background_command.result(self._asked, MAX_BYTES, TIMEOUT_S).kept.decode("utf-8", "surrogateescape")
+            version, *folders = text.split("\0")
+            version = version if re.fullmatch(r"[0-9.]{3,20}", version) else None
+        torch, cuda = _torch_version(folders)
+        return {"python": version, "torch": torch, "cuda": cuda, "driver": _driver_version()}
+
+
+class NotAsked:
+    """In the place of `Versions` where the interpreter may not be started yet: nothing is known, nothing compared."""
+
+    def answer(self) -> dict[str, str | None]:
+        """Return no version at all."""
+        return {}
+
+    def comparable(self) -> dict[str, str | None]:
+        """Return no version at all."""
+        return {}
+
+
+def _user_folder() -> list[str]:
+    """Return the user's own site-packages: `-I` leaves it out of our path, the trainer has it on its own."""
+    import site
+
+    return [site.USER_SITE] if isinstance(site.USER_SITE, str) else []
+
+
+def _torch_version(folders: Sequence[str]) -> tuple[str | None, str | None]:
+    for folder in filter(None, folders):
+        try:
+            with open(os.path.join(folder, "torch", "version.py"), encoding="utf-8") as file:
+                text = file.read(MAX_BYTES)
+        except (OSError, ValueError):
+            continue
+        found = (re.search(rf"^{name}\b[^=\n]*=\s*'([^']*)'", text, re.MULTILINE) for name in ("__version__", "cuda"))
+        version, cuda = (match[1] if match else None for match in found)
+        return version, cuda
+    return None, None
+
+
+def _driver_version() -> str | None:
+    try:
+        with open("/sys/module/nvidia/version", encoding="ascii") as file:
+            return file.read(100).strip()
+    except (OSError, ValueError):
+        return None

@@ -1,1 +1,0 @@
-"""A run made, started, watched and ended."""

@@ -1,0 +1,1 @@
+"""Live runs looked at, sick ones stopped, dead ones taken up again."""

@@ -1,1 +1,0 @@
-"""Looking at live runs: which of them is sick, and by what evidence."""
