@@ -284,13 +284,15 @@ def signal_all(pids: list[int], *numbers: int) -> None:
 
 
 def trainers(kit: Kit) -> list[int]:
-    """Return the processes that train: toy trainers, without those that have them in their own command lines."""
-    others = (b"shim.py", b"launcher.sh", b"run.sh", b"resumekit_cli.py")
+    """Return the processes that train: those that run the toy trainer, not those that have it in their own arguments.
+
+    By the place of the word alone: of a process that is ending, /proc may show a part of the arguments.
+    """
     found = []
     for pid in pids(kit, b"toy_trainer.py"):
         with contextlib.suppress(OSError):
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-            if not any(word in command for word in others):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if any(word.endswith(b"toy_trainer.py") for word in words[1:3]):
                 found.append(pid)
     return found
 
