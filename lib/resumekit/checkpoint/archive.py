@@ -16,11 +16,12 @@ from ..base.files import UnreadableFile
 from ..base.imports import TYPE_CHECKING, Any
 from ..base.values import count
 from . import layout
+from .form import Keys
 from .pickled import read_pickle
 from .torch_names import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
 MAX_RECORDS = 300_000
 MAX_DIRECTORY_BYTES = 64 << 20
@@ -41,12 +42,24 @@ _NAMES = frozenset({"data.pkl", "version", "byteorder", ".data/serialization_id"
 
 
 class Record:
-    """One stored record: where its local header lies, its size and its checksum."""
+    """One stored record: where its local header lies, its size and its checksum.
 
-    __slots__ = ("crc", "name", "offset", "size")
+    Args:
+        begin: the byte of the file at which its own bytes begin; None: its local header says.
+    """
 
-    def __init__(self, name: str, offset: int, size: int, crc: int) -> None:
-        self.name, self.offset, self.size, self.crc = name, offset, size, crc
+    __slots__ = ("begin", "crc", "name", "offset", "size")
+
+    def __init__(self, name: str, offset: int, size: int, crc: int, begin: int | None = None) -> None:
+        self.name, self.offset, self.size, self.crc, self.begin = name, offset, size, crc, begin
+
+
+# The names under which trainers keep their state; the protocol's (§6) first, then Lightning's and nanoGPT's.
+WEIGHT_KEYS = ("model_state_dict", "state_dict", "model", "module")
+OPTIMIZER_KEYS = ("optimizer_state_dict", "optimizer_states", "optimizer", "optimizers")
+STEP_KEYS = ("global_step", "step")
+# Asked only where nothing else says the step: nanoGPT counts like this, others count micro-batches.
+_LAST_STEP_KEYS = ("iter_num", "iteration")
 
 
 class Summary:
@@ -55,12 +68,14 @@ class Summary:
     Args:
         step, epoch: the counters inside, `global_step` or else `step`; None where they are absent.
         keys: the names at the top level.
-        tensors: of model_state_dict, name -> (shape, dtype).
+        tensors: of the weights, name -> (shape, dtype).
         optimizers: name -> (number of parameter groups, number of parameters); the name is "" for a single one.
         counters: the plain numbers, strings and None at the top level.
         lr_ramp: the ramp of the learning rate after a swap, as it was saved; None without one.
         total_bytes: the size of the file.
         unsafe: names of data types in it that loading with weights_only=True refuses.
+        best: the name of the best checkpoint beside it, as its framework has noted it; None where it notes none.
+        world_size: ranks that have written it; None where nothing says.
     """
 
     def __init__(
@@ -75,8 +90,11 @@ class Summary:
         lr_ramp: Any,
         total_bytes: int,
         unsafe: tuple[str, ...],
+        best: str | None = None,
+        world_size: int | None = None,
     ) -> None:
         self.step, self.epoch, self.keys, self.tensors = step, epoch, keys, tensors
+        self.best, self.world_size = best, world_size
         self.optimizers, self.counters, self.lr_ramp = optimizers, counters, lr_ramp
         self.total_bytes, self.unsafe = total_bytes, unsafe
 
@@ -159,6 +177,8 @@ def records(descriptor: int) -> list[Record]:
 
 def data_offset(descriptor: int, record: Record) -> int:
     """Return the byte of the file at which a record's own bytes begin. Raises UnreadableFile."""
+    if record.begin is not None:
+        return record.begin
     name = record.name.encode()
     header = _pread(descriptor, _LOCAL.size + len(name), record.offset)
     fields = _LOCAL.unpack_from(header)
@@ -168,19 +188,27 @@ def data_offset(descriptor: int, record: Record) -> int:
     return begin
 
 
-def summary_of(value: dict[Any, Any], size: int, unsafe: tuple[str, ...]) -> Summary:
-    """Return the summary of a content; `size` is the file's."""
+def summary_of(
+    value: dict[Any, Any], size: int, unsafe: tuple[str, ...], keys: Keys | None = None, *, has_step: bool = True
+) -> Summary:
+    """Return the summary of a content.
+
+    Args:
+        size: of the file.
+        keys: `checkpoint.keys`: the names that are asked instead of the usual ones.
+        has_step: the step is known from elsewhere too: names that may count something else are not asked for it.
+    """
+    named = keys or Keys()
     plain = {key: item for key, item in value.items() if isinstance(item, (int, float, str, type(None)))}
+    weights = value.get(named.weights or first_of(WEIGHT_KEYS, value))
     return Summary(
-        step=count(value.get("global_step", value.get("step"))),
+        step=_step_of(value, named.step, has_step=has_step),
         epoch=count(value.get("epoch")),
         keys=tuple(str(key) for key in value),
         tensors={
-            str(name): (item.shape, item.dtype)
-            for name, item in _mapping(value.get("model_state_dict"))
-            if isinstance(item, Tensor)
+            str(name): (item.shape, item.dtype) for name, item in _mapping(weights) if isinstance(item, Tensor)
         },
-        optimizers=_optimizers(value.get("optimizer_state_dict")),
+        optimizers=_optimizers(value.get(named.optimizer or first_of(OPTIMIZER_KEYS, value))),
         counters=plain,
         lr_ramp=value.get("lr_ramp"),
         total_bytes=size,
@@ -188,7 +216,20 @@ def summary_of(value: dict[Any, Any], size: int, unsafe: tuple[str, ...]) -> Sum
     )
 
 
+def first_of(keys: Sequence[str], there: Collection[Any]) -> str | None:
+    """Return the first of some keys that is there; None for none."""
+    return next((key for key in keys if key in there), None)
+
+
+def _step_of(value: dict[Any, Any], named: str | None, *, has_step: bool) -> int | None:
+    if named is not None:
+        return count(value.get(named))
+    return count(value.get(first_of(STEP_KEYS if has_step else (*STEP_KEYS, *_LAST_STEP_KEYS), value)))
+
+
 def _optimizers(state: Any) -> dict[str, tuple[int, int]]:
+    if isinstance(state, list):  # Lightning's: one state for each optimizer
+        state = state[0] if len(state) == 1 else dict(enumerate(state))
     if not isinstance(state, dict):
         return {}
     several = {"": state} if "param_groups" in state else state
