@@ -41,6 +41,10 @@ _NAMES = frozenset({"data.pkl", "version", "byteorder", ".data/serialization_id"
                     ".storage_alignment"})  # fmt: skip
 
 
+class OtherFormat(UnreadableFile):
+    """It is no archive, and may be whole all the same: a bare pickle, a tar, any other program's file."""
+
+
 class Record:
     """One stored record: where its local header lies, its size and its checksum.
 
@@ -205,9 +209,7 @@ def summary_of(
         step=_step_of(value, named.step, has_step=has_step),
         epoch=count(value.get("epoch")),
         keys=tuple(str(key) for key in value),
-        tensors={
-            str(name): (item.shape, item.dtype) for name, item in _mapping(weights) if isinstance(item, Tensor)
-        },
+        tensors={str(name): (item.shape, item.dtype) for name, item in _mapping(weights) if isinstance(item, Tensor)},
         optimizers=_optimizers(value.get(named.optimizer or first_of(OPTIMIZER_KEYS, value))),
         counters=plain,
         lr_ramp=value.get("lr_ramp"),
@@ -253,12 +255,12 @@ def _refuse_other_formats(descriptor: int, size: int) -> None:
     if head[:4] == b"PK\x03\x04":
         return
     if head[257:262] == b"ustar" or head[:2] == b"\x80\x02" or head[:1] == b"\x80":
-        raise UnreadableFile("an old torch format (tar or bare pickle); save it anew with torch.save of torch >= 1.6")
+        raise OtherFormat("an old torch format (tar or bare pickle); save it anew with torch.save of torch >= 1.6")
     if head[:2] == b"\x1f\x8b":
-        raise UnreadableFile("a gzip file, not a checkpoint")
+        raise OtherFormat("a gzip file, not a checkpoint")
     if not any(head):
         raise UnreadableFile("it begins with zeros: its bytes never reached the disk")
-    raise UnreadableFile("not a file of torch.save")
+    raise OtherFormat("not a file of torch.save")
 
 
 def _directory(descriptor: int, size: int) -> tuple[int, int, int]:

@@ -69,6 +69,12 @@ class Form(NamedTuple):
         """Whether a name is that of a checkpoint: of a step, of all steps, or of the best."""
         return name in (self.best_pattern, self.pattern) or self.step_of(name) is not None
 
+    def is_part(self, name: str) -> bool:
+        """Whether a name is that of a checkpoint of a step, or of a file that belongs to one (`companions`)."""
+        if self.step_of(name) is not None or name == self.pattern:
+            return True
+        return any(step_form(one).fullmatch(name) for one in self.companions)
+
     def companions_of(self, name: str) -> tuple[str, ...]:
         """Return the names of the files that belong to the checkpoint of this name, beside its own."""
         match = step_form(self.step_pattern).fullmatch(name)
