@@ -187,9 +187,9 @@ def live_folder(runs_dir: Path) -> Path:
 
 
 def manifest_path(checkpoint: Path) -> Path:
-    """Return where a checkpoint's manifest lies: of a file beside it, `X.pt` -> `X.pt.json`; of a folder in `manifests/`.
+    """Return where a checkpoint's manifest lies: of a file beside it, `X.pt` -> `X.pt.json`.
 
-    That one is beside the folder of checkpoints.
+    That of a folder lies in `manifests/`, beside the folder of checkpoints.
     """
     name = checkpoint.name + MANIFEST_SUFFIX
     return checkpoint.parent.parent / MANIFESTS / name if os.path.isdir(checkpoint) else checkpoint.with_name(name)

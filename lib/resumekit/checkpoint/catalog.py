@@ -73,7 +73,7 @@ def _named_steps(names: frozenset[str], form: Form) -> list[tuple[int, str]]:
 
 
 def _fixed_step(folder: Path, names: frozenset[str], form: Form) -> list[tuple[int, str]]:
-    """Return the checkpoint that bears the one name of all steps, with the step inside; none where it cannot be read."""
+    """Return the checkpoint that bears the one name of all steps, with the step inside; none where that is unknown."""
     if not form.is_fixed or form.pattern not in names:
         return []
     from . import kinds  # late: few trainers write one name again and again

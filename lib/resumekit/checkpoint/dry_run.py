@@ -117,7 +117,7 @@ def _main(arguments: argparse.Namespace) -> int:
 
 
 def _is_a_frameworks(folder: Path, form: Form) -> bool:
-    """Whether checkpoints that lie in no run are of a kind that load_resume_bundle does not load: folders, safetensors."""
+    """Whether checkpoints that lie in no run are folders or safetensors, which load_resume_bundle does not load."""
     names = [name for name in catalog.names_in(folder) if form.is_part(name)]
     return any(name.endswith(".safetensors") or os.path.isdir(folder / name) for name in names)
 

@@ -78,8 +78,10 @@ class Form(NamedTuple):
     def companions_of(self, name: str) -> tuple[str, ...]:
         """Return the names of the files that belong to the checkpoint of this name, beside its own."""
         match = step_form(self.step_pattern).fullmatch(name)
-        step = match[1] if match else None  # as it is written there, with its zeros
-        return tuple(one.replace(STEP, step) for one in self.companions if step is not None or STEP not in one)
+        if match is None:
+            return ()
+        step: str = match[1]  # as it is written there, with its zeros
+        return tuple(one.replace(STEP, step) for one in self.companions)
 
 
 def kept_pattern(fixed: str) -> str:
@@ -89,7 +91,7 @@ def kept_pattern(fixed: str) -> str:
 
 
 def of(section: Any) -> Form:
-    """Return the form that the section `checkpoint` of a config says; what is not of its type is left at its default."""
+    """Return the form that the section `checkpoint` of a config says; what is not of its type has its default."""
     known = mapping(section)
     pattern, best = _file_name(known.get("pattern")), _file_name(known.get("best_pattern"))
     defaults = default_patterns() if pattern is None or best is None else ("", "")

@@ -107,9 +107,8 @@ def examine(
             inside, looked = _attested(opened, named, known if prove else None, older, mb_per_s, has_step=has_step)
             step, notes = _agreed_step(name_step, known, inside.summary)
             if step is None and named.is_fixed and path.name == named.pattern:
-                raise UnreadableFile(
-                    f"its step is not inside: checkpoint.keys.step names it (it has: {first_few(inside.summary.keys, _NAMES_SHOWN)})"
-                )
+                names = first_few(inside.summary.keys, _NAMES_SHOWN) or "nothing"
+                raise UnreadableFile(f"it does not say its step: checkpoint.keys.step names it (it has: {names})")
             _refuse_unfit(inside, needs, weights_only=weights_only)
             if prove and looked is None:
                 looked = _look(opened, inside.contents, older, checksums=True, mb_per_s=mb_per_s)

@@ -239,15 +239,13 @@ def _dcp(opened: Opened, named: Form) -> Inside:
             raise UnreadableFile(f"'{name}', which its {DCP_METADATA} names, is not there")
         if seen.size < least:
             raise UnreadableFile(f"'{name}' is truncated: {seen.size:,} of {least:,} bytes")
-    names = (*known.tensors, *known.values)
-    tops = tuple(dict.fromkeys(name.partition(".")[0] for name in names))
-    weights = archive.first_of([key for key in (named.keys.weights, *archive.WEIGHT_KEYS) if key], tops)
+    weights = archive.first_of([key for key in (named.keys.weights, *archive.WEIGHT_KEYS) if key], known.keys)
     own = f"{weights}." if weights else ""
     summary = Summary(
-        step=None, epoch=None, keys=tops,
+        step=None, epoch=None, keys=known.keys,
         tensors={name.removeprefix(own): one for name, one in known.tensors.items() if name.startswith(own)},
         optimizers={}, counters={}, lr_ramp=None, total_bytes=opened.identity.size, unsafe=(),
-        world_size=len({name.partition("_")[2].partition("_")[0] for name in known.parts}) or None,
+        world_size=known.writers or None,
     )  # fmt: skip
     return Inside(form.DCP, summary, dict.fromkeys(opened.files))
 

@@ -1,7 +1,7 @@
 """Which checkpoint a run resumes from, and why each newer one was passed over.
 
-Names first, then the checkpoints from the newest down until one is good; older ones are not opened. Reads folder listings,
-manifests, zip directories and `data.pkl`, and the chosen file's bytes where a digest is asked for. Writes nothing.
+Names first, then the checkpoints from the newest down until one is good; older ones are not opened. Reads folder
+listings, manifests, headers and directories, and the chosen one's bytes where a digest is asked for. Writes nothing.
 Try it: `python lib/resume_helper.py --ckpt_dir checkpoints --dry-run`
 """
 
@@ -343,16 +343,15 @@ def _entries(folders: Sequence[CheckpointFolder]) -> tuple[list[_Entry], list[Ca
 def _best_entries(folders: Sequence[CheckpointFolder]) -> Iterator[_Entry]:
     """Yield the best of each run: the one of that name, else the one that its framework has noted."""
     for home in folders:
-        name = home.form.best_pattern
-        if not os.path.lexists(home.folder / name):
-            name = _noted_best(home)
+        own = home.form.best_pattern
+        name = own if os.path.lexists(home.folder / own) else _noted_best(home)
         if name is not None:
-            step = home.form.step_of(name)
-            yield _Entry(step, home.folder, name, home, os.path.lexists(manifest_path(home.folder / name)))
+            has_manifest = os.path.lexists(manifest_path(home.folder / name))
+            yield _Entry(home.form.step_of(name), home.folder, name, home, has_manifest)
 
 
 def _noted_best(home: CheckpointFolder) -> str | None:
-    """Return the name of the best that the newest checkpoint which can be read has noted; None where it is not there."""
+    """Return the name of the best that the newest readable checkpoint has noted; None where that is not there."""
     from . import kinds  # late: the kit's own trainers give the best a name
 
     names = catalog.names_in(home.folder)
