@@ -204,7 +204,8 @@ def summary_of(
     """
     named = keys or Keys()
     plain = {key: item for key, item in value.items() if isinstance(item, (int, float, str, type(None)))}
-    weights = value.get(named.weights or first_of(WEIGHT_KEYS, value))
+    key = named.weights or first_of(WEIGHT_KEYS, value)
+    weights = value if key is None else value.get(key)  # without any of the names: those of a model alone
     return Summary(
         step=_step_of(value, named.step, has_step=has_step),
         epoch=count(value.get("epoch")),

@@ -128,7 +128,7 @@ def _refuse_other_names(folder: CheckpointFolder, *, best: bool) -> None:
     if not names or any(name == form.best_pattern if best else form.is_part(name) for name in names):
         return
     others = ", ".join(map(plain, names[:SHOWN_OTHERS])) + (", ..." if len(names) > SHOWN_OTHERS else "")
-    wanted = form.best_pattern if best else form.pattern.replace(STEP, "<step>")
+    wanted = form.best_pattern if best else "<step>".join(form.pattern.split(STEP))
     option = "--best-pattern" if best else f"--pattern {_likely_pattern(names)}"
     raise NoStableCheckpoint(
         f"no file named {plain(wanted)} in '{plain(str(folder.folder))}' ({len(names)} others: {others}): give {option}"

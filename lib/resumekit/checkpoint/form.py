@@ -81,7 +81,7 @@ class Form(NamedTuple):
         if match is None:
             return ()
         step: str = match[1]  # as it is written there, with its zeros
-        return tuple(one.replace(STEP, step) for one in self.companions)
+        return tuple(step.join(one.split(STEP)) for one in self.companions)
 
 
 def kept_pattern(fixed: str) -> str:

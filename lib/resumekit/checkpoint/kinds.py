@@ -35,8 +35,9 @@ _OPTIMIZERS = ("optimizer.pt", "optimizer.bin")
 _SCHEDULERS = ("scheduler.pt", "scheduler.bin")
 # Pickles that no trainer reads to go on: what they hold is for people.
 _FOR_PEOPLE = frozenset({"training_args.bin"})
-MAX_JSON_BYTES = 256 << 20
 _MISSING_NAMED = 3
+# A file that is read whole: trainer_state.json, an index, .metadata.
+MAX_SMALL_BYTES = 32 << 20
 
 
 class Inside(NamedTuple):
@@ -96,8 +97,10 @@ def kind_of(opened: Opened, named: Form) -> str:
         return form.ACCELERATE
     if "training_args.bin" in names or "rng_state.pth" in names or {"optimizer.pt", "scheduler.pt"} & names:
         return form.HF
-    if {"optimizer.bin", "scheduler.bin"} & names or any(is_weights(name) for name in names):
+    if {"optimizer.bin", "scheduler.bin"} & names:
         return form.ACCELERATE
+    if any(is_weights(name) for name in names):
+        raise UnreadableFile("a folder of weights alone: no optimizer, no step; they do not go on training")
     raise UnreadableFile(
         "a folder of no known kind: checkpoint.complete_when names the file that a whole one has"
         if names else "an empty folder: its save was not completed"
@@ -210,7 +213,7 @@ def _hf(opened: Opened, named: Form) -> Inside:
     state = trainer_state.read(read_small(opened, TRAINER_STATE))
     inside = _framework(form.HF, opened, contents, state.step)
     inside.summary.epoch = None if state.epoch is None else int(state.epoch)
-    inside.summary.best, inside.summary.world_size = state.best, _ranks(opened, "rng_state", ".pth")
+    inside.summary.best, inside.summary.world_size = state.best_checkpoint, _ranks(opened, "rng_state", ".pth")
     return inside
 
 
@@ -285,7 +288,7 @@ def _require_weights(opened: Opened) -> None:
         if not name.endswith(_INDEX) or "/" in name:
             continue
         named = weights_index.read(read_small(opened, name))
-        if missing := sorted(named.files - opened.files.keys()):
+        if missing := [one for one in named.files if one not in opened.files]:
             raise UnreadableFile(f"no {first_few(missing, _MISSING_NAMED)}, which '{name}' names")
     if not any(is_weights(name) for name in opened.files) and not _has_inner(
         opened, "pytorch_model_fsdp", "global_step"
@@ -331,8 +334,8 @@ def _framework(kind: str, opened: Opened, contents: dict[str, Content | None], s
 def read_small(opened: Opened, name: str) -> bytes:
     """Return the bytes of a small file of an open checkpoint. Raises UnreadableFile where it is not small."""
     size = opened.files[name].size
-    if size > MAX_JSON_BYTES:
-        raise UnreadableFile(f"'{name}' has {size:,} bytes, more than {MAX_JSON_BYTES:,}")
+    if size > MAX_SMALL_BYTES:
+        raise UnreadableFile(f"'{name}' has {size:,} bytes, more than {MAX_SMALL_BYTES:,}")
     descriptor = opened.open_file(name)
     try:
         return archive.read_at(descriptor, size, 0)

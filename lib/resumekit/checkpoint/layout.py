@@ -208,12 +208,10 @@ def _what(mode: int) -> str:
 def _joined(files: dict[str, FileIdentity], whole: os.stat_result) -> FileIdentity:
     if len(files) == 1 and stat.S_ISREG(whole.st_mode):
         return identity_of(whole)
-    seen = files.values()
-    return FileIdentity(
-        whole.st_dev, whole.st_ino, sum(one.size for one in seen),
-        max((one.mtime_ns for one in seen), default=whole.st_mtime_ns),
-        max((one.ctime_ns for one in seen), default=whole.st_ctime_ns),
-    )  # fmt: skip
+    own, seen = identity_of(whole), files.values()
+    newest_ns = max((one.mtime_ns for one in seen), default=own.mtime_ns)
+    changed_ns = max((one.ctime_ns for one in seen), default=own.ctime_ns)
+    return own._replace(size=sum(one.size for one in seen), mtime_ns=newest_ns, ctime_ns=changed_ns)
 
 
 def identity(checkpoint: Path | int, *, follow_links: bool = True) -> FileIdentity:
