@@ -17,7 +17,7 @@ import torch
 from resumekit import commands
 from resumekit.base import answer_cache, terminal
 from resumekit.base.paths import manifest_path
-from resumekit.checkpoint import form, archive, finiteness, grades, manifest, one_pass, proof
+from resumekit.checkpoint import archive, finiteness, form, grades, manifest, one_pass, proof
 from resumekit.checkpoint.selection import CheckpointFolder, select
 from resumekit.process.attest import Attester
 from resumekit.run.run_folder import open_run

@@ -62,6 +62,11 @@ class Record:
 WEIGHT_KEYS = ("model_state_dict", "state_dict", "model", "module")
 OPTIMIZER_KEYS = ("optimizer_state_dict", "optimizer_states", "optimizer", "optimizers")
 STEP_KEYS = ("global_step", "step")
+_OTHER_NAMES = {
+    WEIGHT_KEYS[0]: WEIGHT_KEYS[1:], OPTIMIZER_KEYS[0]: (*OPTIMIZER_KEYS[1:], "optim"),
+    "scheduler_state_dict": ("lr_schedulers", "lr_scheduler", "scheduler"),
+    "scaler_state_dict": ("scaler", "grad_scaler"), "rng_state": ("random_states_0", "rng_state_0"),
+}  # fmt: skip
 # Asked only where nothing else says the step: nanoGPT counts like this, others count micro-batches.
 _LAST_STEP_KEYS = ("iter_num", "iteration")
 
@@ -80,6 +85,7 @@ class Summary:
         unsafe: names of data types in it that loading with weights_only=True refuses.
         best: the name of the best checkpoint beside it, as its framework has noted it; None where it notes none.
         world_size: ranks that have written it; None where nothing says.
+        known_as: the protocol's names of what it keeps under others (`model_state_dict` for `state_dict`).
     """
 
     def __init__(
@@ -96,9 +102,10 @@ class Summary:
         unsafe: tuple[str, ...],
         best: str | None = None,
         world_size: int | None = None,
+        known_as: tuple[str, ...] = (),
     ) -> None:
         self.step, self.epoch, self.keys, self.tensors = step, epoch, keys, tensors
-        self.best, self.world_size = best, world_size
+        self.best, self.world_size, self.known_as = best, world_size, known_as
         self.optimizers, self.counters, self.lr_ramp = optimizers, counters, lr_ramp
         self.total_bytes, self.unsafe = total_bytes, unsafe
 
@@ -216,6 +223,22 @@ def summary_of(
         lr_ramp=value.get("lr_ramp"),
         total_bytes=size,
         unsafe=unsafe,
+        known_as=known_as(value, named),
+    )
+
+
+def known_as(there: Collection[Any], named: Keys) -> tuple[str, ...]:
+    """Return the protocol's names (§6) of what a checkpoint keeps under others.
+
+    Args:
+        there: its names at the top level.
+        named: `checkpoint.keys`.
+    """
+    told = {WEIGHT_KEYS[0]: named.weights, OPTIMIZER_KEYS[0]: named.optimizer}
+    return tuple(
+        name
+        for name, others in _OTHER_NAMES.items()
+        if name not in there and first_of([told.get(name) or "", *others], there)
     )
 
 

@@ -14,7 +14,7 @@ import re
 import shlex
 from pathlib import Path
 
-from ..base.errors import DONE, NO_STABLE_CHECKPOINT, NoStableCheckpoint, report
+from ..base.errors import DONE, NO_STABLE_CHECKPOINT, NoStableCheckpoint, UsageError, report
 from ..base.files import UnreadableFile, read_json, to_json
 from ..base.imports import Any
 from ..base.paths import MANIFEST_SUFFIX, STEP, RunPaths, default_patterns
@@ -99,6 +99,8 @@ def _main(arguments: argparse.Namespace) -> int:
     form = form._replace(
         pattern=arguments.pattern or form.pattern, best_pattern=arguments.best_pattern or form.best_pattern
     )
+    if form.is_fixed and not os.path.lexists(where / form.pattern):
+        raise UsageError(f"--pattern '{plain(form.pattern)}' has no {{step}} in it, which stands for the number")
     folder = CheckpointFolder(where, None, form)
     with_kit = mapping(config.get("trainer")).get("loads_with_kit") if config else not _is_a_frameworks(where, form)
     selection = select(

@@ -194,7 +194,7 @@ def _require_digest(looked: Looked, opened: Opened, known: Manifest) -> None:
         return
     changed = [one.name for one, now in zip(sorted(known.files), sorted(looked.files), strict=False) if one != now]
     what = f"the digest of {first_few(map(repr, changed), _NAMED)} differs" if changed else "digest differs"
-    _refuse_if_written_again(opened.path, known, f"{what} from its manifest")
+    _refuse_if_written_again(opened, known, f"{what} from its manifest")
     raise UnreadableFile(f"{what} from its manifest")
 
 
@@ -287,12 +287,12 @@ def _require_sizes(path: Path, opened: Opened, known: Manifest) -> None:
         seen = opened.files.get(one.name)
         what = "" if is_one else f"'{one.name}': "
         if seen is None:
-            _refuse_if_written_again(path, known, "it was written again since it was attested")
+            _refuse_if_written_again(opened, known, "it was written again since it was attested")
             raise UnreadableFile(f"'{one.name}' is in its manifest and not there")
         if seen.size == one.size:
             continue
         short = f"{what}truncated: {seen.size:,} of {one.size:,} bytes" if seen.size < one.size else None
-        _refuse_if_written_again(path, known, "it was written again since it was attested", short)
+        _refuse_if_written_again(opened, known, "it was written again since it was attested", short)
         raise UnreadableFile(short or f"{what}{seen.size - one.size:,} bytes longer than its manifest says")
 
 
@@ -303,9 +303,9 @@ def _without_manifest(path: Path, kind: str) -> str:
     return f"{what}: {'its archive is sound' if kind == form.FILE else 'its files are whole'}, no digest proves it"
 
 
-def _refuse_if_written_again(path: Path, known: Manifest, reason: str, if_broken: str | None = None) -> None:
+def _refuse_if_written_again(opened: Opened, known: Manifest, reason: str, if_broken: str | None = None) -> None:
     """Raise Unattested where the sidecar's manifest does not fit because its trainer has written the file since."""
-    if known.writer == SIDECAR and manifest.is_older(path):
+    if known.writer == SIDECAR and manifest.is_older(opened.path, [one.name for one in known.files], opened.files):
         raise Unattested(reason, if_broken)
 
 

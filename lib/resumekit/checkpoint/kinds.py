@@ -248,7 +248,7 @@ def _dcp(opened: Opened, named: Form) -> Inside:
         step=None, epoch=None, keys=known.keys,
         tensors={name.removeprefix(own): one for name, one in known.tensors.items() if name.startswith(own)},
         optimizers={}, counters={}, lr_ramp=None, total_bytes=opened.identity.size, unsafe=(),
-        world_size=known.writers or None,
+        world_size=known.writers or None, known_as=archive.known_as(known.keys, named.keys),
     )  # fmt: skip
     return Inside(form.DCP, summary, dict.fromkeys(opened.files))
 

@@ -32,7 +32,9 @@ from ..base.values import (
 from . import form, layout
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from ..base.file_identity import FileIdentity
 
 VERSION = 1
 SAVE_CHECKPOINT = "save_checkpoint"
@@ -141,10 +143,18 @@ def is_torn(error: UnreadableFile) -> bool:
     return str(error).startswith(_NOT_JSON)
 
 
-def is_older(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written to behind its manifest; False where that cannot be seen."""
+def is_older(checkpoint: Path, counted: Sequence[str] = (), files: Mapping[str, FileIdentity] | None = None) -> bool:
+    """Whether a checkpoint was written to behind its manifest; False where that cannot be seen.
+
+    Args:
+        counted: those of its files that count; none for all.
+        files: what was seen of its files, as it was opened; None: it is looked at.
+    """
     try:
-        return layout.identity(checkpoint).mtime_ns > os.lstat(manifest_path(checkpoint)).st_mtime_ns
+        own_ns = os.lstat(manifest_path(checkpoint)).st_mtime_ns
+        if files is None or not counted:
+            return layout.identity(checkpoint).mtime_ns > own_ns
+        return any(files[name].mtime_ns > own_ns for name in counted if name in files)
     except OSError:
         return False
 

@@ -56,7 +56,7 @@ class Schema:
     def named(self, name: str) -> list[str]:
         """Return the dotted keys that a bare name means: those that end with it, or have it as an alias.
 
-        Of those the ones that are in the fewest sections: `optimizer` is resume.optimizer, not checkpoint.keys.optimizer.
+        Of those the ones in the fewest sections: `optimizer` is resume.optimizer, not checkpoint.keys.optimizer.
         """
         found = [
             key
