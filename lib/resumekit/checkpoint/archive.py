@@ -111,7 +111,7 @@ def content(descriptor: int) -> tuple[dict[Any, Any], tuple[str, ...], dict[str,
         raise UnreadableFile("records are missing: the save was cut short")
     if pickle.size > MAX_PICKLE_BYTES:
         raise UnreadableFile(f"its data.pkl has {pickle.size:,} bytes, more than {MAX_PICKLE_BYTES:,}")
-    data = _pread(descriptor, pickle.size, data_offset(descriptor, pickle))
+    data = read_at(descriptor, pickle.size, data_offset(descriptor, pickle))
     if pickle.crc and zlib.crc32(data) != pickle.crc:
         raise UnreadableFile("record 'data.pkl' differs from its checksum")
     storages = {name[5:]: record.size for name, record in inside.items() if name.startswith("data/")}
@@ -129,7 +129,7 @@ def is_big_endian(descriptor: int, inside: Mapping[str, Record]) -> bool:
         inside: its records by their names inside, as `content` returns them.
     """
     known = inside.get("byteorder")
-    return known is not None and _pread(descriptor, min(known.size, 4), data_offset(descriptor, known)) == b"big"
+    return known is not None and read_at(descriptor, min(known.size, 4), data_offset(descriptor, known)) == b"big"
 
 
 def records(descriptor: int) -> list[Record]:
@@ -140,7 +140,7 @@ def records(descriptor: int) -> list[Record]:
     """
     size = os.fstat(descriptor).st_size
     start, length, count = _directory(descriptor, size)
-    data = _pread(descriptor, length, start)
+    data = read_at(descriptor, length, start)
     found = sorted(_entries(data, count), key=lambda record: record.offset)
     end_of_last = 0
     for record in found:
@@ -160,7 +160,7 @@ def records(descriptor: int) -> list[Record]:
 def data_offset(descriptor: int, record: Record) -> int:
     """Return the byte of the file at which a record's own bytes begin. Raises UnreadableFile."""
     name = record.name.encode()
-    header = _pread(descriptor, _LOCAL.size + len(name), record.offset)
+    header = read_at(descriptor, _LOCAL.size + len(name), record.offset)
     fields = _LOCAL.unpack_from(header)
     if fields[0] != b"PK\x03\x04" or fields[9] != len(name) or header[_LOCAL.size :] != name:
         raise UnreadableFile(f"record '{record.name}' is not where the directory says")
@@ -206,7 +206,7 @@ def _mapping(value: Any) -> list[tuple[Any, Any]]:
 
 
 def _refuse_other_formats(descriptor: int, size: int) -> None:
-    head = _pread(descriptor, min(size, 512), 0)
+    head = read_at(descriptor, min(size, 512), 0)
     if not head:
         raise UnreadableFile("empty: 0 bytes")
     if head[:4] == b"PK\x03\x04":
@@ -225,7 +225,7 @@ def _directory(descriptor: int, size: int) -> tuple[int, int, int]:
     if size < _END.size:
         raise UnreadableFile(f"truncated: only {size:,} bytes")
     tail_size = min(size, _END.size + _LOCATOR.size + _END64.size)
-    tail = _pread(descriptor, tail_size, size - tail_size)
+    tail = read_at(descriptor, tail_size, size - tail_size)
     mark, _, _, _, count, length, start, comment = _END.unpack(tail[-_END.size :])
     if mark != b"PK\x05\x06" or comment:
         raise UnreadableFile("no zip directory at its end: truncated, or bytes were appended")
@@ -297,7 +297,8 @@ def _widened(extra: bytes, *values: int) -> list[int]:
     return [next(wide) if value == _FULL32 else value for value in values]
 
 
-def _pread(descriptor: int, length: int, offset: int) -> bytes:
+def read_at(descriptor: int, length: int, offset: int) -> bytes:
+    """Return `length` bytes of an open file from `offset` on; UnreadableFile where it has fewer or cannot be read."""
     try:
         data = os.pread(descriptor, length, offset)
     except (OSError, OverflowError) as error:
