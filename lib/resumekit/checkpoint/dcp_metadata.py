@@ -3,7 +3,7 @@
 `.metadata` is a pickle (torch itself unpickles it, with nothing held back). Here a class is only a name from a list,
 with the state that torch gives it; any other name is refused, and so is a part whose name leads out of the folder.
 It names each tensor with its chunks and, for each chunk and each pickled value, a file of the folder and the bytes in
-it. Bounded as `pickle_machine`: 32 MiB, 10 million opcodes, which is some 160,000 chunks.
+it. Bounded as `pickle_machine`: 32 MiB, 10 million opcodes, which is some 130,000 chunks.
 Opens and writes nothing.
 """
 
