@@ -35,7 +35,8 @@ _SNIPPETS = [
     b"\x80\x04", b"\x95" + bytes(8), b"\x95" + b"\xff" * 8, b"\x94", b"\x8c\x05torch", b"\x8c\x04Size", b"\x93", b")",
     b"(", b"t", b"u", b"s", b"}", b"]", b"a", b"e", b"b", b"R", b"\x81", b"N", b"K\x01", b"M\x00\x01", b"\x85", b"\x86",
     b"\x87", b"h\x00", b"h\x03", b"j\x00\x01\x00\x00", b"r\xff\xff\xff\xff", b"J\xff\xff\xff\xff",
-    b"\x8a\x09" + b"\xff" * 8 + b"\x00", b"X\xff\xff\xff\xff", b"\x8c\x0b/etc/passwd", b"\x8c\x02..", b"\x8f", b"\x90", b"\x92", b"Q", b"0", b"2", b".",
+    b"\x8a\x09" + b"\xff" * 8 + b"\x00",
+    b"X\xff\xff\xff\xff", b"\x8c\x0b/etc/passwd", b"\x8c\x02..", b"\x8f", b"\x90", b"\x92", b"Q", b"0", b"2", b".",
     b"cpathlib\nPosixPath\n", b"ctorch\nSize\n", b"ctorch\nfloat32\n", b"cbuiltins\neval\n", b"cos\nsystem\n",
     b"cos\nsystem\n\x8c\x17touch " + CANARY.encode() + b"\x85R",
     *(f"ctorch.distributed.checkpoint.metadata\n{name}\n)\x81".encode("latin-1") for name in (
