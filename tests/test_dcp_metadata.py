@@ -76,7 +76,7 @@ def test_what_an_optimizer_keeps_is_told_by_the_names() -> None:
     assert found.keys == ("model", "optim", "step") and found.writers == 2
 
 
-def test_names_without_saved_paths_are_split(tmp_path: Path) -> None:
+def test_names_without_saved_paths_are_split() -> None:
     metadata = whole()
     metadata.planner_data = None
     assert dcp_metadata.read(pickle.dumps(metadata)).paths == {"model.w": ("model", "w"), "step": ("step",)}
