@@ -76,6 +76,8 @@ def _plan_lines(plan: Plan) -> Iterator[str]:
     yield from _changes(plan)
     yield from _components(plan.components, plan.match)
     yield from _rates(plan.forecast.rates)
+    if plan.handed:
+        yield from _row("lr handed", plan.handed.words)
     if plan.phase:
         yield from _row("", f"phase of the schedule: {plan.phase}")
     ramp = plan.lr_scale.ramp

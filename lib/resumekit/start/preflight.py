@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..base.errors import DiskFull, InvalidFile, KitError, UsageError
@@ -69,7 +69,8 @@ def check(choice: Choice, request: Request) -> Ready:
     )
     _refuse_unresumable(choice)
     trainer_command.check_helpers(choice.config)
-    argv = trainer_argv(choice, run_paths(choice, "RUN_ID"), ready)
+    # A placeholder that there is not is found by a person's start, not by the night's first cut.
+    argv = trainer_argv(choice, run_paths(choice, "RUN_ID"), ready, trainer_command.lr_words(choice.config, "0"))
     search_path = os.environ.get("PATH", os.defpath)
     trainer_command.check_override(ready.python, search_path)
     trainer_command.check_program(argv, ready.cwd, search_path, trainer_command.python_origin(choice.config))
@@ -111,8 +112,8 @@ def chosen_file(choice: Choice) -> Path:
     return path
 
 
-def trainer_argv(choice: Choice, paths: RunPaths, ready: Ready) -> list[str]:
-    """Return the trainer's command line in the run folder that `paths` names."""
+def trainer_argv(choice: Choice, paths: RunPaths, ready: Ready, handed: Sequence[str] = ()) -> list[str]:
+    """Return the trainer's command line in the run folder that `paths` names; `handed` hands a cut rate over."""
     values = {
         "run_id": paths.run_dir.name,
         "root_run_id": root_run_id(choice, paths),
@@ -129,7 +130,7 @@ def trainer_argv(choice: Choice, paths: RunPaths, ready: Ready) -> list[str]:
         "python": ready.python,
         "kit": str(KIT_ROOT),
     }
-    return trainer_command.build_argv(choice.config, values, is_resume=choice.candidate is not None)
+    return trainer_command.build_argv(choice.config, values, is_resume=choice.candidate is not None, handed=handed)
 
 
 def root_run_id(choice: Choice, paths: RunPaths) -> str:

@@ -13,10 +13,9 @@ from ..base import background_command, imports, paths
 from ..base.errors import InvalidFile, ToolMissing
 from ..base.imports import Any
 from ..base.terminal import WARNING, Note
+from ..config.rules import WHOLE_CONFIG
 from ..config.yaml_scalars import show
 
-# Placeholders with which a trainer finds its whole config.
-_WHOLE_CONFIG = {"config_yaml", "config_json", "run_dir"}
 # Sections that the kit itself acts on; in all others, and in `checkpoint.every` and its kin, the trainer has to.
 _SECTIONS_OF_THE_KIT = {
     "experiment", "trainer", "checkpoint", "status", "resume", "abort", "recover", "notify", "paths",
@@ -66,7 +65,7 @@ def is_told(config: Mapping[str, Any], key: str) -> bool:
         return True
     words = [*(trainer.get("command") or ()), *(trainer.get("resume_args") or ())]
     named = {name for word in words for name in placeholders(word)}
-    return bool(named & {key, *_WHOLE_CONFIG})
+    return bool(named & {key, *WHOLE_CONFIG})
 
 
 def untold(config: Mapping[str, Any], keys: Sequence[str]) -> str | None:
@@ -80,17 +79,42 @@ def untold(config: Mapping[str, Any], keys: Sequence[str]) -> str | None:
     )
 
 
-def build_argv(config: Mapping[str, Any], values: Mapping[str, str], *, is_resume: bool) -> list[str]:
-    """Return the trainer's argv: command, then resume_args on a resume, then extra_args as they stand."""
+def build_argv(
+    config: Mapping[str, Any], values: Mapping[str, str], *, is_resume: bool, handed: Sequence[str] = ()
+) -> list[str]:
+    """Return the trainer's argv: command, then resume_args on a resume, then extra_args as they stand.
+
+    Args:
+        config: the resolved config.
+        values: the run's own placeholders.
+        is_resume: the run starts from a checkpoint.
+        handed: what comes last: a trainer takes an option's last value (`handed_rate`).
+    """
     trainer = config["trainer"]
     parts = [(part, "trainer.command") for part in trainer["command"]]
     if is_resume:
         parts += [(part, "trainer.resume_args") for part in trainer["resume_args"]]
     argv = [fill(part, values, config, source) for part, source in parts]
-    argv += trainer["extra_args"]
+    argv += [*trainer["extra_args"], *handed]
     if odd := next((part for part in argv if "\0" in part), None):
         raise InvalidFile(f"the trainer's argument {odd!r} holds a NUL character, which no command line can carry")
     return argv
+
+
+def lr_words(config: Mapping[str, Any], rate: str) -> list[str]:
+    """Return the arguments that hand over a rate; none without `recover.lr_args`.
+
+    Raises:
+        InvalidFile: as `fill`; or the trainer's own arguments set the rate too, so that it is not the config's.
+    """
+    templates = (config.get("recover") or {}).get("lr_args") or ()
+    options = {word.partition("=")[0] for word in templates if word.startswith("-")}
+    if again := next((word for word in config["trainer"]["extra_args"] if word.partition("=")[0] in options), None):
+        raise InvalidFile(
+            f"trainer.extra_args (what stands behind '--') has {show(again)}, and recover.lr_args hands over the rate "
+            "of the config, cut: give the rate with --set optimizer.lr=VALUE instead"
+        )
+    return [fill(word, {"lr": rate}, config, "recover.lr_args") for word in templates]
 
 
 def check_program(argv: Sequence[str], cwd: Path, search_path: str, origin: str = "trainer.command") -> None:

@@ -242,7 +242,8 @@ def _take_up(examined: trust.Examined, state: State, table: RunTable, found: Inc
     factor = choice.recovery.lr_factor if choice.recovery else 1.0
     cut = f", learning rate x {factor:g}" if factor != 1.0 else ""
     _say(f"{found.evidence}: {choice.headline}{cut}; run {prepared.run_id}")
-    for sentence in choice.said:
+    handed = planned.plan.handed if planned.plan else None
+    for sentence in (*choice.said, *([handed.words] if handed else [])):
         _say(sentence)
     with contextlib.suppress(OSError):
         budget.tell_of_equal_ends(run, state, table, found)
