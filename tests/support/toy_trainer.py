@@ -45,6 +45,8 @@ def main() -> int:
         _tell_the_load(step, options.resume)
     if options.resume and step == options.die_on_load:
         _act("segv")
+    if options.init_from:
+        print(f"weights of step {read_step(options.init_from)}", flush=True)
     print(f"toy trainer, from step {step}, arguments {sys.argv[1:]!r}", flush=True)
     while step < options.steps:
         step += 1
@@ -78,6 +80,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--kind", choices=("plain", "workers", "deaf", "ranks"), default="plain")
     parser.add_argument("--dir", type=Path, default=Path("checkpoints"))
     parser.add_argument("--resume", type=Path)
+    parser.add_argument("--init-from", type=Path, help="a checkpoint whose weights alone are taken: the step stays 0")
     parser.add_argument("--exit", type=int, default=0, help="the exit code at the end")
     parser.add_argument("--die-on-load", type=int, help="die of a signal when a checkpoint of this step is loaded")
     parser.add_argument("--nan-from", type=float, default=math.inf, help="the loss is NaN from this step on")

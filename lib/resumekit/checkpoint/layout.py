@@ -32,6 +32,8 @@ from ..base.file_identity import FileIdentity, identity_of
 from ..base.files import NO_HARD_LINKS, UnreadableFile, fsync_file, open_regular
 from ..base.paths import MANIFEST_SUFFIX, step_form, step_of_name
 
+# The only kind, as records name it.
+FILE = "file"
 _FILE_KINDS = (
     (stat.S_ISDIR, "directory"),
     (stat.S_ISFIFO, "fifo"),

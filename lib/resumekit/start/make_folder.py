@@ -48,6 +48,7 @@ def run_record(
         "parent_step": choice.step,
         "root_run_id": preflight.root_run_id(choice, paths),
         "checkpoint": relative_to_run(candidate.path.absolute(), paths.run_dir) if candidate else None,
+        "init_from": choice.init.as_fields() if choice.init else None,
         "relation": choice.relation,
         "recovery": choice.recovery.as_fields() if choice.recovery else None,
         "handed_rate": handed.as_fields() if handed else None,
@@ -284,7 +285,7 @@ def _claim_head(choice: Choice, parent: Run, run_id: str, launcher: processes.Id
 
 def _to_prove(choice: Choice) -> Path | None:
     """Return the checkpoint that is proven beside the trainer's start: where the trainer's own load waits for it."""
-    if choice.candidate is None or not choice.config["trainer"]["loads_with_kit"]:
+    if (choice.candidate is None and choice.init is None) or not choice.config["trainer"]["loads_with_kit"]:
         return None
     return preflight.chosen_file(choice)
 

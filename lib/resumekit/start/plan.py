@@ -22,16 +22,18 @@ from ..config import config
 from ..config.schema import Schema
 from ..policy import lr_scale, plan_file
 from ..policy.config_diff import Change
+from ..policy.decide import NOT_HELD
 from ..policy.lr_scale import SWAP_FACTOR, SWAP_STEPS, LrScale, Ramp
 from ..policy.plan_file import CONFIG, ENVIRONMENT, RECOVERY, VERSION
 from ..run.run_folder import Run
 from ..run.run_table import Recovery
-from . import compatibility, forecast, handed_rate, plan_rules
+from . import compatibility, forecast, handed_rate, init_base, plan_rules
 from .baseline import holder_of
 from .choice import CONTINUE, Choice, require_consent
 from .code_state import Code
 from .forecast import Forecast
 from .handed_rate import HandedRate
+from .init_base import InitBase
 from .plan_rules import Component, Optimizers
 from .preflight import Ready
 
@@ -116,7 +118,8 @@ class Plan(NamedTuple):
             "relation": choice.relation,
             "experiment": choice.experiment,
             "parent_run_id": choice.parent.run_id if choice.parent else None,
-            "step": choice.step,
+            "step": (candidate.step or 0) if choice.init else choice.step,
+            "init_from": choice.init.as_fields() if choice.init else None,
             "checkpoint": {
                 "path": str(candidate.path), "run_id": candidate.run_id, "step": candidate.step,
                 "grade": candidate.grade, "reason": candidate.reason,
@@ -194,6 +197,36 @@ def make(choice: Choice, schema: Schema, ready: Ready, code: Code | None) -> Pla
         measures=tuple(_measures(choice.recovery, held_scale, scale)), optimizer=optimizers.wanted, handed=handed,
         consents=(*choice.consents, *rules.consents, *of_this_machine),
         refusals=(*rules.refusals, *filter(None, [handed_rate.refusal(choice.config, scale, step)])),
+    )  # fmt: skip
+
+
+def with_weights_alone(choice: Choice, init: InitBase, schema: Schema, ready: Ready) -> Plan:
+    """Make the plan of a new lineage that takes the weights of a checkpoint, and nothing else of it.
+
+    Args:
+        init: that checkpoint.
+        schema, ready: as in `make`.
+
+    Raises:
+        Refused: the config asks for a run without them.
+        InvalidFile: the trainer's description fails.
+    """
+    inside = init.candidate.content
+    held = plan_rules.held_by(inside.keys, inside.counters, inside.optimizers)
+    policies = {kind: one for kind, one in init_base.policies(choice.config).items() if kind in held.components}
+    found = plan_rules.decide_components(held, (), Optimizers(None, None), policies)
+    found = tuple(one if one.code == NOT_HELD else one._replace(why=init_base.WHY) for one in found)
+    if "weights" not in held.components:
+        found = plan_rules.of_its_own(found)
+    match, unanswered = _compared(found, choice, ready, is_asked=choice.recovery is None)
+    # What a trainer that loads by itself does with them, `--init-from` itself has asked of it.
+    rules = plan_rules.judge(found, choice, held, Optimizers(None, None), match, settled=found)
+    ahead = forecast.of(choice, schema, LrScale(), LrScale(), found)
+    rates = tuple(one._replace(before=None) for one in ahead.rates)
+    return Plan(
+        choice=choice, components=found, environment=(), measures=(), lr_scale=LrScale(), match=match,
+        forecast=ahead._replace(rates=rates, warnings=(*ahead.warnings, *unanswered)),
+        consents=(*choice.consents, *rules.consents), refusals=rules.refusals,
     )  # fmt: skip
 
 

@@ -245,7 +245,7 @@ def _no_weights(found: Sequence[Component], choice: Choice) -> list[str]:
     """What the kit is to load has to be under the kit's name; what a trainer loads by itself is its own business."""
     if _actions(found)["weights"] != ABSENT:
         return []
-    candidate = choice.candidate
+    candidate = choice.init.candidate if choice.init else choice.candidate
     name, keys = (f"'{candidate.name}'", candidate.content.keys) if candidate else ("the checkpoint", ())
     return [f"{name} has {lacks(KEYS['weights'][0], keys)}"]
 

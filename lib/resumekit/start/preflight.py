@@ -92,7 +92,7 @@ def run_paths(choice: Choice, run_id: str) -> RunPaths:
 
 def checkpoint_for_trainer(choice: Choice, paths: RunPaths) -> Path | None:
     """Return the checkpoint that the trainer is told of: the chosen file, or its copy under `trainer.checkpoint_in`."""
-    if choice.candidate is None:
+    if not _is_resume(choice):
         return None
     wanted = config.get(choice.config, "trainer.checkpoint_in")
     return chosen_file(choice) if wanted is None else paths.run_dir / wanted
@@ -126,11 +126,28 @@ def trainer_argv(choice: Choice, paths: RunPaths, ready: Ready, handed: Sequence
         "config_yaml": str(paths.resolved_yaml),
         "config_json": str(paths.resolved_json),
         "checkpoint": str(checkpoint_for_trainer(choice, paths) or ""),
+        "init_from": str(chosen_file(choice)) if choice.init else "",
         "step": str(choice.step or 0),
         "python": ready.python,
         "kit": str(KIT_ROOT),
     }
-    return trainer_command.build_argv(choice.config, values, is_resume=choice.candidate is not None, handed=handed)
+    return trainer_command.build_argv(
+        choice.config,
+        values,
+        is_resume=_is_resume(choice),
+        is_init=choice.init is not None and not _is_resume(choice),
+        handed=handed,
+    )
+
+
+def _is_resume(choice: Choice) -> bool:
+    """Whether the trainer is told of a checkpoint by its resume_args: of a base, where its plan says what to load."""
+    return choice.candidate is not None or (choice.init is not None and choice.config["trainer"]["loads_with_kit"])
+
+
+def _is_told_of_a_base(trainer: dict[str, Any]) -> bool:
+    words = [*trainer["command"], *(trainer.get("init_args") or ())]
+    return any("init_from" in trainer_command.placeholders(word) for word in words)
 
 
 def root_run_id(choice: Choice, paths: RunPaths) -> str:
@@ -193,6 +210,11 @@ def _secret_leaf(tree: dict[str, Any]) -> str | None:
 
 def _refuse_unresumable(choice: Choice) -> None:
     trainer = choice.config["trainer"]
+    if choice.init and not (trainer["resume_args"] if trainer["loads_with_kit"] else _is_told_of_a_base(trainer)):
+        raise InvalidFile(
+            "this trainer is never told whose weights to begin with (run.sh --init-from): set trainer.init_args, such as "
+            "[--init_from, '{init_from}']"
+        )
     if choice.candidate and not trainer["resume_args"] and not trainer.get("checkpoint_in"):
         raise InvalidFile(
             "this trainer is never told which checkpoint to load: set trainer.resume_args, "

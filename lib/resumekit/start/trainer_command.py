@@ -80,20 +80,24 @@ def untold(config: Mapping[str, Any], keys: Sequence[str]) -> str | None:
 
 
 def build_argv(
-    config: Mapping[str, Any], values: Mapping[str, str], *, is_resume: bool, handed: Sequence[str] = ()
-) -> list[str]:
+    config: Mapping[str, Any], values: Mapping[str, str], *, is_resume: bool, is_init: bool = False,
+    handed: Sequence[str] = (),
+) -> list[str]:  # fmt: skip
     """Return the trainer's argv: command, then resume_args on a resume, then extra_args as they stand.
 
     Args:
         config: the resolved config.
         values: the run's own placeholders.
         is_resume: the run starts from a checkpoint.
+        is_init: it begins with the weights of one: init_args, too.
         handed: what comes last: a trainer takes an option's last value (`handed_rate`).
     """
     trainer = config["trainer"]
     parts = [(part, "trainer.command") for part in trainer["command"]]
     if is_resume:
         parts += [(part, "trainer.resume_args") for part in trainer["resume_args"]]
+    if is_init:
+        parts += [(part, "trainer.init_args") for part in trainer.get("init_args") or ()]
     argv = [fill(part, values, config, source) for part, source in parts]
     argv += [*trainer["extra_args"], *handed]
     if odd := next((part for part in argv if "\0" in part), None):

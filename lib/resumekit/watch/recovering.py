@@ -30,7 +30,7 @@ from ..run import live_marker, run_end, status, trust
 from ..run.journal_fold import RECOVERY_WAITS, State
 from ..run.run_folder import Run
 from ..run.run_table import Recovery, RunTable
-from ..start import baseline, code_change, consent, make_folder, pipeline
+from ..start import baseline, code_change, consent, init_base, make_folder, pipeline
 from ..start.choice import CONTINUE, Choice, refuse_what_cannot_be_continued
 from ..start.code_state import Code
 from ..start.pipeline import Planned
@@ -385,6 +385,7 @@ def _choice(
         recovery=recovery,
         already_accepted=differs.already_accepted,
         origin=since.run if since.between else None,
+        init=init_base.again(run.record, resolved) if chosen is None else None,
         consents=consent.checkpoint_consents(chosen, resolved, table),
     )
 
