@@ -72,16 +72,17 @@ def check(choice: Choice, request: Request) -> Ready:
     # A placeholder that there is not is found by a person's start, not by the night's first cut.
     argv = trainer_argv(choice, run_paths(choice, "RUN_ID"), ready, trainer_command.lr_words(choice.config, "0"))
     search_path = os.environ.get("PATH", os.defpath)
-    trainer_command.check_override(ready.python, search_path)
+    if not choice.config["trainer"].get("wrap"):  # what lies behind a wrapper is not to be seen from here
+        trainer_command.check_override(ready.python, search_path)
     trainer_command.check_program(argv, ready.cwd, search_path, trainer_command.python_origin(choice.config))
     if choice.recovery is None:  # a missing mailer must not keep a run from going on in the night
         trainer_command.check_notifier(config.get(choice.config, "notify.command"), root, search_path)
     _refuse_full_disk(choice.table.runs_dir)
     if choice.consents and not (request.is_accepted and not request.is_dry_run):
         return ready._replace(versions=trainer_command.NotAsked(), may_start=False)
-    python = trainer_command.python_of_trainer(argv, ready.cwd, ready.python)
+    asked_as = trainer_command.asked_as(argv, ready.cwd, ready.python, choice.config)
     is_wrapped = trainer_command.is_wrapped(choice.config, argv)
-    return ready._replace(versions=trainer_command.Versions(python, ready.search_path, is_wrapped=is_wrapped))
+    return ready._replace(versions=trainer_command.Versions(asked_as, ready.search_path, is_wrapped=is_wrapped))
 
 
 def run_paths(choice: Choice, run_id: str) -> RunPaths:
@@ -212,8 +213,8 @@ def _refuse_unresumable(choice: Choice) -> None:
     trainer = choice.config["trainer"]
     if choice.init and not (trainer["resume_args"] if trainer["loads_with_kit"] else _is_told_of_a_base(trainer)):
         raise InvalidFile(
-            "this trainer is never told whose weights to begin with (run.sh --init-from): set trainer.init_args, such as "
-            "[--init_from, '{init_from}']"
+            "this trainer is never told whose weights to begin with (run.sh --init-from): set trainer.init_args, such "
+            "as [--init_from, '{init_from}']"
         )
     if choice.candidate and not trainer["resume_args"] and not trainer.get("checkpoint_in"):
         raise InvalidFile(
