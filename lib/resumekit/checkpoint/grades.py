@@ -198,6 +198,28 @@ def _require_digest(looked: Looked, opened: Opened, known: Manifest) -> None:
     raise UnreadableFile(f"{what} from its manifest")
 
 
+def kind_and_digest(path: Path, mb_per_s: float | None = None) -> tuple[str, str]:
+    """Return (what a checkpoint is on disk, the SHA-256 of its bytes), whoever it belongs to.
+
+    Its checksums and values are looked at in the same reading, for an `examine` behind it.
+
+    Raises:
+        UnreadableFile: it cannot be read.
+    """
+    layout.refuse_odd_files(path)
+    descriptor = layout.open_one(path)
+    try:
+        content = archive.content(descriptor)
+        looked = _look(descriptor, path, content, digest=True, checksums=True, mb_per_s=mb_per_s)
+    except OSError as error:
+        raise UnreadableFile(f"cannot be read: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
+    if looked.sha256 is None:
+        raise UnreadableFile("its digest was not read")
+    return layout.FILE, looked.sha256
+
+
 def attest(
     path: Path, name_step: int | None, *, older: Iterable[Path] = (), mb_per_s: float | None = None,
     named: Form | None = None, **lineage: Any,
