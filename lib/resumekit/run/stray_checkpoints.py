@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..base.imports import NamedTuple
+from ..base.paths import STEP_DIGITS
 from ..base.values import epoch_s, string, strings
 from ..checkpoint import layout
 from ..checkpoint.form import likely_pattern
@@ -63,6 +64,8 @@ class Stray(NamedTuple):
             return f"{begin} {self.meant}"
         name = os.path.basename(self.path)
         fits = f"its name has no step: checkpoint.pattern '{name}' takes it where its step stands inside"
+        if any(sign.isdigit() for sign in name):
+            fits = f"its name has no step, a number of at most {STEP_DIGITS} digits"
         if self.is_folder:
             fits = f"checkpoint.pattern '{self.pattern}' would fit the folder that it is a part of"
         elif self.pattern:
