@@ -280,10 +280,14 @@ def open_in_folder(checkpoint: Path) -> int:
     Raises:
         UnreadableFile: it is missing, no regular file, may not be read, or is a link out of its folder.
     """
-    real = Path(os.path.realpath(checkpoint))
-    if real.parent != Path(os.path.realpath(checkpoint.parent)):
+    refuse_link_out(checkpoint)
+    return open_regular(Path(os.path.realpath(checkpoint)), follow_links=False)
+
+
+def refuse_link_out(checkpoint: Path) -> None:
+    """Raise UnreadableFile where a checkpoint that was looked at is a link out of its folder by now."""
+    if Path(os.path.realpath(checkpoint)).parent != Path(os.path.realpath(checkpoint.parent)):
         raise UnreadableFile("it is a link out of its folder by now")
-    return open_regular(real, follow_links=False)
 
 
 def copy(opened: int, folder: int, name: str) -> None:
@@ -324,8 +328,7 @@ def copy_whole(checkpoint: Path, folder: int, name: str, companions: tuple[str, 
             finally:
                 os.close(opened)
         return
-    if Path(os.path.realpath(checkpoint)).parent != Path(os.path.realpath(checkpoint.parent)):
-        raise UnreadableFile("it is a link out of its folder by now")
+    refuse_link_out(checkpoint)
     os.mkdir(name, dir_fd=folder)
     with open_checkpoint(checkpoint) as whole:
         for file in whole.files:

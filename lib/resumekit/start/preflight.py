@@ -266,13 +266,15 @@ def copy_checkpoint(choice: Choice, paths: RunPaths) -> None:
         return
     chosen = chosen_file(choice)
     form = choice.parent.form if choice.parent else form_of(choice.config.get("checkpoint"))
-    folder = _folder_to_copy_into(paths.run_dir, target)
     try:
-        layout.copy_whole(chosen, folder, target.name, form.companions_of(chosen.name))
+        layout.refuse_link_out(chosen)  # before anything is made
+        folder = _folder_to_copy_into(paths.run_dir, target)
+        try:
+            layout.copy_whole(chosen, folder, target.name, form.companions_of(chosen.name))
+        finally:
+            os.close(folder)
     except UnreadableFile as error:
         raise KitError(f"the checkpoint '{chosen}' cannot be copied: {error}") from error
-    finally:
-        os.close(folder)
 
 
 def _folder_to_copy_into(run_dir: Path, target: Path) -> int:
