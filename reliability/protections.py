@@ -455,7 +455,7 @@ PATCHES = (
     patch("a trainer carries the token of its run's record", "resumekit/run/run_folder.py:Run.trainer_of",
         condition("told", False),
         "test_leftovers.py::test_a_line_of_another_run_in_its_journal_has_nothing_of_that_run_killed"),
-    patch("a copy is made of no link", "resumekit/checkpoint/layout.py:open_in_folder",
+    patch("a copy is made of no link", "resumekit/checkpoint/layout.py:refuse_link_out",
         condition("realpath()", False),
         "test_launch.py::test_a_link_that_has_come_into_the_place_of_a_checkpoint_is_not_copied_from"),
     patch("a link to a run leads to its owner's", "resumekit/run/run_table.py:_leads_to_its_owners",
