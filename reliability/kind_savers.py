@@ -1,7 +1,7 @@
 """Checkpoints of each kind, saved by the frameworks' own code in a process that may be killed, and read back by it.
 
-Every number in the checkpoint of step N is N, so that a mix of two steps is seen. The frameworks are imported once; what
-saves is a fork. For a Python that has them (`make frameworks`); dcp and fixed need torch alone.
+Every number in the checkpoint of step N is N, so that a mix of two steps is seen. The frameworks are imported once;
+what saves is a fork. For a Python that has them (`make frameworks`); dcp and fixed need torch alone.
 """
 
 from __future__ import annotations
