@@ -16,11 +16,12 @@ import pytest
 
 from resumekit.base.files import UnreadableFile
 from resumekit.base.paths import RunPaths, manifest_path
-from resumekit.process import attest, output_log, sidecar, train_log
+from resumekit.process import attest, output_log, sidecar, sidecar_state, train_log
 from resumekit.process.sidecar import Sidecar
 from resumekit.process.sidecar_state import StepOrder
 from resumekit.process.train_log import LineCleaner, LogFollower, stamp
 from resumekit.run.run_folder import Run, open_run
+from support.checkpoint_tools import NO_SPACE, failing, os_calls
 from support.commands import Kit, sidecar_of
 from support.followed_logs import HASH
 from support.places import LIB, LIVE, ROOT
@@ -304,6 +305,15 @@ def test_a_log_that_cannot_be_written_is_made_up_for_later(kit: Kit) -> None:
     assert kit.status(run)["state"] == "finished" and len(events(run, "exited")) == 1
 
 
+def test_a_step_that_a_full_disk_has_no_room_for_is_journaled_when_there_is(tmp_path: Path) -> None:
+    one = Sidecar(open_run(tmp_path), has_echo=False)
+    with os_calls(failing(NO_SPACE, "write")):
+        one._append_told([("step", {"step": 4}), ("step", {"step": 5})])
+    assert not events(tmp_path, "step")
+    one._append_told([("step", {"step": 6})])
+    assert [event["step"] for event in events(tmp_path, "step")] == [4, 5, 6]
+
+
 GUARDED = """
 import os, sys
 from resumekit.trainer.trainer_env import guard_output
@@ -531,12 +541,12 @@ def test_who_keeps_no_seals_gets_a_sidecar_from_the_watcher_all_the_same(
     (run,) = kit.run_dirs()
     for path in (run, *run.glob("*.json")):
         path.chmod(path.stat().st_mode | 0o020)
-    assert sidecar._followed(run, None)[1] == "", "it is sealed"
+    assert sidecar_state.followed(run, None)[1] == "", "it is sealed"
     (run / "resolved_config.json").write_text((run / "resolved_config.json").read_text() + " ")
-    found, doubt = sidecar._followed(run, None)
+    found, doubt = sidecar_state.followed(run, None)
     assert doubt.startswith("its resolved_config.json is not as this user's launcher sealed it: ")
     assert found.setting("trainer", "log_patterns") is None
     monkeypatch.setenv("XDG_STATE_HOME", "nowhere")
     monkeypatch.delenv("HOME", raising=False)
-    found, doubt = sidecar._followed(run, None)
+    found, doubt = sidecar_state.followed(run, None)
     assert doubt == "" and found.setting("trainer", "log_patterns") is not None

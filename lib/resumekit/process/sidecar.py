@@ -8,6 +8,7 @@ goes on where `.sidecar.json` says this one stood. It ends when the trainer's en
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import itertools
 import os
@@ -22,10 +23,9 @@ from ..base.errors import DONE, ENDED_EARLY, FAILED, Refused
 from ..base.files import UnreadableFile, read_json, unlink_temps
 from ..base.imports import Any
 from ..base.ownership import Exchanged, MadeFolder
-from ..base.paths import RunPaths
 from ..base.terminal import plain, say
 from ..base.values import count, mapping
-from ..run import run_end, seals, status, trust
+from ..run import run_end, status
 from ..run.journal_fold import RECORDS_EDITED, fold
 from ..run.run_folder import Run
 from . import sidecar_state
@@ -48,6 +48,8 @@ PROBE_S = 1.0
 SAVE_S = 5.0
 # Of a journal that no account knows so many events are in memory at once.
 FOLDED_AT_ONCE = 20_000
+# Of what a full disk has no room for, the newest that is kept in memory.
+MOST_UNTOLD = 100_000
 # Of one beat at most this much is spent on the log.
 PUMP_S = 0.5
 # A grandchild may hold the output open and go on writing for ever; a terminal may be blocked.
@@ -88,6 +90,7 @@ class Sidecar:
         self._heartbeat_mtime = 0.0
         self._found_steps: list[dict[str, Any]] = []
         self._found_from = 0
+        self._untold: collections.deque[tuple[str, dict[str, Any]]] = collections.deque(maxlen=MOST_UNTOLD)
         self._started = time.monotonic()
         self._clock_gap = ClockGap()
         self._last_save = self._last_probe = self._last_status = self._last_notice = float("-inf")
@@ -295,7 +298,7 @@ class Sidecar:
         self._fold_journal()
         self._append_steps()
         self._append_metrics(is_last=True)
-        return not self._log.is_blocked
+        return not (self._log.is_blocked or self._untold)
 
     def _append(self, event: str, /, **fields: Any) -> bool:
         with contextlib.suppress(OSError):
@@ -306,7 +309,7 @@ class Sidecar:
     def _append_steps(self) -> None:
         """Journal what the log told, unless the trainer does so itself."""
         found, self._found_steps = self._found_steps, []
-        if found and not self._state.get("tells_steps"):
+        if (found or self._untold) and not self._state.get("tells_steps"):
             self._append_told(self._numbers.of_log(found, self._state, self._found_from))
         self._append_metrics()
 
@@ -321,8 +324,10 @@ class Sidecar:
         self._metrics = None if is_last else self._metrics
 
     def _append_told(self, events: Iterable[tuple[str, dict[str, Any]]]) -> None:
-        for event, fields in events:
-            self._append(event, **fields, source="log")
+        """Journal what was told, and before it what a full disk had no room for until now."""
+        self._untold += events
+        while self._untold and self._append(self._untold[0][0], **self._untold[0][1], source="log"):
+            event, fields = self._untold.popleft()
             if event == "log_format":
                 self._say(f"resumekit: {plain(fields['message'])}\n".encode("utf-8", "backslashreplace"))
         self._fold_journal()
@@ -396,7 +401,7 @@ def main(run_dir: Path, *, has_echo: bool, made: MadeFolder | None = None) -> in
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGTTOU, signal.SIGTTIN):
         signal.signal(number, signal.SIG_IGN)
     try:
-        run, doubt = _followed(run_dir, made)
+        run, doubt = sidecar_state.followed(run_dir, made)
     except Exchanged as error:
         raise Refused(f"{error}; nothing follows the run") from error
     try:
@@ -406,30 +411,12 @@ def main(run_dir: Path, *, has_echo: bool, made: MadeFolder | None = None) -> in
         say("sidecar", f"the lock '{run.paths.status_lock}' cannot be taken: {error.strerror}")
         return FAILED
     if doubt:
-        _warn_of(run, doubt)
+        with contextlib.suppress(OSError):
+            journal.append(run.paths.journal, "warning", run.run_id, kind=RECORDS_EDITED, message=doubt)
     unlink_temps([run.paths.status, run.paths.sidecar_state])  # the lock is held here: no other process writes these
     code = Sidecar(run, has_echo=has_echo).run_until_end()
     sys.stdout = None  # its flush at exit may fail or block; there is nothing in it
     return code
-
-
-def _followed(run_dir: Path, made: MadeFolder | None) -> tuple[Run, str]:
-    """Return a run as the caller's launcher wrote it, and why nothing is taken from its records where it is not that.
-
-    Such a run has the default paths, and no setting: no pattern for its log above all. Of a user who keeps no seals
-    (without a HOME), the watcher's sidecar goes by what lies there. Raises as `trust.examine_made`.
-    """
-    run, standing, _ = trust.examine(run_dir) if made is None else trust.examine_made(run_dir, made)
-    if standing.is_callers or (made is None and seals.since() is None):
-        return run, ""
-    run = Run(RunPaths(run_dir), {"run_id": run_dir.name, "token": run.record.get("token")} if run.is_ours else {})
-    run.config = {}
-    return run, f"{standing.reason}: its sidecar uses the default paths, and no setting and no log pattern of it"
-
-
-def _warn_of(run: Run, doubt: str) -> None:
-    with contextlib.suppress(OSError):
-        journal.append(run.paths.journal, "warning", run.run_id, kind=RECORDS_EDITED, message=doubt)
 
 
 def _metrics(run: Run, saved: Any) -> Any:

@@ -1,21 +1,39 @@
-"""What the next sidecar goes on from: the account, whose turn it is, and which steps of a log are new."""
+"""What the next sidecar goes on from: as which run, the account, whose turn it is, and which steps of a log are new."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 from collections.abc import Iterable
+from pathlib import Path
 
 from ..base import journal, processes
 from ..base.claims import open_lock, try_lock
 from ..base.files import to_json, write_atomic
 from ..base.imports import Any
+from ..base.ownership import MadeFolder
+from ..base.paths import RunPaths
+from ..run import seals, trust
 from ..run.run_folder import Run
 
 
 def take_status_lock(run: Run) -> bool:
     """Become the one who writes status.json; the lock ends with the process."""
     return try_lock(open_lock(run.paths.status_lock))
+
+
+def followed(run_dir: Path, made: MadeFolder | None) -> tuple[Run, str]:
+    """Return a run as the caller's launcher wrote it, and why nothing is taken from its records where it is not that.
+
+    Such a run has the default paths, and no setting: no pattern for its log above all. Of a user who keeps no seals
+    (without a HOME), the watcher's sidecar goes by what lies there. Raises as `trust.examine_made`.
+    """
+    run, standing, _ = trust.examine(run_dir) if made is None else trust.examine_made(run_dir, made)
+    if standing.is_callers or (made is None and seals.since() is None):
+        return run, ""
+    run = Run(RunPaths(run_dir), {"run_id": run_dir.name, "token": run.record.get("token")} if run.is_ours else {})
+    run.config = {}
+    return run, f"{standing.reason}: its sidecar uses the default paths, and no setting and no log pattern of it"
 
 
 class Account:
