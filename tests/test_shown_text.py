@@ -26,7 +26,8 @@ from resumekit.checkpoint import dry_run
 from resumekit.commands import main
 from resumekit.run import live_marker
 from resumekit.trainer import loading
-from support.commands import Kit
+from resumekit.watch import inspection
+from support.commands import Kit, killed
 from support.places import LIB, ROOT
 
 # A window title, a carriage return, a line that looks like one of the command's own, 8-bit CSI, a turned direction.
@@ -47,14 +48,39 @@ TOLD = (
 )
 
 
+@pytest.fixture(scope="module")
+def killed_twice(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kit]:
+    """A run and the one that was resumed from it; both were killed, and the watcher looks at both."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        kit = Kit(tmp_path_factory.mktemp("shown"))
+        for at in (7, 12):
+            killed(kit, at=at)
+        for run in kit.run_dirs():
+            live_marker.make(RunPaths(run).live_marker)
+    yield kit
+    kit.clean_up()
+
+
+@pytest.fixture
+def kit(killed_twice: Kit, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kit]:
+    """The two runs, which are put back as they were: the same files, with the same content."""
+    monkeypatch.setenv("XDG_STATE_HOME", killed_twice.env["XDG_STATE_HOME"])
+    monkeypatch.setattr(inspection, "SECOND_LOOK_S", 0.0)
+    before = {path: path.read_bytes() for path in killed_twice.runs.rglob("*") if path.is_file()}
+    yield killed_twice
+    for path in sorted(killed_twice.runs.rglob("*"), reverse=True):
+        if path.is_file() and path not in before:
+            path.unlink()
+        elif path.is_dir() and not any(path in one.parents for one in before):
+            path.rmdir()
+    for path, content in before.items():
+        if not path.is_file() or path.read_bytes() != content:
+            path.write_bytes(content)
+
+
 @pytest.fixture
 def runs(kit: Kit) -> list[Path]:
-    """A run and the one that was resumed from it; both were killed, and the watcher looks at both."""
-    kit.config("--save-every", "5", training={"max_steps": 20})
-    kit("run", "T-1", code=137, env={"TOY_ARGS": "--at 7 kill"})
-    kit("run", "T-1", code=137, env={"TOY_ARGS": "--at 12 kill"})
-    for run in kit.run_dirs():
-        live_marker.make(RunPaths(run).live_marker)
     return kit.run_dirs()
 
 
