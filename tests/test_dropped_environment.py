@@ -58,7 +58,13 @@ def lab(kit: Kit, tmp_path: Path) -> Any:
     return set_up
 
 
-@pytest.mark.parametrize("drop", [["-u", "RESUMEKIT_PLAN"], ["-i", f"PATH={os.environ['PATH']}"]], ids=["plan", "all"])
+@pytest.mark.parametrize(
+    "drop",
+    [
+        pytest.param(["-u", "RESUMEKIT_PLAN"], id="plan", marks=pytest.mark.long),
+        pytest.param(["-i", f"PATH={os.environ['PATH']}"], id="all"),
+    ],
+)
 def test_the_plan_reaches_a_trainer_whatever_drops_its_variables(lab: Any, drop: list[str]) -> None:
     kit = lab()
     kit("run", "T-1", code=None)

@@ -2,7 +2,7 @@
 
 Each cut is a real trainer under the launcher that signals itself at a named place (support/cut_trainer.py), and each
 resume a new process started by the commands. `make campaign` does all cuts, `make faults` the nastiest one of each
-kind, `make test` one row of them.
+kind, `make test` one row of them, in processes that are forked from one that has imported torch.
 """
 
 from __future__ import annotations
@@ -106,8 +106,20 @@ TOO_LATE = ("TERM:end:1", "TERM:save.fsync:6")
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    yield from whole_run(tmp_path_factory.mktemp("whole"))
+def server() -> Iterator[ForkServer]:
+    server = ForkServer("support.cut_trainer", "arc_training")
+    yield server
+    server.close()
+
+
+def forked(server: ForkServer) -> dict[str, Any]:
+    """Return TRAINER's section for a trainer that is forked."""
+    return TRAINER | {"command": server.command("support.cut_trainer", *TRAINER["command"][3:])}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    yield from whole_run(tmp_path_factory.mktemp("whole"), trainer=forked(server))
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +129,7 @@ def uninterrupted_bf16(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
 
 def whole_run(folder: Path, **sections: Any) -> Iterator[Path]:
     kit = Kit(folder)
-    kit.config(trainer=TRAINER, **CONFIG | sections)
+    kit.config(**{"trainer": TRAINER} | CONFIG | sections)
     kit("run", "T-1")
     (run,) = kit.run_dirs()
     assert [e["step"] for e in events(run, "step")] == list(range(1, 13))
@@ -127,8 +139,10 @@ def whole_run(folder: Path, **sections: Any) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("cut", [SAMPLE[0], pytest.param(SAMPLE[1], marks=pytest.mark.long)])
-def test_a_run_that_was_cut_and_resumed_equals_the_uninterrupted_one(cut: str, kit: Kit, uninterrupted: Path) -> None:
-    kit.config(trainer=TRAINER, **CONFIG)
+def test_a_run_that_was_cut_and_resumed_equals_the_uninterrupted_one(
+    cut: str, kit: Kit, server: ForkServer, uninterrupted: Path
+) -> None:
+    kit.config(trainer=forked(server) if cut == SAMPLE[0] else TRAINER, **CONFIG)
     cut_and_resume(kit, cut.split(), uninterrupted)
 
 
@@ -238,13 +252,6 @@ SWITCHES_STATE_CONFIG = STATE_CONFIG | SWITCHES | {
 }  # fmt: skip
 IN_AN_EVALUATION, IN_A_STEP = "TERM:eval:13", "TERM:micro:18"  # saves step 8, both evaluations pending; saves step 9
 IN_A_STEP_OF_SWITCHES = "TERM:optimizer:9"  # saves step 9
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ForkServer]:
-    server = ForkServer("support.cut_trainer", "arc_training")
-    yield server
-    server.close()
 
 
 @pytest.fixture(scope="module")

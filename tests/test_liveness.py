@@ -252,7 +252,7 @@ def live(kit: Kit, *toy_args: str, **sections: Any) -> Path:
 
 
 def with_a_checkpoint(run: Path) -> Path:
-    wait_until(lambda: list(run.glob("checkpoints/*.pt.json")), "a checkpoint with a manifest")
+    wait_until(lambda: list(run.glob("checkpoints/*.pt")), "a checkpoint")
     return run
 
 

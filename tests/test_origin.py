@@ -14,7 +14,7 @@ from support.plan_configs import SECTIONS, WITH_KIT, plan_of
 from support.runs import events
 from support.toy_trainer import write_checkpoint
 
-RECOVERS = {"enabled": True, "backoff_s": 1, "max_attempts": 2, "replay_steps": 5}
+RECOVERS = {"enabled": True, "backoff_s": 1, "max_attempts": 1, "replay_steps": 5}
 LINEAR = ("--set", "schedule.name=linear")
 TOLD = ("--set", "resume.optimizer=reset", "--set", "resume.scheduler=reset", "--set", "resume.rng=reset")
 DIES = {"TOY_ARGS": "--at 11 kill"}

@@ -61,7 +61,10 @@ def signals(run: Path) -> list[str]:
     return (run / "signals").read_text().split()
 
 
-@pytest.mark.parametrize("script", ["trap 'sleep 0.1' TERM\nTRAIN", "trap 'sleep 0.1' TERM\nTRAIN | tee \"$0.log\""])
+@pytest.mark.parametrize(
+    "script",
+    ["trap 'sleep 0.1' TERM\nTRAIN", pytest.param("trap 'sleep 0.1' TERM\nTRAIN | tee \"$0.log\"", marks=pytest.mark.long)],
+)
 def test_what_a_shell_waits_for_is_told_once_though_no_step_is_seen(kit: Kit, script: str) -> None:
     """The shell puts its trap off until the child ends: nothing but the kit can have told it."""
     silent(kit, script, "TERM", 0.2, abort={"grace_s": 8})
@@ -228,8 +231,8 @@ def test_data_workers_are_no_ranks(kit: Kit) -> None:
 
 
 @pytest.mark.parametrize(("how", "script", "then"), [
-    ("fork", 'exec TRAIN', "ends"), ("spawn", "exec TRAIN", "ends"), ("spawn", "TRAIN", "ends"),
-    ("fork", "exec TRAIN", "stays"),
+    pytest.param("fork", "exec TRAIN", "ends", marks=pytest.mark.long), ("spawn", "exec TRAIN", "ends"),
+    pytest.param("spawn", "TRAIN", "ends", marks=pytest.mark.long), ("fork", "exec TRAIN", "stays"),
 ])  # fmt: skip
 def test_spawned_ranks_are_told_instead_of_the_parent_that_waits_for_them(
     kit: Kit, how: str, script: str, then: str

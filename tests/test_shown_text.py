@@ -29,6 +29,7 @@ from resumekit.trainer import loading
 from resumekit.watch import inspection
 from support.commands import Kit, killed
 from support.places import LIB, ROOT
+from support.runs import put_back
 
 # A window title, a carriage return, a line that looks like one of the command's own, 8-bit CSI, a turned direction.
 CANARY = "\x1b]0;t\x07\r\nFORGED \x9b31m\u202e\x7f"
@@ -67,16 +68,8 @@ def kit(killed_twice: Kit, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kit]:
     """The two runs, which are put back as they were: the same files, with the same content."""
     monkeypatch.setenv("XDG_STATE_HOME", killed_twice.env["XDG_STATE_HOME"])
     monkeypatch.setattr(inspection, "SECOND_LOOK_S", 0.0)
-    before = {path: path.read_bytes() for path in killed_twice.runs.rglob("*") if path.is_file()}
-    yield killed_twice
-    for path in sorted(killed_twice.runs.rglob("*"), reverse=True):
-        if path.is_file() and path not in before:
-            path.unlink()
-        elif path.is_dir() and not any(path in one.parents for one in before):
-            path.rmdir()
-    for path, content in before.items():
-        if not path.is_file() or path.read_bytes() != content:
-            path.write_bytes(content)
+    with put_back(killed_twice.runs):
+        yield killed_twice
 
 
 @pytest.fixture

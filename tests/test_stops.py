@@ -85,10 +85,10 @@ def test_a_few_stops_lose_no_step(tmp_path: Path, seed: int) -> None:
 @pytest.mark.parametrize(
     ("kind", "way"),
     [
-        ("torchrun", "TERM"),
+        pytest.param("torchrun", "TERM", marks=pytest.mark.long),
         ("torchrun", "all TERM"),
         ("workers", "TERM"),
-        ("deaf", "all TERM"),
+        pytest.param("deaf", "all TERM", marks=pytest.mark.long),
         ("script with a trap", "all INT"),
         ("script in the background", "all INT"),
     ],

@@ -49,7 +49,10 @@ def test_the_third_start_tries_the_next_older_checkpoint_and_says_so(kit: Kit) -
     assert not quarantines(kit), "an exit code alone is no proof: a person can still name the file"
 
 
-@pytest.mark.parametrize("fails", ["import torch_that_is_not_there", "raise OSError('CUDA: device busy')"])
+@pytest.mark.parametrize(
+    "fails",
+    ["import torch_that_is_not_there", pytest.param("raise OSError('CUDA: device busy')", marks=pytest.mark.long)],
+)
 def test_what_fails_with_every_checkpoint_blames_none(kit: Kit, fails: str) -> None:
     write_trainer(kit, fails)
     kit("run", "T-1", code=1)

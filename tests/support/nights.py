@@ -73,10 +73,12 @@ class Night(Kit):
         """Ask what the next launch would do: for the oracle."""
         return self("run", "T-1", "--dry-run", code=None)
 
-    def watch(self, code: int | None = None) -> subprocess.CompletedProcess:
-        """One pass of the watcher, as cron makes it."""
+    def watch(self, *args: str, code: int | None = None, **more: Any) -> subprocess.CompletedProcess:
+        """One pass of the watcher, as cron makes it; with an environment of its own by bin/abort-watch.sh."""
+        if more:
+            return self("abort-watch", *args, code=code, **more)
         done = subprocess.run(
-            watcher(self.runs, self.config_file),
+            watcher(self.runs, self.config_file, *args),
             env=self.env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=2 * DEADLINE_S,
         )  # fmt: skip
         assert code in (None, done.returncode), done.stdout + done.stderr
