@@ -20,9 +20,8 @@ from typing import Any
 import pytest
 
 from reliability.oracle import Oracle
-from resumekit import commands
 from resumekit.base import journal, processes
-from resumekit.process import aborting, stop_request
+from resumekit.process import aborting, stop_request, stopping
 from resumekit.run import live_marker
 from resumekit.run.run_folder import open_run
 from resumekit.watch import acting, inspection
@@ -522,5 +521,5 @@ def test_a_run_of_another_host_is_said_and_left_alone(
     said = kit("abort-watch", "--json", code=0)
     (look,) = json.loads(said.stdout)
     assert (look["verdict"], look["note"]) == ("remote", "not looked at: its trainer is on 'elsewhere'")
-    assert commands.main(["watch", "--stop", f"--only={run.name}", f"--runs={kit.runs}"]) == 1
+    assert stopping.stop(run, "TERM") == 1
     assert other_process.poll() is None and not events(run, "abort")
