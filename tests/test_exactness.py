@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +254,12 @@ IN_AN_EVALUATION, IN_A_STEP = "TERM:eval:13", "TERM:micro:18"  # saves step 8, b
 IN_A_STEP_OF_SWITCHES = "TERM:optimizer:9"  # saves step 9
 
 
+def sample(items: Iterable[str]) -> list[Any]:
+    """Return the items as parameters; three of four are long."""
+    marks = ([], *([pytest.mark.long],) * 3)
+    return [pytest.param(item, marks=marks[number % 4]) for number, item in enumerate(items)]
+
+
 @pytest.fixture(scope="module")
 def stopped(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """By cut: the checkpoint that the stop left; and under '' the uninterrupted run's folder."""
@@ -288,7 +294,7 @@ def test_with_every_item_of_its_state_a_run_goes_on_alike(
     assert compare_runs.compare(run, stopped[""])[0] == []
 
 
-@pytest.mark.parametrize("item", cut_trainer.FORGET)
+@pytest.mark.parametrize("item", sample(cut_trainer.FORGET))
 def test_without_one_item_of_its_state_it_goes_on_differently(
     item: str, server: ForkServer, stopped: dict[str, Path]
 ) -> None:
@@ -314,7 +320,7 @@ def test_with_every_item_of_its_state_a_run_with_every_switch_on_goes_on_alike(
     assert compare_runs.compare(run, whole)[0] == []
 
 
-@pytest.mark.parametrize("item", cut_trainer.FORGET_SWITCHES)
+@pytest.mark.parametrize("item", sample(cut_trainer.FORGET_SWITCHES))
 def test_without_one_item_of_its_state_a_run_with_every_switch_on_goes_on_differently(
     item: str, server: ForkServer, stopped_switches: tuple[Path, Path]
 ) -> None:

@@ -165,13 +165,13 @@ def test_what_was_told_over_a_checkpoint_that_the_kit_did_not_make_is_done_and_n
     assert "'ema: reset'" in asked and "optimizer" not in asked
 
 
-@pytest.mark.parametrize("named", [7, "a\0b", "\ud800", "x" * 9000, ["list"], None], ids=ascii)
-def test_a_record_that_names_an_impossible_checkpoint_is_no_traceback(kit: Kit, named: Any):
+def test_a_record_that_names_an_impossible_checkpoint_is_no_traceback(kit: Kit):
     grandparent(kit)
     second = dead_child(kit, *TOLD)
     record = json.loads((second / "run.json").read_text())
-    (second / "run.json").write_text(json.dumps({**record, "checkpoint": named}))
-    assert plan_of(kit)["components"]["optimizer"]["action"] == "reset"
+    for named in (7, "a\0b", "\ud800", "x" * 9000, ["list"], None):
+        (second / "run.json").write_text(json.dumps({**record, "checkpoint": named}))
+        assert plan_of(kit)["components"]["optimizer"]["action"] == "reset", ascii(named)
 
 
 def test_a_config_that_is_taken_anew_takes_nothing_over_and_is_compared_with_the_checkpoint_s_run(kit: Kit):

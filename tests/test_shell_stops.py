@@ -63,7 +63,10 @@ def signals(run: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     "script",
-    ["trap 'sleep 0.1' TERM\nTRAIN", pytest.param("trap 'sleep 0.1' TERM\nTRAIN | tee \"$0.log\"", marks=pytest.mark.long)],
+    [
+        "trap 'sleep 0.1' TERM\nTRAIN",
+        pytest.param("trap 'sleep 0.1' TERM\nTRAIN | tee \"$0.log\"", marks=pytest.mark.long),
+    ],
 )
 def test_what_a_shell_waits_for_is_told_once_though_no_step_is_seen(kit: Kit, script: str) -> None:
     """The shell puts its trap off until the child ends: nothing but the kit can have told it."""

@@ -23,11 +23,10 @@ from resumekit.base.files import UnreadableFile
 from resumekit.base.paths import RunPaths
 from resumekit.base.terms import FAILED, Check
 from resumekit.checkpoint import dry_run
-from resumekit.commands import main
 from resumekit.run import live_marker
 from resumekit.trainer import loading
 from resumekit.watch import inspection
-from support.commands import Kit, killed
+from support.commands import Kit, killed, said_by
 from support.places import LIB, ROOT
 from support.runs import put_back
 
@@ -88,15 +87,6 @@ def commands(kit: Kit, run: Path) -> list[list[str]]:
         ["resume", "--experiment=T-2", f"--from={run.name}", *plan],
         ["watch", "--observe", *places],
     ]
-
-
-def said_by(words: list[str]) -> str:
-    """Run a verb in this process; what it wrote to stdout and stderr."""
-    said, out = io.StringIO(), io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(out):
-        main(words)
-    out.flush()
-    return said.getvalue() + out.buffer.getvalue().decode()
 
 
 def assert_harmless(said: str, where: object) -> None:

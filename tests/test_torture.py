@@ -83,7 +83,13 @@ def test_with_all_of_its_state_it_goes_on_bit_for_bit(server: ForkServer, runs: 
     assert differences(runs / "all", runs / "whole") == []
 
 
-@pytest.mark.parametrize("item", torture_trainer.FORGET)
+@pytest.mark.parametrize(
+    "item",
+    [
+        pytest.param(item, marks=[] if number % 4 == 0 else [pytest.mark.long])
+        for number, item in enumerate(torture_trainer.FORGET)
+    ],
+)
 def test_without_one_item_it_goes_on_differently(item: str, server: ForkServer, runs: Path) -> None:
     train(server, runs / f"without {item}", "--resume", str(checkpoint(runs)), LEAVE_OUT=item)
     assert differences(runs / f"without {item}", runs / "whole") != []

@@ -182,9 +182,7 @@ def test_what_is_in_its_exec_when_its_wrapper_ends_is_not_overlooked(
     assert len(waited) >= 4 and end["code"] == 0
 
 
-@pytest.mark.parametrize(
-    ("code", "state"), [pytest.param(0, "finished", marks=pytest.mark.long), (3, "failed")]
-)
+@pytest.mark.parametrize(("code", "state"), [pytest.param(0, "finished", marks=pytest.mark.long), (3, "failed")])
 def test_a_training_whose_wrapper_was_killed_ends_the_run_with_its_own_code(kit: Kit, code: int, state: str) -> None:
     wrapped(kit, WRAPPERS["then"], "--delay", "0.05", "--exit", str(code), abort={"grace_s": 30})
     config = json.loads(kit.config_file.read_text())
