@@ -282,7 +282,7 @@ def test_detached_the_checks_end_it_too(kit: Kit) -> None:
 
 def test_a_killed_sidecar_takes_no_check_with_it(kit: Kit) -> None:
     killed(kit, steps=40, at=12)
-    process = kit.popen("resume", "T-1", "--set", "trainer.resume_args=[--resume, '{checkpoint}', --delay, '0.2']")
+    process = kit.popen("resume", "T-1", "--set", "trainer.resume_args=[--resume, '{checkpoint}', --delay, '0.1']")
     run = kit.started(2)
     wait_until(lambda: events(run, "check"), "a first check")
     for pid in marked_pids(f"RESUMEKIT_TEST_MARK={kit.mark}"):
