@@ -90,7 +90,10 @@ def test_a_checkpoint_from_which_nothing_is_left_out_goes_on_alike(scenario, sto
     assert same(after_step_6(load(path, SCENARIOS[scenario][0])), expected)
 
 
-@pytest.mark.parametrize("item", LEFT_OUT)
+@pytest.mark.parametrize(
+    "item",
+    [pytest.param(one, marks=[] if at % 4 == 0 else [pytest.mark.long]) for at, one in enumerate(LEFT_OUT)],
+)
 def test_a_checkpoint_without_one_item_goes_on_differently(item, stopped, tmp_path):
     scenario, leave_out = LEFT_OUT[item]
     path, expected = stopped[scenario]

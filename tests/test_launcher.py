@@ -30,15 +30,20 @@ pytestmark = pytest.mark.usefixtures("valid_records")
 @pytest.mark.parametrize(
     ("toy_args", "code", "state"),
     [
-        ((), 0, "finished"),
         (("--exit", "3"), 3, "failed"),
         (("--exit", "256"), 0, "finished"),
-        (("--at", "2", "exit=256"), 0, "ended_early"),
         (("--at", "2", "exit=0"), 0, "ended_early"),
         (("--at", "2", "exit=143"), 143, "stopped"),
         (("--at", "2", "kill"), 137, "failed"),
-        (("--at", "2", "segv"), 139, "failed"),
-        (("--at", "2", "raise"), 1, "failed"),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in (
+                ((), 0, "finished"),
+                (("--at", "2", "exit=256"), 0, "ended_early"),
+                (("--at", "2", "segv"), 139, "failed"),
+                (("--at", "2", "raise"), 1, "failed"),
+            )
+        ),
     ],
 )
 @pytest.mark.fault("A10", by="shim.py: exit.json; status.py: the last step")

@@ -42,13 +42,14 @@ def test_kill_nine_at_random_moments_loses_nothing_and_changes_no_bit(
     assert sum(night.kills.total() for night in nights) == 25
 
 
+@pytest.mark.long
 def test_kill_nine_behind_a_script_loses_nothing_and_starts_nothing_beside_it(
     tmp_path: Path, warm_server: ForkServer
 ) -> None:
-    """A train.sh stands before the trainer: the script is killed, or the Python inside it; some of 300 kills."""
-    nights = list(campaign_kills.nights(tmp_path, warm_server, random.Random(21), kills=5, has_wrapper=True))
+    """A train.sh stands before the trainer: the script is killed, or the Python inside it; a dozen of 300 kills."""
+    nights = list(campaign_kills.nights(tmp_path, warm_server, random.Random(21), kills=12, has_wrapper=True))
     assert [fault for night in nights for fault in night.faults] == []
-    assert sum(night.kills.total() for night in nights) == 5
+    assert sum(night.kills.total() for night in nights) == 12
 
 
 @pytest.mark.fault("A1", by="launcher.sh: recover; restart_point.py: the newest proven checkpoint")
