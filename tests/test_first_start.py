@@ -82,7 +82,7 @@ def test_what_cannot_succeed_is_not_tried_again(kit: Kit, code: str, words: str)
     ("code", "env", "detached"),
     [
         ("raise RuntimeError('CUDA error: device busy')\n", {}, False),
-        ("raise ConnectionRefusedError('Connection refused')\n", {}, False),
+        pytest.param("raise ConnectionRefusedError('Connection refused')\n", {}, False, marks=pytest.mark.long),
         ("import torch_that_is_not_there\n", {"SLURM_JOB_ID": "7"}, False),
         ("import torch_that_is_not_there\n", {}, True),
     ],
