@@ -271,7 +271,7 @@ def test_term_once_and_twice_to_the_launcher(kit: Kit) -> None:
     process.communicate(timeout=60)
     assert (process.returncode, kit.status(run)["state"]) == (143, "stopped")
 
-    kit.config("--delay", "0.5", **LONG)
+    kit.config("--delay", "0.1", "--save-s", "2", **LONG)
     process = kit.popen("run", "T-1", "--fresh")
     run = kit.started(2)
     wait_until(lambda: b"step 2 " in (run / "logs" / "output.log").read_bytes(), "the second step")
