@@ -20,6 +20,7 @@ from support.commands import Kit
 from support.lab_repo import copy_kit
 from support.places import LIB, LIVE, ROOT
 from support.processes import marked_pids, wait_until
+from support.recoveries import over
 from support.runs import events
 from support.terminal import Terminal
 
@@ -440,9 +441,9 @@ def test_a_terminal_that_is_not_read_stops_nothing(kit: Kit, hangup: signal.Hand
     run = kit.started()
     log = run / "logs" / "train.log"
     wait_until(lambda: log.exists() and " step 50 " in log.read_text(), "the log goes on")
-    wait_until(lambda: kit.status(run)["state"] == "running", "the status goes on")
+    over(kit, run, "running")
     os.kill(terminal.pid, signal.SIGTERM)
-    wait_until(lambda: kit.status(run)["state"] == "stopped", "it was stopped")
+    over(kit, run, "stopped")
     assert json.loads((run / "exit.json").read_text())["code"] == 143
     mark = f"RESUMEKIT_TEST_MARK={kit.mark}"
     wait_until(lambda: not list(marked_pids(mark)), "nothing of it waits for the terminal any more")

@@ -23,6 +23,7 @@ from resumekit.process import stopping, training_end
 from support.commands import Kit
 from support.places import TOY
 from support.processes import marked_pids, wait_until
+from support.recoveries import over
 from support.runs import events
 from support.watched_runs import made, own_identity
 from support.wrappers import PYTHON, WRAPPERS, begun, last_step, saved_steps, wrapped
@@ -205,7 +206,7 @@ def test_a_wrapper_that_is_killed_in_the_last_save_of_its_training_does_not_deci
     config["training"]["max_steps"] = 40
     kit.config_file.write_text(json.dumps(config))
     process, run = begun(kit, step=40)
-    wait_until(lambda: kit.status(run).get("state") == "running", "its sidecar has read a step")
+    over(kit, run, "running")
     leader = processes.identity_from(events(run, "launched")[0]["trainer"])
     assert processes.send(leader, signal.SIGKILL)
     wait_until(lambda: processes.probe(leader) == processes.DEAD, "the wrapper has ended")
@@ -280,7 +281,7 @@ def silent_after(kit: Kit, end: str, hang_minutes: float) -> tuple[subprocess.Po
     wrapped(kit, script, "--delay", "0.02", "--at", "4", f"wait={go}", abort={"hang_minutes": hang_minutes},
             recover={"enabled": False})  # fmt: skip
     process, run = begun(kit, step=4)
-    wait_until(lambda: kit.status(run).get("state") == "running", "its sidecar has read a step")
+    over(kit, run, "running")
     leader = processes.identity_from(events(run, "launched")[0]["trainer"])
     if end == "killed":
         processes.send(leader, signal.SIGKILL)
