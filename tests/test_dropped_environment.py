@@ -12,6 +12,7 @@ import pytest
 from resumekit.trainer import decisions, trainer_env
 from support.acceptance_events import PARENT, healthy, judged
 from support.commands import Kit
+from support.long_tests import long
 from support.places import ROOT
 from support.runs import events
 
@@ -61,7 +62,7 @@ def lab(kit: Kit, tmp_path: Path) -> Any:
 @pytest.mark.parametrize(
     "drop",
     [
-        pytest.param(["-u", "RESUMEKIT_PLAN"], id="plan", marks=pytest.mark.long),
+        long(["-u", "RESUMEKIT_PLAN"], id="plan"),
         pytest.param(["-i", f"PATH={os.environ['PATH']}"], id="all"),
     ],
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import compare_runs
 from support import cut_trainer
 from support.commands import Kit
 from support.fork_server import ForkServer
+from support.long_tests import every_fourth, long
 from support.runs import events
 
 EVERY = 3  # optimizer steps between two checkpoints; a new best (steps 4, 8, 12) saves too
@@ -138,7 +139,7 @@ def whole_run(folder: Path, **sections: Any) -> Iterator[Path]:
     kit.clean_up()
 
 
-@pytest.mark.parametrize("cut", [SAMPLE[0], pytest.param(SAMPLE[1], marks=pytest.mark.long)])
+@pytest.mark.parametrize("cut", [SAMPLE[0], long(SAMPLE[1])])
 def test_a_run_that_was_cut_and_resumed_equals_the_uninterrupted_one(
     cut: str, kit: Kit, server: ForkServer, uninterrupted: Path
 ) -> None:
@@ -254,12 +255,6 @@ IN_AN_EVALUATION, IN_A_STEP = "TERM:eval:13", "TERM:micro:18"  # saves step 8, b
 IN_A_STEP_OF_SWITCHES = "TERM:optimizer:9"  # saves step 9
 
 
-def sample(items: Iterable[str]) -> list[Any]:
-    """Return the items as parameters; three of four are long."""
-    marks = ([], *([pytest.mark.long],) * 3)
-    return [pytest.param(item, marks=marks[number % 4]) for number, item in enumerate(items)]
-
-
 @pytest.fixture(scope="module")
 def stopped(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """By cut: the checkpoint that the stop left; and under '' the uninterrupted run's folder."""
@@ -294,7 +289,7 @@ def test_with_every_item_of_its_state_a_run_goes_on_alike(
     assert compare_runs.compare(run, stopped[""])[0] == []
 
 
-@pytest.mark.parametrize("item", sample(cut_trainer.FORGET))
+@pytest.mark.parametrize("item", every_fourth(cut_trainer.FORGET))
 def test_without_one_item_of_its_state_it_goes_on_differently(
     item: str, server: ForkServer, stopped: dict[str, Path]
 ) -> None:
@@ -320,7 +315,7 @@ def test_with_every_item_of_its_state_a_run_with_every_switch_on_goes_on_alike(
     assert compare_runs.compare(run, whole)[0] == []
 
 
-@pytest.mark.parametrize("item", sample(cut_trainer.FORGET_SWITCHES))
+@pytest.mark.parametrize("item", every_fourth(cut_trainer.FORGET_SWITCHES))
 def test_without_one_item_of_its_state_a_run_with_every_switch_on_goes_on_differently(
     item: str, server: ForkServer, stopped_switches: tuple[Path, Path]
 ) -> None:

@@ -37,6 +37,7 @@ from support.example_runs import (
     start_anew,
     wait_for,
 )
+from support.long_tests import long
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +112,7 @@ def test_a_resumed_run_has_the_losses_evals_and_final_state_of_an_uninterrupted_
     ("number", "pause_s", "saves"),
     [
         (signal.SIGTERM, 0.1, True),
-        pytest.param(signal.SIGINT, 0.1, True, marks=pytest.mark.long),
+        long(signal.SIGINT, 0.1, True),
         (signal.SIGINT, 1.2, False),
     ],
 )

@@ -18,6 +18,7 @@ import pytest
 from resumekit.base import processes
 from support.commands import Kit
 from support.lab_repo import copy_kit
+from support.long_tests import long
 from support.places import LIB, LIVE, ROOT
 from support.processes import marked_pids, wait_until
 from support.recoveries import over
@@ -36,15 +37,10 @@ pytestmark = pytest.mark.usefixtures("valid_records")
         (("--at", "2", "exit=0"), 0, "ended_early"),
         (("--at", "2", "exit=143"), 143, "stopped"),
         (("--at", "2", "kill"), 137, "failed"),
-        *(
-            pytest.param(*case, marks=pytest.mark.long)
-            for case in (
-                ((), 0, "finished"),
-                (("--at", "2", "exit=256"), 0, "ended_early"),
-                (("--at", "2", "segv"), 139, "failed"),
-                (("--at", "2", "raise"), 1, "failed"),
-            )
-        ),
+        long((), 0, "finished"),
+        long(("--at", "2", "exit=256"), 0, "ended_early"),
+        long(("--at", "2", "segv"), 139, "failed"),
+        long(("--at", "2", "raise"), 1, "failed"),
     ],
 )
 @pytest.mark.fault("A10", by="shim.py: exit.json; status.py: the last step")

@@ -7,15 +7,15 @@ what saw what. Every fault in every trainer: `python -m pytest -s -m "long or no
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from reliability import sabotage
 from reliability.sabotage_stage import EXAMPLE, SMALL, WIRED, WRAPPED, Outcome, Stage, misname
 from resumekit.base.terms import PASSED
+from support.long_tests import all_but
 from support.places import ROOT
 from support.runs import events
 from support.schemas import assert_valid
@@ -89,11 +89,6 @@ QUICK = {
     "a wrong step in a right file name",
 }  # fmt: skip
 QUICK_WRAPPED = {"the plan dropped", "a cut of the learning rate not applied", "the carry left out"}
-
-
-def either(faults: Iterable[str], quick: set[str]) -> list[Any]:
-    """Return the faults as parameters; all but the quick ones are long."""
-    return [pytest.param(fault, marks=[] if fault in quick else [pytest.mark.long]) for fault in faults]
 
 
 class Parents:
@@ -189,7 +184,7 @@ def tells(outcome: Outcome, cell: str) -> None:
         assert set(cell.split()) <= set(answer.split())
 
 
-@pytest.mark.parametrize("fault", either(SEEN, QUICK))
+@pytest.mark.parametrize("fault", all_but(QUICK, SEEN))
 def test_a_fault_is_seen(fault: str, parents: Parents) -> None:
     outcome = parents.resume(fault)
     found = seen(outcome, fault)
@@ -197,7 +192,7 @@ def test_a_fault_is_seen(fault: str, parents: Parents) -> None:
     assert fault in ONLY_WARNED or not found or "failed" in found.values()
 
 
-@pytest.mark.parametrize("fault", either(sabotage.IN_WIRED, QUICK_WRAPPED))
+@pytest.mark.parametrize("fault", all_but(QUICK_WRAPPED, sabotage.IN_WIRED))
 def test_a_fault_is_seen_behind_a_wrapper_that_drops_the_environment(fault: str, parents: Parents) -> None:
     tells(parents.resume(fault, trainer="wrapped"), SEEN[fault][2])
 

@@ -18,6 +18,7 @@ from resumekit.run import live_marker
 from resumekit.run.live_view import LiveView
 from support import another_user
 from support.commands import Kit
+from support.long_tests import long
 from support.processes import wait_until
 from support.runs import events
 from support.watched_runs import kill_all_of
@@ -68,7 +69,7 @@ def lab() -> Iterator[SharedLab]:
 @pytest.mark.parametrize(
     ("mode", "umask"),
     [
-        pytest.param(0o2777, 0o022, id="022", marks=pytest.mark.long),
+        long(0o2777, 0o022, id="022"),
         pytest.param(0o2777, 0o077, id="077"),
         pytest.param(0o2775, 0o027, id="2775 and 027"),
     ],

@@ -21,6 +21,7 @@ import pytest
 from resumekit.base import journal, processes
 from resumekit.process import stopping, training_end
 from support.commands import Kit
+from support.long_tests import long
 from support.places import TOY
 from support.processes import marked_pids, wait_until
 from support.recoveries import over
@@ -40,17 +41,14 @@ def assert_saved_and_attested(kit: Kit, run: Path) -> None:
     assert processes.session_members(leader) == []
 
 
-SAME_FOR_INT = ("then", "forwards and waits", "kills its group", "python in a script", "twice")
+QUICK_FOR_INT = ("plain", "background", "forwards", "python", "tee")
 
 
 @pytest.mark.parametrize(
     ("wrapper", "name"),
     [
-        *(pytest.param(wrapper, "TERM", id=f"{wrapper}-TERM") for wrapper in WRAPPERS),
-        *(
-            pytest.param(one, "INT", id=f"{one}-INT", marks=[pytest.mark.long] if one in SAME_FOR_INT else [])
-            for one in WRAPPERS
-        ),
+        *((one, "TERM") for one in WRAPPERS),
+        *((one, "INT") if one in QUICK_FOR_INT else long(one, "INT") for one in WRAPPERS),
     ],
 )
 def test_a_stop_reaches_what_a_wrapper_wraps_once_and_its_end_is_waited_for(kit: Kit, wrapper: str, name: str) -> None:
@@ -183,7 +181,7 @@ def test_what_is_in_its_exec_when_its_wrapper_ends_is_not_overlooked(
     assert len(waited) >= 4 and end["code"] == 0
 
 
-@pytest.mark.parametrize(("code", "state"), [pytest.param(0, "finished", marks=pytest.mark.long), (3, "failed")])
+@pytest.mark.parametrize(("code", "state"), [long(0, "finished"), (3, "failed")])
 def test_a_training_whose_wrapper_was_killed_ends_the_run_with_its_own_code(kit: Kit, code: int, state: str) -> None:
     wrapped(kit, WRAPPERS["then"], "--delay", "0.05", "--exit", str(code), abort={"grace_s": 30})
     config = json.loads(kit.config_file.read_text())
@@ -387,7 +385,7 @@ def test_a_data_worker_is_not_told(kit: Kit) -> None:
     assert not list(marked_pids(f"RESUMEKIT_TEST_MARK={kit.mark}"))
 
 
-@pytest.mark.parametrize("inner", [PYTHON, pytest.param(f'{PYTHON} | tee "$0.log"', marks=pytest.mark.long)])
+@pytest.mark.parametrize("inner", [PYTHON, long(f'{PYTHON} | tee "$0.log"')])
 def test_a_trap_that_a_foreground_child_holds_back_does_not_lose_the_last_steps(kit: Kit, inner: str) -> None:
     """Bash acts on TERM when its child has ended, and the child is not told; the script's cleanup runs all the same."""
     wrapped(kit, f"trap 'touch \"$0.cleaned\"; exit 143' TERM\n{inner}", "--delay", "0.1", abort={"grace_s": 12})
