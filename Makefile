@@ -38,7 +38,9 @@ night: $(READY) ## a training goes wrong twice while no person is there, and fin
 WORKERS := 3
 
 .PHONY: test
-test: $(READY) lint ## the linters and the tests, but for the long ones; what CI runs
+test: export PYTHONDONTWRITEBYTECODE =
+test: $(READY) ## the linters and the tests, but for the long ones; what CI runs
+	@$(MAKE) -j 2 lint compiled
 	@$(PY) -m pytest -q -n $(WORKERS) --dist worksteal tests
 
 .PHONY: lint
@@ -47,6 +49,11 @@ lint: $(READY) ## ruff, mypy, shellcheck, shfmt
 	@$(PY) -m ruff format --check .
 	@if $(PY) -c 'import mypy' 2>/dev/null; then $(PY) -m mypy; else echo 'mypy is not installed: no types are checked'; fi
 	@tools/shell_lint.sh $(PY)
+
+# Compiled once, with the assertions rewritten: else each worker does it for itself, five seconds long.
+.PHONY: compiled
+compiled: $(READY)
+	@$(PY) -m pytest --collect-only -q tests >/dev/null
 
 .PHONY: faults
 faults: $(READY) ## every case of the fault catalogue and its table, and every long test

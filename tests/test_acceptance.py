@@ -19,7 +19,7 @@ from resumekit.run.run_folder import open_run
 from support.acceptance_events import LOSSES, PARENT, STEP, healthy, judged, step_event
 from support.commands import Kit, killed
 from support.processes import marked_pids, wait_until
-from support.recoveries import configure, kill_trainer, reached
+from support.recoveries import configure, kill_trainer, over, reached
 from support.runs import events, record
 from support.schemas import assert_valid
 
@@ -277,12 +277,12 @@ def test_detached_the_checks_end_it_too(kit: Kit) -> None:
     kit("resume", "T-1", *FORGETS, "--set", "resume.strict_checks=true", "--detach")
     run = kit.run_dirs()[-1]
     wait_until(lambda: events(run, "exited"), "the end of the run")
-    wait_until(lambda: kit.status(run)["state"] == "aborted", "its status")
+    over(kit, run, "aborted")
 
 
 def test_a_killed_sidecar_takes_no_check_with_it(kit: Kit) -> None:
     killed(kit, steps=40, at=12)
-    process = kit.popen("resume", "T-1", "--set", "trainer.resume_args=[--resume, '{checkpoint}', --delay, '0.2']")
+    process = kit.popen("resume", "T-1", "--set", "trainer.resume_args=[--resume, '{checkpoint}', --delay, '0.1']")
     run = kit.started(2)
     wait_until(lambda: events(run, "check"), "a first check")
     for pid in marked_pids(f"RESUMEKIT_TEST_MARK={kit.mark}"):

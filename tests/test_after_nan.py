@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,18 @@ from resumekit.base import journal
 from support.commands import Kit
 from support.processes import wait_until
 from support.recoveries import PATTERNS
-from support.runs import events, reseal
+from support.runs import events, put_back, reseal
 from support.toy_trainer import write_checkpoint
 
 REASON = "saved after step 25, whose loss was not finite"
 
 
-@pytest.fixture
-def stopped(kit: Kit) -> Path:
+@pytest.fixture(scope="module")
+def nan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kit]:
     """A run of a trainer that loads by itself: NaN from step 25 on, stopped for it, saved on TERM all the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        kit = Kit(tmp_path_factory.mktemp("nan"))
     kit.config(
         "--save-every", "5", "--delay", "0.05", "--nan-from", "25", training={"max_steps": 9999},
         trainer={"log_patterns": PATTERNS}, status={"interval_s": 1}, checkpoint={"keep_last": None},
@@ -29,6 +33,21 @@ def stopped(kit: Kit) -> Path:
     [run] = kit.run_dirs()
     assert [event["first_bad_step"] for event in events(run, "abort")] == [25]
     wait_until(lambda: all(Path(f"{path}.json").exists() for path in checkpoints(run)), "they are attested")
+    yield kit
+    kit.clean_up()
+
+
+@pytest.fixture
+def kit(nan: Kit, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kit]:
+    monkeypatch.setenv("XDG_STATE_HOME", nan.env["XDG_STATE_HOME"])
+    with put_back(nan.runs, Path(nan.env["XDG_STATE_HOME"])):
+        yield nan
+        nan.clean_up()
+
+
+@pytest.fixture
+def stopped(kit: Kit) -> Path:
+    [run] = kit.run_dirs()
     return run
 
 

@@ -12,6 +12,7 @@ import pytest
 from resumekit.trainer import decisions, trainer_env
 from support.acceptance_events import PARENT, healthy, judged
 from support.commands import Kit
+from support.long_tests import long
 from support.places import ROOT
 from support.runs import events
 
@@ -58,7 +59,13 @@ def lab(kit: Kit, tmp_path: Path) -> Any:
     return set_up
 
 
-@pytest.mark.parametrize("drop", [["-u", "RESUMEKIT_PLAN"], ["-i", f"PATH={os.environ['PATH']}"]], ids=["plan", "all"])
+@pytest.mark.parametrize(
+    "drop",
+    [
+        long(["-u", "RESUMEKIT_PLAN"], id="plan"),
+        pytest.param(["-i", f"PATH={os.environ['PATH']}"], id="all"),
+    ],
+)
 def test_the_plan_reaches_a_trainer_whatever_drops_its_variables(lab: Any, drop: list[str]) -> None:
     kit = lab()
     kit("run", "T-1", code=None)

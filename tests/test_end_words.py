@@ -17,6 +17,7 @@ from resumekit.run import log_end, status
 from resumekit.run.status import View
 from support.commands import Kit
 from support.last_words import BANNER, TRACEBACK
+from support.long_tests import long
 from support.processes import wait_until
 from support.recoveries import configure, live, reached, watch_as_cron
 from support.runs import events
@@ -155,7 +156,7 @@ def test_a_trainer_that_a_person_ends_inside_a_wrapper_in_python_is_not_taken_up
     assert live(recovered) == []
 
 
-@pytest.mark.parametrize("script", [CHECK, HAND_ON])
+@pytest.mark.parametrize("script", [CHECK, long(HAND_ON)])
 def test_a_trainer_that_is_killed_inside_a_wrapper_in_python_is_taken_up(recovered: Kit, script: str) -> None:
     configure(recovered)
     python_wrapper(recovered, script)
@@ -174,8 +175,10 @@ def test_a_code_that_the_lab_calls_an_incident_is_one_though_its_words_say_a_sto
 ONCE = '[ -e "$DONE" ] || { touch "$DONE"; set -- "$@" --at 12 raise; }\n'
 
 
-@pytest.mark.parametrize("script", ['"$@" 2>&1 | cat', '"$@"\necho "the script goes on"'])
-@pytest.mark.parametrize("max_steps", [60, None])
+PIPE, THEN = '"$@" 2>&1 | cat', '"$@"\necho "the script goes on"'
+
+
+@pytest.mark.parametrize(("script", "max_steps"), [(PIPE, 60), (THEN, None), long(PIPE, None), long(THEN, 60)])
 def test_a_trainer_that_dies_behind_code_0_is_taken_up(
     recovered: Kit,
     script: str,

@@ -2,7 +2,7 @@
 
 Each cut is a real trainer under the launcher that signals itself at a named place (support/cut_trainer.py), and each
 resume a new process started by the commands. `make campaign` does all cuts, `make faults` the nastiest one of each
-kind, `make test` one row of them.
+kind, `make test` one row of them, in processes that are forked from one that has imported torch.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import compare_runs
 from support import cut_trainer
 from support.commands import Kit
 from support.fork_server import ForkServer
+from support.long_tests import every_fourth, long
 from support.runs import events
 
 EVERY = 3  # optimizer steps between two checkpoints; a new best (steps 4, 8, 12) saves too
@@ -106,8 +107,20 @@ TOO_LATE = ("TERM:end:1", "TERM:save.fsync:6")
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    yield from whole_run(tmp_path_factory.mktemp("whole"))
+def server() -> Iterator[ForkServer]:
+    server = ForkServer("support.cut_trainer", "arc_training")
+    yield server
+    server.close()
+
+
+def forked(server: ForkServer) -> dict[str, Any]:
+    """Return TRAINER's section for a trainer that is forked."""
+    return TRAINER | {"command": server.command("support.cut_trainer", *TRAINER["command"][3:])}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    yield from whole_run(tmp_path_factory.mktemp("whole"), trainer=forked(server))
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +130,7 @@ def uninterrupted_bf16(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
 
 def whole_run(folder: Path, **sections: Any) -> Iterator[Path]:
     kit = Kit(folder)
-    kit.config(trainer=TRAINER, **CONFIG | sections)
+    kit.config(**{"trainer": TRAINER} | CONFIG | sections)
     kit("run", "T-1")
     (run,) = kit.run_dirs()
     assert [e["step"] for e in events(run, "step")] == list(range(1, 13))
@@ -126,9 +139,11 @@ def whole_run(folder: Path, **sections: Any) -> Iterator[Path]:
     kit.clean_up()
 
 
-@pytest.mark.parametrize("cut", [SAMPLE[0], pytest.param(SAMPLE[1], marks=pytest.mark.long)])
-def test_a_run_that_was_cut_and_resumed_equals_the_uninterrupted_one(cut: str, kit: Kit, uninterrupted: Path) -> None:
-    kit.config(trainer=TRAINER, **CONFIG)
+@pytest.mark.parametrize("cut", [SAMPLE[0], long(SAMPLE[1])])
+def test_a_run_that_was_cut_and_resumed_equals_the_uninterrupted_one(
+    cut: str, kit: Kit, server: ForkServer, uninterrupted: Path
+) -> None:
+    kit.config(trainer=forked(server) if cut == SAMPLE[0] else TRAINER, **CONFIG)
     cut_and_resume(kit, cut.split(), uninterrupted)
 
 
@@ -241,13 +256,6 @@ IN_A_STEP_OF_SWITCHES = "TERM:optimizer:9"  # saves step 9
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[ForkServer]:
-    server = ForkServer("support.cut_trainer", "arc_training")
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
 def stopped(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """By cut: the checkpoint that the stop left; and under '' the uninterrupted run's folder."""
     runs = tmp_path_factory.mktemp("state")
@@ -281,7 +289,7 @@ def test_with_every_item_of_its_state_a_run_goes_on_alike(
     assert compare_runs.compare(run, stopped[""])[0] == []
 
 
-@pytest.mark.parametrize("item", cut_trainer.FORGET)
+@pytest.mark.parametrize("item", every_fourth(cut_trainer.FORGET))
 def test_without_one_item_of_its_state_it_goes_on_differently(
     item: str, server: ForkServer, stopped: dict[str, Path]
 ) -> None:
@@ -307,7 +315,7 @@ def test_with_every_item_of_its_state_a_run_with_every_switch_on_goes_on_alike(
     assert compare_runs.compare(run, whole)[0] == []
 
 
-@pytest.mark.parametrize("item", cut_trainer.FORGET_SWITCHES)
+@pytest.mark.parametrize("item", every_fourth(cut_trainer.FORGET_SWITCHES))
 def test_without_one_item_of_its_state_a_run_with_every_switch_on_goes_on_differently(
     item: str, server: ForkServer, stopped_switches: tuple[Path, Path]
 ) -> None:

@@ -20,6 +20,7 @@ from arc_validation import Progress
 from hrm_optim import kind_of, set_hyperparameters
 from support.example_jobs import forget, go_on, job, kit, load, save, with_changes
 from support.example_runs import CONFIG, TRAINER, same
+from support.long_tests import every_fourth
 
 pytestmark = pytest.mark.usefixtures("outside_the_kit")
 
@@ -90,7 +91,7 @@ def test_a_checkpoint_from_which_nothing_is_left_out_goes_on_alike(scenario, sto
     assert same(after_step_6(load(path, SCENARIOS[scenario][0])), expected)
 
 
-@pytest.mark.parametrize("item", LEFT_OUT)
+@pytest.mark.parametrize("item", every_fourth(LEFT_OUT))
 def test_a_checkpoint_without_one_item_goes_on_differently(item, stopped, tmp_path):
     scenario, leave_out = LEFT_OUT[item]
     path, expected = stopped[scenario]

@@ -37,6 +37,7 @@ from support.example_runs import (
     start_anew,
     wait_for,
 )
+from support.long_tests import long
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ STARTED_ANEW = "stopped by INT during an eval"  # from nothing, not forked
 
 
 # For `make test`; the others are long.
-QUICK_CUTS = ("killed during a step", "killed during a save", "stopped by TERM during a save")
+QUICK_CUTS = ("killed during a save",)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,11 @@ def test_a_resumed_run_has_the_losses_evals_and_final_state_of_an_uninterrupted_
 
 @pytest.mark.parametrize(
     ("number", "pause_s", "saves"),
-    [(signal.SIGTERM, 0.1, True), (signal.SIGINT, 0.1, True), (signal.SIGINT, 1.2, False)],
+    [
+        (signal.SIGTERM, 0.1, True),
+        long(signal.SIGINT, 0.1, True),
+        (signal.SIGINT, 1.2, False),
+    ],
 )
 def test_only_a_person_s_second_ctrl_c_ends_the_trainer_at_once(server, tmp_path, number, pause_s, saves):
     """A scheduler sends TERM to the whole job, and again; a key bounces."""

@@ -11,6 +11,7 @@ from resumekit.run import log_end, run_end
 from resumekit.run.run_folder import Run
 from resumekit.watch import eligibility
 from support.commands import Kit
+from support.long_tests import long
 from support.processes import wait_until
 from support.recoveries import configure, live
 from support.runs import events
@@ -82,7 +83,7 @@ def test_what_cannot_succeed_is_not_tried_again(kit: Kit, code: str, words: str)
     ("code", "env", "detached"),
     [
         ("raise RuntimeError('CUDA error: device busy')\n", {}, False),
-        ("raise ConnectionRefusedError('Connection refused')\n", {}, False),
+        long("raise ConnectionRefusedError('Connection refused')\n", {}, False),
         ("import torch_that_is_not_there\n", {"SLURM_JOB_ID": "7"}, False),
         ("import torch_that_is_not_there\n", {}, True),
     ],

@@ -19,7 +19,7 @@ from support.places import ROOT
 from support.toy_trainer import write_checkpoint
 
 # One of each kind in the normal run; `make campaign` takes all.
-SAMPLE = [p for i, p in enumerate(PAYLOADS) if i % 7 == 0] + ["\x1b[31mred\x1b[0m", "../../etc/passwd", "-rf"]
+SAMPLE = [p for i, p in enumerate(PAYLOADS) if i % 14 == 0] + ["\x1b[31mred\x1b[0m", "../../etc/passwd", "-rf"]
 
 
 @pytest.mark.fault("H9", by="run_names: one pattern for names")

@@ -98,7 +98,7 @@ def died_at_once(member: Member) -> Path:
     )
     member("run", "T-1", "--detach", "--set", "training.max_steps=99999")
     run = member.started()
-    wait_until(lambda: list(run.glob("checkpoints/*.pt.json")), "a checkpoint that is attested")
+    wait_until(lambda: list(run.glob("checkpoints/*.pt")) and events(run, "step"), "a checkpoint and a step")
     kill_all_of(run)
     return run
 

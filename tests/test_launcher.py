@@ -18,8 +18,10 @@ import pytest
 from resumekit.base import processes
 from support.commands import Kit
 from support.lab_repo import copy_kit
+from support.long_tests import long
 from support.places import LIB, LIVE, ROOT
 from support.processes import marked_pids, wait_until
+from support.recoveries import over
 from support.runs import events
 from support.terminal import Terminal
 
@@ -30,15 +32,15 @@ pytestmark = pytest.mark.usefixtures("valid_records")
 @pytest.mark.parametrize(
     ("toy_args", "code", "state"),
     [
-        ((), 0, "finished"),
         (("--exit", "3"), 3, "failed"),
         (("--exit", "256"), 0, "finished"),
-        (("--at", "2", "exit=256"), 0, "ended_early"),
         (("--at", "2", "exit=0"), 0, "ended_early"),
         (("--at", "2", "exit=143"), 143, "stopped"),
         (("--at", "2", "kill"), 137, "failed"),
-        (("--at", "2", "segv"), 139, "failed"),
-        (("--at", "2", "raise"), 1, "failed"),
+        long((), 0, "finished"),
+        long(("--at", "2", "exit=256"), 0, "ended_early"),
+        long(("--at", "2", "segv"), 139, "failed"),
+        long(("--at", "2", "raise"), 1, "failed"),
     ],
 )
 @pytest.mark.fault("A10", by="shim.py: exit.json; status.py: the last step")
@@ -266,7 +268,7 @@ def test_term_once_and_twice_to_the_launcher(kit: Kit) -> None:
     process.communicate(timeout=60)
     assert (process.returncode, kit.status(run)["state"]) == (143, "stopped")
 
-    kit.config("--delay", "0.5", **LONG)
+    kit.config("--delay", "0.1", "--save-s", "2", **LONG)
     process = kit.popen("run", "T-1", "--fresh")
     run = kit.started(2)
     wait_until(lambda: b"step 2 " in (run / "logs" / "output.log").read_bytes(), "the second step")
@@ -283,7 +285,7 @@ def test_term_once_and_twice_to_the_launcher(kit: Kit) -> None:
 def test_a_signal_to_every_process_of_the_job_is_one_stop(kit: Kit, name: str) -> None:
     """Slurm's linuxproc, systemd's control-group: the trainer has it from there; another one means "now" to it."""
     kit.config("--delay", "0.3", **LONG)
-    for number in range(1, 4):
+    for number in (1, 2):
         process = kit.popen("run", "T-1", "--fresh")
         run = kit.started(number)
         wait_until(lambda run=run: b"step 2 " in (run / "logs" / "output.log").read_bytes(), "the second step")
@@ -435,9 +437,9 @@ def test_a_terminal_that_is_not_read_stops_nothing(kit: Kit, hangup: signal.Hand
     run = kit.started()
     log = run / "logs" / "train.log"
     wait_until(lambda: log.exists() and " step 50 " in log.read_text(), "the log goes on")
-    wait_until(lambda: kit.status(run)["state"] == "running", "the status goes on")
+    over(kit, run, "running")
     os.kill(terminal.pid, signal.SIGTERM)
-    wait_until(lambda: kit.status(run)["state"] == "stopped", "it was stopped")
+    over(kit, run, "stopped")
     assert json.loads((run / "exit.json").read_text())["code"] == 143
     mark = f"RESUMEKIT_TEST_MARK={kit.mark}"
     wait_until(lambda: not list(marked_pids(mark)), "nothing of it waits for the terminal any more")
@@ -596,6 +598,7 @@ def test_the_tests_python_is_the_trainer_s(kit: Kit) -> None:
     assert kit("run", "T-1").stdout == f"{sys.executable}\n"
 
 
+@pytest.mark.long
 @pytest.mark.fault("K4", by="shim.py: the log is opened without following a link")
 def test_a_link_that_takes_the_logs_place_before_the_trainer_starts_is_not_written_through(kit: Kit) -> None:
     private, python = kit.folder / "private", kit.folder / "python"

@@ -179,7 +179,7 @@ def test_an_identity_that_is_none_counts_for_nothing(lab: Lab, identity: object)
 def test_steps_go_on_being_read_when_the_log_of_a_live_run_is_cut(kit: Kit) -> None:
     """As logrotate's copytruncate does it; the terminal goes on too, and so does the next sidecar."""
     stop = kit.folder / "stop"
-    kit.config("--delay", "0.05", "--at", "60", f"wait={stop}", training={"max_steps": 80})
+    kit.config("--delay", "0.03", "--at", "60", f"wait={stop}", training={"max_steps": 80})
     process = kit.popen("run", "T-1")
     run = kit.started()
     log = run / "logs" / "output.log"

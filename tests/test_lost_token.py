@@ -68,9 +68,26 @@ def test_a_stop_reaches_a_child_that_its_wrapper_gave_another_environment(kit: K
     assert_saved_once(kit, run)
 
 
-@pytest.mark.parametrize("end", ["killed", "ends by itself", "killed, in a session of its own"])
-def test_no_second_trainer_starts_beside_a_child_without_the_token(kit: Kit, end: str) -> None:
+def test_no_second_trainer_starts_beside_a_child_without_the_token(tmp_path: Path) -> None:
     """Its wrapper is gone; it trains on, and is the run's: nothing is started, and a stop reaches it."""
+    ends = ("killed", "ends by itself", "killed, in a session of its own")
+    kits = [Kit(tmp_path / end) for end in ends]
+    try:
+        trainings = [without_its_wrapper(kit, end) for kit, end in zip(kits, ends, strict=True)]
+        for kit, (process, run, begun_at) in zip(kits, trainings, strict=True):
+            wait_until(lambda run=run, begun_at=begun_at: last_step(run) > begun_at + 40, "it trains on")
+            assert process.poll() is None and kit.run_dirs() == [run] and not (run / "exit.json").exists()
+            kit("run", "T-1", code=6)
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=60)
+            assert_saved_once(kit, run)
+    finally:
+        for kit in kits:
+            kit.clean_up()
+
+
+def without_its_wrapper(kit: Kit, end: str) -> tuple[subprocess.Popen, Path, int]:
+    """Start a training and let its wrapper end; return the launcher, the run and the step at which it was alone."""
     file = in_a_session_of_its_own(kit) if "session" in end else wrapper(kit)
     if end == "ends by itself":
         Path(f"{file}.ends").touch()
@@ -78,13 +95,7 @@ def test_no_second_trainer_starts_beside_a_child_without_the_token(kit: Kit, end
     process, run = begun(kit)
     if end != "ends by itself":
         os.kill(leader_of(run).pid, signal.SIGKILL)
-    begun_at = last_step(run)
-    wait_until(lambda: last_step(run) > begun_at + 40, "it trains on")
-    assert process.poll() is None and kit.run_dirs() == [run] and not (run / "exit.json").exists()
-    kit("run", "T-1", code=6)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert_saved_once(kit, run)
+    return process, run, last_step(run)
 
 
 @pytest.mark.parametrize("command", [["--stop"], ["--stop", "--now"], ["TERM"]])

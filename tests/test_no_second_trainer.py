@@ -118,7 +118,10 @@ def test_no_run_gets_the_id_of_a_live_marker(kit: Kit) -> None:
 # a copy by hard links
 
 
-def test_a_run_that_was_copied_by_hard_links_is_taken_up_in_neither_folder(kit: Kit) -> None:
+def test_a_run_that_was_copied_by_hard_links_is_taken_up_in_neither_folder(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inspection, "SECOND_LOOK_S", 0.2)
     run = live(kit)
     kit.clean_up()  # as a power cut does
     copy = kit.folder / "bak"

@@ -14,7 +14,7 @@ from support.plan_configs import SECTIONS, WITH_KIT, plan_of
 from support.runs import events
 from support.toy_trainer import write_checkpoint
 
-RECOVERS = {"enabled": True, "backoff_s": 1, "max_attempts": 2, "replay_steps": 5}
+RECOVERS = {"enabled": True, "backoff_s": 1, "max_attempts": 1, "replay_steps": 5}
 LINEAR = ("--set", "schedule.name=linear")
 TOLD = ("--set", "resume.optimizer=reset", "--set", "resume.scheduler=reset", "--set", "resume.rng=reset")
 DIES = {"TOY_ARGS": "--at 11 kill"}
@@ -165,13 +165,13 @@ def test_what_was_told_over_a_checkpoint_that_the_kit_did_not_make_is_done_and_n
     assert "'ema: reset'" in asked and "optimizer" not in asked
 
 
-@pytest.mark.parametrize("named", [7, "a\0b", "\ud800", "x" * 9000, ["list"], None], ids=ascii)
-def test_a_record_that_names_an_impossible_checkpoint_is_no_traceback(kit: Kit, named: Any):
+def test_a_record_that_names_an_impossible_checkpoint_is_no_traceback(kit: Kit):
     grandparent(kit)
     second = dead_child(kit, *TOLD)
     record = json.loads((second / "run.json").read_text())
-    (second / "run.json").write_text(json.dumps({**record, "checkpoint": named}))
-    assert plan_of(kit)["components"]["optimizer"]["action"] == "reset"
+    for named in (7, "a\0b", "\ud800", "x" * 9000, ["list"], None):
+        (second / "run.json").write_text(json.dumps({**record, "checkpoint": named}))
+        assert plan_of(kit)["components"]["optimizer"]["action"] == "reset", ascii(named)
 
 
 def test_a_config_that_is_taken_anew_takes_nothing_over_and_is_compared_with_the_checkpoint_s_run(kit: Kit):

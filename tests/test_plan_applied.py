@@ -1,8 +1,8 @@
 """The table of effects, carried out: the example is really resumed by the commands, and what it loaded is looked at.
 
 A parent trains four steps. Each row resumes it with one change; what the plan says, what the trainer reports, and what
-it holds right after the load (`probe.pt`) are compared with the row's hand-written effects. `make test` runs a sample,
-one row for each kind of effect; `make campaign` runs every row that the example can run.
+it holds right after the load (`probe.pt`) are compared with the row's hand-written effects. `make test` runs a sample;
+`make faults` one row for each kind of effect; `make campaign` every row that the example can run.
 """
 
 from __future__ import annotations
@@ -60,6 +60,10 @@ SAMPLE = {
     "a swap step that is reached": SWAP, "both edits": EDIT, "EMA off": {"ema": "absent"}, "hidden size": NOTHING,
     "optimizer and schedule reset": {"optimizer": "reset", "scheduler": "reset"},
 }  # fmt: skip
+
+
+# What `make test` leaves to `make faults`: another row, or another experiment, is done alike.
+ALIKE = {"gradient noise", "optimizer and schedule reset", "EMA off", "EXP-04", "EXP-06", "EXP-07", "EXP-08"}
 
 
 class Lab:
@@ -233,7 +237,11 @@ def check(lab: Lab, run: Path, parent: Path, expected: dict[str, str]) -> None:
 
 def rows(names: dict[str, Any] | None) -> list[Any]:
     chosen = [row for row in CONFIG_ROWS if row[0] not in NOT_THE_EXAMPLES and (row[0] in names if names else True)]
-    return [pytest.param(*row, id=row[0]) for row in chosen]
+    return [parameters(*row) for row in chosen]
+
+
+def parameters(*row: Any) -> Any:
+    return pytest.param(*row, id=row[0], marks=[pytest.mark.long] if row[0] in ALIKE else [])
 
 
 def resume(lab: Lab, settings: str, expected: dict[str, str], verdict: str) -> None:
@@ -268,7 +276,7 @@ def test_every_row_that_the_example_can_run_is_what_happens(
     resume(lab, settings, expected, verdict)
 
 
-@pytest.mark.parametrize(("experiment", "expected"), EXPERIMENTS, ids=[row[0] for row in EXPERIMENTS])
+@pytest.mark.parametrize(("experiment", "expected"), [parameters(*row) for row in EXPERIMENTS])
 def test_an_experiment_goes_on_from_the_base_run_of_the_protocols_example(
     lab: Lab, experiment: str, expected: dict[str, str]
 ) -> None:

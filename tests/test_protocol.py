@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from support.commands import Kit
+from support.long_tests import long
 from support.places import ROOT
 from support.runs import events
 
@@ -103,7 +104,7 @@ def resumed(kit: Kit, *more: str) -> tuple[str, set[str], int]:
     return plan["components"]["optimizer"]["action"], optimizers(run), len(events(run, "swap"))
 
 
-@pytest.mark.parametrize("how", ["swap_at", "swap_to_lion"])
+@pytest.mark.parametrize("how", ["swap_at", long("swap_to_lion")])
 def test_a_swap_happens_as_planned_once_over_three_resumes(lab: Any, kit: Kit, how: str) -> None:
     pytest.importorskip("lion_pytorch")
     lab(RESUMED, **({"swap_at": 10, "swap_to": "lion"} if how == "swap_at" else {}))

@@ -23,7 +23,7 @@ from resumekit.start import code_change, pipeline, plan
 from resumekit.watch import budget, eligibility, escalation, incident, recovering, restart_point
 from support.commands import Kit
 from support.processes import wait_until
-from support.recoveries import configure
+from support.recoveries import configure, over
 from support.runs import age, events, reseal
 
 
@@ -266,7 +266,7 @@ def test_a_stop_follows_the_claim_to_the_run_that_goes_on(kit: Kit, sick: Path) 
     child = kit.started(2)
     wait_until(lambda: events(child, "step"), "a step of the next one")
     assert stopping.stop(sick, "TERM", is_now=True) == 0
-    wait_until(lambda: kit.status(child)["state"] == "stopped", "it is stopped")
+    over(kit, child, "stopped")
 
 
 def test_a_trainer_that_cannot_be_seen_from_here_is_not_written_down_as_stopped(

@@ -22,6 +22,7 @@ from support.commands import Kit
 from support.lab_repo import copy_kit
 from support.places import ROOT
 from support.processes import wait_until
+from support.recoveries import over
 from support.runs import events
 
 EXAMPLE = "examples/hrm_arc/config.schema.json"
@@ -247,5 +248,5 @@ def test_such_a_run_is_recovered(lab: Kit) -> None:
     wait_until(taken_up, "a child has ended")
     child = lab.run_dirs()[1]
     assert json.loads((child / "run.json").read_text())["parent_run_id"] == run.name
-    wait_until(lambda: lab.status(child)["state"] == "finished", "the child has finished")
+    over(lab, child, "finished")
     assert json.loads((child / "resolved_config.json").read_text())["model"] == OLD_SECTIONS["model"]

@@ -15,6 +15,7 @@ from resumekit.process import survivors
 from resumekit.process.stop_signals import SAVE_BYTES, SaveSigns
 from resumekit.run.run_folder import Run, open_run
 from support.commands import Kit
+from support.long_tests import long
 from support.places import TOY
 from support.processes import wait_until
 from support.runs import events
@@ -61,7 +62,13 @@ def signals(run: Path) -> list[str]:
     return (run / "signals").read_text().split()
 
 
-@pytest.mark.parametrize("script", ["trap 'sleep 0.1' TERM\nTRAIN", "trap 'sleep 0.1' TERM\nTRAIN | tee \"$0.log\""])
+@pytest.mark.parametrize(
+    "script",
+    [
+        "trap 'sleep 0.1' TERM\nTRAIN",
+        long("trap 'sleep 0.1' TERM\nTRAIN | tee \"$0.log\""),
+    ],
+)
 def test_what_a_shell_waits_for_is_told_once_though_no_step_is_seen(kit: Kit, script: str) -> None:
     """The shell puts its trap off until the child ends: nothing but the kit can have told it."""
     silent(kit, script, "TERM", 0.2, abort={"grace_s": 8})
@@ -228,8 +235,8 @@ def test_data_workers_are_no_ranks(kit: Kit) -> None:
 
 
 @pytest.mark.parametrize(("how", "script", "then"), [
-    ("fork", 'exec TRAIN', "ends"), ("spawn", "exec TRAIN", "ends"), ("spawn", "TRAIN", "ends"),
-    ("fork", "exec TRAIN", "stays"),
+    long("fork", "exec TRAIN", "ends"), ("spawn", "exec TRAIN", "ends"),
+    long("spawn", "TRAIN", "ends"), ("fork", "exec TRAIN", "stays"),
 ])  # fmt: skip
 def test_spawned_ranks_are_told_instead_of_the_parent_that_waits_for_them(
     kit: Kit, how: str, script: str, then: str

@@ -23,11 +23,12 @@ from resumekit.base.files import UnreadableFile
 from resumekit.base.paths import RunPaths
 from resumekit.base.terms import FAILED, Check
 from resumekit.checkpoint import dry_run
-from resumekit.commands import main
 from resumekit.run import live_marker
 from resumekit.trainer import loading
-from support.commands import Kit
+from resumekit.watch import inspection
+from support.commands import Kit, killed, said_by
 from support.places import LIB, ROOT
+from support.runs import put_back
 
 # A window title, a carriage return, a line that looks like one of the command's own, 8-bit CSI, a turned direction.
 CANARY = "\x1b]0;t\x07\r\nFORGED \x9b31m\u202e\x7f"
@@ -47,14 +48,31 @@ TOLD = (
 )
 
 
+@pytest.fixture(scope="module")
+def killed_twice(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kit]:
+    """A run and the one that was resumed from it; both were killed, and the watcher looks at both."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        kit = Kit(tmp_path_factory.mktemp("shown"))
+        for at in (7, 12):
+            killed(kit, at=at)
+        for run in kit.run_dirs():
+            live_marker.make(RunPaths(run).live_marker)
+    yield kit
+    kit.clean_up()
+
+
+@pytest.fixture
+def kit(killed_twice: Kit, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kit]:
+    """The two runs, which are put back as they were: the same files, with the same content."""
+    monkeypatch.setenv("XDG_STATE_HOME", killed_twice.env["XDG_STATE_HOME"])
+    monkeypatch.setattr(inspection, "SECOND_LOOK_S", 0.0)
+    with put_back(killed_twice.runs):
+        yield killed_twice
+
+
 @pytest.fixture
 def runs(kit: Kit) -> list[Path]:
-    """A run and the one that was resumed from it; both were killed, and the watcher looks at both."""
-    kit.config("--save-every", "5", training={"max_steps": 20})
-    kit("run", "T-1", code=137, env={"TOY_ARGS": "--at 7 kill"})
-    kit("run", "T-1", code=137, env={"TOY_ARGS": "--at 12 kill"})
-    for run in kit.run_dirs():
-        live_marker.make(RunPaths(run).live_marker)
     return kit.run_dirs()
 
 
@@ -69,15 +87,6 @@ def commands(kit: Kit, run: Path) -> list[list[str]]:
         ["resume", "--experiment=T-2", f"--from={run.name}", *plan],
         ["watch", "--observe", *places],
     ]
-
-
-def said_by(words: list[str]) -> str:
-    """Run a verb in this process; what it wrote to stdout and stderr."""
-    said, out = io.StringIO(), io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(out):
-        main(words)
-    out.flush()
-    return said.getvalue() + out.buffer.getvalue().decode()
 
 
 def assert_harmless(said: str, where: object) -> None:

@@ -26,6 +26,7 @@ from support.commands import Kit, sidecar_of
 from support.followed_logs import HASH
 from support.places import LIB, LIVE, ROOT
 from support.processes import marked_pids, wait_until
+from support.recoveries import over
 from support.runs import events
 from support.toy_trainer import write_checkpoint
 
@@ -208,7 +209,7 @@ def test_a_killed_launcher_leaves_a_run_whose_end_is_known(kit: Kit, also_sideca
     wait_until((run / "exit.json").exists, "the end of the trainer")
     wait_until(lambda: state_of(kit, run) in ("finished", "ended_early"), "its end is known")
     if not also_sidecar:
-        wait_until(lambda: kit.status(run)["state"] == "finished", "the last status")
+        over(kit, run, "finished")
         assert (run / "logs" / "train.log").read_bytes() == undisturbed_log(run)
         wait_until(lambda: not (kit.runs / LIVE / run.name).exists(), "the live marker is gone")
 

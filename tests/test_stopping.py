@@ -142,6 +142,7 @@ def test_stopped_is_in_the_journal_before_the_signal(kit: Kit, monkeypatch: pyte
     monkeypatch.setattr(processes, "send", lambda *_: seen.append(len(events(run, "stopped"))) or True)
     monkeypatch.setattr(processes, "wait_for_end", lambda *_: False)
     monkeypatch.setattr(processes, "kill_session", lambda *_: 0)
+    monkeypatch.setattr(stopping, "END_WAIT_S", 0.1)
     stopping.stop(run, "TERM")
     assert seen[0] == 1
     process.kill()  # the rest of it is killed when the test is over

@@ -10,6 +10,7 @@ import pytest
 from resumekit.run.run_table import RunTable
 from resumekit.watch import restart_point
 from support.commands import Kit
+from support.long_tests import long
 from support.places import TOY
 from support.recoveries import configure
 from support.runs import events
@@ -49,7 +50,7 @@ def test_the_third_start_tries_the_next_older_checkpoint_and_says_so(kit: Kit) -
     assert not quarantines(kit), "an exit code alone is no proof: a person can still name the file"
 
 
-@pytest.mark.parametrize("fails", ["import torch_that_is_not_there", "raise OSError('CUDA: device busy')"])
+@pytest.mark.parametrize("fails", ["import torch_that_is_not_there", long("raise OSError('CUDA: device busy')")])
 def test_what_fails_with_every_checkpoint_blames_none(kit: Kit, fails: str) -> None:
     write_trainer(kit, fails)
     kit("run", "T-1", code=1)

@@ -42,6 +42,7 @@ def watched(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> Kit:
     )  # fmt: skip
     monkeypatch.setattr(acting, "STUCK_PASSES", 2)
     monkeypatch.setattr(acting, "STUCK_S", 0.0)
+    monkeypatch.setattr(inspection, "SECOND_LOOK_S", 0.2)
     monkeypatch.setenv("RESUMEKIT_TEST_MARK", kit.mark)
     return kit
 
@@ -251,13 +252,13 @@ def test_the_first_pass_after_a_pause_counts_none_of_it(kit: Kit) -> None:
     """A person held the trainer and has let it go: the silence of that time is no hang."""
     go = kit.folder / "go"
     kit.config("--delay", "0.05", "--at", "9", f"wait={go}", trainer={"log_patterns": PATTERNS},
-               training={"max_steps": 20_000}, abort={"hang_minutes": 0.1})  # fmt: skip
+               training={"max_steps": 20_000}, abort={"hang_minutes": 0.05})  # fmt: skip
     process = kit.popen("run", "T-1")
     run = kit.started()
     wait_until(lambda: b"step 9" in (run / "logs" / "output.log").read_bytes(), "the ninth step")
     (run / "paused").touch()
     state = status.read_state(open_run(run))
-    wait_until(lambda: status.clock(open_run(run), state) - state["active_mono_s"] > 7, "it is as old as a hang")
+    wait_until(lambda: status.clock(open_run(run), state) - state["active_mono_s"] > 4, "it is as old as a hang")
     (run / "paused").unlink()
     assert "hang" not in kit("abort-watch").stdout
     assert events(run, "abort") == []

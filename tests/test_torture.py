@@ -19,6 +19,7 @@ import compare_runs
 from support import torture_trainer
 from support.commands import Kit
 from support.fork_server import ForkServer
+from support.long_tests import every_fourth
 from support.runs import events
 
 STOP_AFTER = 35  # micro-batches: 8 optimizer steps and 3 of 4 micro-batches; 5 of 10 batches of epoch 3
@@ -83,7 +84,7 @@ def test_with_all_of_its_state_it_goes_on_bit_for_bit(server: ForkServer, runs: 
     assert differences(runs / "all", runs / "whole") == []
 
 
-@pytest.mark.parametrize("item", torture_trainer.FORGET)
+@pytest.mark.parametrize("item", every_fourth(torture_trainer.FORGET))
 def test_without_one_item_it_goes_on_differently(item: str, server: ForkServer, runs: Path) -> None:
     train(server, runs / f"without {item}", "--resume", str(checkpoint(runs)), LEAVE_OUT=item)
     assert differences(runs / f"without {item}", runs / "whole") != []

@@ -30,10 +30,10 @@ from resumekit.watch.recover_command import environment_of_callers_run
 from support.commands import Kit, killed
 from support.lab_repo import git
 from support.processes import wait_until
-from support.recoveries import configure, watch_as_cron
+from support.recoveries import configure, reached, watch_as_cron
 from support.runs import events, record, reseal
 from support.toy_trainer import write_checkpoint
-from support.watched_runs import kill_all_of
+from support.watched_runs import attest_all, kill_all_of
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give files away")
 ANOTHER = 65534
@@ -365,24 +365,20 @@ HOSTILE_KEYS = ("trainer.command", "trainer.python", "trainer.describe_args", "n
 
 
 @as_root
-@pytest.mark.parametrize(
-    "words", [("run", "T-1"), ("resume", "T-1"), ("resume", "RUN"), ("run", "T-1", "--resume", "FILE"),
-              ("resume", "T-1", "--step", "5"), ("resume", "T-1", "--from", "RUN")],
-    ids=" ".join,
-)  # fmt: skip
-def test_what_another_users_run_says_is_executed_only_with_consent(kit: Kit, words: tuple[str, ...]) -> None:
+def test_what_another_users_run_says_is_executed_only_with_consent(kit: Kit) -> None:
     run = hostile(kit)
-    named = {"RUN": run.name, "FILE": str(run / "checkpoints/hrm_arc_step_5.pt")}
-    asked = [named.get(word, word) for word in words]
-    page = " ".join(kit(*asked, "--dry-run", code=5).stdout.split())
-    plan = json.loads(kit(*asked, "--dry-run", "--json", code=5).stdout)
-    said = kit(*asked, code=5).stderr
-    for key in HOSTILE_KEYS:
-        assert f"{key}: " in page and any(one.startswith(f"{key}: ") for one in plan["consents"]), key
-        assert f"{key}: " in said and "belongs to user" in said
-    assert "toy_trainer.py" in said and "canary" in said, "both are shown"
-    assert kit(*asked, "--dry-run", "--accept", code=5).stdout.count("needs consent") == 1
-    assert not (kit.folder / "sung").exists() and kit.run_dirs() == [run]
+    file = str(run / "checkpoints/hrm_arc_step_5.pt")
+    for asked in (("run", "T-1"), ("resume", "T-1"), ("resume", run.name), ("run", "T-1", "--resume", file),
+                  ("resume", "T-1", "--step", "5"), ("resume", "T-1", "--from", run.name)):  # fmt: skip
+        page = " ".join(kit(*asked, "--dry-run", code=5).stdout.split())
+        plan = json.loads(kit(*asked, "--dry-run", "--json", code=5).stdout)
+        said = kit(*asked, code=5).stderr
+        for key in HOSTILE_KEYS:
+            assert f"{key}: " in page and any(one.startswith(f"{key}: ") for one in plan["consents"]), (asked, key)
+            assert f"{key}: " in said and "belongs to user" in said, asked
+        assert "toy_trainer.py" in said and "canary" in said, "both are shown"
+        assert kit(*asked, "--dry-run", "--accept", code=5).stdout.count("needs consent") == 1, asked
+        assert not (kit.folder / "sung").exists() and kit.run_dirs() == [run], asked
 
 
 @as_root
@@ -451,8 +447,9 @@ def died(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> Path:
     configure(kit, notify={"command": ["tee", "-a", str(kit.folder / "told")]}, training={"max_steps": 9999})
     kit("run", "T-1", "--detach")
     run = kit.started()
-    wait_until(lambda: list(run.glob("checkpoints/*.pt.json")), "a checkpoint that is attested")
+    wait_until(lambda: list(run.glob("checkpoints/*.pt")) and reached(run, 5), "a checkpoint, and its step is seen")
     kill_all_of(run)
+    attest_all(run)
     monkeypatch.setenv("RESUMEKIT_TEST_MARK", kit.mark)
     return run
 

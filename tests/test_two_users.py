@@ -18,6 +18,7 @@ from resumekit.run import live_marker
 from resumekit.run.live_view import LiveView
 from support import another_user
 from support.commands import Kit
+from support.long_tests import long
 from support.processes import wait_until
 from support.runs import events
 from support.watched_runs import kill_all_of
@@ -66,7 +67,12 @@ def lab() -> Iterator[SharedLab]:
 
 
 @pytest.mark.parametrize(
-    ("mode", "umask"), [(0o2777, 0o022), (0o2777, 0o077), (0o2775, 0o027)], ids=["022", "077", "2775 and 027"]
+    ("mode", "umask"),
+    [
+        long(0o2777, 0o022, id="022"),
+        pytest.param(0o2777, 0o077, id="077"),
+        pytest.param(0o2775, 0o027, id="2775 and 027"),
+    ],
 )
 def test_two_users_start_and_watch_in_one_runs_folder(lab: SharedLab, mode: int, umask: int) -> None:
     lab.runs.chmod(mode)
@@ -85,7 +91,7 @@ def test_two_users_start_and_watch_in_one_runs_folder(lab: SharedLab, mode: int,
 def test_each_watcher_takes_up_its_own_run_and_the_others_stays_as_it_is(lab: SharedLab) -> None:
     anns, bobs = lab.start(ANN, "T-1"), lab.start(BOB, "T-2")
     for run in (anns, bobs):
-        wait_until(lambda run=run: list((run / "checkpoints").glob("*.pt.json")), "a checkpoint with its manifest")
+        wait_until(lambda run=run: list((run / "checkpoints").glob("*.pt")), "a checkpoint")
         kill_all_of(run)
     done = lab.call(ANN, "abort-watch", code=8)
     assert f"{anns.name}: taking it up" in done.stderr and bobs.name not in done.stderr + done.stdout
@@ -121,7 +127,7 @@ def test_a_user_without_a_home_and_without_a_passwd_entry_starts_watches_and_has
 def test_a_run_that_another_user_put_there_under_the_victims_name_is_never_taken_up(lab: SharedLab) -> None:
     """Bob owns a copy of what Ann has made; she links it into the runs folder and marks it as live."""
     evil = lab.start(ANN, "T-1")
-    wait_until(lambda: list((evil / "checkpoints").glob("*.pt.json")), "a checkpoint with its manifest")
+    wait_until(lambda: list((evil / "checkpoints").glob("*.pt")), "a checkpoint")
     kill_all_of(evil)
     copy = lab.folder / f"home-{BOB}" / evil.name
     lab.call(BOB, "runs")

@@ -29,7 +29,7 @@ from resumekit.watch.rules import SICK, WARNING, Finding
 from support.commands import Kit
 from support.places import LIVE, ROOT
 from support.processes import DEADLINE_S, wait_until
-from support.recoveries import PATTERNS
+from support.recoveries import PATTERNS, watcher
 from support.runs import age, events
 from support.watched_runs import journal_of, kill_all_of, made, own_identity, start
 
@@ -50,7 +50,13 @@ def watched(kit: Kit) -> Kit:
 
 
 def looks(kit: Kit, *args: str, code: int | None = None) -> dict[str, dict[str, Any]]:
-    done = kit("abort-watch", "--observe", "--json", *args, code=code)
+    """Let the watcher look, its second time a moment after the first."""
+    chosen = [f"--only={name}" for name in args]
+    done = subprocess.run(
+        watcher(kit.runs, kit.config_file, "--observe", "--json", *chosen),
+        env=kit.env, capture_output=True, text=True, timeout=DEADLINE_S,
+    )  # fmt: skip
+    assert code in (None, done.returncode), done.stdout + done.stderr
     return {one["run_id"]: one for one in json.loads(done.stdout)}
 
 

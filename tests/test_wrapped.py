@@ -14,15 +14,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from resumekit.base import journal, processes
 from resumekit.process import stopping, training_end
 from support.commands import Kit
+from support.long_tests import long
 from support.places import TOY
 from support.processes import marked_pids, wait_until
+from support.recoveries import over
 from support.runs import events
+from support.watched_runs import made, own_identity
 from support.wrappers import PYTHON, WRAPPERS, begun, last_step, saved_steps, wrapped
 
 pytestmark = pytest.mark.usefixtures("valid_records")
@@ -37,8 +41,16 @@ def assert_saved_and_attested(kit: Kit, run: Path) -> None:
     assert processes.session_members(leader) == []
 
 
-@pytest.mark.parametrize("name", ["TERM", "INT"])
-@pytest.mark.parametrize("wrapper", WRAPPERS)
+QUICK_FOR_INT = ("plain", "background", "forwards", "python", "tee")
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "name"),
+    [
+        *((one, "TERM") for one in WRAPPERS),
+        *((one, "INT") if one in QUICK_FOR_INT else long(one, "INT") for one in WRAPPERS),
+    ],
+)
 def test_a_stop_reaches_what_a_wrapper_wraps_once_and_its_end_is_waited_for(kit: Kit, wrapper: str, name: str) -> None:
     wrapped(kit, WRAPPERS[wrapper], "--delay", "0.3", abort={"grace_s": 30})
     process, run = begun(kit)
@@ -119,7 +131,7 @@ def test_the_watcher_s_stop_reaches_what_is_wrapped(kit: Kit) -> None:
 def test_a_stop_after_the_wrapper_has_gone_reaches_what_it_has_left(kit: Kit) -> None:
     """A script that puts its training into the background, and ends: the run lives as long as that trains."""
     wrapped(kit, f"{PYTHON} &\nexit 0", "--delay", "0.1", abort={"grace_s": 30})
-    process, run = begun(kit, step=25)
+    process, run = begun(kit, step=15)
     assert process.poll() is None
     assert json.loads(kit("runs", "T-1", "--json").stdout)[0]["state"] == "running"
     kit("abort-watch", "--stop", "T-1")
@@ -129,28 +141,47 @@ def test_a_stop_after_the_wrapper_has_gone_reaches_what_it_has_left(kit: Kit) ->
 
 
 def test_a_training_in_the_background_ends_the_run_with_its_own_code(kit: Kit) -> None:
-    wrapped(kit, f"{PYTHON} &\nexit 0", "--delay", "0.05", "--steps", "60", "--exit", "3", abort={"grace_s": 30})
+    wrapped(kit, f"{PYTHON} &\nexit 0", "--delay", "0.05", "--steps", "40", "--exit", "3", abort={"grace_s": 30})
     process, run = begun(kit)
     process.communicate(timeout=60)
-    assert (process.returncode, last_step(run), kit.status(run)["state"]) == (3, 60, "failed")
+    assert (process.returncode, last_step(run), kit.status(run)["state"]) == (3, 40, "failed")
 
 
-def test_what_is_in_its_exec_when_its_wrapper_ends_is_not_overlooked(monkeypatch: pytest.MonkeyPatch, kit: Kit) -> None:
+def ended(folder: Path) -> tuple[Path, processes.Identity]:
+    """Make a run whose first process has shown two steps and has ended; return its folder and that process."""
+    run = made(folder, "T-1_run_20261122-1735", resolved_config_json=b'{"training": {"max_steps": 1000000}}')
+    (run / "logs").mkdir()
+    (run / "logs" / "output.log").write_text("step 1\nstep 2\n")
+    leader = processes.identity_from(own_identity())._replace(pid=4_000_001)
+    journal.append(run / "journal.jsonl", "launched", run.name, trainer=leader.as_fields())
+    for step in (1, 2):
+        journal.append(run / "journal.jsonl", "step", run.name, step=step, loss=0.5, source="log")
+    return run, leader
+
+
+@pytest.fixture
+def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What was waited for an end, in seconds, which have gone by without any wait."""
+    seconds: list[float] = []
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + sum(seconds))
+    monkeypatch.setattr(training_end, "time", clock)
+    return seconds
+
+
+def test_what_is_in_its_exec_when_its_wrapper_ends_is_not_overlooked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, waited: list[float]
+) -> None:
     """It has no environment for a moment, and shows no token: no process of the run can be seen then."""
-    kit.config("--at", "2", "exit=0", training={"max_steps": 10**6})
-    kit("run", "T-1")
-    (run,) = kit.run_dirs()
-    leader = processes.identity_from(events(run, "launched")[0]["trainer"])
+    run, leader = ended(tmp_path)
     child = leader._replace(pid=4_000_000)
     looks = iter([[], [], [child], [child]])
     monkeypatch.setattr(processes, "session_members", lambda _leader: next(looks, []))
-    waited: list[float] = []
     shim_view = training_end.ShimView({}, waited.append, lambda: {child.pid: 3 << 8} if len(waited) == 4 else {})
     end = training_end.outlast(run, leader, {"code": 0, "signal": None, "pid": leader.pid}, shim_view)
     assert len(waited) >= 4 and end["code"] == 0
 
 
-@pytest.mark.parametrize(("code", "state"), [(0, "finished"), (3, "failed")])
+@pytest.mark.parametrize(("code", "state"), [long(0, "finished"), (3, "failed")])
 def test_a_training_whose_wrapper_was_killed_ends_the_run_with_its_own_code(kit: Kit, code: int, state: str) -> None:
     wrapped(kit, WRAPPERS["then"], "--delay", "0.05", "--exit", str(code), abort={"grace_s": 30})
     config = json.loads(kit.config_file.read_text())
@@ -173,7 +204,7 @@ def test_a_wrapper_that_is_killed_in_the_last_save_of_its_training_does_not_deci
     config["training"]["max_steps"] = 40
     kit.config_file.write_text(json.dumps(config))
     process, run = begun(kit, step=40)
-    wait_until(lambda: kit.status(run).get("state") == "running", "its sidecar has read a step")
+    over(kit, run, "running")
     leader = processes.identity_from(events(run, "launched")[0]["trainer"])
     assert processes.send(leader, signal.SIGKILL)
     wait_until(lambda: processes.probe(leader) == processes.DEAD, "the wrapper has ended")
@@ -185,19 +216,17 @@ def test_a_wrapper_that_is_killed_in_the_last_save_of_its_training_does_not_deci
 
 @pytest.mark.parametrize(("told", "code"), [({}, 0), ({"source": "log"}, 137)], ids=["its own word", "read late"])
 def test_a_step_that_the_trainer_tells_after_its_wrapper_s_end_shows_that_it_trains_on(
-    monkeypatch: pytest.MonkeyPatch, kit: Kit, told: dict[str, str], code: int
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, waited: list[float], told: dict[str, str], code: int
 ) -> None:
     """At once, and not only after the second in which the sidecar still reads what was printed before."""
-    kit.config("--at", "2", "exit=0", training={"max_steps": 10**6})
-    kit("run", "T-1")
-    (run,) = kit.run_dirs()
-    leader = processes.identity_from(events(run, "launched")[0]["trainer"])
+    run, leader = ended(tmp_path)
     child = leader._replace(pid=4_000_000)
     looks = iter([[child], [child]])
     monkeypatch.setattr(processes, "session_members", lambda _leader: next(looks, []))
     reaped = iter([{}, {child.pid: 0}])
 
-    def wait(_timeout_s: float) -> None:
+    def wait(timeout_s: float) -> None:
+        waited.append(timeout_s)
         journal.append(run / "journal.jsonl", "step", run.name, step=10, loss=0.5, **told)
 
     shim_view = training_end.ShimView({}, wait, lambda: next(reaped, None))
@@ -207,16 +236,13 @@ def test_a_step_that_the_trainer_tells_after_its_wrapper_s_end_shows_that_it_tra
 
 @pytest.mark.parametrize(("told", "code"), [("saving", 0), (None, 137)], ids=["it has saved", "it is a helper"])
 def test_what_ends_together_with_its_wrapper_decides_where_it_has_told_something_since(
-    kit: Kit, told: str | None, code: int
+    tmp_path: Path, waited: list[float], told: str | None, code: int
 ) -> None:
-    kit.config("--at", "2", "exit=0", training={"max_steps": 10**6})
-    kit("run", "T-1")
-    (run,) = kit.run_dirs()
-    leader = processes.identity_from(events(run, "launched")[0]["trainer"])
+    run, leader = ended(tmp_path)
     ended_s = time.monotonic()
     if told:
         journal.append(run / "journal.jsonl", told, run.name, step=2)
-    shim_view = training_end.ShimView({}, lambda _timeout_s: None, lambda: None, None, ended_s, {4_000_000: 0})
+    shim_view = training_end.ShimView({}, waited.append, lambda: None, None, ended_s, {4_000_000: 0})
     assert training_end.outlast(run, leader, {"code": 137, "signal": 9, "pid": leader.pid}, shim_view)["code"] == code
 
 
@@ -253,7 +279,7 @@ def silent_after(kit: Kit, end: str, hang_minutes: float) -> tuple[subprocess.Po
     wrapped(kit, script, "--delay", "0.02", "--at", "4", f"wait={go}", abort={"hang_minutes": hang_minutes},
             recover={"enabled": False})  # fmt: skip
     process, run = begun(kit, step=4)
-    wait_until(lambda: kit.status(run).get("state") == "running", "its sidecar has read a step")
+    over(kit, run, "running")
     leader = processes.identity_from(events(run, "launched")[0]["trainer"])
     if end == "killed":
         processes.send(leader, signal.SIGKILL)
@@ -263,29 +289,34 @@ def silent_after(kit: Kit, end: str, hang_minutes: float) -> tuple[subprocess.Po
     return process, run, go
 
 
-@pytest.mark.parametrize("end", ["killed", "0", "3"])
-def test_a_silent_training_whose_wrapper_has_ended_is_not_over(kit: Kit, end: str) -> None:
+def test_a_silent_training_whose_wrapper_has_ended_is_not_over(tmp_path: Path) -> None:
     """An evaluation, a save, a rendezvous: it shows no step for a while, and may sleep."""
-    process, run, go = silent_after(kit, end, hang_minutes=30)
-    time.sleep(training_end.QUIET_S + 3 * training_end.JOURNAL_S)
-    assert not (run / "exit.json").exists() and kit.status(run)["state"] == "running"
-    go.touch()
-    wait_until(lambda: last_step(run) > 8, "it trains on")
-    kit("abort-watch", "--stop", "T-1")
-    process.communicate(timeout=60)
-    assert kit.status(run)["state"] == "stopped"
-    assert saved_steps(run) == [last_step(run)]
+    kits = {end: Kit(tmp_path / end) for end in ("killed", "0", "3")}
+    try:
+        begun = [(kit, *silent_after(kit, end, hang_minutes=30)) for end, kit in kits.items()]
+        time.sleep(training_end.QUIET_S + 3 * training_end.JOURNAL_S)
+        for kit, process, run, go in begun:
+            assert not (run / "exit.json").exists() and kit.status(run)["state"] == "running"
+            go.touch()
+            wait_until(lambda run=run: last_step(run) > 8, "it trains on")
+            kit("abort-watch", "--stop", "T-1")
+            process.communicate(timeout=60)
+            assert kit.status(run)["state"] == "stopped"
+            assert saved_steps(run) == [last_step(run)]
+    finally:
+        for kit in kits.values():
+            kit.clean_up()
 
 
 def test_the_death_of_a_training_that_its_script_has_left_is_taken_up(kit: Kit) -> None:
     """`python train.py & exit 0`: it is watched for as long as it trains, and its end is the run's."""
-    wrapped(kit, f"{PYTHON} &\nsleep 1\nexit 0", "--delay", "0.05", "--save-every", "5",
+    wrapped(kit, f"{PYTHON} &\nsleep 0.3\nexit 0", "--delay", "0.05", "--save-every", "5",
             abort={"grace_s": 1}, recover={"enabled": True, "backoff_s": 1})  # fmt: skip
     process, run = begun(kit)
     leader = processes.identity_from(events(run, "launched")[0]["trainer"])
     wait_until(lambda: processes.probe(leader) == processes.DEAD, "its script has ended")
     before = last_step(run)
-    wait_until(lambda: last_step(run) > before + 60, "it has trained for longer than the grace")
+    wait_until(lambda: last_step(run) > before + 30, "it has trained for longer than the grace")
     assert not (run / "exit.json").exists() and kit.status(run)["state"] == "running"
     for member in processes.session_members(leader):
         processes.send(member, signal.SIGKILL)
@@ -354,7 +385,7 @@ def test_a_data_worker_is_not_told(kit: Kit) -> None:
     assert not list(marked_pids(f"RESUMEKIT_TEST_MARK={kit.mark}"))
 
 
-@pytest.mark.parametrize("inner", [PYTHON, f'{PYTHON} | tee "$0.log"'])
+@pytest.mark.parametrize("inner", [PYTHON, long(f'{PYTHON} | tee "$0.log"')])
 def test_a_trap_that_a_foreground_child_holds_back_does_not_lose_the_last_steps(kit: Kit, inner: str) -> None:
     """Bash acts on TERM when its child has ended, and the child is not told; the script's cleanup runs all the same."""
     wrapped(kit, f"trap 'touch \"$0.cleaned\"; exit 143' TERM\n{inner}", "--delay", "0.1", abort={"grace_s": 12})

@@ -19,6 +19,7 @@ from reliability import campaign_kills
 from reliability.oracle import Oracle
 from support import namespaces
 from support.fork_server import ForkServer
+from support.long_tests import long
 from support.nights import HANG_MINUTES, Night, one, proven_steps, record, sidecar_supervisor_of
 from support.places import LIB, TOY
 from support.processes import DEADLINE_S, wait_until
@@ -32,7 +33,7 @@ def end(process: subprocess.Popen) -> tuple[int, str]:
 
 
 @pytest.mark.fault("A1", by="launcher.sh: recover, in the same process; loading.py: bit for bit")
-@pytest.mark.parametrize("seed", [11, 12, 13, 14])
+@pytest.mark.parametrize("seed", [11, long(12), long(13), long(14)])
 def test_kill_nine_at_random_moments_loses_nothing_and_changes_no_bit(
     tmp_path: Path, warm_server: ForkServer, seed: int
 ) -> None:
@@ -42,6 +43,7 @@ def test_kill_nine_at_random_moments_loses_nothing_and_changes_no_bit(
     assert sum(night.kills.total() for night in nights) == 25
 
 
+@pytest.mark.long
 def test_kill_nine_behind_a_script_loses_nothing_and_starts_nothing_beside_it(
     tmp_path: Path, warm_server: ForkServer
 ) -> None:

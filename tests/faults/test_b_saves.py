@@ -15,7 +15,7 @@ from reliability.save_crashes import kill_during_saves
 from reliability.save_rows import CAMPAIGN, assert_good, campaign, needs_compiler
 from support.commands import Kit, killed
 
-POINTS = 24
+POINTS = 12
 EVERY_LAUNCH_STATE = 8
 
 

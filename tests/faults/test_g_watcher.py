@@ -21,7 +21,7 @@ import pytest
 
 from reliability.oracle import Oracle
 from resumekit.base import journal, processes
-from resumekit.process import aborting
+from resumekit.process import aborting, stop_request, stopping
 from resumekit.run import live_marker
 from resumekit.run.run_folder import open_run
 from resumekit.watch import acting, inspection
@@ -503,8 +503,11 @@ def test_hands_off_means_launcher_and_watcher_and_ends_when_the_file_goes(warm_n
 
 
 @pytest.mark.fault("G8", by="processes.py: another host is unknown, never signalled")
-def test_a_run_of_another_host_is_said_and_left_alone(kit: Kit, other_process: subprocess.Popen) -> None:
+def test_a_run_of_another_host_is_said_and_left_alone(
+    kit: Kit, other_process: subprocess.Popen, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another process may have its pid here."""
+    monkeypatch.setattr(stop_request, "OBEY_WAIT_S", 0.5)
     kit("run", "T-1")
     (run,) = kit.run_dirs()
     for name in ("exit.json", ".sidecar.json", "journal.jsonl"):
@@ -518,5 +521,5 @@ def test_a_run_of_another_host_is_said_and_left_alone(kit: Kit, other_process: s
     said = kit("abort-watch", "--json", code=0)
     (look,) = json.loads(said.stdout)
     assert (look["verdict"], look["note"]) == ("remote", "not looked at: its trainer is on 'elsewhere'")
-    kit("abort-watch", "--stop", run.name, code=1)
+    assert stopping.stop(run, "TERM") == 1
     assert other_process.poll() is None and not events(run, "abort")

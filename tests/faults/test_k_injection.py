@@ -18,7 +18,8 @@ import pytest
 from resumekit.base.errors import KitError
 from resumekit.config import config, schema
 from resumekit.run.run_table import RunTable
-from support.commands import Kit, killed
+from resumekit.watch import inspection
+from support.commands import Kit, killed, said_by
 from support.hostile_names import COMMANDS, PAYLOADS, canaries, plan
 from support.places import LIVE
 from support.runs import events
@@ -33,7 +34,7 @@ LISTS = ("experiment.tags", "trainer.extra_args", "trainer.resume_args", "traine
 # What a run records of its environment and needs nothing of.
 VARIABLES = ("SLURM_JOB_ID", "SLURM_JOB_PARTITION", "VIRTUAL_ENV", "CONDA_PREFIX", "NCCL_DEBUG", "CUDA_VISIBLE_DEVICES",
              "RANK", "TZ")  # fmt: skip
-SAMPLE = COMMANDS[::12]
+SAMPLE = COMMANDS[::24]
 EACH = [
     pytest.param(payload, marks=[] if payload in SAMPLE else [pytest.mark.long], id=str(number))
     for number, payload in enumerate(COMMANDS)
@@ -155,18 +156,19 @@ def test_a_payload_in_every_field_of_a_run_folder_is_shown_or_refused_and_not_ru
 
 @pytest.mark.fault("K1", by="runs, status: typed values, NUL-separated answers")
 @pytest.mark.parametrize("name", [*KEPT, "journal.jsonl"])
-def test_payloads_in_one_file_of_a_run_alone_are_not_run(kit: Kit, name: str) -> None:
+def test_payloads_in_one_file_of_a_run_alone_are_not_run(kit: Kit, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """The others are whole, so that more of what reads it is reached than where everything is foreign."""
     killed(kit)
     kit("resume", "T-1", code=137, env={"TOY_ARGS": "--at 14 kill"})
     run = kit.run_dirs()[-1]
     (run / "heartbeat.json").write_text(json.dumps({"global_step": 1, "optimizer": "x", "lr": 0.1}))
     (run / "quarantine.json").write_text(json.dumps([{"file": "x.pt", "is": [1, 2, 3], "reason": "y", "at": "z"}]))
+    monkeypatch.setattr(inspection, "SECOND_LOOK_S", 0.0)
+    places = (f"--config={kit.config_file}", f"--runs={kit.runs}")
     for payload in SAMPLE[:3]:
         poison(run, payload, only=name)
-        for command in (["runs", "--json"], ["abort-watch", "--observe"], ["resume", "T-1", "--dry-run"]):
-            done = kit(*command, code=None)
-            assert "Traceback" not in done.stderr, (command, done.stderr)
+        for words in (["runs", "--json"], ["watch", "--observe"], ["resume", "--experiment=T-1", "--dry-run"]):
+            assert "Traceback" not in said_by([*words, *places]), words
         assert canaries(kit) == [], payload
     assert "Traceback" not in kit("resume", "T-1", code=None).stderr and canaries(kit) == []
 

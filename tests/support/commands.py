@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import secrets
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from resumekit.commands import main
 from support.places import ROOT, TOY
 from support.processes import DEADLINE_S, marked_pids, pids_about, wait_until
 from support.runs import events
@@ -138,6 +140,15 @@ def assert_is_said(result: subprocess.CompletedProcess) -> None:
     assert "Traceback (most recent call last)" not in result.stderr, result.stderr
     if result.returncode in REFUSALS:
         assert (result.stderr + result.stdout).strip(), f"exit {result.returncode} without a word: {result.args}"
+
+
+def said_by(words: list[str]) -> str:
+    """Run a verb in this process; return what it wrote to stdout and stderr."""
+    said, out = io.StringIO(), io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(out):
+        main(words)
+    out.flush()
+    return said.getvalue() + out.buffer.getvalue().decode()
 
 
 def killed(kit: Kit, *args: str, steps: int = 20, every: int = 5, at: int = 12) -> Path:

@@ -57,7 +57,8 @@ def client(address: str, module: str, argv: list[str]) -> int:
     channel.recv(4)  # its pid
     code = ended(channel)
     if code < 0:  # killed by a signal: end alike
-        signal.signal(-code, signal.SIG_DFL)
+        with contextlib.suppress(OSError):  # KILL has no handler
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     return code
 

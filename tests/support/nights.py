@@ -14,9 +14,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from support.commands import Kit, sidecar_of
+from support.commands import Kit, assert_is_said, sidecar_of
 from support.fork_server import ForkServer
 from support.processes import DEADLINE_S, wait_until
+from support.recoveries import watcher
 from support.runs import events
 
 PATTERNS = {"step": "^step ([0-9]+)", "loss": "loss ([0-9.a-z+-]+)"}
@@ -73,8 +74,16 @@ class Night(Kit):
         return self("run", "T-1", "--dry-run", code=None)
 
     def watch(self, *args: str, code: int | None = None, **more: Any) -> subprocess.CompletedProcess:
-        """One pass of the watcher, as cron makes it."""
-        return self("abort-watch", *args, code=code, **more)
+        """One pass of the watcher, as cron makes it; with an environment of its own by bin/abort-watch.sh."""
+        if more:
+            return self("abort-watch", *args, code=code, **more)
+        done = subprocess.run(
+            watcher(self.runs, self.config_file, *args),
+            env=self.env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=2 * DEADLINE_S,
+        )  # fmt: skip
+        assert code in (None, done.returncode), done.stdout + done.stderr
+        assert_is_said(done)
+        return done
 
     def watched(self, ask: Any, what: str, deadline_s: float = DEADLINE_S) -> Any:
         """Let the watcher pass again and again until `ask` is true."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from support.commands import Kit
-from support.places import LIVE, ROOT
+from support.places import LIB, LIVE, ROOT
 from support.processes import wait_until
 from support.runs import events
 
@@ -72,12 +72,28 @@ def live(kit: Kit) -> list[str]:
     return [name for name in os.listdir(kit.runs / LIVE) if not name.startswith(".")]
 
 
+# A pass of the watcher as bin/abort-watch.sh starts it, whose second look comes sooner.
+SOON = """
+import sys
+sys.path.append(sys.argv.pop(1))
+from resumekit import commands
+from resumekit.watch import inspection
+inspection.SECOND_LOOK_S = 0.2
+sys.exit(commands.main(sys.argv[1:]))
+"""
+
+
+def watcher(runs: Path, config: Path, *args: str) -> list[str]:
+    """Return the command of one pass."""
+    return [sys.executable, "-I", "-S", "-c", SOON, str(LIB), "watch", f"--runs={runs}", f"--config={config}", *args]
+
+
 def watch_as_cron(kit: Kit, code: int | None = None, **more: str) -> subprocess.CompletedProcess:
-    """Run the watcher as cron would: no terminal, an empty environment but for Python and the test's mark."""
+    """Let the watcher pass as under cron: no terminal, an empty environment but for Python and the test's mark."""
     env = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable, "RESUMEKIT_TEST_MARK": kit.mark, **more}
-    watch = [str(ROOT / "bin" / "abort-watch.sh"), "--runs", str(kit.runs), "--config", str(kit.config_file)]
     done = subprocess.run(
-        watch, env=env, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120
-    )
+        watcher(kit.runs, kit.config_file),
+        env=env, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
     assert code in (None, done.returncode), done.stdout + done.stderr
     return done

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,27 @@ def age(run: Path, seconds: float = 3600.0) -> None:
     then = time.time() - seconds
     for path in [run, *run.rglob("*")]:
         os.utime(path, (then, then), follow_symlinks=False)
+
+
+@contextlib.contextmanager
+def put_back(*folders: Path) -> Iterator[None]:
+    """Let every file below these folders be as it was: of a run that several tests look at, and change."""
+
+    def files() -> list[Path]:
+        return [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+
+    before = {path: path.read_bytes() for path in files()}
+    yield
+    for path in files():
+        if path not in before:
+            path.unlink()
+    for path, content in before.items():
+        if not path.is_file() or path.read_bytes() != content:
+            path.write_bytes(content)
+    for folder in folders:
+        for path in sorted(folder.rglob("*"), reverse=True):
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
 
 
 def reseal(run: Path) -> None:
