@@ -7,6 +7,8 @@ In a trainer:
 On the command line, without torch:
     python lib/resume_helper.py --ckpt_dir runs/EXP-01_.../checkpoints --dry-run
     python lib/resume_helper.py --inspect runs/EXP-01_.../checkpoints/checkpoint-100
+and with it:
+    python lib/resume_helper.py --compare RUN_OR_CHECKPOINT_A RUN_OR_CHECKPOINT_B
 """
 
 import os
@@ -40,6 +42,8 @@ __all__ = [
 if __name__ == "__main__":
     if any(word.partition("=")[0] == "--inspect" for word in sys.argv[1:]):
         from resumekit.checkpoint.inspect_command import main
+    elif "--compare" in sys.argv[1:]:
+        from resumekit.trainer.comparison import main
     else:
         from resumekit.checkpoint.dry_run import main
 

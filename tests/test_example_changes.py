@@ -19,7 +19,8 @@ from arc_start import starting_step, step_in_name
 from arc_validation import Progress
 from hrm_optim import kind_of, set_hyperparameters
 from support.example_jobs import forget, go_on, job, kit, load, save, with_changes
-from support.example_runs import CONFIG, TRAINER, same
+from support.example_runs import CONFIG, TRAINER
+from support.resume_parts import same
 
 pytestmark = pytest.mark.usefixtures("outside_the_kit")
 
