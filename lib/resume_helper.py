@@ -22,12 +22,14 @@ from resumekit.trainer.heartbeat import heartbeat_writer, make_status_payload  #
 from resumekit.trainer.learning_rate import used_lr  # noqa: E402
 from resumekit.trainer.loading import ResumeBundle, load_resume_bundle  # noqa: E402
 from resumekit.trainer.resume_checks import check_resume  # noqa: E402
+from resumekit.trainer.sampler import StepSampler  # noqa: E402
 from resumekit.trainer.saving import save_checkpoint  # noqa: E402
 from resumekit.trainer.sealing import seal_checkpoint  # noqa: E402
 from resumekit.trainer.trainer_env import journal_event, make_run_id  # noqa: E402
 
 __all__ = [
     "ResumeBundle",
+    "StepSampler",
     "check_resume",
     "heartbeat_writer",
     "journal_event",
