@@ -18,6 +18,7 @@ import sys
 _HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or os.curdir) != _HERE] + [_HERE]
 
+from resumekit.trainer.averages import SwaCycle, SwaTail, average_of  # noqa: E402
 from resumekit.trainer.heartbeat import heartbeat_writer, make_status_payload  # noqa: E402
 from resumekit.trainer.learning_rate import used_lr  # noqa: E402
 from resumekit.trainer.loading import ResumeBundle, load_resume_bundle  # noqa: E402
@@ -30,6 +31,9 @@ from resumekit.trainer.trainer_env import journal_event, make_run_id  # noqa: E4
 __all__ = [
     "ResumeBundle",
     "StepSampler",
+    "SwaCycle",
+    "SwaTail",
+    "average_of",
     "check_resume",
     "heartbeat_writer",
     "journal_event",
