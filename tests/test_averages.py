@@ -231,6 +231,8 @@ def test_an_swa_tail_enabled_later_begins_at_the_resume_and_one_of_long_ago_is_o
     load_resume_bundle(new, ckpt_path=path, swa=tail.average, log_fn=quiet)
     assert tail.after_load(4, new, {"from_step": 1, "stalled": 2}) and tail.from_step == 4 and tail.stalled == 2
     assert same(dict(tail.average.module.state_dict()), dict(model.state_dict())) and int(tail.average.n_averaged) == 1
+    again = SwaTail(tail.average, start_step=2, cycle_steps=5)
+    assert again.after_load(4, new) and int(tail.average.n_averaged) == 1, "an average of which no step is known"
 
 
 @pytest.mark.parametrize(

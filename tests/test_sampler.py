@@ -42,6 +42,7 @@ def test_an_epoch_has_every_example_once_and_each_rank_its_share(length: int, ra
     for _ in range(2):
         shares = [list(one) for one in each]
         assert {len(share) for share in shares} == {len(each[0])}
+        assert len({sum(map(len, share)) for share in shares}) == 1, "ranks wait for each other at the last batch"
         seen = [index for share in shares for batch in share for index in batch]
         assert {len(batch) for share in shares for batch in share} == {size} or not drop_last
         if drop_last:
