@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 
 from ..base.errors import DONE, FAILED, InvalidFile, ToolMissing, UsageError, report
-from ..base.files import to_json
+from ..base.files import UnreadableFile, to_json
 from ..base.imports import Any
 from ..base.terminal import first_few, plain, show_json, show_text
-from ..checkpoint import layout
+from ..checkpoint import catalog, layout
 from ..checks.comparison import COUNTERS, OTHER, Comparison, Difference, compare_journals, component_of
 from ..run.run_folder import Run, open_run
 from ..run.run_table import RunTable
@@ -65,7 +65,7 @@ def compare(one: Path | str, other: Path | str) -> Comparison:
         left, right = (open_run(Path(os.path.realpath(path))) for path in paths)
         _compare_runs(left, right, found)
     else:
-        _compare_pieces(pieces_of(paths[0]), pieces_of(paths[1]), found)
+        _compare_checkpoints(paths[0], paths[1], (), found)
     if not found.values and not found.tensors:
         raise InvalidFile(f"neither '{paths[0]}' nor '{paths[1]}' holds a value that could be compared")
     return found
@@ -93,20 +93,34 @@ def _compare_runs(one: Run, other: Run, found: Comparison) -> None:
         where = "the last checkpoint"
         found.add(Difference(where, COUNTERS, f"of step {left[0]:,} and of step {right[0]:,}; not compared"))
     else:
-        _compare_pieces(pieces_of(left[1]), pieces_of(right[1]), found)
+        companions = one.form.companions_of(left[1].name)
+        _compare_checkpoints(left[1], right[1], companions, found)
 
 
 def _last_checkpoint(run: Run) -> tuple[int, Path] | None:
     """Return (step, path) of the last one; a run that had nothing left to do has its parent's. None without one."""
     for part, limit in RunTable(run.paths.run_dir.parent).history(run):
         try:
-            steps = layout.steps_in(part.paths.checkpoints, part.step_pattern)
+            steps = catalog.steps_in(part.paths.checkpoints, part.form)
         except OSError:
             continue
         if within := [(step, name) for step, name in steps if limit is None or step <= limit]:
             step, name = max(within)
             return step, part.paths.checkpoints / name
     return None
+
+
+def _compare_checkpoints(one: Path, other: Path, companions: tuple[str, ...], found: Comparison) -> None:
+    """Compare two checkpoints of any kind, and the files beside them that belong to the first one's step."""
+    for left, right in ((one, other), *((one.with_name(name), other.with_name(name)) for name in companions)):
+        path = left
+        try:
+            with layout.open_checkpoint(left) as opened:
+                path = right
+                with layout.open_checkpoint(right) as beside:
+                    _compare_pieces(pieces_of(opened), pieces_of(beside), found)
+        except UnreadableFile as error:
+            raise InvalidFile(f"'{path}' cannot be compared: {error}") from None
 
 
 def _compare_pieces(one: Pieces, other: Pieces, found: Comparison) -> None:
