@@ -16,7 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from support.example_runs import LAST, differences, events, example_server, fork, history, newest_checkpoint, wait_for
+from resumekit.trainer.comparison import compare
+from support.example_runs import events, example_server, fork, newest_checkpoint, wait_for
 from support.fork_server import ForkServer
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -47,13 +48,7 @@ def cut_and_resume(server: ForkServer, folder: Path, whole: Path, number: int, a
         step, checkpoint = newest_checkpoint(parent)
         flags = ["--resume", str(checkpoint)]
     code, output = fork(server, child, *flags).finish()
-    # Cut behind its last save, a run has nothing left to do: then its own last checkpoint is the last one.
-    last = child / LAST if (child / LAST).exists() else parent / LAST
-    equal = (
-        code == 0
-        and history(parent, child, upto=(step,)) == history(whole)
-        and (last.exists() and differences(last, whole / LAST) == [])
-    )
+    equal = code == 0 and compare(child, whole).is_equal
     if not equal:
         print(f"DIFFERS: {signal.Signals(number).name} after {after_s:.3f} s, resumed from step {step}\n{output}")
     return phases[-1], equal

@@ -172,13 +172,13 @@ def kind_of(pid: int) -> str | None:
 
 def differences(night: Night, whole: Path) -> list[str]:
     """Return what is different from the undisturbed run, in any loss or any value of the last checkpoint."""
-    from compare_runs import compare
+    from resumekit.trainer.comparison import compare  # late: torch
 
     done = [run for run in night.run_dirs() if night.state(run) == "finished" or has_done_all(run)]
     if len(done) != 1:
         last = night.run_dirs()[-1]
         return [f"{len(done)} finished runs; {last.name} {night.state(last)}: {reason_of(last)}"]
-    return compare(done[0], whole)[0]
+    return [one.sentence() for one in compare(done[0], whole).differences]
 
 
 def has_done_all(run: Path) -> bool:

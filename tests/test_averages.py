@@ -10,6 +10,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from resumekit.base.errors import InvalidFile, KitError
+from resumekit.trainer.averages import STALL_FAST_EVALS, SwaCycle, SwaTail, average_of
 from resumekit.trainer.loading import load_resume_bundle
 from resumekit.trainer.saving import save_checkpoint
 from support.checkpoint_tools import quiet
@@ -184,3 +185,76 @@ def test_a_component_without_a_state_is_named_at_the_start_and_at_the_save(name:
         ):
             load_resume_bundle(**{**own, name: part}, ckpt_path=None)
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_an_ema_keeps_its_share_of_what_it_was() -> None:
+    model = Net(seed=1)
+    ema = average_of(model, decay=0.75)
+    ema.update_parameters(model)
+    before = model.head.weight.detach().clone()
+    train(model, OPTIMIZERS["sgd"](model.parameters()))
+    ema.update_parameters(model)
+    torch.testing.assert_close(ema.module.head.weight, 0.75 * before + 0.25 * model.head.weight)
+
+
+@pytest.mark.parametrize("resumed_at", [None, 2, 5, 8])
+def test_an_swa_tail_is_the_mean_of_the_weights_where_its_cycles_end(resumed_at: int | None, tmp_path: Path) -> None:
+    """It begins at its step, the weights of which are the first ones; also when a resume comes in between."""
+
+    def started(path: Path | None) -> tuple[Net, Any, SwaTail, int]:
+        model = Net(seed=1)
+        optimizer = OPTIMIZERS["sgd"](model.parameters())
+        tail = SwaTail(average_of(model), start_step=3, cycle_steps=2)
+        bundle = load_resume_bundle(model, optimizer, ckpt_path=path, swa=tail.average, log_fn=quiet)
+        assert not tail.after_load(bundle.global_step, model, bundle.extra.get("tail"))
+        return model, optimizer, tail, bundle.global_step
+
+    model, optimizer, tail, _ = started(None)
+    kept, begun, step = [], [], 0
+    while step < 9:
+        train(model, optimizer)
+        step += 1
+        begun += [step] if tail.after_step(step, model) else []
+        kept += [model.head.weight.detach().clone()] if step in (3, 5, 7, 9) else []
+        assert (tail.collected is None) == (step < 3)
+        if step == resumed_at:
+            own = {"model": model, "optimizer": optimizer, "swa": tail.collected, "extra": {"tail": tail.state_dict()}}
+            model, optimizer, tail, step = started(save_checkpoint(tmp_path, step, **own, log_fn=quiet))
+    assert (begun, tail.from_step, int(tail.average.n_averaged)) == ([3], 3, 4)
+    torch.testing.assert_close(tail.average.module.head.weight, torch.stack(kept).mean(0))
+
+
+def test_an_swa_tail_enabled_later_begins_at_the_resume_and_one_of_long_ago_is_over(tmp_path: Path) -> None:
+    path, model, _ = saved(tmp_path, ema=False)
+    new = Net(seed=2)
+    tail = SwaTail(average_of(new), start_step=2, cycle_steps=5)
+    load_resume_bundle(new, ckpt_path=path, swa=tail.average, log_fn=quiet)
+    assert tail.after_load(4, new, {"from_step": 1, "stalled": 2}) and tail.from_step == 4 and tail.stalled == 2
+    assert same(dict(tail.average.module.state_dict()), dict(model.state_dict())) and int(tail.average.n_averaged) == 1
+    again = SwaTail(tail.average, start_step=2, cycle_steps=5)
+    assert again.after_load(4, new) and int(tail.average.n_averaged) == 1, "an average of which no step is known"
+
+
+@pytest.mark.parametrize(
+    ("evals", "on_stall", "begins"),
+    [
+        ([True, *[False] * STALL_FAST_EVALS, True], True, True),
+        ([True, *[False] * (STALL_FAST_EVALS - 1), True], True, False),
+        ([*[False] * (STALL_FAST_EVALS + 1)], True, False),
+        ([True, *[False] * STALL_FAST_EVALS, True], False, False),
+    ],
+)
+def test_an_swa_tail_begins_when_a_fast_eval_improves_after_a_stall(
+    evals: list[bool], on_stall: bool, begins: bool
+) -> None:
+    model = Net(seed=1)
+    tail = SwaTail(average_of(model), start_step=None, cycle_steps=2, start_on_stall=on_stall)
+    said = [tail.after_fast_eval(step, model, is_new_best=is_new_best) for step, is_new_best in enumerate(evals)]
+    assert said == [False] * (len(evals) - 1) + [begins]
+    assert tail.from_step == (len(evals) - 1 if begins else None)
+
+
+def test_the_rate_of_a_tail_is_lowest_where_a_cycle_ends() -> None:
+    cycle = SwaCycle(amplitude=0.25, steps=4)
+    assert [cycle(step, 2.0) for step in range(5)] == [1.5, 2.0, 2.5, 2.0, 1.5]
+    assert SwaCycle(0.25, 4, middle=1.0)(2, 2.0) == 1.25

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-import compare_runs
+from resumekit.trainer.comparison import compare
 from support import cut_trainer
 from support.commands import Kit
 from support.fork_server import ForkServer
@@ -161,7 +161,7 @@ def test_wherever_it_is_cut_the_resumed_run_equals_the_uninterrupted_one(
 def test_under_bf16_autocast_too(cut: str, kit: Kit, uninterrupted_bf16: Path, uninterrupted: Path) -> None:
     kit.config(trainer=TRAINER, **CONFIG | BF16)
     cut_and_resume(kit, cut.split(), uninterrupted_bf16)
-    assert compare_runs.compare(uninterrupted_bf16, uninterrupted)[0], "bf16 was on"
+    assert not compare(uninterrupted_bf16, uninterrupted).is_equal, "bf16 was on"
 
 
 @pytest.mark.long
@@ -192,7 +192,7 @@ def cut_and_resume(kit: Kit, cuts: list[str], whole: Path) -> None:
             break
         begins = resumable_steps(run, cut, begun_at, (steps or [begun_at])[-1]) if cut else {12}
     assert kit.status(run)["state"] == "finished"
-    assert compare_runs.compare(run, whole)[0] == []
+    assert compare(run, whole).differences == []
 
 
 def expected_code(cut: str) -> int:
@@ -275,7 +275,7 @@ def train(
     file = run / "resolved_config.json"
     file.write_text(json.dumps(config))
     parent = {"parent_run_id": resume.parent.parent.name, "parent_step": step_of(resume)} if resume else {}
-    (run / "run.json").write_text(json.dumps(parent))
+    (run / "run.json").write_text(json.dumps({"run_id": run.name, **parent}))
     ended = server.run(run, "--config", str(file), *(["--resume", str(resume)] if resume else []), **environment)
     assert ended == code, (run / "output.log").read_text()
     return run
@@ -286,7 +286,7 @@ def test_with_every_item_of_its_state_a_run_goes_on_alike(
     cut: str, server: ForkServer, stopped: dict[str, Path]
 ) -> None:
     run = train(server, stopped[""].parent / f"all-{cut}", stopped[cut])
-    assert compare_runs.compare(run, stopped[""])[0] == []
+    assert compare(run, stopped[""]).differences == []
 
 
 @pytest.mark.parametrize("item", every_fourth(cut_trainer.FORGET))
@@ -295,7 +295,7 @@ def test_without_one_item_of_its_state_it_goes_on_differently(
 ) -> None:
     cut = IN_AN_EVALUATION if item == "evaluations pending" else IN_A_STEP
     run = train(server, stopped[""].parent / f"without {item}", stopped[cut], LEAVE_OUT=item)
-    assert compare_runs.compare(run, stopped[""])[0] != []
+    assert not compare(run, stopped[""]).is_equal
 
 
 @pytest.fixture(scope="module")
@@ -312,7 +312,7 @@ def test_with_every_item_of_its_state_a_run_with_every_switch_on_goes_on_alike(
 ) -> None:
     whole, checkpoint = stopped_switches
     run = train(server, whole.parent / "all", checkpoint, config=SWITCHES_STATE_CONFIG)
-    assert compare_runs.compare(run, whole)[0] == []
+    assert compare(run, whole).differences == []
 
 
 @pytest.mark.parametrize("item", every_fourth(cut_trainer.FORGET_SWITCHES))
@@ -321,7 +321,7 @@ def test_without_one_item_of_its_state_a_run_with_every_switch_on_goes_on_differ
 ) -> None:
     whole, checkpoint = stopped_switches
     run = train(server, whole.parent / f"without {item}", checkpoint, config=SWITCHES_STATE_CONFIG, LEAVE_OUT=item)
-    assert compare_runs.compare(run, whole)[0] != []
+    assert not compare(run, whole).is_equal
 
 
 def test_the_puzzles_optimizer_has_no_state_beside_its_place_in_the_schedule(stopped: dict[str, Path]) -> None:

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-import arc_swa
 from arc_describe import describe
 from arc_settings import SettingsError
 from arc_start import starting_step, step_in_name
-from arc_validation import Progress
 from hrm_optim import kind_of, set_hyperparameters
+from resumekit.trainer.averages import STALL_FAST_EVALS
 from support.example_jobs import forget, go_on, job, kit, load, save, with_changes
-from support.example_runs import CONFIG, TRAINER, same
+from support.example_runs import CONFIG, TRAINER
 from support.long_tests import every_fourth
+from support.resume_parts import same
 
 pytestmark = pytest.mark.usefixtures("outside_the_kit")
 
@@ -42,7 +42,7 @@ SGD = with_changes(optimizer={"name": "sgd"}, validation=CADENCE)
 # By scenario: the config, and what the progress says after step 6, before its evaluations.
 SCENARIOS: dict[str, tuple[dict, dict[str, Any]]] = {
     "switches": (SWITCHES, {"swap_from_step": 3}),
-    "stall": (STALL, {"fast_stalled": arc_swa.STALL_FAST_EVALS, "fast_best": -1.0}),
+    "stall": (STALL, {"fast_stalled": STALL_FAST_EVALS, "fast_best": -1.0}),
     "sgd": (SGD, {}),
 }
 LEFT_OUT = {
@@ -264,23 +264,12 @@ def test_swa_weights_that_score_best_are_named_as_the_best(monkeypatch, tmp_path
     assert not same(dict(training.model.state_dict()), weights)
 
 
-def test_swa_begins_when_a_fast_eval_improves_after_a_stall_and_not_without_one():
-    cfg = job(tail(start_step=NOT_YET, start_on_stall=True)).cfg.swa
-    improved = Progress(step=20, fast_stalled=0)
-    assert arc_swa.ends_a_stall(improved, arc_swa.STALL_FAST_EVALS, cfg)
-    assert not arc_swa.ends_a_stall(improved, arc_swa.STALL_FAST_EVALS - 1, cfg)
-    assert not arc_swa.ends_a_stall(Progress(step=20, fast_stalled=4), arc_swa.STALL_FAST_EVALS, cfg), "it goes on"
-    assert not arc_swa.ends_a_stall(Progress(step=20, swa_from_step=10), arc_swa.STALL_FAST_EVALS, cfg), "it has begun"
-    cfg.start_on_stall = False
-    assert not arc_swa.ends_a_stall(improved, arc_swa.STALL_FAST_EVALS, cfg)
-
-
 def test_swa_that_begins_at_an_evaluation_takes_its_first_weights_and_rate_there():
     config = tail(start_step=NOT_YET, start_on_stall=True)
     training = job(config | {"validation": CONFIG["validation"] | {"fast_eval_every": 3, "full_eval_every": 100}})
     for _ in range(3):
         training.step()
-    training.progress.fast_stalled, training.progress.fast_best = arc_swa.STALL_FAST_EVALS, -1.0
+    training.progress.fast_stalled, training.progress.fast_best = STALL_FAST_EVALS, -1.0
     rate = training.schedule.get_last_lr()[0]
     training.run_pending_evals(lambda *_, **__: None, lambda: False)
     assert training.progress.swa_from_step == 3

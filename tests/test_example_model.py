@@ -24,8 +24,9 @@ from hrm_optim import (
     make_optimizers,
     set_hyperparameters,
 )
-from hrm_schedule import Cycle, LearningRate, Schedule
+from hrm_schedule import LearningRate, Schedule
 from hrm_segments import carry_from, empty_carry, refill, segment_loss
+from resume_helper import SwaCycle
 from resumekit.start import forecast
 
 OPTIMIZER = SimpleNamespace(
@@ -224,8 +225,8 @@ def test_its_rate_is_the_one_that_the_kit_s_plan_foretells() -> None:
 
 
 def test_lr_of_an_swa_tail_is_a_small_triangle_around_the_schedule_or_around_a_rate_of_its_own():
-    around_schedule = LearningRate(0, 1000, 1.0, Cycle(amplitude=0.2, steps=10))
-    around_own = LearningRate(0, 1000, 1.0, Cycle(amplitude=0.2, steps=10, middle=0.5))
+    around_schedule = LearningRate(0, 1000, 1.0, SwaCycle(amplitude=0.2, steps=10))
+    around_own = LearningRate(0, 1000, 1.0, SwaCycle(amplitude=0.2, steps=10, middle=0.5))
     assert around_schedule(100) == 1.0, "before it begins the schedule rules"
     for rate, middle in ((around_schedule, 1.0), (around_own, 0.5)):
         rate.cycle_from = 103

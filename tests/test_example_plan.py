@@ -15,7 +15,8 @@ import torch
 from arc_start import starting_step
 from hrm_optim import kind_of
 from support.example_jobs import go_on, job, load, save, with_changes
-from support.example_runs import TRAINER, same
+from support.example_runs import TRAINER
+from support.resume_parts import same
 
 RAMP = {"from_step": 5, "steps": 3, "factor": 0.8, "warm_restart": False}
 

@@ -22,22 +22,20 @@ from arc_eval import Score
 from arc_settings import SettingsError, load_settings
 from arc_training import Training
 from arc_validation import Progress, evals_due, run_pending
+from resumekit.trainer.comparison import compare
 from support.example_jobs import forget, go_on, job, load
 from support.example_runs import (
     CONFIG,
-    LAST,
     TRAINER,
-    differences,
     events,
     example_server,
     fork,
-    history,
     newest_checkpoint,
-    same,
     start_anew,
     wait_for,
 )
 from support.long_tests import long
+from support.resume_parts import same
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +102,7 @@ def test_a_resumed_run_has_the_losses_evals_and_final_state_of_an_uninterrupted_
     code, output = start(child, *resume).finish()
     assert code == 0, output
     assert f"[resume] step={step} " in output or not step
-    assert history(parent, child, upto=(step,)) == history(uninterrupted)
-    assert differences(child / LAST, uninterrupted / LAST) == []
+    assert compare(child, uninterrupted).differences == []
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ import torch
 from resumekit.base.terms import KEYS
 from resumekit.config import config
 from support.commands import Kit
-from support.example_runs import same
 from support.fork_server import ForkServer
 from support.plan_rows import CONFIG_ROWS, CONSENT, EDIT, NOTHING, READY, REDERIVE, REFIT, REFUSED, SWAP  # fmt: skip
+from support.resume_parts import same
 from support.runs import events
 from support.schemas import assert_valid
 

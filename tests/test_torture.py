@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import compare_runs
+from resumekit.checks.comparison import Difference
+from resumekit.trainer.comparison import compare
 from support import torture_trainer
 from support.commands import Kit
 from support.fork_server import ForkServer
@@ -51,14 +52,14 @@ def train(server: ForkServer, run: Path, *flags: str, code: int = 0, **environme
     """Train in a process of its own; returns its output."""
     run.mkdir()
     parent = {"parent_run_id": "stopped", "parent_step": 8} if "--resume" in flags else {}
-    (run / "run.json").write_text(json.dumps(parent))
+    (run / "run.json").write_text(json.dumps({"run_id": run.name, **parent}))
     ended, output = server.run(run, "--dir", str(run / "checkpoints"), *flags, **environment), run / "output.log"
     assert ended == code, output.read_text()
     return output.read_text()
 
 
-def differences(one: Path, other: Path) -> list[str]:
-    return compare_runs.compare(one, other)[0]
+def differences(one: Path, other: Path) -> list[Difference]:
+    return compare(one, other).differences
 
 
 def test_the_stop_left_nothing_at_its_fresh_value(runs: Path) -> None:

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 from arc_data import RULES, VOCAB_SIZE, ArcBatches, load_arc
 from arc_settings import droppath_range
 from hrm_model import HrmShape
-from hrm_schedule import Cycle, LearningRate
+from hrm_schedule import LearningRate
+from resume_helper import SwaCycle
 
 
 def make_batches(cfg: SimpleNamespace) -> ArcBatches:
@@ -41,5 +42,5 @@ def learning_rate(cfg: SimpleNamespace) -> LearningRate:
     if cfg.swa.enabled:
         # One cycle for both optimizers: the puzzles' rate keeps its ratio to the model's.
         middle = None if cfg.swa.lr is None else cfg.swa.lr / cfg.optimizer.lr
-        cycle = Cycle(cfg.swa.amplitude, cfg.swa.cycle_steps, middle)
+        cycle = SwaCycle(cfg.swa.amplitude, cfg.swa.cycle_steps, middle)
     return LearningRate(cfg.schedule.warmup_steps, cfg.training.max_steps, cfg.schedule.min_lr_ratio, cycle)

@@ -18,9 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
-import arc_swa
 from arc_build import learning_rate, make_batches, model_shape
 from arc_eval import Score, evaluate, fast_subset
 from arc_runtime import autocast
@@ -30,6 +29,7 @@ from hrm_noise import add_noise
 from hrm_optim import dense_parameters, kind_of, make_optimizers, set_hyperparameters
 from hrm_schedule import Schedule
 from hrm_segments import Carry, carry_from, empty_carry, refill, segment_loss
+from resume_helper import SwaTail, average_of
 
 # The scale starts at 2^16 and is halved at each overflow: after so many in a row it is not the scale's fault.
 MAX_ATTEMPTS = 24
@@ -63,9 +63,10 @@ class Training:
         self.rules = torch.from_numpy(self.batches.rules).to(device) if cfg.model.aux_rule_head else None
         self.optimizers = make_optimizers(self.model, cfg.optimizer, begins_at)
         self.schedule = Schedule(self.optimizers, learning_rate(cfg))
-        average = get_ema_multi_avg_fn(cfg.ema.decay)
-        self.ema = AveragedModel(self.model, multi_avg_fn=average) if cfg.ema.enabled else None
-        self.swa = AveragedModel(self.model) if cfg.swa.enabled else None
+        self.ema = average_of(self.model, cfg.ema.decay) if cfg.ema.enabled else None
+        self.swa = average_of(self.model) if cfg.swa.enabled else None
+        tail = {"start_step": cfg.swa.start_step, "cycle_steps": cfg.swa.cycle_steps}
+        self.tail = SwaTail(self.swa, **tail, start_on_stall=cfg.swa.start_on_stall) if self.swa else None
         self.carries: list[Carry] = [self._empty_carry() for _ in range(cfg.training.grad_accum_steps)]
         self.progress = Progress(optimizer=kind_of(self.optimizers))
         self.lr_scale, self.lr_ramp, self.bundle = 1.0, None, None
@@ -115,8 +116,10 @@ class Training:
             self.progress, self.cfg.validation, lambda kind, name: self._score(kind, name, should_stop),
             tuple(self.weights), journal,
         )  # fmt: skip
-        if self.swa and arc_swa.ends_a_stall(self.progress, stalled, self.cfg.swa):
-            self._begin_tail("fast eval improved after a stall")
+        if self.tail:
+            self.tail.stalled, is_new_best = stalled, self.progress.fast_stalled == 0
+            if self.tail.after_fast_eval(self.progress.step, self.model, is_new_best=is_new_best):
+                self._note_tail("fast eval improved after a stall")
         return best
 
     def save(self, kit: ModuleType, folder: Path, loss: float | None, best: dict[str, Any] | None) -> Path | None:
@@ -152,8 +155,9 @@ class Training:
             if self.ema and not int(self.ema.n_averaged):
                 self.ema.module.load_state_dict(self.model.state_dict())  # newly enabled: starts from these weights
         self._place_rates()
-        if self.swa and arc_swa.is_due(self.progress, self.cfg.swa):
-            self._begin_tail(f"swa.start_step is {self.cfg.swa.start_step}")
+        state = {"from_step": self.progress.swa_from_step}
+        if self.tail and self.tail.after_load(self.progress.step, self.model, state):
+            self._note_tail(f"swa.start_step is {self.cfg.swa.start_step}")
 
     def check(self, kit: ModuleType) -> None:
         """Let the kit check the resume: a dry batch, the fast subset, where the data stands. Moves nothing."""
@@ -254,10 +258,8 @@ class Training:
         if self.ema:
             self.ema.update_parameters(self.model)
         self.progress.step += 1
-        if self.swa and arc_swa.is_due(self.progress, self.cfg.swa):
-            self._begin_tail(f"swa.start_step is {self.cfg.swa.start_step}")
-        elif self.swa and arc_swa.collects(self.progress, self.cfg.swa):
-            self.swa.update_parameters(self.model)
+        if self.tail and self.tail.after_step(self.progress.step, self.model):
+            self._note_tail(f"swa.start_step is {self.cfg.swa.start_step}")
         self.progress.evals_pending = evals_due(self.progress.step, self.cfg.validation)
         self._leave_out_eval()
 
@@ -267,9 +269,8 @@ class Training:
             print(f"eval: that of step {self.progress.step} is left out", flush=True)
             self.progress.evals_pending = type(self.progress.evals_pending)()
 
-    def _begin_tail(self, why: str) -> None:
-        arc_swa.begin(self.swa, self.model)
-        self.progress.swa_from_step = self.progress.step
+    def _note_tail(self, why: str) -> None:
+        self.progress.swa_from_step = self.tail.from_step
         self._place_rates()
         print(f"swa: collecting begins at step {self.progress.step}: {why}", flush=True)
 
@@ -281,7 +282,7 @@ class Training:
 
     def _collected(self) -> AveragedModel | None:
         """The SWA average, None before its tail: until then it holds weights that were not trained."""
-        return self.swa if self.swa and self.progress.swa_from_step is not None else None
+        return self.tail.collected if self.tail else None
 
     def _load_progress(self, bundle: Any) -> None:
         known = {field.name for field in fields(Progress)}

@@ -44,7 +44,7 @@ def main() -> int:
     whole = kit("run.sh", "--fresh", *settings)
 
     say(4, "Compare the two bit for bit: every loss in the journals, every tensor of the last checkpoints.")
-    equal = call(sys.executable, EXAMPLE / "compare_runs.py", resumed, whole) == 0
+    equal = call(sys.executable, KIT / "lib" / "resume_helper.py", "--compare", resumed, whole) == 0
 
     say(5, "The lineage, and a picture of the loss, spliced where it was resumed.")
     call(KIT / "bin" / "runs.sh", "--runs", RUNS)

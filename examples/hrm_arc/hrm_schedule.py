@@ -7,33 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-
-@dataclass(frozen=True)
-class Cycle:
-    """The small triangular cycle of an SWA tail: low, high, low again.
-
-    Args:
-        amplitude: half its height over its middle, 0 to 1.
-        steps: optimizer steps in one cycle; weights are collected where it is lowest.
-        middle: its middle relative to the base rate; None for what the schedule would give without it.
-
-    Source: protocol §8; arXiv 1803.05407 (weights are collected at the end of each cycle, at its lowest rate).
-    """
-
-    amplitude: float
-    steps: int
-    middle: float | None = None
-
-    def __call__(self, step: int, otherwise: float) -> float:
-        """Return the factor after `step` steps of the tail; `otherwise` is the schedule's own."""
-        place = step % self.steps / self.steps
-        triangle = 1 - 2 * abs(2 * place - 1)  # -1 where a cycle begins and ends, 1 in its middle
-        return (otherwise if self.middle is None else self.middle) * (1 + self.amplitude * triangle)
+from resume_helper import SwaCycle
 
 
 def unscaled(step: int, optimizer: str | None = None) -> float:
@@ -55,7 +33,7 @@ class LearningRate:
     run's steps; the schedule has its own, `behind` by as many as the run had done when it alone began anew.
     """
 
-    def __init__(self, warmup_steps: int, max_steps: int, min_ratio: float, cycle: Cycle | None = None) -> None:
+    def __init__(self, warmup_steps: int, max_steps: int, min_ratio: float, cycle: SwaCycle | None = None) -> None:
         self.warmup_steps, self.max_steps, self.min_ratio = warmup_steps, max_steps, min_ratio
         self.cycle, self.cycle_from, self.behind = cycle, None, 0
         self.scale_at: Callable[[int, str | None], float] = unscaled

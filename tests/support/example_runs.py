@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import subprocess
 import sys
@@ -33,7 +32,6 @@ CONFIG: dict[str, dict[str, Any]] = {
     "validation": {"fast_eval_every": 3, "full_eval_every": 5, "gate_full_eval_on_fast_improvement": False},
     "checkpoint": {"every": 4, "keep_last": None},
 }
-LAST = "checkpoints/hrm_arc_step_15.pt"
 
 
 class Trainer:
@@ -99,44 +97,17 @@ def newest_checkpoint(run_dir: Path) -> tuple[int, Path]:
     return max((int(path.stem.rsplit("_", 1)[1]), path) for path in paths)
 
 
-def history(*run_dirs: Path, upto: tuple[int, ...] = ()) -> dict[tuple, dict[str, Any]]:
-    """Return every journalled number of a run and its resumes: a parent counts up to the step it was left at."""
-    numbers: dict[tuple, dict[str, Any]] = {}
-    for index, run_dir in enumerate(run_dirs):
-        for event in events(run_dir):
-            if event["event"] not in ("step", "eval", "best") or event["step"] > (*upto, math.inf)[index]:
-                continue
-            key = (event["event"], event["step"], event.get("kind"), event.get("weights"))
-            fields = {k: v for k, v in event.items() if k not in ("at", "mono_s", "run_id", "steps_per_sec")}
-            assert key not in numbers, f"journalled twice: {key}"
-            numbers[key] = fields
-    return numbers
-
-
-def same(one: Any, other: Any) -> bool:
-    """Whether two nested values are equal, tensors bit for bit."""
-    import torch  # late: the server decides when it is imported
-
-    if torch.is_tensor(one):
-        return torch.is_tensor(other) and one.dtype == other.dtype and torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
-
-
-def differences(one: Path, other: Path) -> list[str]:
-    """Return the keys in which two checkpoints differ: weights, and every other state."""
-    import torch
-
-    first, second = (torch.load(path, weights_only=True) for path in (one, other))
-    return sorted(key for key in first.keys() | second.keys() if not same(first.get(key), second.get(key)))
-
-
 def _prepare(run_dir: Path, flags: tuple[str, ...], config: dict | None) -> tuple[list[str], dict[str, str]]:
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.json").write_text(json.dumps(config or CONFIG))
+    record: dict[str, Any] = {"run_id": run_dir.name}
+    if "--resume" in flags:
+        checkpoint = Path(flags[flags.index("--resume") + 1])
+        record |= {
+            "parent_run_id": checkpoint.parent.parent.name,
+            "parent_step": int(checkpoint.stem.rpartition("_")[2]),
+        }
+    (run_dir / "run.json").write_text(json.dumps(record))
     path = os.pathsep.join(part for part in (os.environ.get("PYTHONPATH"), str(ROOT / "lib")) if part)
     environment = {"PYTHONPATH": path, "RESUMEKIT_RUN_DIR": str(run_dir), "RESUMEKIT_RUN_ID": run_dir.name}
     return ["--config", str(run_dir / "config.json"), *flags], environment

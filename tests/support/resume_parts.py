@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from resumekit.base.terms import KEYS
+from resumekit.trainer.comparison import compare_values
 
 
 class Net(nn.Module):
@@ -94,9 +95,9 @@ def moments(model: nn.Module, *optimizers: torch.optim.Optimizer) -> dict[str, d
     }
 
 
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    """Whether two dicts of tensors are equal bit for bit."""
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+def same(one: Any, other: Any) -> bool:
+    """Whether two nested values are equal, tensors bit for bit."""
+    return compare_values(one, other).is_equal
 
 
 def write_plan(folder: Path, checkpoint: Path | None, step: int | None = 4, **fields: Any) -> Path:

@@ -100,6 +100,10 @@ class RunPaths(_Parts):
         return self.run_dir / "command.sh"
 
     @functools.cached_property
+    def data_files(self) -> Path:
+        return self.run_dir / "data_files.json"
+
+    @functools.cached_property
     def code_patch(self) -> Path:
         return self.run_dir / "code.patch"
 

@@ -28,13 +28,14 @@ from .pipeline import Planned
 from .request import Request
 
 if TYPE_CHECKING:
+    from .data_state import DataState
     from .handed_rate import HandedRate
 
 
 def run_record(
     choice: Choice, request: Request, paths: RunPaths, *, root: Path, cwd: Path, argv: Sequence[str],
-    kit_argv: Sequence[str], code: Code, versions: Mapping[str, str | None], config_hash: str, token: str,
-    launcher: processes.Identity | None, handed: HandedRate | None = None,
+    kit_argv: Sequence[str], code: Code, data: DataState | None, versions: Mapping[str, str | None], config_hash: str,
+    token: str, launcher: processes.Identity | None, handed: HandedRate | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Return run.json's content, by schemas/run.schema.json; paths inside runs/ are relative, so that it may move."""
     resolved, parent, candidate = choice.config, choice.parent, choice.candidate
@@ -72,6 +73,7 @@ def run_record(
             "untracked": None if code.left_out is None else list(code.left_out[:MAX_UNTRACKED]),
             "untracked_count": None if code.left_out is None else len(code.left_out),
         },
+        "data": data.as_fields() if data else None,
         "host": processes.host_name(),
         "boot_id": processes.boot_id(),
         "machine_id": processes.machine_id(),
@@ -301,8 +303,8 @@ def _fill(planned: Planned, launch: Launch, launcher: processes.Identity | None,
     plan = planned.plan.as_fields() if planned.plan is not None else None
     record = run_record(
         choice, request, paths, root=ready.root, cwd=ready.cwd, argv=launch.argv, kit_argv=kit_argv, code=code,
-        versions=ready.versions.answer(), config_hash=launch.config_hash, token=launch.token, launcher=launcher,
-        handed=planned.plan.handed if planned.plan else None,
+        data=ready.data, versions=ready.versions.answer(), config_hash=launch.config_hash, token=launch.token,
+        launcher=launcher, handed=planned.plan.handed if planned.plan else None,
     )  # fmt: skip
     sealed = {
         paths.run_json.name: to_json(record),
@@ -326,6 +328,8 @@ def _fill(planned: Planned, launch: Launch, launcher: processes.Identity | None,
         write_new(paths.code_patch, code.patch, mode=0o600)  # a secret in no known form is in it
     if ready.dataset is not None:
         paths.dataset.symlink_to(ready.dataset)
+    if ready.data is not None:
+        write_new(paths.data_files, ready.data.as_list())
     preflight.copy_checkpoint(choice, paths)
     write_new(paths.output_log, b"", mode=0o644)
     # From what was written, not from what lies there now: other users may be able to write into the folder.

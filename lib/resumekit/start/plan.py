@@ -194,7 +194,7 @@ def make(choice: Choice, schema: Schema, ready: Ready, code: Code | None) -> Pla
     of_this_machine = compatibility.machine_consents(record, versions) if choice.recovery is None else ()
     return Plan(
         choice=choice, components=found, environment=differs, lr_scale=scale, match=match,
-        forecast=ahead._replace(warnings=(*ahead.warnings, *unanswered)),
+        forecast=ahead._replace(warnings=(*ahead.warnings, *_of_data(holder, ready), *unanswered)),
         measures=tuple(_measures(choice.recovery, held_scale, scale)), optimizer=optimizers.wanted, handed=handed,
         consents=(*choice.consents, *rules.consents, *of_this_machine),
         refusals=(*rules.refusals, *filter(None, [handed_rate.refusal(choice.config, scale, step)])),
@@ -229,6 +229,14 @@ def with_weights_alone(choice: Choice, init: InitBase, schema: Schema, ready: Re
         forecast=ahead._replace(rates=rates, warnings=(*ahead.warnings, *unanswered)),
         consents=(*choice.consents, *rules.consents), refusals=rules.refusals,
     )  # fmt: skip
+
+
+def _of_data(holder: Run | None, ready: Ready) -> list[str]:
+    if holder is None or ready.data is None:
+        return []
+    from . import data_state  # late, as where they are looked at
+
+    return data_state.differences(holder, ready.data)
 
 
 def _has_the_same_model(choice: Choice, holder: Run | None, differs: Sequence[Change], code: Code | None) -> bool:

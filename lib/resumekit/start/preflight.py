@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..base.errors import DiskFull, InvalidFile, KitError, UsageError
 from ..base.files import UnreadableFile
-from ..base.imports import Any, NamedTuple
+from ..base.imports import TYPE_CHECKING, Any, NamedTuple
 from ..base.paths import KIT_ROOT, RunPaths, checkpoint_name, unexpanded
 from ..base.redaction import secret_line, secret_word
 from ..checkpoint import layout
@@ -21,6 +21,9 @@ from ..config import config
 from . import code_state, trainer_command
 from .choice import Choice
 from .request import Request, root_of
+
+if TYPE_CHECKING:
+    from .data_state import DataState
 
 # Room that a launch wants to find: a full disk is refused before there is half a run folder.
 MIN_FREE_BYTES = 1 << 20
@@ -37,6 +40,7 @@ class Ready(NamedTuple):
         python: what `{python}` stands for.
         search_path: the trainer's PYTHONPATH.
         versions: the question for the versions of the trainer's interpreter, under way.
+        data: the files that data.path leads to; None where there is none, or they were not looked at.
         may_start: whether the trainer and its interpreter may be started; not before a person has agreed to words
             of another user's, and never by a dry run of such.
     """
@@ -48,6 +52,7 @@ class Ready(NamedTuple):
     search_path: str
     versions: trainer_command.Versions | trainer_command.NotAsked = trainer_command.NotAsked()
     may_start: bool = True
+    data: DataState | None = None
 
 
 def check(choice: Choice, request: Request) -> Ready:
@@ -83,7 +88,8 @@ def check(choice: Choice, request: Request) -> Ready:
         return ready._replace(versions=trainer_command.NotAsked(), may_start=False)
     asked_as = trainer_command.asked_as(argv, ready.cwd, ready.python, choice.config)
     is_wrapped = trainer_command.is_wrapped(choice.config, argv)
-    return ready._replace(versions=trainer_command.Versions(asked_as, ready.search_path, is_wrapped=is_wrapped))
+    ready = ready._replace(versions=trainer_command.Versions(asked_as, ready.search_path, is_wrapped=is_wrapped))
+    return ready._replace(data=_data(choice, ready.dataset))
 
 
 def run_paths(choice: Choice, run_id: str) -> RunPaths:
@@ -254,6 +260,16 @@ def _dataset(root: Path, relative: str | None) -> Path | None:
         leads_to = f", a link to '{os.readlink(target)}'" if target.is_symlink() else ""
         raise InvalidFile(f"the data are not there: data.path is '{target}'{leads_to}{unexpanded(relative)}")
     return target
+
+
+def _data(choice: Choice, dataset: Path | None) -> DataState | None:
+    if dataset is None:
+        return None
+    from . import data_state  # late: data of a package, the example's say, lie in no folder
+
+    # What a recovery waits for has to be bounded.
+    reads = config.get(choice.config, "data.fingerprint") == data_state.CONTENT and choice.recovery is None
+    return data_state.look(dataset, reads=reads)
 
 
 def copy_checkpoint(choice: Choice, paths: RunPaths) -> None:

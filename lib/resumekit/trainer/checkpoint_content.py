@@ -23,7 +23,6 @@ def versions() -> dict[str, Any]:
     import torch  # the trainer has it already
 
     numpy = sys.modules.get("numpy")
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
@@ -31,7 +30,7 @@ def versions() -> dict[str, Any]:
         "driver": _driver(),
         "numpy": str(numpy.__version__) if numpy is not None else None,
         "threads": torch.get_num_threads(),
-        "world_size": torch.distributed.get_world_size() if distributed else _number("WORLD_SIZE", 1),
+        "world_size": world_size(),
     }
 
 
@@ -60,6 +59,16 @@ def rank() -> int:
         return own
     # A lone RANK, without the number of all, is a scheduler's or a user's own.
     return _number("RANK", 0) if _number("WORLD_SIZE", 1) > 1 else 0
+
+
+def world_size() -> int:
+    """Return the number of ranks of this training; 1 where it is alone."""
+    import torch  # the trainer has it already
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        size: int = torch.distributed.get_world_size()
+        return size
+    return _number("WORLD_SIZE", 1)
 
 
 def _number(variable: str, otherwise: int) -> int:
