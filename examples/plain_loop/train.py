@@ -1,4 +1,4 @@
-"""A training loop in plain PyTorch: a small classifier on made-up data, saved every so many steps, continued from a file."""
+"""A training loop in plain PyTorch: a small classifier on made-up data, saved every so many steps."""
 
 import argparse
 from pathlib import Path
