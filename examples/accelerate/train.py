@@ -1,6 +1,7 @@
 """A small classifier on made-up data with Accelerate, in the manner of its examples: a folder step_N for each save."""
 
 import argparse
+import math
 import os
 
 import torch
@@ -29,15 +30,20 @@ def main() -> None:
     train_dataloader = DataLoader(TensorDataset(inputs, labels), 64, shuffle=True, generator=torch.Generator())
     model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Dropout(0.1), nn.Linear(64, 10))
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate)
-    lr_scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.max_train_steps)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / args.max_train_steps))
+    )
     model, optimizer, train_dataloader, lr_scheduler = accelerator.prepare(
-        model, optimizer, train_dataloader, lr_scheduler
+        model, optimizer, train_dataloader, scheduler
     )
 
     completed_steps, resume_step = 0, 0
     if args.resume_from_checkpoint:
         accelerator.print(f"Resumed from checkpoint: {args.resume_from_checkpoint}")
         accelerator.load_state(args.resume_from_checkpoint)
+        # The rate of the command line, not the one that the scheduler has loaded.
+        scheduler.base_lrs = [args.learning_rate]
+        optimizer.param_groups[0]["lr"] = args.learning_rate * scheduler.lr_lambdas[0](scheduler.last_epoch)
         completed_steps = int(os.path.basename(args.resume_from_checkpoint).removeprefix("step_"))
         resume_step = completed_steps % len(train_dataloader)
 

@@ -2,7 +2,15 @@
 
 import torch
 from torch.utils.data import Dataset
-from transformers import GPT2Config, GPT2LMHeadModel, HfArgumentParser, Trainer, TrainingArguments, set_seed
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    HfArgumentParser,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 
 VOCAB_SIZE, BLOCK_SIZE = 64, 16
 
@@ -27,6 +35,16 @@ class MadeUpText(Dataset):
         return {"input_ids": self.tokens[index], "labels": self.tokens[index]}
 
 
+class TakeRate(TrainerCallback):
+    """Takes the rate of the command line at a resume, not the one that the scheduler has loaded."""
+
+    def on_train_begin(self, args, state, control, optimizer, lr_scheduler, **kwargs) -> None:
+        lr_scheduler.base_lrs = [args.learning_rate] * len(lr_scheduler.base_lrs)
+        for group, share in zip(optimizer.param_groups, lr_scheduler.lr_lambdas, strict=True):
+            group["lr"] = args.learning_rate * share(lr_scheduler.last_epoch)
+        lr_scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
+
+
 def main() -> None:
     (training_args,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses()
     torch.set_num_threads(1)
@@ -39,6 +57,7 @@ def main() -> None:
         args=training_args,
         train_dataset=MadeUpText(seed=1, size=640),
         eval_dataset=MadeUpText(seed=2, size=64),
+        callbacks=[TakeRate()],
     )
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
 

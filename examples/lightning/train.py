@@ -1,6 +1,7 @@
 """A small classifier on made-up data with Lightning's Trainer."""
 
 import argparse
+import math
 
 import lightning as L
 import torch
@@ -30,8 +31,18 @@ class Classifier(L.LightningModule):
 
     def configure_optimizers(self) -> dict:
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams.lr)
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, int(self.trainer.estimated_stepping_batches))
+        steps = self.trainer.max_steps
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps))
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Take the rate of the command line, not the one that the scheduler has loaded."""
+        scheduler = self.lr_schedulers()
+        scheduler.base_lrs = [self.hparams.lr]
+        share = scheduler.lr_lambdas[0](scheduler.last_epoch)
+        scheduler.optimizer.param_groups[0]["lr"] = self.hparams.lr * share
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """A training loop in plain PyTorch: a small classifier on made-up data, saved every so many steps."""
 
 import argparse
+import math
 from pathlib import Path
 
 import torch
@@ -22,27 +23,26 @@ train_x, train_y, val_x, val_y = inputs[:1536], labels[:1536], inputs[1536:], la
 
 model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Dropout(0.1), nn.Linear(64, 10))
 optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr)
-scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.steps)
 first_step, best_val_loss = 1, float("inf")
 
 if args.resume_from_checkpoint:
     snapshot = torch.load(args.resume_from_checkpoint, map_location="cpu", weights_only=True)
     model.load_state_dict(snapshot["model"])
     optimizer.load_state_dict(snapshot["optimizer"])
-    scheduler.load_state_dict(snapshot["scheduler"])
     torch.set_rng_state(snapshot["rng_state"])
     first_step, best_val_loss = snapshot["step"] + 1, snapshot["best_val_loss"]
 
 args.out.mkdir(parents=True, exist_ok=True)
 for step in range(first_step, args.steps + 1):
+    lr = args.lr * 0.5 * (1 + math.cos(math.pi * step / args.steps))
+    for group in optimizer.param_groups:
+        group["lr"] = lr
     model.train()
     batch = torch.randint(len(train_x), (64,))
     loss = nn.functional.cross_entropy(model(train_x[batch]), train_y[batch])
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    lr = scheduler.get_last_lr()[0]
-    scheduler.step()
     print(f"step {step} loss {loss.item():.6f} lr {lr:.3e}", flush=True)
     if step % args.save_every == 0:
         model.eval()
@@ -51,8 +51,8 @@ for step in range(first_step, args.steps + 1):
         print(f"step {step} val_loss {val_loss:.6f}", flush=True)
         is_best = val_loss < best_val_loss
         best_val_loss = min(val_loss, best_val_loss)
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
-        state |= {"step": step, "best_val_loss": best_val_loss, "rng_state": torch.get_rng_state()}
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+        state |= {"best_val_loss": best_val_loss, "rng_state": torch.get_rng_state()}
         torch.save(state, args.out / f"snapshot_{step}.pt")
         if is_best:
             torch.save(state, args.out / "snapshot_best.pt")
