@@ -14,14 +14,15 @@ CDPATH='' cd -- "${BASH_SOURCE[0]%/*}/.."
 
 VENV=.venv-frameworks
 
+# Each line by itself: `set -e` does not hold in what an `if` calls.
 make_venv() { # <python>
-  local python="$1" packages target
-  packages="$("$python" -c 'import os, torch; print(os.path.dirname(os.path.dirname(torch.__file__)))')"
-  rm -rf -- "$VENV"
-  "$python" -m venv "$VENV"
-  target="$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
-  printf '%s\n' "$packages" >"$target/torch_of_the_caller.pth"
-  "$VENV/bin/python" -m pip install --disable-pip-version-check --quiet --requirement requirements-frameworks.txt
+  local torch_at packages_at
+  torch_at="$("$1" -c 'import os, torch; print(os.path.dirname(os.path.dirname(torch.__file__)))')" || return
+  rm -rf -- "$VENV" || return
+  "$1" -m venv "$VENV" || return
+  packages_at="$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" || return
+  printf '%s\n' "$torch_at" >"$packages_at/torch_of_the_caller.pth" || return
+  "$VENV/bin/python" -m pip install --disable-pip-version-check --quiet --requirement requirements-frameworks.txt || return
   cp requirements-frameworks.txt "$VENV/.ready"
 }
 
@@ -34,8 +35,7 @@ main() { # <python> [argument]...
   shift
   if ! cmp -s requirements-frameworks.txt "$VENV/.ready"; then
     printf 'frameworks: making %s (this can take minutes)\n' "$VENV" >&2
-    # In a process of its own: `set -e` does not hold inside a function that an `if` calls.
-    if ! bash -euc "VENV=$VENV; $(declare -f make_venv); make_venv \"\$1\"" - "$python"; then
+    if ! make_venv "$python"; then
       printf 'frameworks: its packages cannot be had here\n' >&2
     fi
   fi
