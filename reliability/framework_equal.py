@@ -12,11 +12,11 @@ from reliability.framework_recipes import Recipe
 
 def differences(run: Path, other: Path, recipe: Recipe) -> list[str]:
     """Return what is different in the last checkpoints of two runs."""
-    one, two = (list(recipe.checkpoints(path).values())[-1] for path in (run, other))
-    if one.name != two.name:
-        return [f"{one.name} is not {two.name}"]
-    files = sorted(path.name for path in two.iterdir()) if two.is_dir() else [""]
-    return [found for name in files for found in _of_file(one / name, two / name)]
+    files = [recipe.files(*list(recipe.checkpoints(path).items())[-1]) for path in (run, other)]
+    names, others = ([path.name for path in of_one] for of_one in files)
+    if names != others:
+        return [f"{names} are not {others}"]
+    return [found for one, two in zip(*files, strict=True) for found in _of_file(one, two)]
 
 
 def _of_file(one: Path, two: Path) -> list[str]:

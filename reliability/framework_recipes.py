@@ -25,6 +25,7 @@ class Recipe(NamedTuple):
         is_exact: whether its end equals that of an uninterrupted run bit for bit, by its own means.
         shows: what its log tells of a step, of 'loss' and 'lr'.
         best_step: run folder -> the step of the best checkpoint by the framework's own word; None: it has no best.
+        beside: names of files that belong to a checkpoint, with {step}.
     """
 
     name: str
@@ -34,11 +35,18 @@ class Recipe(NamedTuple):
     is_exact: bool = True
     shows: tuple[str, ...] = ("loss", "lr")
     best_step: Callable[[Path], int] | None = None
+    beside: tuple[str, ...] = ()
 
     def checkpoints(self, run: Path) -> dict[int, Path]:
         """Return step -> checkpoint of a run's own, oldest first."""
         named = ((re.fullmatch(self.checkpoint, path.name), path) for path in (run / "checkpoints").glob("*"))
         return dict(sorted((int(match[1]), path) for match, path in named if match))
+
+    def files(self, step: int, checkpoint: Path) -> list[Path]:
+        """Return the files of a checkpoint, in the folder that it is or beside the file that it is."""
+        if checkpoint.is_dir():
+            return sorted(checkpoint.iterdir())
+        return [checkpoint, *(checkpoint.with_name(name.format(step=step)) for name in self.beside)]
 
 
 def _loaded(path: Path) -> dict[str, Any]:
@@ -67,7 +75,7 @@ def _lightning_best(run: Path) -> int:
 RECIPES = (
     Recipe("plain_loop", "PLAIN", r"snapshot_([0-9]+)\.pt", best_step=_plain_best),
     Recipe("fixed_name", "FIXED", r"ckpt\.pt()", is_exact=False, shows=("loss",)),
-    Recipe("weights_only", "WEIGHTS", "step_([0-9]+)"),
+    Recipe("weights_only", "WEIGHTS", "step_([0-9]+)", beside=("train_state_{step}",)),
     Recipe("hf_trainer", "HF", "checkpoint-([0-9]+)", ("transformers", "accelerate"), best_step=_hf_best),
     Recipe(
         "lightning", "LIGHTNING", r"epoch=[0-9]+-step=([0-9]+)\.ckpt", ("lightning",), is_exact=False,

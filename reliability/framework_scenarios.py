@@ -111,7 +111,7 @@ def torn_newest(stage: Stage) -> None:
     ):
         written = stage.recipe.checkpoints(run)
         newest, before = list(written)[-1], list(written)[-2]
-        for victim, how in ways_to_tear(written[newest]):
+        for victim, how in ways_to_tear(stage, newest, written[newest]):
             with torn(written[newest], victim, how, run.parent / "aside"):
                 plan = stage.plan(*args, code=None)
             if plan["step"] != before:
@@ -123,17 +123,17 @@ def torn_taken(stage: Stage) -> None:
     """With its newest checkpoint torn a run goes on from the one before, to the same end."""
     written = stage.recipe.checkpoints(stage.cut)
     newest, before = list(written)[-1], list(written)[-2]
-    victim = next(path for path, how in ways_to_tear(written[newest]) if how == "cut")
+    victim = stage.recipe.files(newest, written[newest])[-1]
     with torn(written[newest], victim, "cut", stage.folder / "aside"):
         run = stage.branch("torn", stage.cut.name)
     assert record(run)["parent_step"] == before, record(run)["parent_step"]
     is_equal(stage, run)
 
 
-def ways_to_tear(checkpoint: Path) -> Iterator[tuple[Path, str]]:
-    """Yield (a file of the checkpoint, 'missing' or 'cut'); a checkpoint of one file is only cut."""
-    for path in sorted(checkpoint.iterdir()) if checkpoint.is_dir() else [checkpoint]:
-        if checkpoint.is_dir():
+def ways_to_tear(stage: Stage, step: int, checkpoint: Path) -> Iterator[tuple[Path, str]]:
+    """Yield (a file of the checkpoint, 'missing' or 'cut'); the file that has its name is only cut."""
+    for path in stage.recipe.files(step, checkpoint):
+        if path != checkpoint:
             yield path, "missing"
         yield path, "cut"
 
