@@ -1,4 +1,4 @@
-"""A pace, a count of steps and a NaN for a trainer that has no line for them: `reliability.frameworks` puts it on its path.
+"""A pace, a count of steps and a NaN for a trainer that has no line for them: `reliability.frameworks` uses it.
 
 In the environment: RECIPE_STEPS, a folder in which `<pid>` grows by a byte for each optimizer step; RECIPE_PACE_S, how
 many seconds each step takes at least; RECIPE_NAN, `<step>:<file>`: in that step of the process every gradient is NaN,
