@@ -15,7 +15,7 @@ import torch
 
 from reliability.checkpoint_mutants import KINDS, Nursery
 from resumekit.base.errors import NoStableCheckpoint
-from resumekit.checkpoint import manifest
+from resumekit.checkpoint import form, manifest
 from resumekit.checkpoint.grades import attest
 from resumekit.checkpoint.selection import Candidate, CheckpointFolder, Selection, require, select
 from resumekit.trainer.saving import save_checkpoint
@@ -429,7 +429,7 @@ def test_of_two_files_of_one_step_the_later_whole_one_is_taken_and_the_other_nam
         write_checkpoint(tmp_path / name, 100)
         os.utime(tmp_path / name, (1e9 + (name == later), 1e9 + (name == later)))
     write_checkpoint(tmp_path / "model_50.pt", 50)
-    home = CheckpointFolder(tmp_path, None, "model_{step}.pt")
+    home = CheckpointFolder(tmp_path, None, form.of({"pattern": "model_{step}.pt"}))
     selection = select([home], step=step, needs=frozenset())
     assert selection.chosen and selection.chosen.name == later
     (other,) = [one for one in selection.candidates if one.name in names and one.name != later]
@@ -441,7 +441,7 @@ def test_of_two_files_of_one_step_the_later_whole_one_is_taken_and_the_other_nam
 def test_a_time_in_milliseconds_is_a_step_and_what_has_more_digits_is_passed_over_with_a_reason(tmp_path: Path) -> None:
     for step in (370, 1_732_300_000_000, 10**15):
         write_checkpoint(tmp_path / f"model_{step}.pt", step)
-    selection = select([CheckpointFolder(tmp_path, None, "model_{step}.pt")], needs=frozenset())
+    selection = select([CheckpointFolder(tmp_path, None, form.of({"pattern": "model_{step}.pt"}))], needs=frozenset())
     assert selection.chosen and selection.chosen.step == 1_732_300_000_000
     passed = {one.name: one.reason for one in selection.candidates if one.verdict == "passed"}
     assert (

@@ -151,7 +151,7 @@ def test_a_recovery_reads_such_a_parent_by_the_config_of_its_child(kit: Kit):
     table = RunTable(kit.runs)
     [child] = kit.run_dirs()
     history = table.history(table.get(child.name))
-    assert [(run.step_pattern, limit) for run, limit in history] == [("model_{step}.pt", None), ("model_{step}.pt", 10)]
+    assert [(run.form.pattern, limit) for run, limit in history] == [("model_{step}.pt", None), ("model_{step}.pt", 10)]
 
 
 def test_a_step_that_is_not_there_is_answered_with_those_that_are(kit: Kit):

@@ -17,7 +17,7 @@ import torch
 from resumekit import commands
 from resumekit.base import answer_cache, terminal
 from resumekit.base.paths import manifest_path
-from resumekit.checkpoint import archive, finiteness, grades, manifest, one_pass, proof
+from resumekit.checkpoint import archive, finiteness, form, grades, manifest, one_pass, proof
 from resumekit.checkpoint.selection import CheckpointFolder, select
 from resumekit.process.attest import Attester
 from resumekit.run.run_folder import open_run
@@ -246,7 +246,9 @@ def test_an_infinity_where_an_older_checkpoint_is_finite_is_none_of_a_mask(tmp_p
 
 
 def chosen(folder: Path) -> Any:
-    return select([CheckpointFolder(folder, pattern="m_{step}.pt")], needs=frozenset(), weights_only=False)
+    return select(
+        [CheckpointFolder(folder, form=form.of({"pattern": "m_{step}.pt"}))], needs=frozenset(), weights_only=False
+    )
 
 
 def said(folder: Path) -> tuple[int | None, str]:

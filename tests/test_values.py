@@ -308,7 +308,7 @@ def records(folder: Folder) -> Iterator[Any]:
         yield from (
             one.experiment,
             one.created_at,
-            one.step_pattern,
+            one.form,
             status.has_scheduler(one),
             status.shows_steps(one),
         )

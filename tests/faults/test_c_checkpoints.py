@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from resumekit.checkpoint import form
 from resumekit.checkpoint.selection import CheckpointFolder, select
 from resumekit.trainer.saving import save_checkpoint
 from support.checkpoint_tools import quiet, save_plain, save_steps, small_model
@@ -80,5 +81,5 @@ def test_c21_a_best_that_is_a_link_out_of_its_folder_is_passed_over(tmp_path: Pa
     save_plain(folder, 10)
     save_plain(tmp_path, 50).rename(tmp_path / "outside.pt")
     (folder / "latest.pt").symlink_to("latest.pt" if target == "latest" else target)
-    found = select([CheckpointFolder(folder, best_pattern="latest.pt")], best=True)
+    found = select([CheckpointFolder(folder, form=form.of({"best_pattern": "latest.pt"}))], best=True)
     assert found.chosen is None and [bool(one.reason) for one in found.candidates] == [True]

@@ -16,6 +16,11 @@ LIB = KIT_ROOT / "lib"
 SCHEMAS = KIT_ROOT / "schemas"
 
 MANIFEST_SUFFIX = ".json"
+# Beside the folder of checkpoints: the manifests of those that are folders themselves. Inside one it would change the
+# time by which its framework tells the oldest, and beside one be counted as one.
+MANIFESTS = "manifests"
+# In checkpoint.pattern: where the step's number stands, and what may be anything.
+STEP, ANYTHING = "{step}", "{*}"
 # Beside the runs: `.live.<uid>/` with the live markers of one user.
 SHARED_LIVE = ".live"
 # A step has no more digits than this: a time in milliseconds has 13, and every reader of JSON takes 15 exactly.
@@ -182,8 +187,12 @@ def live_folder(runs_dir: Path) -> Path:
 
 
 def manifest_path(checkpoint: Path) -> Path:
-    """Return the manifest's name beside a checkpoint: `X.pt` -> `X.pt.json`."""
-    return checkpoint.with_name(checkpoint.name + MANIFEST_SUFFIX)
+    """Return where a checkpoint's manifest lies: of a file beside it, `X.pt` -> `X.pt.json`.
+
+    That of a folder lies in `manifests/`, beside the folder of checkpoints.
+    """
+    name = checkpoint.name + MANIFEST_SUFFIX
+    return checkpoint.parent.parent / MANIFESTS / name if os.path.isdir(checkpoint) else checkpoint.with_name(name)
 
 
 @functools.lru_cache(maxsize=1)
@@ -208,7 +217,7 @@ def default_patterns() -> tuple[str, str]:
 
 def checkpoint_name(pattern: str, step: int) -> str:
     """Return the file name of the checkpoint of `step` under `checkpoint.pattern`."""
-    return pattern.replace("{step}", str(step))
+    return pattern.replace(STEP, str(step))
 
 
 def step_of_name(name: str, pattern: str) -> int | None:
@@ -220,8 +229,12 @@ def step_of_name(name: str, pattern: str) -> int | None:
 @functools.lru_cache(maxsize=16)
 def step_form(pattern: str) -> re.Pattern[str]:
     """Return the form of a step checkpoint's whole name under `checkpoint.pattern`; its first group is the step."""
-    before, _, after = pattern.partition("{step}")
-    return re.compile(re.escape(before) + _STEP + re.escape(after))
+    before, _, after = pattern.partition(STEP)
+    return re.compile(_form(before) + _STEP + _form(after))
+
+
+def _form(part: str) -> str:
+    return "[^/]*?".join(map(re.escape, part.split(ANYTHING)))
 
 
 def find_program(program: str, search_path: str | None = None) -> str | None:

@@ -16,11 +16,12 @@ from ..base.files import UnreadableFile
 from ..base.imports import TYPE_CHECKING, Any
 from ..base.values import count
 from . import layout
+from .form import Keys
 from .pickled import read_pickle
 from .torch_names import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
 MAX_RECORDS = 300_000
 MAX_DIRECTORY_BYTES = 64 << 20
@@ -40,13 +41,34 @@ _NAMES = frozenset({"data.pkl", "version", "byteorder", ".data/serialization_id"
                     ".storage_alignment"})  # fmt: skip
 
 
+class OtherFormat(UnreadableFile):
+    """It is no archive, and may be whole all the same: a bare pickle, a tar, any other program's file."""
+
+
 class Record:
-    """One stored record: where its local header lies, its size and its checksum."""
+    """One stored record: where its local header lies, its size and its checksum.
 
-    __slots__ = ("crc", "name", "offset", "size")
+    Args:
+        begin: the byte of the file at which its own bytes begin; None: its local header says.
+    """
 
-    def __init__(self, name: str, offset: int, size: int, crc: int) -> None:
-        self.name, self.offset, self.size, self.crc = name, offset, size, crc
+    __slots__ = ("begin", "crc", "name", "offset", "size")
+
+    def __init__(self, name: str, offset: int, size: int, crc: int, begin: int | None = None) -> None:
+        self.name, self.offset, self.size, self.crc, self.begin = name, offset, size, crc, begin
+
+
+# The names under which trainers keep their state; the protocol's (§6) first, then Lightning's and nanoGPT's.
+WEIGHT_KEYS = ("model_state_dict", "state_dict", "model", "module")
+OPTIMIZER_KEYS = ("optimizer_state_dict", "optimizer_states", "optimizer", "optimizers")
+STEP_KEYS = ("global_step", "step")
+_OTHER_NAMES = {
+    WEIGHT_KEYS[0]: WEIGHT_KEYS[1:], OPTIMIZER_KEYS[0]: (*OPTIMIZER_KEYS[1:], "optim"),
+    "scheduler_state_dict": ("lr_schedulers", "lr_scheduler", "scheduler"),
+    "scaler_state_dict": ("scaler", "grad_scaler"), "rng_state": ("random_states_0", "rng_state_0"),
+}  # fmt: skip
+# Asked only where nothing else says the step: nanoGPT counts like this, others count micro-batches.
+_LAST_STEP_KEYS = ("iter_num", "iteration")
 
 
 class Summary:
@@ -55,12 +77,15 @@ class Summary:
     Args:
         step, epoch: the counters inside, `global_step` or else `step`; None where they are absent.
         keys: the names at the top level.
-        tensors: of model_state_dict, name -> (shape, dtype).
+        tensors: of the weights, name -> (shape, dtype).
         optimizers: name -> (number of parameter groups, number of parameters); the name is "" for a single one.
         counters: the plain numbers, strings and None at the top level.
         lr_ramp: the ramp of the learning rate after a swap, as it was saved; None without one.
         total_bytes: the size of the file.
         unsafe: names of data types in it that loading with weights_only=True refuses.
+        best: the name of the best checkpoint beside it, as its framework has noted it; None where it notes none.
+        world_size: ranks that have written it; None where nothing says.
+        known_as: the protocol's names of what it keeps under others (`model_state_dict` for `state_dict`).
     """
 
     def __init__(
@@ -75,8 +100,12 @@ class Summary:
         lr_ramp: Any,
         total_bytes: int,
         unsafe: tuple[str, ...],
+        best: str | None = None,
+        world_size: int | None = None,
+        known_as: tuple[str, ...] = (),
     ) -> None:
         self.step, self.epoch, self.keys, self.tensors = step, epoch, keys, tensors
+        self.best, self.world_size, self.known_as = best, world_size, known_as
         self.optimizers, self.counters, self.lr_ramp = optimizers, counters, lr_ramp
         self.total_bytes, self.unsafe = total_bytes, unsafe
 
@@ -111,7 +140,7 @@ def content(descriptor: int) -> tuple[dict[Any, Any], tuple[str, ...], dict[str,
         raise UnreadableFile("records are missing: the save was cut short")
     if pickle.size > MAX_PICKLE_BYTES:
         raise UnreadableFile(f"its data.pkl has {pickle.size:,} bytes, more than {MAX_PICKLE_BYTES:,}")
-    data = _pread(descriptor, pickle.size, data_offset(descriptor, pickle))
+    data = read_at(descriptor, pickle.size, data_offset(descriptor, pickle))
     if pickle.crc and zlib.crc32(data) != pickle.crc:
         raise UnreadableFile("record 'data.pkl' differs from its checksum")
     storages = {name[5:]: record.size for name, record in inside.items() if name.startswith("data/")}
@@ -129,7 +158,7 @@ def is_big_endian(descriptor: int, inside: Mapping[str, Record]) -> bool:
         inside: its records by their names inside, as `content` returns them.
     """
     known = inside.get("byteorder")
-    return known is not None and _pread(descriptor, min(known.size, 4), data_offset(descriptor, known)) == b"big"
+    return known is not None and read_at(descriptor, min(known.size, 4), data_offset(descriptor, known)) == b"big"
 
 
 def records(descriptor: int) -> list[Record]:
@@ -140,7 +169,7 @@ def records(descriptor: int) -> list[Record]:
     """
     size = os.fstat(descriptor).st_size
     start, length, count = _directory(descriptor, size)
-    data = _pread(descriptor, length, start)
+    data = read_at(descriptor, length, start)
     found = sorted(_entries(data, count), key=lambda record: record.offset)
     end_of_last = 0
     for record in found:
@@ -159,8 +188,10 @@ def records(descriptor: int) -> list[Record]:
 
 def data_offset(descriptor: int, record: Record) -> int:
     """Return the byte of the file at which a record's own bytes begin. Raises UnreadableFile."""
+    if record.begin is not None:
+        return record.begin
     name = record.name.encode()
-    header = _pread(descriptor, _LOCAL.size + len(name), record.offset)
+    header = read_at(descriptor, _LOCAL.size + len(name), record.offset)
     fields = _LOCAL.unpack_from(header)
     if fields[0] != b"PK\x03\x04" or fields[9] != len(name) or header[_LOCAL.size :] != name:
         raise UnreadableFile(f"record '{record.name}' is not where the directory says")
@@ -168,27 +199,63 @@ def data_offset(descriptor: int, record: Record) -> int:
     return begin
 
 
-def summary_of(value: dict[Any, Any], size: int, unsafe: tuple[str, ...]) -> Summary:
-    """Return the summary of a content; `size` is the file's."""
+def summary_of(
+    value: dict[Any, Any], size: int, unsafe: tuple[str, ...], keys: Keys | None = None, *, has_step: bool = True
+) -> Summary:
+    """Return the summary of a content.
+
+    Args:
+        size: of the file.
+        keys: `checkpoint.keys`: the names that are asked instead of the usual ones.
+        has_step: the step is known from elsewhere too: names that may count something else are not asked for it.
+    """
+    named = keys or Keys()
     plain = {key: item for key, item in value.items() if isinstance(item, (int, float, str, type(None)))}
+    key = named.weights or first_of(WEIGHT_KEYS, value)
+    weights = value if key is None else value.get(key)  # without any of the names: those of a model alone
     return Summary(
-        step=count(value.get("global_step", value.get("step"))),
+        step=_step_of(value, named.step, has_step=has_step),
         epoch=count(value.get("epoch")),
         keys=tuple(str(key) for key in value),
-        tensors={
-            str(name): (item.shape, item.dtype)
-            for name, item in _mapping(value.get("model_state_dict"))
-            if isinstance(item, Tensor)
-        },
-        optimizers=_optimizers(value.get("optimizer_state_dict")),
+        tensors={str(name): (item.shape, item.dtype) for name, item in _mapping(weights) if isinstance(item, Tensor)},
+        optimizers=_optimizers(value.get(named.optimizer or first_of(OPTIMIZER_KEYS, value))),
         counters=plain,
         lr_ramp=value.get("lr_ramp"),
         total_bytes=size,
         unsafe=unsafe,
+        known_as=known_as(value, named),
     )
 
 
+def known_as(there: Collection[Any], named: Keys) -> tuple[str, ...]:
+    """Return the protocol's names (§6) of what a checkpoint keeps under others.
+
+    Args:
+        there: its names at the top level.
+        named: `checkpoint.keys`.
+    """
+    told = {WEIGHT_KEYS[0]: named.weights, OPTIMIZER_KEYS[0]: named.optimizer}
+    return tuple(
+        name
+        for name, others in _OTHER_NAMES.items()
+        if name not in there and first_of([told.get(name) or "", *others], there)
+    )
+
+
+def first_of(keys: Sequence[str], there: Collection[Any]) -> str | None:
+    """Return the first of some keys that is there; None for none."""
+    return next((key for key in keys if key in there), None)
+
+
+def _step_of(value: dict[Any, Any], named: str | None, *, has_step: bool) -> int | None:
+    if named is not None:
+        return count(value.get(named))
+    return count(value.get(first_of(STEP_KEYS if has_step else (*STEP_KEYS, *_LAST_STEP_KEYS), value)))
+
+
 def _optimizers(state: Any) -> dict[str, tuple[int, int]]:
+    if isinstance(state, list):  # Lightning's: one state for each optimizer
+        state = state[0] if len(state) == 1 else dict(enumerate(state))
     if not isinstance(state, dict):
         return {}
     several = {"": state} if "param_groups" in state else state
@@ -206,18 +273,18 @@ def _mapping(value: Any) -> list[tuple[Any, Any]]:
 
 
 def _refuse_other_formats(descriptor: int, size: int) -> None:
-    head = _pread(descriptor, min(size, 512), 0)
+    head = read_at(descriptor, min(size, 512), 0)
     if not head:
         raise UnreadableFile("empty: 0 bytes")
     if head[:4] == b"PK\x03\x04":
         return
     if head[257:262] == b"ustar" or head[:2] == b"\x80\x02" or head[:1] == b"\x80":
-        raise UnreadableFile("an old torch format (tar or bare pickle); save it anew with torch.save of torch >= 1.6")
+        raise OtherFormat("an old torch format (tar or bare pickle); save it anew with torch.save of torch >= 1.6")
     if head[:2] == b"\x1f\x8b":
-        raise UnreadableFile("a gzip file, not a checkpoint")
+        raise OtherFormat("a gzip file, not a checkpoint")
     if not any(head):
         raise UnreadableFile("it begins with zeros: its bytes never reached the disk")
-    raise UnreadableFile("not a file of torch.save")
+    raise OtherFormat("not a file of torch.save")
 
 
 def _directory(descriptor: int, size: int) -> tuple[int, int, int]:
@@ -225,7 +292,7 @@ def _directory(descriptor: int, size: int) -> tuple[int, int, int]:
     if size < _END.size:
         raise UnreadableFile(f"truncated: only {size:,} bytes")
     tail_size = min(size, _END.size + _LOCATOR.size + _END64.size)
-    tail = _pread(descriptor, tail_size, size - tail_size)
+    tail = read_at(descriptor, tail_size, size - tail_size)
     mark, _, _, _, count, length, start, comment = _END.unpack(tail[-_END.size :])
     if mark != b"PK\x05\x06" or comment:
         raise UnreadableFile("no zip directory at its end: truncated, or bytes were appended")
@@ -297,7 +364,8 @@ def _widened(extra: bytes, *values: int) -> list[int]:
     return [next(wide) if value == _FULL32 else value for value in values]
 
 
-def _pread(descriptor: int, length: int, offset: int) -> bytes:
+def read_at(descriptor: int, length: int, offset: int) -> bytes:
+    """Return `length` bytes of an open file from `offset` on; UnreadableFile where it has fewer or cannot be read."""
     try:
         data = os.pread(descriptor, length, offset)
     except (OSError, OverflowError) as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import os
 import re
 import shlex
@@ -16,8 +17,13 @@ from pathlib import Path
 from ..base.errors import DONE, NO_STABLE_CHECKPOINT, NoStableCheckpoint, UsageError, report
 from ..base.files import UnreadableFile, read_json, to_json
 from ..base.imports import Any
-from ..base.paths import MANIFEST_SUFFIX, RunPaths, default_patterns, step_form
+from ..base.paths import MANIFEST_SUFFIX, STEP, RunPaths, default_patterns
 from ..base.terminal import note_text, plain, show_json, show_path
+from ..base.values import mapping, string
+from . import catalog
+from .form import Form
+from .form import of as form_of
+from .grades import WEIGHTS
 from .selection import CHOSEN, PASSED, Candidate, CheckpointFolder, Selection, require, select
 
 SHOWN_OLDER = 3
@@ -66,24 +72,16 @@ def table(selection: Selection) -> str:
     return "\n".join(lines)
 
 
-def own_patterns(folder: Path) -> tuple[str, str]:
-    """Return `checkpoint.pattern` and `checkpoint.best_pattern` of the run that a folder belongs to, else the kit's."""
+def config_of(folder: Path) -> dict[str, Any]:
+    """Return the resolved config of the run that a folder of checkpoints belongs to; {} for one that lies in no run."""
     real = Path(os.path.realpath(folder))
-    step_default, best_default = default_patterns()
     for run_dir in [real, *real.parents][1:_MOST_LEVELS]:
-        try:
-            config = read_json(RunPaths(run_dir).resolved_json, _MAX_CONFIG_BYTES)
-            named, names = config["paths"]["checkpoints"], config["checkpoint"]
-            if Path(os.path.realpath(RunPaths(run_dir, named).checkpoints)) == real:
-                return _text(names.get("pattern"), step_default), _text(names.get("best_pattern"), best_default)
-        except (UnreadableFile, KeyError, TypeError, AttributeError, ValueError):
-            continue
-    return step_default, best_default
-
-
-def _text(pattern: Any, default: str) -> str:
-    is_like_ours = isinstance(pattern, str) and "/" not in pattern and ("{step}" in pattern) == ("{step}" in default)
-    return pattern if is_like_ours else default
+        with contextlib.suppress(UnreadableFile, ValueError):
+            config = mapping(read_json(RunPaths(run_dir).resolved_json, _MAX_CONFIG_BYTES))
+            named = string(mapping(config.get("paths")).get("checkpoints"))
+            if named and Path(os.path.realpath(RunPaths(run_dir, named).checkpoints)) == real:
+                return config
+    return {}
 
 
 def _line(candidate: Candidate) -> str:
@@ -96,12 +94,19 @@ def _line(candidate: Candidate) -> str:
 
 
 def _main(arguments: argparse.Namespace) -> int:
-    own = own_patterns(Path(arguments.ckpt_dir))
-    pattern, best_pattern = arguments.pattern or own[0], arguments.best_pattern or own[1]
-    if "{step}" not in pattern:
-        raise UsageError(f"--pattern '{plain(pattern)}' has no {{step}} in it, which stands for the number")
-    folder = CheckpointFolder(Path(arguments.ckpt_dir), None, pattern, best_pattern)
-    selection = select([folder], step=arguments.step, best=arguments.best, weights_only=not arguments.unsafe_data)
+    where, config = Path(arguments.ckpt_dir), config_of(Path(arguments.ckpt_dir))
+    form = form_of(config.get("checkpoint"))
+    form = form._replace(
+        pattern=arguments.pattern or form.pattern, best_pattern=arguments.best_pattern or form.best_pattern
+    )
+    if form.is_fixed and not os.path.lexists(where / form.pattern):
+        raise UsageError(f"--pattern '{plain(form.pattern)}' has no {{step}} in it, which stands for the number")
+    folder = CheckpointFolder(where, None, form)
+    with_kit = mapping(config.get("trainer")).get("loads_with_kit") if config else not _is_a_frameworks(where, form)
+    selection = select(
+        [folder], step=arguments.step, best=arguments.best, needs=WEIGHTS if with_kit else frozenset(),
+        weights_only=not arguments.unsafe_data and bool(with_kit or not config),
+    )  # fmt: skip
     if arguments.json:
         show_json(to_json(as_json(selection)).decode().rstrip("\n"))
         return DONE if selection.chosen else NO_STABLE_CHECKPOINT
@@ -113,14 +118,19 @@ def _main(arguments: argparse.Namespace) -> int:
     return DONE
 
 
+def _is_a_frameworks(folder: Path, form: Form) -> bool:
+    """Whether checkpoints that lie in no run are folders or safetensors, which load_resume_bundle does not load."""
+    names = [name for name in catalog.names_in(folder) if form.is_part(name)]
+    return any(name.endswith(".safetensors") or os.path.isdir(folder / name) for name in names)
+
+
 def _refuse_other_names(folder: CheckpointFolder, *, best: bool) -> None:
     """Raise where there are files, but none of the wanted name: with the option that would find them."""
-    names = _file_names(folder.folder)
-    form = re.escape(folder.best_pattern) if best else step_form(folder.pattern).pattern
-    if not names or any(re.fullmatch(form, name) for name in names):
+    names, form = _file_names(folder.folder), folder.form
+    if not names or any(name == form.best_pattern if best else form.is_part(name) for name in names):
         return
     others = ", ".join(map(plain, names[:SHOWN_OTHERS])) + (", ..." if len(names) > SHOWN_OTHERS else "")
-    wanted = folder.best_pattern if best else folder.pattern.replace("{step}", "<step>")
+    wanted = form.best_pattern if best else "<step>".join(form.pattern.split(STEP))
     option = "--best-pattern" if best else f"--pattern {_likely_pattern(names)}"
     raise NoStableCheckpoint(
         f"no file named {plain(wanted)} in '{plain(str(folder.folder))}' ({len(names)} others: {others}): give {option}"
@@ -151,7 +161,9 @@ def _parser(pattern: str, best_pattern: str) -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", required=True, help="say what would be taken, change nothing")
     parser.add_argument("--step", type=int, help="only this step")
     parser.add_argument("--best", action="store_true", help="the best checkpoint instead of the latest")
-    parser.add_argument("--pattern", help=f"file names, with {{step}} (default: of the folder's run, else {pattern})")
+    parser.add_argument(
+        "--pattern", help=f"names, {{step}} is the number (default: of the folder's run, else {pattern})"
+    )
     parser.add_argument("--best-pattern", help=f"(default: the run's own, else {best_pattern})")
     parser.add_argument("--unsafe-data", action="store_true", help="for a trainer that loads without weights_only=True")
     parser.add_argument("--json", action="store_true", help="print checkpoint and candidates as JSON")

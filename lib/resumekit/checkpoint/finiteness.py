@@ -9,13 +9,15 @@ Reads the bytes once (one_pass), and of older checkpoints what is to be compared
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..base.files import UnreadableFile
 from ..base.imports import Any, NamedTuple
 from . import archive, layout, one_pass
 from .archive import Record
+from .layout import Opened
+from .manifest import FileDigest, digest_of
 from .torch_names import Tensor
 
 # Where trainers keep weights, their averages and the state of optimizers; the protocol's names (§6) first.
@@ -27,6 +29,9 @@ _OLDER = 3
 # So many names are kept, and so many of them said.
 _NAMES, _NAMED = 8, 3
 _MAX_VALUES = 2_000_000
+
+# Files of a folder that hold no weights and no moments.
+_WITHOUT_VALUES = (".json", ".txt", "training_args.bin")
 
 # What `archive.content` returns.
 Content = tuple[dict[Any, Any], tuple[str, ...], dict[str, Record]]
@@ -41,6 +46,7 @@ class Looked(NamedTuple):
         bad: the names of the first few values that forbid to go on from it; none where it is finite.
         unsure: those that are infinite and may be a mask: nothing tells.
         has_values: its values were looked at.
+        files: name, size and digest of each file of several; none of a single one.
     """
 
     sha256: str | None
@@ -48,11 +54,67 @@ class Looked(NamedTuple):
     bad: tuple[str, ...] = ()
     unsure: tuple[str, ...] = ()
     has_values: bool = False
+    files: tuple[FileDigest, ...] = ()
 
     @property
     def reason(self) -> str:
         """Why no run may go on from it, in a few words; '' where it may."""
         return self.fault or (not_finite(self.bad) if self.bad else "")
+
+
+def look_at(
+    opened: Opened, contents: Mapping[str, Content | None] | None, older: Iterable[Path] = (),
+    names: Collection[str] | None = None, *, checksums: bool = False, **asked: Any,
+) -> Looked:  # fmt: skip
+    """Read the bytes of each file of an open checkpoint once.
+
+    Args:
+        opened: the checkpoint.
+        contents: as `kinds.Inside` has it; None where its values need not be looked at.
+        older: checkpoints of the same run, the newest first.
+        names: of its files those that count; None for all.
+        checksums, asked: as for `look`, whose errors it raises.
+
+    Returns:
+        What was found in all of them together: the digest is that of `manifest.digest_of` where there are several.
+    """
+    one_file = not opened.is_folder and len(opened.files) == 1
+    older = list(older) if not one_file else older
+    found: dict[str, Looked] = {}
+    for name in opened.files if names is None else names:
+        content = None if contents is None else contents.get(name)
+        has_sums = checksums and content is not None
+        # An infinite value is looked up in the same file of an older one.
+        before = older if name == opened.path.name else [path / name for path in older] if opened.is_folder else ()
+        descriptor = opened.open_file(name)
+        try:
+            found[name] = look(descriptor, name, _as_optimizer(content), before, checksums=has_sums, **asked)
+        except UnreadableFile as error:
+            raise error if one_file else UnreadableFile(f"'{name}': {error}") from error
+        finally:
+            os.close(descriptor)
+    return found[opened.path.name] if one_file else _together(opened, found)
+
+
+def _as_optimizer(content: Content | None) -> Content | None:
+    """Return the content of an optimizer's bare state under the name by which it is known as one."""
+    if content is None or "param_groups" not in content[0]:
+        return content
+    return {_OPTIMIZERS[0]: content[0]}, content[1], content[2]
+
+
+def _together(opened: Opened, found: Mapping[str, Looked]) -> Looked:
+    files = tuple(
+        FileDigest(name, opened.files[name].size, one.sha256) for name, one in found.items() if one.sha256 is not None
+    )
+    return Looked(
+        digest_of(files) if files else None,
+        next((f"'{name}': {one.fault}" for name, one in found.items() if one.fault), ""),
+        tuple(f"{name}: {bad}" for name, one in found.items() for bad in one.bad)[:_NAMES],
+        tuple(f"{name}: {bad}" for name, one in found.items() for bad in one.unsure)[:_NAMES],
+        all(one.has_values or name.endswith(_WITHOUT_VALUES) for name, one in found.items()),
+        files,
+    )
 
 
 def look(descriptor: int, name: str, content: Content | None, older: Iterable[Path] = (), **asked: Any) -> Looked:

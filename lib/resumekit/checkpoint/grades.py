@@ -1,4 +1,4 @@
-"""How far one checkpoint file can be trusted: proven, attested or plausible, or why not at all.
+"""How far one checkpoint can be trusted: proven, attested or plausible, or why not at all.
 
 Reads its manifest, its zip directory and data.pkl; its bytes only where a digest is asked for. Writes nothing but, on
 request, an attestation: a manifest for a file that came to rest without one.
@@ -6,19 +6,23 @@ request, an attestation: a manifest for a file that came to rest without one.
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..base.files import UnreadableFile, utc_now
 from ..base.imports import TYPE_CHECKING, Any, NamedTuple
 from ..base.paths import manifest_path
 from ..base.terminal import first_few
-from . import archive, layout, manifest
-from .manifest import SAVE_CHECKPOINT, SIDECAR, Manifest
+from . import archive, form, layout, manifest
+from .form import Form
+from .layout import Opened
+from .manifest import PROVERS, SAVE_CHECKPOINT, SIDECAR, FileDigest, Manifest
 
 if TYPE_CHECKING:
     from .finiteness import Content, Looked
+    from .kinds import Inside
 
 PROVEN, ATTESTED, PLAUSIBLE = "proven", "attested", "plausible"
 # The protocol's name for the weights (§6); a trainer that loads by itself may call them otherwise.
@@ -28,6 +32,8 @@ _NAMES_SHOWN = 8
 _NAME_SHOWN = 40
 # Of the values that are not finite, so many are named.
 _NAMED = 3
+# So many older checkpoints are asked for what an infinite value was before, and which files they have.
+_OLDER = 4
 
 
 class Unattested(UnreadableFile):
@@ -67,19 +73,21 @@ def examine(
     weights_only: bool = True,
     older: Iterable[Path] = (),
     mb_per_s: float | None = None,
+    named: Form | None = None,
 ) -> Grade:
-    """Grade one checkpoint file.
+    """Grade one checkpoint.
 
     Args:
         name_step: the step in its name, None if its name has none.
         run_id: the run that it must belong to; None for any.
-        has_manifest: a manifest lies beside it.
-        needs: top-level keys that must be inside.
-        prove: read the bytes once: compare the digest, or without a manifest the archive's checksums, and look whether
+        has_manifest: it has a manifest.
+        needs: top-level keys that must be inside; with any, only a file of torch.save will do.
+        prove: read the bytes once: compare the digest, or without a manifest the archives' checksums, and look whether
             the values are finite where no manifest says so.
         weights_only: refuse what loading with weights_only=True would refuse.
         older: checkpoints of the same run, the newest first; they are asked what an infinite value was before.
         mb_per_s: read no faster than this.
+        named: what the config says of its kind and keys; None for the defaults.
 
     Returns:
         Its grade.
@@ -88,116 +96,155 @@ def examine(
         Unattested: its manifest is none; it may be graded without.
         UnreadableFile: it is not stable; the message is the one short reason.
     """
-    layout.refuse_odd_files(path)
-    descriptor = layout.open_one(path)
+    named, older = named or form.of(None), tuple(itertools.islice(older, _OLDER))
+    layout.refuse_odd_files(path, may_be_folder=not needs)
     try:
-        known = _manifest_of(path, descriptor, run_id) if has_manifest else None
-        if known is not None and name_step not in (None, known.step):
-            raise UnreadableFile(f"step {name_step} in the name, {known.step} in its manifest")
-        content, looked = _attested(descriptor, path, known if prove else None, older, mb_per_s)
-        inside = archive.summary_of(content[0], layout.identity(descriptor).size, content[1])
-        step, notes = _agreed_step(name_step, known, inside)
-        missing = sorted(needs - set(inside.keys))
-        if missing:
-            raise UnreadableFile(f"it has {lacks(missing[0], inside.keys)}")
-        if weights_only and inside.unsafe:
-            raise UnreadableFile(f"it holds '{inside.unsafe[0]}', which loading with weights_only=True refuses")
-        if prove and looked is None:
-            looked = _look(descriptor, path, content, older, checksums=True, mb_per_s=mb_per_s)
-        if looked is not None and looked.reason:
-            raise UnreadableFile(looked.reason)
-        if looked is not None and looked.unsure:
-            notes = (*notes, f"infinite, as masks are: {first_few(looked.unsure, _NAMED)}")
-        if known is None:
-            notes = (_without_manifest(path), *notes)
-            return Grade(PLAUSIBLE, step, notes, inside, None)
-        if not prove:
-            notes = (*notes, "digest not read yet")
-        if known.best_score is not None:
-            notes = (f"score {known.best_score:g} of its {known.best_weights or 'raw'} weights", *notes)
-        return Grade(PROVEN if known.writer == SAVE_CHECKPOINT else ATTESTED, step, notes, inside, known)
+        with layout.open_checkpoint(path, named.companions_of(path.name)) as opened:
+            known = _manifest_of(path, opened, run_id) if has_manifest else None
+            if known is not None and name_step not in (None, known.step):
+                raise UnreadableFile(f"step {name_step} in the name, {known.step} in its manifest")
+            has_step = name_step is not None or known is not None
+            inside, looked = _attested(opened, named, known if prove else None, older, mb_per_s, has_step=has_step)
+            step, notes = _agreed_step(name_step, known, inside.summary)
+            if step is None and named.is_fixed and path.name == named.pattern:
+                names = first_few(inside.summary.keys, _NAMES_SHOWN) or "nothing"
+                raise UnreadableFile(f"it does not say its step: checkpoint.keys.step names it (it has: {names})")
+            _refuse_unfit(inside, needs, weights_only=weights_only)
+            if prove and looked is None:
+                looked = _look(opened, inside.contents, older, checksums=True, mb_per_s=mb_per_s)
+            if looked is not None and looked.reason:
+                raise UnreadableFile(looked.reason)
+            if looked is not None and looked.unsure:
+                notes = (*notes, f"infinite, as masks are: {first_few(looked.unsure, _NAMED)}")
+            if known is None:
+                if opened.is_folder:
+                    _refuse_fewer_files(opened, older)
+                return Grade(PLAUSIBLE, step, (_without_manifest(path, inside.kind), *notes), inside.summary, None)
+            if not prove:
+                notes = (*notes, "digest not read yet")
+            if known.best_score is not None:
+                notes = (f"score {known.best_score:g} of its {known.best_weights or 'raw'} weights", *notes)
+            return Grade(PROVEN if known.writer in PROVERS else ATTESTED, step, notes, inside.summary, known)
     except OSError as error:
         raise UnreadableFile(f"cannot be read: {error.strerror}") from error
-    finally:
-        os.close(descriptor)
+
+
+def _refuse_unfit(inside: Inside, needs: frozenset[str], *, weights_only: bool) -> None:
+    summary = inside.summary
+    if needs and inside.kind != form.FILE:
+        raise UnreadableFile(f"of the kind '{inside.kind}', and load_resume_bundle loads files of torch.save alone")
+    if missing := sorted(needs - set(summary.keys)):
+        raise UnreadableFile(f"it has {lacks(missing[0], summary.keys)}")
+    if weights_only and summary.unsafe:
+        raise UnreadableFile(f"it holds '{summary.unsafe[0]}', which loading with weights_only=True refuses")
+
+
+def _refuse_fewer_files(opened: Opened, older: Iterable[Path]) -> None:
+    """Raise where a folder has no manifest and lacks a file that the newest older one has: nothing else would tell."""
+    before = next((path for path in older if os.path.isdir(path)), None)
+    if before is None:
+        return
+    try:
+        there = {name for name in os.listdir(before) if not any(sign.isdigit() for sign in name)}
+    except OSError:
+        return
+    own = {name.partition("/")[0] for name in opened.files}
+    if missing := sorted(there - own):
+        raise UnreadableFile(f"no {first_few(missing, _NAMED)}, which '{before.name}' has: its save was not completed")
 
 
 def _attested(
-    descriptor: int, path: Path, known: Manifest | None, older: Iterable[Path], mb_per_s: float | None
-) -> tuple[Content, Looked | None]:
+    opened: Opened, named: Form, known: Manifest | None, older: Iterable[Path], mb_per_s: float | None, *,
+    has_step: bool,
+) -> tuple[Inside, Looked | None]:  # fmt: skip
     """Return (what it holds, what a look at its bytes found), the second where it has a manifest.
 
     Raises UnreadableFile, or Unattested, where the bytes are not those of the manifest; that is said before all else.
     """
+    from . import kinds  # late: it costs a start that looks at no checkpoint nothing
+
     try:
-        content = archive.content(descriptor)
+        inside = kinds.inspect(opened, named, has_step=has_step)
     except UnreadableFile:
         if known is not None:
-            _require_digest(_look(descriptor, path, None, digest=True, mb_per_s=mb_per_s), path, known)
+            _require_digest(_look(opened, None, names=_counted(known), digest=True, mb_per_s=mb_per_s), opened, known)
         raise
     if known is None:
-        return content, None
-    looked = _look(descriptor, path, None if known.finite else content, older, digest=True, mb_per_s=mb_per_s)
-    _require_digest(looked, path, known)
-    return content, looked
+        return inside, None
+    contents = None if known.finite else inside.contents
+    looked = _look(opened, contents, older, names=_counted(known), digest=True, mb_per_s=mb_per_s)
+    _require_digest(looked, opened, known)
+    return inside, looked
+
+
+def _counted(known: Manifest) -> list[str] | None:
+    return [one.name for one in known.files] or None
 
 
 def _look(
-    descriptor: int, path: Path, content: Content | None, older: Iterable[Path] = (), **asked: Any
+    opened: Opened, contents: Mapping[str, Content | None] | None, older: Iterable[Path] = (), **asked: Any
 ) -> Looked:  # fmt: skip
     from . import finiteness  # late: most looks at a checkpoint read no bytes
 
-    return finiteness.look(descriptor, path.name, content, older, **asked)
+    return finiteness.look_at(opened, contents, older, **asked)
 
 
-def _require_digest(looked: Looked, path: Path, known: Manifest) -> None:
-    if looked.sha256 != known.sha256:
-        _refuse_if_written_again(path, known, "digest differs from its manifest")
-        raise UnreadableFile("digest differs from its manifest")
+def _require_digest(looked: Looked, opened: Opened, known: Manifest) -> None:
+    if looked.sha256 == known.sha256:
+        return
+    changed = [one.name for one, now in zip(sorted(known.files), sorted(looked.files), strict=False) if one != now]
+    what = f"the digest of {first_few(map(repr, changed), _NAMED)} differs" if changed else "digest differs"
+    _refuse_if_written_again(opened, known, f"{what} from its manifest")
+    raise UnreadableFile(f"{what} from its manifest")
 
 
 def attest(
     path: Path, name_step: int | None, *, run_id: str | None = None, older: Iterable[Path] = (),
     mb_per_s: float | None = None, parent_run_id: str | None = None, parent_step: int | None = None,
-    config_hash: str | None = None,
+    config_hash: str | None = None, named: Form | None = None,
 ) -> Manifest:  # fmt: skip
     """Write a manifest for a checkpoint that came to rest without one, or was written again, and is sound.
 
     Args:
         path: the checkpoint; its bytes are read once.
-        name_step: the step in its name.
-        older, mb_per_s: as in `examine`.
+        name_step: the step in its name; None where it stands inside.
+        older, mb_per_s, named: as in `examine`.
         run_id, parent_run_id, parent_step, config_hash: fields of the manifest.
 
     Returns:
-        The manifest, now beside the file.
+        The manifest, now in its place.
 
     Raises:
         UnreadableFile: it is not sound, or it changed while it was read.
         FileExistsError: it has a manifest of its trainer's by now.
         OSError: the manifest could not be written.
     """
-    layout.refuse_odd_files(path)
-    descriptor = layout.open_one(path)
-    try:
-        before = layout.identity(descriptor)
-        content = archive.content(descriptor)
-        inside = archive.summary_of(content[0], before.size, content[1])
-        step, _ = _agreed_step(name_step, None, inside)
+    from . import kinds  # late, as in `_attested`
+
+    named, older = named or form.of(None), tuple(itertools.islice(older, _OLDER))
+    layout.refuse_odd_files(path, may_be_folder=True)
+    with layout.open_checkpoint(path, named.companions_of(path.name)) as opened:
+        before = opened.identity
+        inside = kinds.inspect(opened, named, has_step=name_step is not None)
+        step, _ = _agreed_step(name_step, None, inside.summary)
         if step is None:
             raise UnreadableFile("neither its name nor its content says which step it is")
-        looked = _look(descriptor, path, content, older, digest=True, checksums=True, mb_per_s=mb_per_s, keeps=False)
+        if opened.is_folder:
+            _refuse_fewer_files(opened, older)
+        asked = {"digest": True, "checksums": True, "mb_per_s": mb_per_s, "keeps": False}
+        looked = _look(opened, inside.contents, older, **asked)
         if looked.fault or looked.sha256 is None:
             raise UnreadableFile(looked.fault or "its digest was not read")
-        if layout.identity(path).version != before.version:
-            raise UnreadableFile("it is still being written")
-    finally:
-        os.close(descriptor)
-    kinds = ("raw", *(kind for kind in ("ema", "swa") if f"{kind}_state_dict" in inside.keys))
+        with layout.open_checkpoint(path, named.companions_of(path.name)) as again:
+            if again.identity.version != before.version or again.files.keys() != opened.files.keys():
+                raise UnreadableFile("it is still being written")
+    keys = inside.summary.keys
     attested = Manifest(
         writer=SIDECAR, file=path.name, size=before.size, sha256=looked.sha256, step=step, created_at=utc_now(),
         versions={}, run_id=run_id, parent_run_id=parent_run_id, parent_step=parent_step, config_hash=config_hash,
-        weights=kinds, finite=not looked.bad if looked.has_values else None, nonfinite=looked.bad,
+        weights=("raw", *(kind for kind in ("ema", "swa") if f"{kind}_state_dict" in keys)),
+        finite=not looked.bad if looked.has_values else None, nonfinite=looked.bad, files=looked.files,
+        kind=None if inside.kind == form.FILE else inside.kind, world_size=inside.summary.world_size,
     )  # fmt: skip
     manifest.write_ours(path, attested)
     return attested
@@ -211,27 +258,20 @@ def lacks(key: str, there: Sequence[str]) -> str:
     return f"no '{key}' (it has: {names}): the trainer must save its {what} under that name"
 
 
-def _manifest_of(path: Path, descriptor: int, run_id: str | None) -> Manifest:
+def _manifest_of(path: Path, opened: Opened, run_id: str | None) -> Manifest:
     try:
         known = manifest.read(path)
     except UnreadableFile as error:
         kind = Unattested if manifest.is_torn(error) else UnreadableFile
         raise kind(f"its manifest is not usable: {error}") from error
-    size = layout.identity(descriptor).size
-    if size != known.size:
-        broken = f"truncated: {size:,} of {known.size:,} bytes" if size < known.size else None
-        _refuse_if_written_again(path, known, "it was written again since it was attested", broken)
-    if size < known.size:
-        raise UnreadableFile(f"truncated: {size:,} of {known.size:,} bytes")
-    if size > known.size:
-        raise UnreadableFile(f"{size - known.size:,} bytes longer than its manifest says")
+    _require_sizes(path, opened, known)
     if run_id is not None and known.run_id is not None and known.run_id != run_id:
         raise UnreadableFile(f"its manifest names another run, '{known.run_id[:80]}'")
     if known.finite is False:
         from .finiteness import not_finite  # late, as in `_look`
 
         raise UnreadableFile(not_finite(known.nonfinite))
-    if known.step_completed is False or (known.writer == SAVE_CHECKPOINT and not known.step_completed):
+    if known.step_completed is False or (known.writer in PROVERS and not known.step_completed):
         raise UnreadableFile("its optimizer step was not completed")
     if known.writer == SAVE_CHECKPOINT and known.finite is not True:
         raise UnreadableFile("its manifest does not say whether its values were finite")
@@ -240,14 +280,32 @@ def _manifest_of(path: Path, descriptor: int, run_id: str | None) -> Manifest:
     return known
 
 
-def _without_manifest(path: Path) -> str:
+def _require_sizes(path: Path, opened: Opened, known: Manifest) -> None:
+    """Raise where a file has another size than its manifest says, or is not there."""
+    is_one = not opened.is_folder and len(opened.files) == 1
+    for one in known.files or (FileDigest(path.name, known.size, known.sha256),):
+        seen = opened.files.get(one.name)
+        what = "" if is_one else f"'{one.name}': "
+        if seen is None:
+            _refuse_if_written_again(opened, known, "it was written again since it was attested")
+            raise UnreadableFile(f"'{one.name}' is in its manifest and not there")
+        if seen.size == one.size:
+            continue
+        short = f"{what}truncated: {seen.size:,} of {one.size:,} bytes" if seen.size < one.size else None
+        _refuse_if_written_again(opened, known, "it was written again since it was attested", short)
+        raise UnreadableFile(short or f"{what}{seen.size - one.size:,} bytes longer than its manifest says")
+
+
+def _without_manifest(path: Path, kind: str) -> str:
     what = "its manifest is torn or older than it is" if os.path.lexists(manifest_path(path)) else "no manifest"
-    return f"{what}: its archive is sound, no digest proves it"
+    if kind == form.OTHER:
+        return f"{what}: nothing of it was looked at but its size"
+    return f"{what}: {'its archive is sound' if kind == form.FILE else 'its files are whole'}, no digest proves it"
 
 
-def _refuse_if_written_again(path: Path, known: Manifest, reason: str, if_broken: str | None = None) -> None:
+def _refuse_if_written_again(opened: Opened, known: Manifest, reason: str, if_broken: str | None = None) -> None:
     """Raise Unattested where the sidecar's manifest does not fit because its trainer has written the file since."""
-    if known.writer == SIDECAR and manifest.is_older(path):
+    if known.writer == SIDECAR and manifest.is_older(opened.path, [one.name for one in known.files], opened.files):
         raise Unattested(reason, if_broken)
 
 

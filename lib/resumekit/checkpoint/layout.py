@@ -1,36 +1,23 @@
-"""What a checkpoint is on disk: one regular file that `torch.save` wrote. Its manifest lies beside it (`manifest`).
+"""What a checkpoint is on disk: a regular file, with those that belong to it, or a folder of regular files.
 
-A checkpoint is found by its name, asked for its state, opened, copied, kept and removed here, and nowhere else by its
-path; that there is something at a path (lexists) is true of any kind, and asked where it is needed. A save writes it
-(`trainer/save_file`); the readers `archive`, `one_pass`, `finiteness` and `weights_file` take what `open_one` returns.
-One file is the only kind. A second one, a folder of shards say, has to answer:
+A checkpoint is opened, asked for its state, copied, kept and removed here, and nowhere else by its path; that there is
+something at a path (lexists) is true of any kind, and asked where it is needed. How its name is found is in `catalog`,
+what kind it is and what it holds in `kinds`. A save of the kit writes a file (`trainer/save_file`), and only what is
+one file is ever pinned, renamed or removed: the kit prunes no folder.
 
-- which names in a folder are checkpoints, of which step, and which are not taken though they look alike (`steps_in`,
-  `sorted_names`, `is_named_as_one`);
-- what at a path is refused before a byte of it is read (`refuse_odd_files`);
-- what a reader gets instead of a descriptor (`open_one`, `open_in_folder`), and over what the one digest of it is
-  (`one_pass.read`);
-- which one it is, how large, written when, and whether it may have changed, without a byte read (`identity`,
-  `own_identity`, `is_same`);
-- whose it is (`files_of`, `owners`);
-- how it is copied into a folder, kept under a second name that pruning leaves, renamed and removed, each so that a
-  process that is killed in between leaves none that looks whole (`copy`, `pin`, `rename`, `remove`).
-
-Reads names and what stat says; writes where `copy`, `pin`, `rename` and `remove` are asked to.
+Folders are listed in bounds and without following a link; what is no regular file in one is refused before a byte of
+it is read. Reads names and what stat says; writes where `copy`, `pin`, `rename` and `remove` are asked to.
 Try it: `python lib/resume_helper.py --ckpt_dir checkpoints --dry-run`
 """
 
 from __future__ import annotations
 
-import collections
-import contextlib
 import os
 import stat
 from pathlib import Path
 
 from ..base.file_identity import FileIdentity, identity_of
 from ..base.files import NO_HARD_LINKS, UnreadableFile, fsync_file, open_regular
-from ..base.paths import MANIFEST_SUFFIX, step_form, step_of_name
 
 _FILE_KINDS = (
     (stat.S_ISDIR, "directory"),
@@ -41,54 +28,17 @@ _FILE_KINDS = (
 )
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _COPY_BYTES = 1 << 20
+# A folder of shards has a few files for each rank; with more than this, or deeper, it is no checkpoint.
+MAX_FILES, MAX_DEPTH = 20_000, 4
+_FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def is_named_as_one(name: str, pattern: str, best_pattern: str) -> bool:
-    """Whether a name is that of a checkpoint: of a step by `checkpoint.pattern`, or of the best."""
-    return name == best_pattern or step_of_name(name, pattern) is not None
-
-
-def steps_in(folder: Path, pattern: str) -> list[tuple[int, str]]:
-    """Return (step, name) of each checkpoint in a folder, in no order; one listing. Raises OSError."""
-    return [(step, name) for name in os.listdir(folder) if (step := step_of_name(name, pattern)) is not None]
-
-
-def sorted_names(folder: Path, names: set[str], pattern: str) -> tuple[list[tuple[int, str]], list[str]]:
-    """Return the checkpoints of a folder as (step, name), newest first, and the names that are none and look alike.
-
-    Those are step_-1, step_1e5, Arabic digits, a newline at the end and their like. Of two checkpoints of one step
-    (`model_100.pt`, `model_00100.pt`) the one that was written later is first.
+def refuse_odd_files(checkpoint: Path, *, may_be_folder: bool = False) -> None:
+    """Look before opening: opening a device can already do something.
 
     Args:
-        names: all names in the folder.
-        pattern: `checkpoint.pattern`.
-    """
-    before, _, after = pattern.partition("{step}")
-    form = step_form(pattern)
-    steps, odd = [], []
-    for name in names:
-        if match := form.fullmatch(name):
-            steps.append((int(match[1]), name))
-        elif not name.endswith(MANIFEST_SUFFIX) and name.startswith(before) and name.rstrip().endswith(after):
-            odd.append(name)
-    return _newest_first(steps, folder), sorted(odd)
-
-
-def _newest_first(steps: list[tuple[int, str]], folder: Path) -> list[tuple[int, str]]:
-    number = collections.Counter(step for step, _ in steps)
-
-    def place(one: tuple[int, str]) -> tuple[int, int, str]:
-        written_ns = 0
-        if number[one[0]] > 1:
-            with contextlib.suppress(OSError):
-                written_ns = identity(folder / one[1], follow_links=False).mtime_ns
-        return one[0], written_ns, one[1]
-
-    return sorted(steps, key=place, reverse=True)
-
-
-def refuse_odd_files(checkpoint: Path) -> None:
-    """Look before opening: opening a device can already do something.
+        may_be_folder: False where what loads it reads one file.
 
     Raises:
         UnreadableFile: what lies there is none, or a link out of its folder, or to another link.
@@ -107,7 +57,7 @@ def refuse_odd_files(checkpoint: Path) -> None:
     except OSError as error:
         raise UnreadableFile(f"cannot be read: {error.strerror}") from error
     for is_kind, name in _FILE_KINDS:
-        if is_kind(status.st_mode):
+        if is_kind(status.st_mode) and not (may_be_folder and is_kind is stat.S_ISDIR):
             raise UnreadableFile(f"not a regular file ({name})")
 
 
@@ -123,8 +73,151 @@ def open_one(checkpoint: Path) -> int:
     return open_regular(checkpoint)
 
 
+class Opened:
+    """An open checkpoint: its files by name, each with the identity that it had as it was opened.
+
+    Args:
+        path: the checkpoint.
+        descriptor: of the file, or of the folder; closed with this.
+        files: name -> identity; in a folder relative to it, with '/' between folders. In the order of the names.
+    """
+
+    def __init__(self, path: Path, descriptor: int, files: dict[str, FileIdentity], *, is_folder: bool) -> None:
+        self.path, self.is_folder, self.files = path, is_folder, files
+        self._descriptor = descriptor
+
+    def __enter__(self) -> Opened:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+    @property
+    def identity(self) -> FileIdentity:
+        """Return which one it is and in which state: the size of all files together, and the newest of their times."""
+        return _joined(self.files, os.fstat(self._descriptor))
+
+    def open_file(self, name: str) -> int:
+        """Return a descriptor of one of its files; the caller closes it.
+
+        Raises:
+            UnreadableFile: it is another file by now, or may not be read.
+        """
+        if not self.is_folder and name == self.path.name:
+            return os.dup(self._descriptor)
+        descriptor = self._open_in_folder(name) if self.is_folder else _open_beside(self.path, name)
+        if identity_of(os.fstat(descriptor)).version != self.files[name].version:
+            os.close(descriptor)
+            raise UnreadableFile(f"'{name}' changed while it was read")
+        return descriptor
+
+    def _open_in_folder(self, name: str) -> int:
+        *folders, last = name.split("/")
+        folder = os.dup(self._descriptor)
+        try:
+            for one in folders:
+                parent, folder = folder, os.open(one, _FOLDER_FLAGS, dir_fd=folder)
+                os.close(parent)
+            return os.open(last, _FILE_FLAGS, dir_fd=folder)
+        except OSError as error:
+            raise UnreadableFile(f"'{name}' cannot be read: {error.strerror}") from error
+        finally:
+            os.close(folder)
+
+
+def open_checkpoint(checkpoint: Path, companions: tuple[str, ...] = ()) -> Opened:
+    """Open a checkpoint of any kind.
+
+    Args:
+        companions: names of the files beside it that belong to it; none has any beside a folder.
+
+    Returns:
+        It; the caller closes it (`with`).
+
+    Raises:
+        UnreadableFile: it or a part of it is missing, or may not be read, or a folder holds what is no regular file,
+            or too many files.
+    """
+    if not os.path.isdir(checkpoint):
+        descriptor = open_one(checkpoint)
+        try:
+            files = {checkpoint.name: identity(descriptor)}
+            for name in companions:
+                files[name] = _beside(checkpoint, name)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return Opened(checkpoint, descriptor, files, is_folder=False)
+    try:
+        folder = os.open(checkpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise UnreadableFile(f"cannot be read: {error.strerror}") from error
+    try:
+        return Opened(checkpoint, folder, dict(sorted(_files_below(folder, ""))), is_folder=True)
+    except OSError as error:
+        os.close(folder)
+        raise UnreadableFile(f"cannot be read: {error.strerror}") from error
+    except BaseException:
+        os.close(folder)
+        raise
+
+
+def _beside(checkpoint: Path, name: str) -> FileIdentity:
+    descriptor = _open_beside(checkpoint, name)
+    try:
+        return identity_of(os.fstat(descriptor))
+    finally:
+        os.close(descriptor)
+
+
+def _open_beside(checkpoint: Path, name: str) -> int:
+    try:
+        return open_regular(checkpoint.with_name(name), follow_links=False)
+    except UnreadableFile as error:
+        raise UnreadableFile(f"'{name}', which belongs to it (checkpoint.with): {error}") from error
+
+
+def _files_below(folder: int, prefix: str) -> list[tuple[str, FileIdentity]]:
+    """Return (name, identity) of each file below an open folder. Raises UnreadableFile and OSError."""
+    found: list[tuple[str, FileIdentity]] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name, seen = prefix + entry.name, entry.stat(follow_symlinks=False)
+            if stat.S_ISREG(seen.st_mode):
+                found.append((name, identity_of(seen)))
+            elif stat.S_ISDIR(seen.st_mode) and name.count("/") + 1 < MAX_DEPTH:
+                inner = os.open(entry.name, _FOLDER_FLAGS, dir_fd=folder)
+                try:
+                    found += _files_below(inner, f"{name}/")
+                finally:
+                    os.close(inner)
+            else:
+                raise UnreadableFile(f"'{name}' in it is {_what(seen.st_mode)}")
+            if len(found) > MAX_FILES:
+                raise UnreadableFile(f"it holds more than {MAX_FILES:,} files")
+    return found
+
+
+def _what(mode: int) -> str:
+    if stat.S_ISLNK(mode):
+        return "a link"
+    kind = next((name for is_kind, name in _FILE_KINDS if is_kind(mode)), "no file")
+    return "a folder too deep inside" if kind == "directory" else f"not a regular file ({kind})"
+
+
+def _joined(files: dict[str, FileIdentity], whole: os.stat_result) -> FileIdentity:
+    if len(files) == 1 and stat.S_ISREG(whole.st_mode):
+        return identity_of(whole)
+    own, seen = identity_of(whole), files.values()
+    newest_ns = max((one.mtime_ns for one in seen), default=own.mtime_ns)
+    changed_ns = max((one.ctime_ns for one in seen), default=own.ctime_ns)
+    return own._replace(size=sum(one.size for one in seen), mtime_ns=newest_ns, ctime_ns=changed_ns)
+
+
 def identity(checkpoint: Path | int, *, follow_links: bool = True) -> FileIdentity:
-    """Return which one it is and in which state: its size, and the times by which a change is seen. One stat.
+    """Return which one it is and in which state: its size, and the times by which a change is seen.
+
+    One stat for a file; a folder is listed, and its size is that of all its files, its times are the newest of theirs.
 
     Args:
         checkpoint: its path, or what `open_one` returned.
@@ -133,7 +226,14 @@ def identity(checkpoint: Path | int, *, follow_links: bool = True) -> FileIdenti
     Raises:
         OSError: it is not there, or cannot be seen.
     """
-    return identity_of(os.stat(checkpoint, follow_symlinks=follow_links))
+    seen = os.stat(checkpoint, follow_symlinks=follow_links)
+    if stat.S_ISDIR(seen.st_mode) and isinstance(checkpoint, Path):
+        try:
+            with open_checkpoint(checkpoint) as opened:
+                return opened.identity
+        except UnreadableFile:
+            return identity_of(seen)
+    return identity_of(seen)
 
 
 def own_identity(checkpoint: Path) -> FileIdentity | None:
@@ -154,13 +254,21 @@ def is_same(one: Path, other: Path) -> bool:
 
 
 def files_of(checkpoint: Path) -> dict[str, os.stat_result]:
-    """Return what stat says of each file that it consists of, by name. Raises OSError."""
-    return {checkpoint.name: os.stat(checkpoint)}
+    """Return what stat says of each file that it consists of, by name, and of its own folder. Raises OSError."""
+    found = {checkpoint.name: os.stat(checkpoint)}
+    if stat.S_ISDIR(found[checkpoint.name].st_mode):
+        for place, _, names in os.walk(checkpoint):
+            for name in (*names, ""):
+                path = os.path.join(place, name)
+                found[os.path.relpath(path, checkpoint.parent)] = os.lstat(path)
+                if len(found) > MAX_FILES:
+                    raise OSError(0, "too many files")
+    return found
 
 
 def owners(checkpoint: Path) -> set[int]:
     """Return the user ids whose it is: those of its files, and of a link that leads to it. Raises OSError."""
-    return {os.lstat(checkpoint).st_uid, os.stat(checkpoint).st_uid}
+    return {os.lstat(checkpoint).st_uid, *(seen.st_uid for seen in files_of(checkpoint).values())}
 
 
 def open_in_folder(checkpoint: Path) -> int:

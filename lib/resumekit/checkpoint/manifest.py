@@ -1,7 +1,8 @@
-"""The manifest beside a checkpoint, `X.pt.json`: what makes it known to be whole, and where it comes from.
+"""The manifest of a checkpoint, `X.pt.json`: what makes it known to be whole, and where it comes from.
 
-It is written last, so it is the mark of completeness. It holds the file's size and SHA-256, its step, run, parent,
-config hash, optimizer, and whether all values were finite. Reads and writes that one small file.
+It is written last, so it is the mark of completeness. It holds the checkpoint's size and SHA-256, of one with several
+files those of each, its step, run, parent, config hash, optimizer, and whether all values were finite. It lies beside a
+file, and of a folder in `manifests/` beside the folder of checkpoints. Reads and writes that one small file.
 Try it: `python -m json.tool runs/<run_id>/checkpoints/<checkpoint>.json`
 """
 
@@ -10,8 +11,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ..base.file_identity import sha256
 from ..base.files import TempFile, UnreadableFile, read_json, to_json, write_atomic
-from ..base.imports import Any, NamedTuple
+from ..base.imports import TYPE_CHECKING, Any, NamedTuple
 from ..base.paths import manifest_path
 from ..base.values import (
     Reader,
@@ -27,25 +29,42 @@ from ..base.values import (
     one_of,
     path_text,
 )
-from . import layout
+from . import form, layout
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from ..base.file_identity import FileIdentity
 
 VERSION = 1
 SAVE_CHECKPOINT = "save_checkpoint"
+SEAL_CHECKPOINT = "seal_checkpoint"
 SIDECAR = "sidecar"
-WRITERS = (SAVE_CHECKPOINT, SIDECAR)
+# What these have written is proven: they know what was done.
+PROVERS = (SAVE_CHECKPOINT, SEAL_CHECKPOINT)
+WRITERS = (*PROVERS, SIDECAR)
 WEIGHTS = ("raw", "ema", "swa")
 _NOT_JSON = "not JSON"
 # The name of what an evaluation measures; it is shown.
 _metric = matching("[A-Za-z][A-Za-z0-9_./@-]{0,59}")
 
 
+class FileDigest(NamedTuple):
+    """One file of a checkpoint that has several: its name in the checkpoint, its bytes, their SHA-256."""
+
+    name: str
+    size: int
+    sha256: str
+
+
 class Manifest(NamedTuple):
-    """What is known of one checkpoint file.
+    """What is known of one checkpoint.
 
     Args:
-        writer: 'save_checkpoint' (knows what was done) or 'sidecar' (found the file at rest and sound).
+        writer: 'save_checkpoint' and 'seal_checkpoint' (they know what was done), or 'sidecar' (found it at rest and
+            sound).
         file: the checkpoint's name, without a folder.
-        size, sha256: of its bytes.
+        size, sha256: of its bytes; of several files the sum, and the digest of their digests (`digest_of`).
         step: optimizer steps done.
         created_at: UTC, ISO 8601.
         versions: of python, torch, cuda, and the thread count; empty if the writer can't know.
@@ -58,6 +77,9 @@ class Manifest(NamedTuple):
         last_fast_eval: {'step': int, METRIC: float} or None; METRIC is the name of what was measured, 'accuracy' say.
         best_score, best_weights: of the best checkpoint only.
         version: of this format.
+        files: where it has several; one that is not among them does not count.
+        kind: one of `form.KINDS`; None for a file of torch.save.
+        world_size: ranks that wrote it; None where nothing says.
     """
 
     writer: str
@@ -80,6 +102,19 @@ class Manifest(NamedTuple):
     best_score: float | None = None
     best_weights: str | None = None
     version: int = VERSION
+    files: tuple[FileDigest, ...] = ()
+    kind: str | None = None
+    world_size: int | None = None
+
+
+# Fields that a manifest without them has at their defaults, and that are written only where they say more.
+_MORE = ("files", "kind", "world_size")
+
+
+def digest_of(files: Iterable[FileDigest]) -> str:
+    """Return one SHA-256 over the digests, sizes and names of several files, in the order of their names."""
+    lines = (f"{one.sha256} {one.size} {one.name}\n" for one in sorted(files))
+    return sha256("".join(lines).encode("utf-8", "surrogateescape"))
 
 
 def read(checkpoint: Path) -> Manifest:
@@ -108,10 +143,18 @@ def is_torn(error: UnreadableFile) -> bool:
     return str(error).startswith(_NOT_JSON)
 
 
-def is_older(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written to behind its manifest; False where that cannot be seen."""
+def is_older(checkpoint: Path, counted: Sequence[str] = (), files: Mapping[str, FileIdentity] | None = None) -> bool:
+    """Whether a checkpoint was written to behind its manifest; False where that cannot be seen.
+
+    Args:
+        counted: those of its files that count; none for all.
+        files: what was seen of its files, as it was opened; None: it is looked at.
+    """
     try:
-        return layout.identity(checkpoint).mtime_ns > os.lstat(manifest_path(checkpoint)).st_mtime_ns
+        own_ns = os.lstat(manifest_path(checkpoint)).st_mtime_ns
+        if files is None or not counted:
+            return layout.identity(checkpoint).mtime_ns > own_ns
+        return any(files[name].mtime_ns > own_ns for name in counted if name in files)
     except OSError:
         return False
 
@@ -124,7 +167,7 @@ def parse(value: Any, file_name: str) -> Manifest:
     if version is not None and version > VERSION:
         raise UnreadableFile(f"written by a newer version of the kit (format {version}, this one knows {VERSION})")
     known = set(Manifest._fields)
-    for name in known - value.keys():
+    for name in known - value.keys() - set(_MORE):
         raise UnreadableFile(f"the field '{name}' is missing")
     for name, item in value.items():
         if name in known and not _is_sound(name, item):
@@ -134,12 +177,18 @@ def parse(value: Any, file_name: str) -> Manifest:
     if value["file"] != file_name:
         raise UnreadableFile(f"it names another file, '{value['file'][:80]}'")
     plain = {name: item for name, item in value.items() if name in known}
-    return Manifest(**{**plain, "weights": tuple(plain["weights"]), "nonfinite": tuple(plain["nonfinite"])})
+    lists = {name: tuple(plain[name]) for name in ("weights", "nonfinite")}
+    files = tuple(FileDigest(**one) for one in plain.get("files", ()))
+    if files and (value["size"], value["sha256"]) != (sum(one.size for one in files), digest_of(files)):
+        raise UnreadableFile("its size and digest are not those of its files together")
+    return Manifest(**{**plain, **lists, "files": files})
 
 
 def write(checkpoint: Path, manifest: Manifest) -> None:
     """Write the manifest beside `checkpoint`, durably, replacing an earlier one. Raises OSError."""
-    write_atomic(manifest_path(checkpoint), encode(manifest), durable=True)
+    path = manifest_path(checkpoint)
+    path.parent.mkdir(exist_ok=True)
+    write_atomic(path, encode(manifest), durable=True)
 
 
 def write_ours(checkpoint: Path, manifest: Manifest) -> None:
@@ -172,7 +221,9 @@ def write_temp(checkpoint: Path, manifest: Manifest) -> TempFile:
     Raises:
         OSError: it cannot be written; nothing is left of it.
     """
-    temp = TempFile(manifest_path(checkpoint))
+    path = manifest_path(checkpoint)
+    path.parent.mkdir(exist_ok=True)
+    temp = TempFile(path)
     try:
         temp.write(encode(manifest))
         temp.sync()
@@ -185,7 +236,10 @@ def write_temp(checkpoint: Path, manifest: Manifest) -> TempFile:
 
 def encode(manifest: Manifest) -> bytes:
     """Return the manifest as it stands in its file."""
-    return to_json(manifest._asdict())
+    fields = manifest._asdict()
+    if manifest.files:
+        fields["files"] = [one._asdict() for one in manifest.files]
+    return to_json({name: value for name, value in fields.items() if value or name not in _MORE})
 
 
 def _is_sound(field: str, value: Any) -> bool:
@@ -210,12 +264,30 @@ def _versions(value: Any) -> dict[str, Any] | None:
     return value if are_sound else None
 
 
+def _inner_path(value: Any) -> str | None:
+    """Return a path inside a folder; None for one that leads out of it."""
+    found = path_text(value)
+    return None if found is None or any(part in ("", ".", "..") for part in found.split("/")) else found
+
+
+_digest = matching("[0-9a-f]{64}")
+
+
+def _file_digest(value: Any) -> dict[str, Any] | None:
+    one = mapping(value)
+    is_sound = one.keys() == set(FileDigest._fields) and None not in (
+        _inner_path(one["name"]), count(one["size"]), _digest(one["sha256"]),
+    )  # fmt: skip
+    return one if is_sound else None
+
+
 _NEEDED: dict[str, Reader] = {
     "version": between(1, VERSION),
     "writer": one_of(WRITERS),
     "file": _file_name,
     **dict.fromkeys(("size", "step"), count),
-    "sha256": matching("[0-9a-f]{64}"),
+    "sha256": _digest,
+    "files": listed(_file_digest),
     "weights": listed(one_of(WEIGHTS)),
     "nonfinite": listed(path_text),
     "versions": _versions,
@@ -223,7 +295,8 @@ _NEEDED: dict[str, Reader] = {
 }
 _OR_NONE: dict[str, Reader] = {
     **dict.fromkeys(("run_id", "parent_run_id", "optimizer_name"), path_text),
-    "parent_step": count,
+    **dict.fromkeys(("parent_step", "world_size"), count),
+    "kind": one_of(form.KINDS),
     "config_hash": config_hash,
     **dict.fromkeys(("step_completed", "finite"), boolean),
     "last_fast_eval": _fast_eval,

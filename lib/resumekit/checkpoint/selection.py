@@ -1,12 +1,13 @@
 """Which checkpoint a run resumes from, and why each newer one was passed over.
 
-Names first, then the files from the newest down until one is good; older ones are not opened. Reads folder listings,
-manifests, zip directories and `data.pkl`, and the chosen file's bytes where a digest is asked for. Writes nothing.
+Names first, then the checkpoints from the newest down until one is good; older ones are not opened. Reads folder
+listings, manifests, headers and directories, and the chosen one's bytes where a digest is asked for. Writes nothing.
 Try it: `python lib/resume_helper.py --ckpt_dir checkpoints --dry-run`
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,9 +15,11 @@ from pathlib import Path
 from ..base.errors import KitError, NoStableCheckpoint
 from ..base.files import UnreadableFile
 from ..base.imports import NamedTuple
-from ..base.paths import MANIFEST_SUFFIX, default_patterns, step_of_name
-from . import layout
+from ..base.paths import manifest_path
+from . import catalog
 from .archive import Summary
+from .form import Form
+from .form import of as form_of
 from .grades import ATTESTED, PLAUSIBLE, PROVEN, WEIGHTS, Unattested, examine
 from .manifest import Manifest
 
@@ -30,8 +33,7 @@ _ORDER = (PLAUSIBLE, ATTESTED, PROVEN)
 class _Folder(NamedTuple):
     folder: Path
     run_id: str | None
-    pattern: str
-    best_pattern: str
+    form: Form
     max_step: int | None
     quarantined: frozenset[str]
 
@@ -42,22 +44,20 @@ class CheckpointFolder(_Folder):
     Args:
         folder: where they lie.
         run_id: whose they are; None where that is unknown. A manifest that names another run is passed over.
-        pattern, best_pattern: `checkpoint.pattern` and `checkpoint.best_pattern`; None for the schema's defaults.
+        form: how they are named and what each consists of; None for the schema's defaults.
         max_step: the step at which the history left this run; None for the newest one.
-        quarantined: file names that failed before.
+        quarantined: names of those that failed before.
     """
 
     def __new__(
         cls,
         folder: Path,
         run_id: str | None = None,
-        pattern: str | None = None,
-        best_pattern: str | None = None,
+        form: Form | None = None,
         max_step: int | None = None,
         quarantined: frozenset[str] = frozenset(),
     ) -> CheckpointFolder:
-        pattern, best_pattern = pattern or default_patterns()[0], best_pattern or default_patterns()[1]
-        return super().__new__(cls, folder, run_id, pattern, best_pattern, max_step, quarantined)
+        return super().__new__(cls, folder, run_id, form or form_of(None), max_step, quarantined)
 
 
 class Candidate(NamedTuple):
@@ -162,8 +162,8 @@ def select(
         # A user who names a file may name it through a link, and take it from another run.
         path = Path(os.path.realpath(path)) if path.is_symlink() else path
         named = home._replace(folder=path.parent, run_id=None, max_step=None)
-        has_manifest = _is_there(path, MANIFEST_SUFFIX)
-        entry = _Entry(step_of_name(path.name, home.pattern), path.parent, path.name, named, has_manifest)
+        has_manifest = os.path.lexists(manifest_path(path))
+        entry = _Entry(home.form.step_of(path.name), path.parent, path.name, named, has_manifest)
         return _take_first([entry], rules, [])
     if best:
         return _take_first(list(_best_entries(folders)), rules, [])
@@ -276,6 +276,7 @@ def _examined(entry: _Entry, rules: _Rules, older: Sequence[_Entry]) -> Candidat
             weights_only=rules.weights_only,
             older=(one.folder / one.name for one in older),
             mb_per_s=rules.mb_per_s,
+            named=home.form,
         )
     except Unattested:
         raise
@@ -315,20 +316,24 @@ def _entries(folders: Sequence[CheckpointFolder]) -> tuple[list[_Entry], list[Ca
     entries: list[_Entry] = []
     odd: list[Candidate] = []
     for home in folders:
-        names = _names(home.folder)
-        steps, odd_names = layout.sorted_names(home.folder, names, home.pattern)
+        names = catalog.names_in(home.folder)
+        steps, odd_names = catalog.sorted_names(home.folder, names, home.form)
+        if home.form.is_fixed and home.form.pattern in names - {name for _, name in steps}:
+            unread = _Entry(None, home.folder, home.form.pattern, home, has_manifest=False)
+            entries.append(unread)  # looked at first, for why it says no step
+        with_manifest = catalog.with_manifest(home.folder, names)
         entries += [
-            _Entry(step, home.folder, name, home, name + MANIFEST_SUFFIX in names)
+            _Entry(step, home.folder, name, home, name in with_manifest)
             for step, name in steps
             if home.max_step is None or step <= home.max_step
         ]
         odd += [
             Candidate(
                 step=None, folder=home.folder, name=name, run_id=home.run_id, verdict=PASSED, grade=None,
-                reason=f"its name is not '{home.pattern}'",
+                reason=f"its name is not '{home.form.pattern}'",
             )
             for name in odd_names[:MAX_ODD_NAMES]
-            if name != home.best_pattern
+            if name != home.form.best_pattern
         ]  # fmt: skip
     if len(folders) > 1:
         entries.sort(key=lambda entry: -(entry.step or 0))  # stable: newer runs stay first
@@ -336,18 +341,24 @@ def _entries(folders: Sequence[CheckpointFolder]) -> tuple[list[_Entry], list[Ca
 
 
 def _best_entries(folders: Sequence[CheckpointFolder]) -> Iterator[_Entry]:
+    """Yield the best of each run: the one of that name, else the one that its framework has noted."""
     for home in folders:
-        path = home.folder / home.best_pattern
-        if os.path.lexists(path):
-            yield _Entry(None, home.folder, home.best_pattern, home, _is_there(path, MANIFEST_SUFFIX))
+        own = home.form.best_pattern
+        name = own if os.path.lexists(home.folder / own) else _noted_best(home)
+        if name is not None:
+            has_manifest = os.path.lexists(manifest_path(home.folder / name))
+            yield _Entry(home.form.step_of(name), home.folder, name, home, has_manifest)
 
 
-def _names(folder: Path) -> set[str]:
-    try:
-        return set(os.listdir(folder))
-    except OSError:
-        return set()
+def _noted_best(home: CheckpointFolder) -> str | None:
+    """Return the name of the best that the newest readable checkpoint has noted; None where that is not there."""
+    from . import kinds  # late: the kit's own trainers give the best a name
 
-
-def _is_there(path: Path, suffix: str) -> bool:
-    return os.path.lexists(f"{path}{suffix}")
+    names = catalog.names_in(home.folder)
+    for step, name in catalog.sorted_names(home.folder, names, home.form)[0][:MAX_LOOKED_AT]:
+        if home.max_step is not None and step > home.max_step:
+            continue
+        with contextlib.suppress(UnreadableFile, OSError):
+            best = kinds.look_inside(home.folder / name, home.form).summary.best
+            return best if best in names else None
+    return None

@@ -54,12 +54,17 @@ class Schema:
         return tuple(key for key, node in self.leaves.items() if node.get("x-executed") is True)
 
     def named(self, name: str) -> list[str]:
-        """Return the dotted keys that a bare name means: those that end with it, or have it as an alias."""
-        return [
+        """Return the dotted keys that a bare name means: those that end with it, or have it as an alias.
+
+        Of those the ones in the fewest sections: `optimizer` is resume.optimizer, not checkpoint.keys.optimizer.
+        """
+        found = [
             key
             for key, node in self.leaves.items()
             if key.rpartition(".")[2] == name or name in node.get("x-aliases", ())
         ]
+        fewest = min((key.count(".") for key in found), default=0)
+        return [key for key in found if key.count(".") == fewest]
 
     def hashed(self, key: str) -> bool:
         """Return whether a key is part of the config hash; an undeclared one is, unless its section is not."""

@@ -17,7 +17,6 @@ from ..base.errors import KitError
 from ..base.imports import Any
 from ..base.terms import ALWAYS_STRICT, CHECKS_FAILED, FAILED, WARNED, WHOLE, Check
 from ..base.values import above_zero
-from ..checkpoint import layout
 from ..checks import expectations
 from ..checks.journal_rules import Rules
 from ..policy import plan_file
@@ -112,7 +111,7 @@ def quarantine_all(run: Run) -> None:
     except OSError:
         return
     for name in sorted(names):
-        if layout.is_named_as_one(name, run.step_pattern, run.best_pattern):
+        if run.form.is_one(name):
             with contextlib.suppress(OSError, KitError):
                 put_in_quarantine(run.paths, name, "the checks right after the resume failed")
 

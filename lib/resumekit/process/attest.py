@@ -17,8 +17,8 @@ from ..base.errors import KitError
 from ..base.file_identity import FileIdentity, identity_at
 from ..base.files import UnreadableFile
 from ..base.imports import TYPE_CHECKING, NamedTuple
-from ..base.paths import manifest_path, step_of_name
-from ..checkpoint import layout
+from ..base.paths import manifest_path
+from ..checkpoint import catalog, layout
 from ..run.run_folder import Run
 
 if TYPE_CHECKING:
@@ -31,6 +31,14 @@ REST_S = 5.0
 ALL_S = 10.0
 # What could not be read or written down (a full disk, a drive that does not answer) is tried again after so long.
 AGAIN_S = 60.0
+
+
+class _Waiting(NamedTuple):
+    """A checkpoint without a manifest: its step by its name, -1 where that stands inside; the lowest is read first."""
+
+    step: int
+    path: Path
+    shape: FileIdentity
 
 
 class _Job(NamedTuple):
@@ -78,7 +86,7 @@ class Attester:
             self._give(step, path, shape)
             self.settle()
 
-    def _unattested(self, now: float) -> list[tuple[int, Path, FileIdentity]]:
+    def _unattested(self, now: float) -> list[_Waiting]:
         """List what is not done yet; nothing is read while nothing is new, waited for or due."""
         folder = self._run.paths.checkpoints
         try:
@@ -93,17 +101,19 @@ class Attester:
             return sorted(filter(None, (self._waits(folder / name) for name in names)))
         return []
 
-    def _waits(self, path: Path) -> tuple[int, Path, FileIdentity] | None:
-        """Return (step, path, shape) of a checkpoint that has no manifest of what it holds now; None for any other."""
-        step = step_of_name(path.name, self._run.step_pattern)
-        shape = None if step is None else _shape(path)
-        if step is None or shape is None or self._done.get(path) == shape:
+    def _waits(self, path: Path) -> _Waiting | None:
+        """Return a checkpoint that has no manifest of what it holds now; None for any other."""
+        form = self._run.form
+        is_fixed = form.is_fixed and path.name == form.pattern
+        step = None if is_fixed else form.step_of(path.name)
+        shape = _shape(path) if is_fixed or step is not None else None
+        if shape is None or self._done.get(path) == shape:
             return None
         if not _is_outdated(path, shape, is_seen=path in self._done):
             self._done[path] = shape
             self._seen.pop(path, None)
             return None
-        return step, path, shape
+        return _Waiting(-1 if step is None else step, path, shape)
 
     def _give(self, step: int, path: Path, shape: FileIdentity) -> None:
         self._done[path] = shape
@@ -122,7 +132,8 @@ class Attester:
         try:
             manifest = attest(
                 path,
-                step,
+                None if step < 0 else step,
+                named=self._run.form,
                 run_id=self._run.run_id,
                 older=self._older(step),
                 mb_per_s=self._run.max_read_mb_per_s,
@@ -138,7 +149,7 @@ class Attester:
         """Return the run's checkpoints of earlier steps, the newest first."""
         folder, steps = self._run.paths.checkpoints, {}
         with contextlib.suppress(OSError):
-            steps = dict(layout.steps_in(folder, self._run.step_pattern))
+            steps = dict(catalog.steps_in(folder, self._run.form))
         return [folder / steps[one] for one in sorted(steps, reverse=True) if one < step]
 
     def settle(self) -> None:

@@ -76,7 +76,7 @@ class BestArtifacts:
 
     def __init__(self, run: Run, observe: Callable[[], dict[str, Any]]) -> None:
         self._run, self._observe = run, observe
-        self._best = run.paths.checkpoints / run.best_pattern
+        self._best = run.paths.checkpoints / run.form.best_pattern
         self._seen: tuple[_Mark | None, float] = (None, 0.0)
         self._done: _Mark | None = None
         self._job: _Job | None = None

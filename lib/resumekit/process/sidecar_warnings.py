@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from ..base.file_identity import FileIdentity
 from ..base.imports import Any
-from ..base.paths import LIB, step_of_name
+from ..base.paths import LIB
 from ..base.values import string
 from ..checkpoint import layout
 from ..run import stray_checkpoints
@@ -144,7 +144,7 @@ class NewCheckpoints:
 
     def _found_stray(self) -> Stray | None:
         run = self._run
-        steps = {step: name for name in self._listed() if (step := step_of_name(name, run.step_pattern)) is not None}
+        steps = {step: name for name in self._listed() if (step := run.form.step_of(name)) is not None}
         if steps:
             return stray_checkpoints.newer(run, max(steps), run.paths.checkpoints / steps[max(steps)])
         return stray_checkpoints.newest(run)
@@ -153,7 +153,7 @@ class NewCheckpoints:
         run, found = self._run, {}
         with contextlib.suppress(OSError):
             for name in os.listdir(run.paths.checkpoints):
-                if layout.is_named_as_one(name, run.step_pattern, run.best_pattern):
+                if run.form.is_one(name):
                     with contextlib.suppress(OSError):
                         found[name] = layout.identity(run.paths.checkpoints / name, follow_links=False).lasting
         return found

@@ -15,7 +15,7 @@ from ..base.ownership import MadeFolder, refuse_exchanged
 from ..base.paths import RunPaths
 from ..base.terms import DIVERGED, NONFINITE
 from ..base.values import count, items, text
-from ..checkpoint import layout, proof
+from ..checkpoint import catalog, layout, proof
 from ..checkpoint.selection import OLDER, PASSED, Candidate, Selection
 from .run_folder import Run, open_run
 from .run_table import RunTable, run_around
@@ -150,7 +150,7 @@ def with_after_nan(selection: Selection, history: History, found: dict[str, Afte
 
 def _named(run: Run) -> list[tuple[int, str]]:
     try:
-        return layout.steps_in(run.paths.checkpoints, run.step_pattern)
+        return catalog.steps_in(run.paths.checkpoints, run.form)
     except OSError:
         return []
 

@@ -19,8 +19,10 @@ from ..base.file_identity import FileIdentity, identity_of
 from ..base.files import UnreadableFile, read_json
 from ..base.imports import TYPE_CHECKING, Any
 from ..base.journal import read as read_journal
-from ..base.paths import RunPaths, default_patterns
+from ..base.paths import RunPaths
 from ..base.values import above_zero, count, mapping, string, strings
+from ..checkpoint.form import Form
+from ..checkpoint.form import of as form_of
 from .run_names import parse_run_name
 
 if TYPE_CHECKING:
@@ -163,11 +165,11 @@ class Run:
         with contextlib.suppress(UnreadableFile):
             if mapping(read_json(own.status)).get("pid") is not None:
                 return True
-        from ..checkpoint import layout  # late: of few runs the journal is lost
+        from ..checkpoint import catalog  # late: of few runs the journal is lost
 
         begun_at = -1 if self.parent_step is None else self.parent_step
         with contextlib.suppress(OSError):
-            return any(step > begun_at for step, _ in layout.steps_in(own.checkpoints, self.step_pattern))
+            return any(step > begun_at for step, _ in catalog.steps_in(own.checkpoints, self.form))
         return False
 
     @cached_property
@@ -224,19 +226,10 @@ class Run:
         """Return one value of the run's resolved config."""
         return mapping(self.config.get(section)).get(key, default)
 
-    @property
-    def step_pattern(self) -> str:
-        pattern = self._file_name("pattern")
-        return pattern if pattern and "{step}" in pattern else default_patterns()[0]
-
-    @property
-    def best_pattern(self) -> str:
-        return self._file_name("best_pattern") or default_patterns()[1]
-
-    def _file_name(self, key: str) -> str | None:
-        """Return one key of `checkpoint` that names files, of the run's config or of the one that it is read by."""
-        name = string(mapping(self.naming().get("checkpoint")).get(key))
-        return name if name and "/" not in name else None
+    @cached_property
+    def form(self) -> Form:
+        """How its checkpoints are named and what each consists of: by its config, or by the one that it is read by."""
+        return form_of(self.naming().get("checkpoint"))
 
 
 def _was_launched(journal: Path) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..base.imports import NamedTuple
-from ..base.paths import STEP_DIGITS, step_of_name
+from ..base.paths import STEP_DIGITS
 from ..base.values import epoch_s, string, strings
 from ..checkpoint import layout
 from .journal_fold import State
@@ -79,8 +79,8 @@ def newest(run: Run) -> Stray | None:
     found: tuple[float, str] | None = None
     folder, copy = os.fspath(run.paths.checkpoints), _copy_to_begin_from(run)
     for path in _files(run):
-        if step_of_name(os.path.basename(path), run.step_pattern) is not None and os.path.dirname(path) == folder:
-            continue
+        if path.startswith(f"{folder}{os.sep}") and run.form.is_part(path[len(folder) + 1 :].partition(os.sep)[0]):
+            continue  # a checkpoint, or a file in one that is a folder
         try:
             seen = layout.identity(Path(path), follow_links=False)
         except OSError:
@@ -111,9 +111,9 @@ def _stray(run: Run, file: str) -> Stray:
     """Return what is said of a file that `newest` has found."""
     path = file.removeprefix(os.fspath(run.paths.run_dir) + os.sep)
     folder, name = os.path.basename(os.path.dirname(path)), os.path.basename(path)
-    if name == run.best_pattern and path == f"{run.paths.checkpoints_name}/{name}":
+    if name == run.form.best_pattern and path == f"{run.paths.checkpoints_name}/{name}":
         return Stray(path, None, meant="is the best by its name, which resume.sh --best takes")
-    if step_of_name(name, run.step_pattern) is not None:
+    if run.form.step_of(name) is not None or name == run.form.pattern:
         where = f"does not lie in '{run.paths.checkpoints_name}', where the kit looks for it"
         return Stray(path, _pattern(name), meant=f"{where} ({{checkpoints_dir}} in trainer.command names that folder)")
     if re.fullmatch(_STEP_FOLDER, folder):
@@ -126,7 +126,7 @@ def lost(run: Run, state: State) -> str | None:
     trained_s = state.get("step_mono_s", 0.0) - state.get("first_step_mono_s", 0.0)
     if trained_s <= MAX_LOST_S:
         return None
-    where = f"'{run.paths.checkpoints_name}' by checkpoint.pattern '{run.step_pattern}'"
+    where = f"'{run.paths.checkpoints_name}' by checkpoint.pattern '{run.form.pattern}'"
     return (
         f"it has trained for {trained_s / 3600:.1f} h, to step {state['step']}, and no checkpoint of it is found in "
         f"{where}"
@@ -153,10 +153,10 @@ def newer(run: Run, step: int, chosen: Path) -> Stray | None:
         return None
     for name in names:
         is_folder = re.fullmatch(_STEP_FOLDER, name) is not None
-        if not (is_folder or name.lower().endswith(_SUFFIXES)) or step_of_name(name, run.step_pattern) is not None:
+        if not (is_folder or name.lower().endswith(_SUFFIXES)) or run.form.is_part(name):
             continue
         number = _last_number(name)
-        if number is None or number <= max(step, found[0] if found else 0) or name == run.best_pattern:
+        if number is None or number <= max(step, found[0] if found else 0) or name == run.form.best_pattern:
             continue
         with contextlib.suppress(OSError):
             if layout.identity(folder / name, follow_links=False).mtime_ns > since_ns:

@@ -156,13 +156,15 @@ def make(choice: Choice, schema: Schema, ready: Ready, code: Code | None) -> Pla
     holder = holder_of(candidate, parent, choice.table) if parent else None
     record, versions = holder.record if holder else {}, ready.versions.comparable()
     differs = tuple(compatibility.machine_changes(record, versions, code))
-    held = plan_rules.held_by(candidate.content.keys, candidate.content.counters, candidate.content.optimizers)
+    with_kit, inside = config.get(choice.config, "trainer.loads_with_kit"), candidate.content
+    keys = inside.keys if with_kit else (*inside.keys, *inside.known_as)
+    held = plan_rules.held_by(keys, inside.counters, inside.optimizers)
     trained_with = plan_rules.optimizer_at(holder.config, holder.parent_step or 0) if holder and holder.config else None
     optimizers = Optimizers(trained_with, plan_rules.optimizer_at(choice.config, step))
     found = plan_rules.decide_components(
         held, (*choice.changed, *differs), optimizers, config.get(choice.config, "resume", {})
     )
-    if "weights" not in held.components and not config.get(choice.config, "trainer.loads_with_kit"):
+    if not with_kit and "model_state_dict" not in inside.keys:
         found = plan_rules.of_its_own(found)
     held_scale, scale = _held_scale(candidate), _inherited_scale(choice)
     swaps = [one.name.partition(".")[2] for one in found if one.action == SWAP]

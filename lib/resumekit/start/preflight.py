@@ -104,8 +104,8 @@ def chosen_file(choice: Choice) -> Path:
     """
     candidate = choice.chosen
     path = candidate.path.absolute()
-    if choice.parent and path.name == choice.parent.best_pattern and candidate.step is not None:
-        own = path.with_name(checkpoint_name(choice.parent.step_pattern, candidate.step))
+    if choice.parent and path.name == choice.parent.form.best_pattern and candidate.step is not None:
+        own = path.with_name(checkpoint_name(choice.parent.form.step_pattern, candidate.step))
         if layout.is_same(own, path):
             return own
     return path

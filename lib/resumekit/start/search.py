@@ -16,7 +16,7 @@ from ..base.errors import KitError, NoStableCheckpoint, Refused, UsageError
 from ..base.imports import TYPE_CHECKING, Any, NamedTuple
 from ..base.terminal import PASSED_OVER, Note, first_few
 from ..base.values import mapping
-from ..checkpoint import layout, proof
+from ..checkpoint import catalog, proof
 from ..checkpoint.grades import ATTESTED, PROVEN, WEIGHTS
 from ..checkpoint.selection import CheckpointFolder, Selection, select
 from ..config import config
@@ -229,7 +229,7 @@ def looked_for(history: list[tuple[Run, int | None]], *, best: bool = False) -> 
     """Return a sentence about what was searched: name and folder, of the newest run of a history."""
     key = "best_pattern" if best else "pattern"
     places = dict.fromkeys(
-        f"'{run.best_pattern if best else run.step_pattern}' (checkpoint.{key}) in '{run.paths.checkpoints}'"
+        f"'{run.form.best_pattern if best else run.form.pattern}' (checkpoint.{key}) in '{run.paths.checkpoints}'"
         for run, _ in history
     )
     return f"looked for {first_few(places, _FOLDERS_IN_A_MESSAGE)}"
@@ -253,7 +253,7 @@ def _seen_instead(request: Request, history: list[tuple[Run, int | None]]) -> It
 
 def _steps_of(run: Run, limit: int | None) -> Iterator[int]:
     with contextlib.suppress(OSError):
-        for step, _ in layout.steps_in(run.paths.checkpoints, run.step_pattern):
+        for step, _ in catalog.steps_in(run.paths.checkpoints, run.form):
             if limit is None or step <= limit:
                 yield step
 
@@ -406,8 +406,7 @@ def _select_along(
 def _folder(run: Run, limit: int | None) -> CheckpointFolder:
     own = run.paths
     return CheckpointFolder(
-        folder=own.checkpoints, run_id=run.run_id, pattern=run.step_pattern, best_pattern=run.best_pattern,
-        max_step=limit, quarantined=quarantined_names(own),
+        folder=own.checkpoints, run_id=run.run_id, form=run.form, max_step=limit, quarantined=quarantined_names(own)
     )  # fmt: skip
 
 
@@ -443,5 +442,5 @@ def _on_another_branch(request: Request, table: RunTable, head: Run, found: Foun
 
 def _best_names(history: list[tuple[Run, int | None]]) -> Iterator[str]:
     for run, _ in history:
-        if os.path.lexists(run.paths.checkpoints / run.best_pattern):
-            yield run.best_pattern
+        if os.path.lexists(run.paths.checkpoints / run.form.best_pattern):
+            yield run.form.best_pattern

@@ -99,7 +99,7 @@ def setting(section: str, key: str) -> Any:
 @lru_cache(maxsize=4)
 def _patterns(folder: str) -> tuple[str, str]:
     run = open_run(Path(folder))
-    return run.step_pattern, run.best_pattern
+    return run.form.step_pattern, run.form.best_pattern
 
 
 @lru_cache(maxsize=4)

@@ -14,7 +14,7 @@ from ..base.errors import INVALID, NO_STABLE_CHECKPOINT, NoStableCheckpoint
 from ..base.imports import NamedTuple
 from ..base.terms import EVAL, REPLAYED
 from ..base.values import count, mapping, seconds, string
-from ..checkpoint import layout
+from ..checkpoint import catalog
 from ..checkpoint.selection import Selection
 from ..run import log_end, run_end, run_table, status, stray_checkpoints
 from ..run.journal_fold import State
@@ -269,7 +269,7 @@ def _steps(run: Run, table: RunTable, below: int) -> Iterator[int]:
     found = set()
     for one, limit in table.history(run):
         with contextlib.suppress(OSError):
-            steps = layout.steps_in(one.paths.checkpoints, one.step_pattern)
+            steps = catalog.steps_in(one.paths.checkpoints, one.form)
             found |= {step for step, _ in steps if step < below and (limit is None or step <= limit)}
     yield from sorted(found)
 
