@@ -64,7 +64,7 @@ def main() -> None:
         max_steps=args.max_steps,
         val_check_interval=25,
         log_every_n_steps=5,
-        logger=CSVLogger(args.logs),
+        logger=CSVLogger(args.logs, flush_logs_every_n_steps=5),
         callbacks=[
             ModelCheckpoint(args.out, monitor="val_loss", save_top_k=3, save_last=True, every_n_train_steps=25),
             LearningRateMonitor("step"),
