@@ -3,7 +3,7 @@
 #   RESUMEKIT_PREFIX := kit-          (only where it has a `run` or `runs` of its own: then kit-run, kit-resume, kit-runs)
 #   include resumekit/resumekit.mk
 #
-#   make run    EXP=EXP-01 [NAME=...] [SET="a.b=1 c=2"] [NOTES=...] [FRESH=1] [ACCEPT=1]
+#   make run    EXP=EXP-01 [NAME=...] [SET="a.b=1 c=2"] [NOTES=...] [FRESH=1 | INIT_FROM=PATH] [ACCEPT=1]
 #   make resume EXP=EXP-01 [STEP=40000 | BEST=1] [FROM=RUN_ID] [NAME=...] [SET=...] [NOTES=...] [ACCEPT=1]
 #   make runs   [EXP=EXP-01]
 #   make watch  [EXP=EXP-01] [EVERY=60] [OBSERVE=1]
@@ -22,7 +22,7 @@ RESUMEKIT_GOAL := $(.DEFAULT_GOAL)
 
 # Spaces before a comment on its line would become part of it.
 RESUMEKIT_PREFIX := $(strip $(RESUMEKIT_PREFIX))
-RESUMEKIT_WORDS := EXP EVERY OBSERVE NAME SET NOTES STEP FROM CONFIG RUNS ARGS FRESH BEST ACCEPT DRY_RUN DETACH YES
+RESUMEKIT_WORDS := EXP EVERY OBSERVE NAME SET NOTES STEP FROM INIT_FROM CONFIG RUNS ARGS FRESH BEST ACCEPT DRY_RUN DETACH YES
 RESUMEKIT_NIGHT := install-cron uninstall-cron install-systemd uninstall-systemd
 RESUMEKIT_TARGETS := $(addprefix $(RESUMEKIT_PREFIX),run resume runs watch $(RESUMEKIT_NIGHT))
 
@@ -58,6 +58,7 @@ esac; \
 [ -z "$$RESUMEKIT_MAKE_NAME" ] || set -- "$$@" "--name=$$RESUMEKIT_MAKE_NAME"; \
 [ -z "$$RESUMEKIT_MAKE_NOTES" ] || set -- "$$@" "--notes=$$RESUMEKIT_MAKE_NOTES"; \
 [ -z "$$RESUMEKIT_MAKE_STEP" ] || set -- "$$@" "--step=$$RESUMEKIT_MAKE_STEP"; \
+[ -z "$$RESUMEKIT_MAKE_INIT_FROM" ] || set -- "$$@" "--init-from=$$RESUMEKIT_MAKE_INIT_FROM"; \
 [ -z "$$RESUMEKIT_MAKE_FROM" ] || set -- "$$@" "--from=$$RESUMEKIT_MAKE_FROM"; \
 for switch in OBSERVE:observe FRESH:fresh BEST:best ACCEPT:accept DRY_RUN:dry-run DETACH:detach YES:yes; do \
   word=$${switch%%:*}; eval "value=\$$RESUMEKIT_MAKE_$$word"; \

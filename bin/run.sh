@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Summary: start an experiment, or continue it where it stands
 #
-# Usage: run.sh EXP [--fresh | --resume PATH] [--name NAME] [--set KEY=VALUE]... [--notes TEXT]
-#               [--runs DIR] [--config FILE] [--accept] [--take-over] [--detach] [--dry-run [--json]]
-#               [-- TRAINER ARGS...]
+# Usage: run.sh EXP [--fresh | --resume PATH | --init-from PATH] [--name NAME] [--set KEY=VALUE]...
+#               [--notes TEXT] [--runs DIR] [--config FILE] [--accept] [--take-over] [--detach]
+#               [--dry-run [--json]] [-- TRAINER ARGS...]
 #        run.sh --version
 #
 # One command for the first start and for the hundredth. With no run of EXP, or none that has a
@@ -15,6 +15,7 @@
 #   EXP              an experiment of config.yaml (EXP-01), or a whole run id
 #   --fresh          start anew, whatever there is
 #   --resume PATH    start from this checkpoint file
+#   --init-from PATH start anew, at step 0, with the weights of this checkpoint and nothing else of it
 #   --name NAME      the run's name, part of its id (default: the experiment's)
 #   --set KEY=VALUE  change a key of the config; VALUE is YAML; may be given many times
 #   --notes TEXT     kept in run.json
@@ -54,7 +55,7 @@ source "${KIT_SELF%/*}/../lib/launcher.sh"
 
 main() { # <argument>...
   kit_setup "$KIT_SELF" "$@"
-  KIT_SWITCHES=' --fresh --accept --take-over --detach --dry-run --json ' KIT_OPTIONS=' --resume --name --set --notes --runs --config '
+  KIT_SWITCHES=' --fresh --accept --take-over --detach --dry-run --json ' KIT_OPTIONS=' --resume --init-from --name --set --notes --runs --config '
   KIT_EXPERIMENT=needed
   kit_parse_options "$@"
   kit_start start

@@ -3,6 +3,7 @@
 
 In a trainer:
     from resume_helper import load_resume_bundle, check_resume, save_checkpoint, heartbeat_writer, make_run_id
+    from resume_helper import seal_checkpoint  # for what a framework saves
 On the command line, without torch:
     python lib/resume_helper.py --ckpt_dir runs/EXP-01_.../checkpoints --dry-run
 """
@@ -19,6 +20,7 @@ from resumekit.trainer.learning_rate import used_lr  # noqa: E402
 from resumekit.trainer.loading import ResumeBundle, load_resume_bundle  # noqa: E402
 from resumekit.trainer.resume_checks import check_resume  # noqa: E402
 from resumekit.trainer.saving import save_checkpoint  # noqa: E402
+from resumekit.trainer.sealing import seal_checkpoint  # noqa: E402
 from resumekit.trainer.trainer_env import journal_event, make_run_id  # noqa: E402
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "make_run_id",
     "make_status_payload",
     "save_checkpoint",
+    "seal_checkpoint",
     "used_lr",
 ]
 

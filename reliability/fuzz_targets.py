@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from hypothesis import strategies as st
 
+from reliability import fuzz_foreign as foreign
 from reliability import fuzz_values as values
 from resumekit.base import journal
 from resumekit.base.errors import KitError
@@ -277,5 +278,9 @@ TARGETS = {
         Target("plan", values.json_texts(values.PLAN), _plan),
         Target("manifest", values.json_texts(values.MANIFEST), _manifest),
         Target("heartbeat", values.json_texts(values.HEARTBEAT), _heartbeat),
+        Target("safetensors", foreign.safetensors_files(), foreign.read_safetensors),
+        Target("dcp metadata", foreign.metadata_files(), foreign.read_metadata),
+        Target("hf state", foreign.states(), foreign.read_state),
+        Target("weights index", foreign.indexes(), foreign.read_index),
     )
 }

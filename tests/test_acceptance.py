@@ -82,6 +82,15 @@ def test_evaluations_and_saves_are_left_out_of_the_speed() -> None:
     assert judged(told, now_s=1000.0)["throughput"].verdict == "passed"
 
 
+def test_a_rate_that_was_handed_over_is_held_against_the_parents_of_the_same_steps() -> None:
+    expected = PARENT._replace(rates=(), phase=None, replayed_rates={STEP + 2: 0.0008, STEP + 4: 0.0007})
+    taken = [step_event(STEP + at, 10 + at, lr=0.0008) for at in (1, 2, 3, 5)]
+    assert judged(taken, expected)["lr"].verdict == "passed"
+    found = judged([*taken[:1], step_event(STEP + 2, 12, lr=0.001), *taken[2:]], expected)["lr"]
+    assert (found.verdict, found.found) == ("failed", "0.001") and "recover.lr_args" in found.why
+    assert judged([{**one, "lr": None} for one in taken], expected)["lr"].verdict == "not_told"
+
+
 def test_without_a_replay_the_first_losses_are_held_against_the_parents_last_ones() -> None:
     parent = PARENT._replace(
         incomparable="training.batch_size was changed", losses={step: LOSSES[step] for step in LOSSES if step <= STEP}
@@ -151,7 +160,7 @@ def test_the_steps_around_a_checkpoint_are_found_without_reading_the_whole_journ
     monkeypatch.setattr(expectations.journal, "read", counting)
     for step in (1, 70, 25_000, 49_999, 50_000):
         read[0] = 0
-        losses, seconds, is_counted, widest = expectations._around(path, step, 0)
+        losses, seconds, is_counted, widest, _ = expectations._around(path, step, 0)
         assert is_counted is None and widest == 1, "the journal tells of no checkpoint"
         assert set(losses) == {n for n in range(1, 50_001) if abs(n - step) <= expectations.STEPS_AROUND}
         assert all(loss == number / 1000 for number, loss in losses.items())

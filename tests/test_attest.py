@@ -11,9 +11,9 @@ import pytest
 
 from resumekit.base.files import TempFile
 from resumekit.base.paths import RunPaths, manifest_path
-from resumekit.checkpoint import one_pass
+from resumekit.checkpoint import form, one_pass
 from resumekit.checkpoint.selection import CheckpointFolder, select
-from resumekit.process import attest
+from resumekit.process import attest, kept_copies
 from resumekit.run.run_folder import Run
 from support.runs import events
 from support.toy_trainer import write_checkpoint
@@ -155,3 +155,61 @@ def test_a_whole_file_that_was_written_again_is_not_called_truncated(looked: Any
     found = select([CheckpointFolder(looked.folder)])
     assert found.chosen.step == 2
     assert found.candidates[0].reason == "it was written again since it was attested"
+
+
+@pytest.fixture
+def fixed(looked: Any, tmp_path: Path) -> Any:
+    """As `looked`, of a run whose checkpoints all have one name; `step(n)` writes the next and comes to rest."""
+    section = {"pattern": "ckpt.pt", "keep_last": 2}
+    (tmp_path / "resolved_config.json").write_text(json.dumps({"checkpoint": section}))
+
+    def step(number: int) -> None:
+        write_checkpoint(looked.folder / "ckpt.pt", number)
+        looked.rest()
+
+    return SimpleNamespace(**vars(looked), step=step)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_of_a_checkpoint_that_is_written_over_the_last_states_are_kept(fixed: Any) -> None:
+    for number in (10, 20, 30):
+        fixed.step(number)
+    copies = {"ckpt@20.pt", "ckpt@20.pt.json", "ckpt@30.pt", "ckpt@30.pt.json"}
+    assert names(fixed.folder) == {"ckpt.pt", "ckpt.pt.json", *copies}
+    assert said_of(fixed.folder / "ckpt@30.pt")["sha256"] == said_of(fixed.folder / "ckpt.pt")["sha256"]
+    (fixed.folder / "ckpt.pt").write_bytes(b"PK\3\4 half of the next")
+    found = select([CheckpointFolder(fixed.folder, form=form.of({"pattern": "ckpt.pt"}))])
+    assert (found.chosen.name, found.chosen.grade) == ("ckpt@30.pt", "attested")
+
+
+def test_of_the_last_state_of_all_no_copy_is_made(fixed: Any) -> None:
+    write_checkpoint(fixed.folder / "ckpt.pt", 10)
+    fixed.look_last()
+    assert names(fixed.folder) == {"ckpt.pt", "ckpt.pt.json"}
+
+
+@pytest.mark.parametrize("why", ["no room", "written again"])
+def test_a_copy_that_cannot_be_made_is_said_once_and_nothing_of_it_is_left(
+    fixed: Any, why: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if why == "no room":
+        monkeypatch.setattr(kept_copies, "_ROOM", 1 << 60)
+    else:
+        real = kept_copies._copy
+
+        def written_again(*args: Any) -> str:
+            digest = real(*args)
+            write_checkpoint(tmp_path / "other", 99)
+            (fixed.folder / "ckpt.pt").write_bytes((tmp_path / "other").read_bytes())
+            return digest
+
+        monkeypatch.setattr(kept_copies, "_copy", written_again)
+    for number in (10, 20):
+        fixed.step(number)
+    assert names(fixed.folder) == {"ckpt.pt", "ckpt.pt.json"}
+    (warning,) = events(tmp_path, "warning")
+    assert warning["kind"] == "not_kept" and "no copy of 'ckpt.pt' of step 10 is kept" in warning["message"]
+    assert ("no room" if why == "no room" else "written again") in warning["message"]

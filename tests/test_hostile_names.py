@@ -125,6 +125,16 @@ def test_a_switch_of_make_is_off_where_it_says_so(tmp_path: Path, value: str, is
     assert done.stdout.split() == ["T-1", *(["--fresh", "--accept"] if is_on else [])], done.stderr
 
 
+def test_make_hands_a_base_on_to_run(tmp_path: Path) -> None:
+    command = tmp_path / "bin" / "run.sh"
+    command.parent.mkdir()
+    command.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    command.chmod(0o755)
+    argv = ["make", "-s", "-f", str(ROOT / "resumekit.mk"), "run", f"RESUMEKIT_DIR={tmp_path}", "INIT_FROM=a b.pt"]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.splitlines() == ["--init-from=a b.pt"], done.stderr
+
+
 def test_a_switch_of_make_takes_no_other_word(kit: Kit) -> None:
     argv = ["make", "-f", str(ROOT / "resumekit.mk"), "run", "EXP=T-1", "ACCEPT=maybe"]
     done = subprocess.run(argv, env=kit.env, capture_output=True, text=True, cwd=kit.folder)

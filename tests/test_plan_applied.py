@@ -7,6 +7,7 @@ one row for each kind of effect; `make campaign` runs every row that the example
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -274,6 +275,20 @@ def test_an_experiment_goes_on_from_the_base_run_of_the_protocols_example(
     parent = lab.parent("EXP-03")
     lab("resume", experiment, "--from", parent.name, code=143)
     check(lab, lab.kit.run_dirs()[-1], parent, expected)
+
+
+@pytest.mark.parametrize("words", [(), ("--set", "model.aux_rule_head=true", "--set", "resume.weights=partial")])
+def test_a_new_lineage_takes_the_weights_of_a_base_and_nothing_else(lab: Lab, words: tuple[str, ...]) -> None:
+    parent = lab.parent(BASE)
+    base = parent / "checkpoints" / f"hrm_arc_step_{STEP}.pt"
+    lab("run", BASE, "--name", "tuned", "--init-from", str(base), *words, code=143)
+    run = lab.kit.run_dirs()[-1]
+    own = json.loads((run / "run.json").read_text())
+    assert (own["relation"], own["parent_run_id"], own["checkpoint"]) == ("fresh", None, None)
+    assert own["init_from"]["sha256"] == hashlib.sha256(base.read_bytes()).hexdigest()
+    assert json.loads((run / "resume_plan.json").read_text())["init_from"] == own["init_from"]
+    reset = dict.fromkeys(("optimizer", "scheduler", "counters", "rng", "data_position"), "reset")
+    check(lab, run, parent, {"weights": "partial" if words else "load", "ema": "fresh", **reset})
 
 
 def test_a_schedule_and_data_that_began_anew_go_on_from_there_at_the_next_resume(lab: Lab) -> None:

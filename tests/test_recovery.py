@@ -24,6 +24,7 @@ from support.lab_repo import Lab, git, make_lab
 from support.places import LIVE
 from support.processes import marked_pids, wait_until
 from support.recoveries import (
+    PATTERNS,
     answers_of,
     askers,
     configure,
@@ -350,6 +351,33 @@ def test_a_trainer_that_sets_its_own_rate_is_not_pretended_to_be_cut(recovered: 
     recovered("run", "T-1", code=8)
     (only,) = recovered.run_dirs()
     assert "sets its own learning rate" in events(only, "recovery")[-1]["reason"]
+
+
+def test_a_trainer_that_takes_its_rate_as_an_argument_is_handed_a_cut_one(recovered: Kit):
+    """NaN at a rate of 0.7 or more: the second cut, of 1.0 to 0.64, heals it, and a resume by hand keeps that."""
+    configure(
+        recovered, "--nan-from", "22", "--nan-lr", "0.7", "--lr", "{optimizer.lr}", optimizer={"lr": 1.0},
+        recover={"lr_args": ["--lr", "{lr}"]}, training={"max_steps": 130},
+        trainer={"loads_with_kit": False, "log_patterns": {**PATTERNS, "lr": "lr ([0-9.e-]+)"}},
+    )  # fmt: skip
+    done = recovered("run", "T-1")
+    runs = recovered.run_dirs()
+    handed = [json.loads((run / "run.json").read_text())["handed_rate"] for run in runs]
+    assert [one and (one["before"], one["factor"], one["args"]) for one in handed] == [
+        None,
+        (1.0, 0.8, ["--lr", "0.8"]),
+        (1.0, pytest.approx(0.64), ["--lr", "0.64"]),
+    ]
+    argv = [json.loads((run / "run.json").read_text())["argv"] for run in runs]
+    assert [one[-2:] for one in argv[1:]] == [["--lr", "0.8"], ["--lr", "0.64"]]
+    assert "--lr 0.64" in (runs[-1] / "command.sh").read_text()
+    assert "--lr 0.64 (recover.lr_args): optimizer.lr 1 x 0.64, cut by recoveries" in done.stderr
+    rates = {check["name"]: check for check in events(runs[-1], "check")}["lr"]
+    assert (rates["verdict"], recovered.status(runs[-1])["lr_scale"]) == ("passed", pytest.approx(0.64))
+    page = recovered("resume", "T-1", "--step", "100", "--dry-run").stdout
+    assert "lr handed    --lr 0.64" in page and "lr_scale" not in page
+    undone = recovered("resume", "T-1", "--step", "100", "--set", "recover.lr_args=null", "--dry-run").stdout
+    assert "lr_scale: 0.64 -> 1" in undone and "lr handed" not in undone
 
 
 def test_a_run_that_fails_behind_its_last_step_is_a_person_s(recovered: Kit):

@@ -243,5 +243,5 @@ def test_an_interpreter_that_answers_nonsense_is_unknown(tmp_path: Path):
     fake = tmp_path / "python3"
     fake.write_text("#!/bin/sh\necho hello\n")
     fake.chmod(0o755)
-    versions = trainer_command.Versions(str(fake), "").answer()
+    versions = trainer_command.Versions([str(fake)], "").answer()
     assert versions["python"] is None and versions["torch"] is None

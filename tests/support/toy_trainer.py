@@ -45,13 +45,16 @@ def main() -> int:
         _tell_the_load(step, options.resume)
     if options.resume and step == options.die_on_load:
         _act("segv")
+    if options.init_from:
+        print(f"weights of step {read_step(options.init_from)}", flush=True)
     print(f"toy trainer, from step {step}, arguments {sys.argv[1:]!r}", flush=True)
     while step < options.steps:
         step += 1
         next(batches)
         if rank == 0:
-            loss = "nan" if options.nan_from <= step <= options.nan_until else f"{1 / step:.4f}"
-            print(f"step {step} loss {loss}", flush=True)
+            is_nan = options.nan_from <= step <= options.nan_until and (options.lr or 0) >= options.nan_lr
+            rate = "" if options.lr is None else f" lr {options.lr / (1 + step / 1000):.6g}"
+            print(f"step {step} loss {'nan' if is_nan else f'{1 / step:.4f}'}{rate}", flush=True)
         time.sleep(options.delay)
         for at, action in options.at:
             if int(at) == step:
@@ -77,10 +80,15 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--kind", choices=("plain", "workers", "deaf", "ranks"), default="plain")
     parser.add_argument("--dir", type=Path, default=Path("checkpoints"))
     parser.add_argument("--resume", type=Path)
+    parser.add_argument("--init-from", type=Path, help="a checkpoint whose weights alone are taken: the step stays 0")
     parser.add_argument("--exit", type=int, default=0, help="the exit code at the end")
     parser.add_argument("--die-on-load", type=int, help="die of a signal when a checkpoint of this step is loaded")
     parser.add_argument("--nan-from", type=float, default=math.inf, help="the loss is NaN from this step on")
     parser.add_argument("--nan-until", type=float, default=math.inf, help="and no longer than to this one")
+    parser.add_argument("--nan-lr", type=float, default=0.0, help="only while its rate is at least this")
+    parser.add_argument(
+        "--lr", type=float, help="its peak rate, which falls with the step and is printed beside the loss"
+    )
     parser.add_argument("--ignore", help="signals to ignore: TERM,INT")
     parser.add_argument("--at", nargs=2, action="append", default=[], metavar=("STEP", "ACTION"))
     return parser.parse_args(sys.argv[1:] + shlex.split(os.environ.get("TOY_ARGS", "")))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 NAME = ".metadata"
 MAX_BYTES = 32 << 20
-MAX_COUNTED = 10_000_000
+MAX_COUNTED = 3_000_000
 _MAX_COUNT = 1 << 63
 _MAX_FILE_NAME, _MAX_WORDS = 255, 1024
 
@@ -331,7 +331,8 @@ def _key(name: str, offsets: tuple[int, ...] | None) -> str:
 
 
 def _found(held: dict[str, Place], name: str, chunk: tuple[int, ...] | None) -> Place:
-    place = held.get(_key(name, chunk))
+    """Return the place of a chunk, or of a value, and take it out: a chunk that is listed twice has none."""
+    place = held.pop(_key(name, chunk), None)
     if place is None:
         raise UnreadableFile(f"its {NAME} does not say where {'a chunk of ' if chunk else ''}'{name[:80]}' lies")
     return place

@@ -198,26 +198,64 @@ def _require_digest(looked: Looked, opened: Opened, known: Manifest) -> None:
     raise UnreadableFile(f"{what} from its manifest")
 
 
+def kind_and_digest(path: Path, mb_per_s: float | None = None) -> tuple[str, str]:
+    """Return (what a checkpoint is on disk, the SHA-256 of its bytes), whoever it belongs to.
+
+    Its checksums and values are looked at in the same reading, for an `examine` behind it.
+
+    Raises:
+        UnreadableFile: it cannot be read.
+    """
+    layout.refuse_odd_files(path)
+    descriptor = layout.open_one(path)
+    try:
+        content = archive.content(descriptor)
+        looked = _look(descriptor, path, content, digest=True, checksums=True, mb_per_s=mb_per_s)
+    except OSError as error:
+        raise UnreadableFile(f"cannot be read: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
+    if looked.sha256 is None:
+        raise UnreadableFile("its digest was not read")
+    return layout.FILE, looked.sha256
+
+
 def attest(
-    path: Path, name_step: int | None, *, run_id: str | None = None, older: Iterable[Path] = (),
-    mb_per_s: float | None = None, parent_run_id: str | None = None, parent_step: int | None = None,
-    config_hash: str | None = None, named: Form | None = None,
+    path: Path, name_step: int | None, *, older: Iterable[Path] = (), mb_per_s: float | None = None,
+    named: Form | None = None, **lineage: Any,
 ) -> Manifest:  # fmt: skip
     """Write a manifest for a checkpoint that came to rest without one, or was written again, and is sound.
 
     Args:
-        path: the checkpoint; its bytes are read once.
-        name_step: the step in its name; None where it stands inside.
-        older, mb_per_s, named: as in `examine`.
-        run_id, parent_run_id, parent_step, config_hash: fields of the manifest.
+        path, name_step, older, mb_per_s, named: as for `measured`, whose errors it raises.
+        lineage: fields of the manifest: run_id, parent_run_id, parent_step, config_hash.
 
     Returns:
         The manifest, now in its place.
 
     Raises:
-        UnreadableFile: it is not sound, or it changed while it was read.
         FileExistsError: it has a manifest of its trainer's by now.
         OSError: the manifest could not be written.
+    """
+    known = measured(path, name_step, older=older, mb_per_s=mb_per_s, named=named)._replace(**lineage)
+    manifest.write_ours(path, known)
+    return known
+
+
+def measured(
+    path: Path, name_step: int | None, *, older: Iterable[Path] = (), mb_per_s: float | None = None,
+    named: Form | None = None,
+) -> Manifest:  # fmt: skip
+    """Return the manifest of a sound checkpoint, as the sidecar writes it; its bytes are read once.
+
+    Args:
+        path: the checkpoint.
+        name_step: the step in its name; None where it stands inside.
+        older, mb_per_s, named: as in `examine`.
+
+    Raises:
+        UnreadableFile: it is not sound, or it changed while it was read.
+        OSError: it could not be read.
     """
     from . import kinds  # late, as in `_attested`
 
@@ -239,15 +277,12 @@ def attest(
             if again.identity.version != before.version or again.files.keys() != opened.files.keys():
                 raise UnreadableFile("it is still being written")
     keys = inside.summary.keys
-    attested = Manifest(
+    return Manifest(
         writer=SIDECAR, file=path.name, size=before.size, sha256=looked.sha256, step=step, created_at=utc_now(),
-        versions={}, run_id=run_id, parent_run_id=parent_run_id, parent_step=parent_step, config_hash=config_hash,
-        weights=("raw", *(kind for kind in ("ema", "swa") if f"{kind}_state_dict" in keys)),
+        versions={}, weights=("raw", *(kind for kind in ("ema", "swa") if f"{kind}_state_dict" in keys)),
         finite=not looked.bad if looked.has_values else None, nonfinite=looked.bad, files=looked.files,
         kind=None if inside.kind == form.FILE else inside.kind, world_size=inside.summary.world_size,
     )  # fmt: skip
-    manifest.write_ours(path, attested)
-    return attested
 
 
 def lacks(key: str, there: Sequence[str]) -> str:

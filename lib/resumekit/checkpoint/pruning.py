@@ -1,7 +1,8 @@
 """Which old checkpoints may go, and which leftovers of dead writers are swept.
 
-Only files that this run's save_checkpoint wrote are ever removed: never below two proven ones, never a pinned one,
-the best one, or one that the kit did not write. Reads manifests and the run's claims; removes files.
+Only files that this run's save_checkpoint wrote, and copies that its sidecar kept, are ever removed: never below two
+that count, never a pinned one, the best one, or one that the kit did not write. Reads manifests and the run's claims;
+removes files.
 """
 
 from __future__ import annotations
@@ -34,7 +35,14 @@ class Keep:
 
 
 def prune(
-    folder: Path, keep: Keep, *, run_id: str | None, claims: Path | None, pattern: str, best_name: str
+    folder: Path,
+    keep: Keep,
+    *,
+    run_id: str | None,
+    claims: Path | None,
+    pattern: str,
+    best_name: str,
+    writer: str = manifest.SAVE_CHECKPOINT,
 ) -> list[Path]:
     """Remove this run's old checkpoints; call it after the newest one is durable.
 
@@ -43,6 +51,7 @@ def prune(
         run_id: whose may go; a manifest that names another run protects its file.
         claims: the run's claims folder, where a branch pins the step that it starts from.
         pattern, best_name: `checkpoint.pattern` and `checkpoint.best_pattern`.
+        writer: who has made those that may go.
 
     Returns:
         The files removed. One that can't be removed is left.
@@ -55,7 +64,7 @@ def prune(
     kept, removed = 0, []
     for step in steps:
         path = folder / checkpoint_name(pattern, step)
-        if path.name + MANIFEST_SUFFIX not in names or not _is_own(path, step, run_id):
+        if path.name + MANIFEST_SUFFIX not in names or not _is_own(path, step, run_id, writer):
             continue
         kept += 1
         if kept <= max(keep.last, MIN_PROVEN) or (keep.every and step % keep.every == 0):
@@ -71,20 +80,27 @@ def prune(
 
 
 def prune_own(
-    folder: Path, keep: Keep, run_dir: Path | None, *, run_id: str | None, pattern: str, best_name: str
+    folder: Path,
+    keep: Keep,
+    run_dir: Path | None,
+    *,
+    run_id: str | None,
+    pattern: str,
+    best_name: str,
+    writer: str = manifest.SAVE_CHECKPOINT,
 ) -> None:
     """Prune under the run's lock, so that no branch pins a step in between; not now if it is held.
 
     Args:
         run_dir: the run folder; None without the kit, where nothing is pinned.
-        run_id, pattern, best_name: as for `prune`.
+        run_id, pattern, best_name, writer: as for `prune`.
     """
     if run_dir is None:
-        prune(folder, keep, run_id=run_id, claims=None, pattern=pattern, best_name=best_name)
+        prune(folder, keep, run_id=run_id, claims=None, pattern=pattern, best_name=best_name, writer=writer)
         return
     own = RunPaths(run_dir)
     with contextlib.suppress(OSError, KitError), locked(own.lock, wait_s=1.0):
-        prune(folder, keep, run_id=run_id, claims=own.claims, pattern=pattern, best_name=best_name)
+        prune(folder, keep, run_id=run_id, claims=own.claims, pattern=pattern, best_name=best_name, writer=writer)
 
 
 def pinned_steps(claims: Path | None) -> frozenset[int]:
@@ -134,7 +150,7 @@ def _sweep_manifests(folder: Path, names: set[str], *, run_id: str | None, patte
                 (folder / name).unlink()
 
 
-def _is_own(path: Path, step: int, run_id: str | None) -> bool:
+def _is_own(path: Path, step: int, run_id: str | None, writer: str) -> bool:
     seen = layout.own_identity(path)
     try:
         known = manifest.read(path)
@@ -143,11 +159,11 @@ def _is_own(path: Path, step: int, run_id: str | None) -> bool:
     return (
         seen is not None
         and seen.size == known.size
-        and known.writer == manifest.SAVE_CHECKPOINT
+        and known.writer == writer
         and known.step == step
         and known.run_id == run_id
-        and known.finite is True
-        and known.step_completed is True
+        and known.finite is not False
+        and (writer != manifest.SAVE_CHECKPOINT or (known.finite is True and known.step_completed is True))
     )
 
 

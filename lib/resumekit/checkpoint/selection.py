@@ -16,7 +16,7 @@ from ..base.errors import KitError, NoStableCheckpoint
 from ..base.files import UnreadableFile
 from ..base.imports import NamedTuple
 from ..base.paths import manifest_path
-from . import catalog
+from . import catalog, manifest
 from .archive import Summary
 from .form import Form
 from .form import of as form_of
@@ -351,13 +351,17 @@ def _best_entries(folders: Sequence[CheckpointFolder]) -> Iterator[_Entry]:
 
 
 def _noted_best(home: CheckpointFolder) -> str | None:
-    """Return the name of the best that the newest readable checkpoint has noted; None where that is not there."""
+    """Return the newest that was sealed as the best, else the one that the newest readable checkpoint has noted."""
     from . import kinds  # late: the kit's own trainers give the best a name
 
     names = catalog.names_in(home.folder)
-    for step, name in catalog.sorted_names(home.folder, names, home.form)[0][:MAX_LOOKED_AT]:
-        if home.max_step is not None and step > home.max_step:
-            continue
+    there = catalog.sorted_names(home.folder, names, home.form)[0]
+    there = [one for one in there if home.max_step is None or one[0] <= home.max_step]
+    for _, name in there:
+        with contextlib.suppress(UnreadableFile):
+            if manifest.read(home.folder / name).best_score is not None:
+                return name
+    for _, name in there[:MAX_LOOKED_AT]:
         with contextlib.suppress(UnreadableFile, OSError):
             best = kinds.look_inside(home.folder / name, home.form).summary.best
             return best if best in names else None

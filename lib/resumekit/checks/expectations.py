@@ -18,7 +18,7 @@ from ..base.terms import ABSENT, LOAD, RESET
 from ..base.values import count, mapping, number, seconds, text
 from ..policy import plan_file
 from ..policy.lr_scale import LrScale
-from ..policy.plan_file import RECOVERY, PlanFile, PlannedRate
+from ..policy.plan_file import CONFIG, RECOVERY, PlanFile, PlannedRate
 from ..run.run_folder import Run, open_run
 from ..run.run_table import RunTable
 from ..run.state_types import WAITING_PHASES
@@ -68,6 +68,8 @@ class Expected(NamedTuple):
         widest: how far apart the steps are at most that the parent told.
         scale: what the plan multiplies the schedule's rate by in the next step; None where it does not say.
         actions: component -> what the plan does with it.
+        replayed_rates: step -> rate, of steps that the parent told after the checkpoint, cut as the argument is; where
+            the schedule is the trainer's own, and nothing that shapes it has changed.
     """
 
     step: int
@@ -89,6 +91,7 @@ class Expected(NamedTuple):
     widest: int = 1
     scale: float | None = None
     actions: dict[str, str] = {}  # noqa: RUF012 (never changed)
+    replayed_rates: dict[int, float] = {}  # noqa: RUF012 (never changed)
 
 
 def read(run: Run) -> Expected | None:
@@ -120,7 +123,7 @@ def read(run: Run) -> Expected | None:
         unrestored=_unrestored(plan, loads_with_kit=loads_with_kit),
         speed_differs=f"{slower} changed" if slower else "" if is_same_host else "another host or no parent",
         data_differs=any(key.startswith("data.") for key in of_config),
-        unscaled=_unscaled(planned, plan.step, scale),
+        unscaled=() if plan.handed else _unscaled(planned, plan.step, scale),
         checkpoint=plan.checkpoint,
         loads_with_kit=loads_with_kit,
         is_exact=parent is not None and is_same_host and _driver(run) is None and _driver(parent) is None,
@@ -129,7 +132,24 @@ def read(run: Run) -> Expected | None:
         widest=around.widest,
         scale=None if is_anew or plan.lr_scale is None else scale(plan.step),
         actions={name: one.action for name, one in plan.components.items()},
+        replayed_rates={} if planned else _replayed_rates(plan, around.rates),
     )
+
+
+def _replayed_rates(plan: PlanFile, told: dict[int, float]) -> dict[int, float]:
+    """Return the parent's rates of the steps that are done again, multiplied as the rate that is handed over."""
+    handed = plan.handed
+    if (
+        handed is None
+        or not handed.before
+        or any(one.origin == CONFIG and _is_telling(one.key) for one in plan.changes)
+    ):
+        return {}
+    return {step: rate * (handed.lr / handed.before) for step, rate in told.items()}
+
+
+def _is_telling(key: str) -> bool:
+    return not key.startswith(_NEUTRAL_KEYS)
 
 
 def _unscaled(planned: list[PlannedRate], step: int, scale: LrScale) -> tuple[tuple[float, ...], ...]:
@@ -145,7 +165,7 @@ def _unscaled(planned: list[PlannedRate], step: int, scale: LrScale) -> tuple[tu
 def _incomparable(plan: PlanFile) -> str:
     """Return what was changed that could touch a number of the next steps; '' where nothing was."""
     for one in plan.changes:
-        if not one.key.startswith(_NEUTRAL_KEYS):
+        if _is_telling(one.key):
             return f"{one.key} was changed"
     other = next((name for name, one in plan.components.items() if one.action not in (LOAD, ABSENT)), None)
     return "" if other is None else f"the plan says {other}: {plan.action(other)}"
@@ -175,12 +195,16 @@ def _driver(run: Run) -> Any:
 
 
 class _Around(NamedTuple):
-    """What a parent told around the checkpoint: losses by step, seconds of each step up to it, and how it counted."""
+    """What a parent told around the checkpoint.
+
+    Losses by step, the rates of the steps after it, seconds of each step up to it, and how it counted.
+    """
 
     losses: dict[int, float] = {}  # noqa: RUF012 (never changed)
     seconds: tuple[float, ...] = ()
     is_counted: bool | None = None
     widest: int = 1
+    rates: dict[int, float] = {}  # noqa: RUF012 (never changed)
 
 
 def _around(path: Path, step: int, begun: int) -> _Around:
@@ -191,22 +215,27 @@ def _around(path: Path, step: int, begun: int) -> _Around:
     """
     before: dict[int, float] = {}
     after: dict[int, float] = {}
+    rates: dict[int, float] = {}
     taken: list[float] = []
     last: tuple[int, float] | None = None
     events = list(_events_around(path, step))
     for event in events:
         at, mono_s, loss = count(event.get("step")), seconds(event.get("mono_s")), number(event.get("loss"))
+        rate = number(event.get("lr"))
         if event["event"] == "phase" and text(event.get("phase")) in WAITING_PHASES:
             last = None
         if event["event"] != "step" or at is None or mono_s is None:
             continue
         if loss is not None:
             (before if at <= step else after)[at] = float(loss)
+        if rate is not None and at > step:
+            rates[at] = float(rate)
         if last and at > last[0] and mono_s >= last[1] and step - STEPS_AROUND < at <= step:
             taken.append((mono_s - last[1]) / (at - last[0]))
         last = (at, mono_s)
     near = [*sorted(before)[-STEPS_AROUND - 1 :], *sorted(after)[:STEPS_AROUND]]
-    return _Around({at: (before | after)[at] for at in near}, tuple(taken), *_count(events, step, begun))
+    told = {at: rates[at] for at in sorted(rates)[:STEPS_AROUND]}
+    return _Around({at: (before | after)[at] for at in near}, tuple(taken), *_count(events, step, begun), rates=told)
 
 
 def _count(events: list[dict[str, Any]], step: int, begun: int) -> tuple[bool | None, int]:

@@ -35,6 +35,8 @@ def judge_rates(steps: Sequence[Mapping[str, Any]], expected: Expected, *, is_ve
         is_verified: the kit's helpers have looked at every group in the first step. Then the rate told may be any
             group's, and only its course is judged: a schedule that goes twice as fast.
     """
+    if expected.replayed_rates:
+        return _judge_replayed_rates(steps, expected)
     if not expected.rates:
         return Check("lr", NOT_TOLD, why="the trainer's own schedule decides")
     told = {
@@ -51,6 +53,18 @@ def judge_rates(steps: Sequence[Mapping[str, Any]], expected: Expected, *, is_ve
     said = "; ".join(", ".join(f"{value:.6g}" for value in values[first:]) for values in expected.rates)
     found = ", ".join(f"{told[index]:.6g}" for index in sorted(told))
     return Check("lr", PASSED if follows else FAILED, f"{said} from step {first + 1 + expected.step} on", found)
+
+
+def _judge_replayed_rates(steps: Sequence[Mapping[str, Any]], expected: Expected) -> Check:
+    """Judge by the parent's rates of the same steps whether the trainer took the cut one that it was handed."""
+    told = {one["step"]: float(one["lr"]) for one in steps if real(one.get("lr")) is not None}
+    both = [(step, told[step], rate) for step, rate in expected.replayed_rates.items() if step in told]
+    if not both:
+        return Check("lr", NOT_TOLD, why="the trainer tells no rate of a step that the parent told it of")
+    wrong = [one for one in both if not math.isclose(one[1], one[2], rel_tol=LOGGED_TOLERANCE)]
+    step, found, want = next(iter(wrong or both))
+    why = "the rate that the trainer was handed (recover.lr_args) is not the one it trains with" if wrong else ""
+    return Check("lr", FAILED if wrong else PASSED, f"{want:.6g} in step {step}", f"{found:.6g}", why)
 
 
 def _follows(

@@ -6,11 +6,12 @@ Reads nothing. Try it: `python lib/config_resolver.py --logdir /tmp/look --set c
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from ..base import paths
 from ..base.errors import KitError
 from ..base.imports import Any, NamedTuple
+from ..base.values import finite
 from . import settings
 from .schema import Schema
 from .yaml_scalars import show
@@ -18,6 +19,9 @@ from .yaml_scalars import show
 Config = dict[str, Any]
 # The schedules that the kit computes (`start/forecast`).
 SCHEDULES = ("cosine", "linear", "constant")
+# Placeholders with which a trainer finds its whole config.
+WHOLE_CONFIG = ("config_yaml", "config_json", "run_dir")
+_RATE = re.compile(r"(?<!\{)\{lr\}")
 
 
 class Broken(NamedTuple):
@@ -38,6 +42,8 @@ def broken(config: Config, schema: Schema) -> Iterator[Broken]:
         if found := rule(config):
             yield found
     yield from _divisors(config, schema)
+    if found := _lr_args(config, schema):
+        yield found
     if sentence := _oom_set(config["abort"]["oom_set"], schema):
         yield Broken(("abort.oom_set",), sentence)
 
@@ -79,6 +85,41 @@ def unchecked(config: Config, schema: Schema) -> Iterator[str]:
 def doubtful(config: Config) -> tuple[str, ...]:
     """Return one sentence for each rule that a config breaks and trains all the same: a warning, no refusal."""
     return tuple(sentence for rule in (_cadence, _warmup) if (sentence := rule(config)))
+
+
+def base_rates(config: Config, schema: Schema) -> dict[str, float]:
+    """Return the base learning rates of a config: every number whose key the schema marks with `x-base-lr`."""
+    keys = (key for key, node in schema.leaves.items() if node.get("x-base-lr"))
+    values = {key: settings.get(config, key) for key in keys}
+    return {key: float(value) for key, value in values.items() if finite(value) is not None}
+
+
+def _lr_args(config: Config, schema: Schema) -> Broken | None:
+    """Refuse a way to hand over a cut rate by which the trainer would get another rate than the one that is cut."""
+    words = config["recover"].get("lr_args")
+    if words is None:
+        return None
+    key, trainer, rates = "recover.lr_args", config["trainer"], list(base_rates(config, schema))
+    what = f"{key} is {show(words)}"
+    if (number := sum(len(_RATE.findall(word)) for word in words)) != 1:
+        return Broken((key,), f"{what}, with {{lr}} in it {number} times: write it once, where the rate belongs")
+    if trainer.get("loads_with_kit"):
+        why = "load_resume_bundle cuts the rate by itself, and it would be cut twice: set one of them"
+        return Broken((key, "trainer.loads_with_kit"), f"{what} and trainer.loads_with_kit is true: {why}")
+    if len(rates) != 1:
+        named = f"the config has {' and '.join(rates)}" if rates else "the config has no base rate"
+        why = f"{named}: give it the one rate that the trainer trains with, optimizer.lr"
+        return Broken((key, *rates), f"{what}, and what {{lr}} is to be cut from is not known, for {why}")
+    if not _is_handed_on(trainer.get("command") or (), rates[0]):
+        why = f"the trainer is not told of {rates[0]}, so it may train with another rate than the one that is cut"
+        advice = f"hand it on in trainer.command, as {{{rates[0]}}} or in {{config_json}}"
+        return Broken((key, rates[0], "trainer.command"), f"{what}, and {why}: {advice}")
+    return None
+
+
+def _is_handed_on(words: Iterable[str], key: str) -> bool:
+    """Whether a command tells the trainer a key: by its placeholder, or with the whole config."""
+    return any(f"{{{name}}}" in word for word in words for name in (key, *WHOLE_CONFIG))
 
 
 def _oom_set(overrides: list[str], schema: Schema) -> str | None:

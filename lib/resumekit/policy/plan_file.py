@@ -38,6 +38,13 @@ class PlannedRate(NamedTuple):
     optimizer: str | None = None
 
 
+class PlannedHandedRate(NamedTuple):
+    """The rate that a trainer is handed as an argument, and the one before it; None where that was not known."""
+
+    lr: float
+    before: float | None
+
+
 class PlannedChange(NamedTuple):
     """A key that differs from the run that holds the checkpoint, and whether by CONFIG, ENVIRONMENT or RECOVERY."""
 
@@ -61,6 +68,7 @@ class PlanFile(NamedTuple):
         phase: of the schedule in the next step; None where it cannot be known.
         optimizer: the one that the run is to train with, as the config spells it; None where it does not say.
         skip_data_steps, skip_eval_step: what a recovery leaves out; 0 and None for nothing.
+        handed: the rate that the trainer is handed as an argument; None for none.
     """
 
     path: str
@@ -76,6 +84,7 @@ class PlanFile(NamedTuple):
     optimizer: str | None = None
     skip_data_steps: int = 0
     skip_eval_step: int | None = None
+    handed: PlannedHandedRate | None = None
 
     def action(self, component: str) -> str | None:
         """Return what is done with a component; None where the plan does not name it."""
@@ -137,6 +146,7 @@ def parse(name: str, fields: Any) -> PlanFile:
         rates=tuple(_rate(one) for one in _list(fields.get("learning_rates"), "its learning_rates are not a list")),
         phase=_text(fields.get("phase")),
         optimizer=_text(fields.get("optimizer")),
+        handed=_handed(fields.get("handed_rate")),
         **_left_out(fields.get("recovery")),
     )
 
@@ -167,6 +177,16 @@ def _rate(value: Any) -> PlannedRate:
     owner = value.get("optimizer")
     _require(owner is None or string(owner) is not None, f"the optimizer of {_short(value.get('key'))} is not a name")
     return PlannedRate(str(value.get("key"))[:MAX_WHY], base, tuple(map(float, after)), owner)
+
+
+def _handed(value: Any) -> PlannedHandedRate | None:
+    if value is None:
+        return None
+    _require(isinstance(value, dict), "its handed_rate is not an object")
+    lr, before = value.get("lr"), value.get("before")
+    is_sound = finite(lr) is not None and (before is None or finite(before) is not None)
+    _require(is_sound, "its handed_rate has no rate")
+    return PlannedHandedRate(float(lr), None if before is None else float(before))
 
 
 def _decision(name: str, value: Any) -> Decision:

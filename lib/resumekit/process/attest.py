@@ -1,7 +1,8 @@
 """Manifests for checkpoints of a trainer that writes none: given when a file is at rest and structurally sound.
 
 A file that is written again under its name is looked at again: its manifest is renewed, where it is one of ours. Each
-is read once, in a thread, while the sidecar goes on. Writes manifests and `checkpoint` events.
+is read once, in a thread, while the sidecar goes on. Writes manifests and `checkpoint` events; of a checkpoint with one
+name for all steps also copies (`kept_copies`).
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ REST_S = 5.0
 ALL_S = 10.0
 # What could not be read or written down (a full disk, a drive that does not answer) is tried again after so long.
 AGAIN_S = 60.0
+# The kind of the warning that a checkpoint with one name for all steps could not be copied.
+NOT_KEPT = "not_kept"
 
 
 class _Waiting(NamedTuple):
@@ -60,6 +63,7 @@ class Attester:
         self._folder_mtime_ns = -1
         self._looked_s = float("-inf")
         self._job: _Job | None = None
+        self._keeps, self._has_warned = False, False
 
     def look(self) -> None:
         """Give a manifest to each checkpoint without a good one that has been at rest for REST_S seconds.
@@ -69,7 +73,7 @@ class Attester:
         if self._job is not None and self._job.thread.is_alive():
             return
         self.settle()
-        now = time.monotonic()
+        self._keeps, now = True, time.monotonic()
         for step, path, shape in self._unattested(now):
             seen, since = self._seen.get(path, (None, now))
             if seen != shape:
@@ -81,6 +85,7 @@ class Attester:
     def look_last(self) -> None:
         """The trainer is gone, so every file is at rest: attest what is left, and what was written again."""
         self.settle()
+        self._keeps = False  # no save will be written over it any more
         self._looked_s = float("-inf")
         for step, path, shape in self._unattested(time.monotonic()):
             self._give(step, path, shape)
@@ -142,8 +147,23 @@ class Attester:
                 config_hash=record.get("config_hash"),
             )
             found.append(manifest)
+            if step < 0 and self._keeps:
+                self._keep(path, manifest)
         except Exception as error:  # it is taken down in the thread that has begun this
             found.append(error)
+
+    def _keep(self, path: Path, manifest: Manifest) -> None:
+        """Keep a copy of what will be written over; it is said once where that cannot be."""
+        from . import kept_copies  # late: few trainers write one name again and again
+
+        try:
+            kept_copies.keep(self._run, path, manifest)
+        except (OSError, UnreadableFile) as error:
+            if not self._has_warned:
+                self._has_warned = True
+                message = f"no copy of '{path.name}' of step {manifest.step} is kept: {error}"
+                with contextlib.suppress(OSError):
+                    journal.append(self._run.paths.journal, "warning", self._run.run_id, kind=NOT_KEPT, message=message)
 
     def _older(self, step: int) -> list[Path]:
         """Return the run's checkpoints of earlier steps, the newest first."""

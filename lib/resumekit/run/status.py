@@ -16,7 +16,7 @@ from ..base import claims, journal, processes, terminal, terms
 from ..base.errors import KitError, Refused
 from ..base.files import to_json, utc_now, write_atomic
 from ..base.imports import TYPE_CHECKING, Any, NamedTuple
-from ..base.values import count, integer, items, mapping, text
+from ..base.values import count, integer, items, mapping, number, text
 from . import run_end
 from .journal_fold import State, fold, measured_speed
 from .liveness import MOVES
@@ -119,6 +119,7 @@ def observe(run: Run, state: State, view: View) -> dict[str, Any]:
     max_steps, parent_step = count(run.setting("training", "max_steps")), count(run.parent_step)
     step, speed = state.get("step"), measured_speed(state) or state.get("steps_per_sec")
     record = run.record
+    handed = number(mapping(record.get("handed_rate")).get("factor"))
     is_now = name_of(run, state, view)
     ended_at = text((state.get("exited") or {}).get("at"))
     return {
@@ -139,7 +140,7 @@ def observe(run: Run, state: State, view: View) -> dict[str, Any]:
         "epoch": state.get("epoch"),
         "max_steps": max_steps,
         "loss": state.get("loss"),
-        "lr_scale": state.get("lr_scale", 1.0),
+        "lr_scale": state.get("lr_scale", handed if handed is not None else 1.0),
         "optimizer": state.get("optimizer") or text(run.setting("optimizer", "name")),
         "swap_from_step": state.get("swap_from_step"),
         "scheduler_phase": state.get("scheduler_phase"),
@@ -328,9 +329,9 @@ def _telling_progress(run: Run, found: Iterator[tuple[dict[str, Any], int]]) -> 
         yield from found
         return
     told_s, name = time.monotonic(), run.run_id
-    for number, (event, end) in enumerate(found, 1):
+    for position, (event, end) in enumerate(found, 1):
         yield event, end
-        if number % PROGRESS_EVENTS == 0 and time.monotonic() - told_s >= PROGRESS_S:
+        if position % PROGRESS_EVENTS == 0 and time.monotonic() - told_s >= PROGRESS_S:
             told_s = time.monotonic()
             with contextlib.suppress(OSError):
                 size = max(end, os.stat(run.paths.journal).st_size)

@@ -21,8 +21,9 @@ from ..run import life_signs, status
 from ..run.run_folder import Run
 from ..run.run_names import check_name
 from ..run.run_table import Recovery, RunTable
-from . import baseline, search, trainer_command
+from . import baseline, init_base, search, trainer_command
 from .baseline import ResumeConfig, for_resume
+from .init_base import InitBase
 from .request import Request
 
 # Data workers notice within seconds that their trainer is gone.
@@ -51,6 +52,7 @@ class Choice(NamedTuple):
         origin: the run that `changed` is about, where it is not the parent.
         consents: what a person must agree to before anything of it is started: words or files of another user.
         is_taken_over: a person has said that the parent, which cannot be told alive or dead, is dead.
+        init: the checkpoint that a new lineage takes its weights from; None where there is none.
         is_chained: `run.sh` goes on with what is there: the next link of a chain of jobs, perhaps of a finished run.
         said: sentences for the person.
         recovery: of the incident that the new run recovers from; None where a person starts it.
@@ -74,13 +76,15 @@ class Choice(NamedTuple):
     consents: tuple[str, ...] = ()
     is_taken_over: bool = False
     is_chained: bool = False
+    init: InitBase | None = None
 
     @property
     def chosen(self) -> Candidate:
-        """The checkpoint that it starts from. Raises KitError where it begins without one."""
-        if self.candidate is None:
+        """The checkpoint that it loads anything from. Raises KitError where it begins without one."""
+        found = self.init.candidate if self.init else self.candidate
+        if found is None:
             raise KitError(f"{self.experiment} begins from no checkpoint")
-        return self.candidate
+        return found
 
     @property
     def base(self) -> Run | None:
@@ -90,17 +94,20 @@ class Choice(NamedTuple):
     @property
     def title(self) -> str:
         """What will be done, in a line."""
+        weights = f", with the weights of '{self.chosen.path}'" if self.init else ""
         if self.relation == FRESH:
-            return f"starting {self.experiment} anew"
+            return f"starting {self.experiment} anew{weights}"
         if self.candidate is None and self.parent is not None:
-            return f"beginning '{self.parent.run_id}' anew: it has no checkpoint"
+            return f"beginning '{self.parent.run_id}' anew: it has no checkpoint{weights}"
         origin = f"'{self.parent.run_id}'" if self.parent else f"'{self.chosen.path}'"
         return f"{'continuing' if self.relation == CONTINUE else 'branching from'} {origin} at step {self.step}"
 
     @property
     def headline(self) -> str:
         """The title, with the grade of the checkpoint and why it was taken."""
-        return f"{self.title} ({self.candidate.grade}: {self.candidate.reason})" if self.candidate else self.title
+        if self.init is None and self.candidate is None:
+            return self.title
+        return f"{self.title} ({self.chosen.grade}: {self.chosen.reason})"
 
 
 def require_consent(reasons: Sequence[str], *, is_accepted: bool) -> None:
@@ -185,9 +192,15 @@ def _fresh(request: Request, table: RunTable, said: tuple[str, ...]) -> Choice:
     resolved = request.resolved(experiment)
     name = _name(request, config.get(resolved, "experiment.run_name"))
     said = (*said, *_also_said(request, table, resolved))
+    init, asked = None, tuple[str, ...]()
+    if request.init_from is not None:
+        from . import consent  # late, as below: what begins with no file pays for none of them
+
+        init = init_base.find(request.init_from, resolved)
+        asked = consent.checkpoint_consents(init.candidate, resolved, table)
     return Choice(
         relation=FRESH, experiment=experiment, name=name, config=resolved, table=table,
-        settings=tuple(request.settings), said=said,
+        settings=tuple(request.settings), said=said, init=init, consents=asked,
     )  # fmt: skip
 
 
@@ -252,7 +265,10 @@ def _anew(choice: Choice, head: Run, request: Request, another: str | None) -> C
 
         asked = consent.word_consents(head, trust.standing(head), head.config, request, choice.experiment, advice)
     asked += _of_another_project(head, another)
-    return choice._replace(relation=CONTINUE, parent=head, step=0, consents=asked, is_taken_over=request.take_over)
+    return choice._replace(
+        relation=CONTINUE, parent=head, step=0, consents=asked, is_taken_over=request.take_over,
+        init=init_base.again(head.record, choice.config),
+    )  # fmt: skip
 
 
 def _newer_than(candidate: Candidate, head: Run) -> tuple[str, ...]:

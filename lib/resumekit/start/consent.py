@@ -36,7 +36,9 @@ def executed_words(resolved: Mapping[str, Any], schema: Schema) -> dict[str, Any
         schema: says which keys are executed; a key that the config lacks has its default.
     """
     found = {key: _value(resolved, key, schema) for key in schema.executed}
-    commands = (found.get(f"trainer.{name}") for name in ("command", "resume_args", "describe_args"))
+    templates = ("trainer.wrap", "trainer.command", "trainer.resume_args", "trainer.describe_args", "trainer.init_args",
+                 "recover.lr_args")  # fmt: skip
+    commands = map(found.get, templates)
     for key in _placeholders(*commands):
         value = _value(resolved, key, schema)
         if isinstance(value, str):  # a number is no word; null and lists are refused where the command is built

@@ -12,7 +12,7 @@ from ..base.terminal import duration
 from ..base.terms import LOAD, REFIT, RESET
 from ..base.values import count, finite
 from ..config import config
-from ..config.rules import SCHEDULES
+from ..config.rules import SCHEDULES, base_rates
 from ..config.schema import Schema
 from ..policy.lr_scale import LrScale
 from ..run import status
@@ -67,13 +67,6 @@ def phase_of(resolved: dict[str, Any], step: int) -> str | None:
         return "warmup"
     name = config.get(resolved, "schedule.name")
     return "floor" if name != "constant" and step >= config.get(resolved, "training.max_steps") else name
-
-
-def base_rates(resolved: dict[str, Any], schema: Schema) -> dict[str, float]:
-    """Return the base learning rates of a config: every number whose key the schema marks with `x-base-lr`."""
-    keys = (key for key, node in schema.leaves.items() if node.get("x-base-lr"))
-    values = {key: config.get(resolved, key) for key in keys}
-    return {key: float(value) for key, value in values.items() if finite(value) is not None}
 
 
 def optimizer_of(key: str, schema: Schema) -> str | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..base import claims, file_identity, kit_version, ownership, processes, redaction
 from ..base.errors import Busy, KitError, Refused
 from ..base.files import fsync_directory, fsync_file, to_json, utc_now, write_atomic, write_new
-from ..base.imports import Any, NamedTuple
+from ..base.imports import TYPE_CHECKING, Any, NamedTuple
 from ..base.ownership import MadeFolder, refuse_exchanged
 from ..base.paths import RunPaths, relative_to_run
 from ..base.redaction import redacted_text
@@ -27,11 +27,14 @@ from .code_state import MAX_UNTRACKED, Code
 from .pipeline import Planned
 from .request import Request
 
+if TYPE_CHECKING:
+    from .handed_rate import HandedRate
+
 
 def run_record(
     choice: Choice, request: Request, paths: RunPaths, *, root: Path, cwd: Path, argv: Sequence[str],
     kit_argv: Sequence[str], code: Code, versions: Mapping[str, str | None], config_hash: str, token: str,
-    launcher: processes.Identity | None,
+    launcher: processes.Identity | None, handed: HandedRate | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Return run.json's content, by schemas/run.schema.json; paths inside runs/ are relative, so that it may move."""
     resolved, parent, candidate = choice.config, choice.parent, choice.candidate
@@ -45,8 +48,10 @@ def run_record(
         "parent_step": choice.step,
         "root_run_id": preflight.root_run_id(choice, paths),
         "checkpoint": relative_to_run(candidate.path.absolute(), paths.run_dir) if candidate else None,
+        "init_from": choice.init.as_fields() if choice.init else None,
         "relation": choice.relation,
         "recovery": choice.recovery.as_fields() if choice.recovery else None,
+        "handed_rate": handed.as_fields() if handed else None,
         "config_hash": config_hash,
         "config_hash_version": config.HASH_VERSION,
         "resolved_sha256": file_identity.sha256(config.as_json(resolved)),
@@ -174,7 +179,8 @@ def prepare(planned: Planned, launcher_pid: int, kit_argv: Sequence[str]) -> Lau
     paths, made = _claim_folder(choice)
     launch = None
     try:
-        argv = preflight.trainer_argv(choice, paths, ready)
+        handed = planned.plan.handed if planned.plan else None
+        argv = preflight.trainer_argv(choice, paths, ready, handed.args if handed else ())
         _claim_parent(choice, paths, launcher)
         digest = config.config_hash(choice.config, request.config_file.schema)
         head = choice.parent.paths.run_dir if choice.relation == CONTINUE and choice.parent else None
@@ -279,7 +285,7 @@ def _claim_head(choice: Choice, parent: Run, run_id: str, launcher: processes.Id
 
 def _to_prove(choice: Choice) -> Path | None:
     """Return the checkpoint that is proven beside the trainer's start: where the trainer's own load waits for it."""
-    if choice.candidate is None or not choice.config["trainer"]["loads_with_kit"]:
+    if (choice.candidate is None and choice.init is None) or not choice.config["trainer"]["loads_with_kit"]:
         return None
     return preflight.chosen_file(choice)
 
@@ -296,6 +302,7 @@ def _fill(planned: Planned, launch: Launch, launcher: processes.Identity | None,
     record = run_record(
         choice, request, paths, root=ready.root, cwd=ready.cwd, argv=launch.argv, kit_argv=kit_argv, code=code,
         versions=ready.versions.answer(), config_hash=launch.config_hash, token=launch.token, launcher=launcher,
+        handed=planned.plan.handed if planned.plan else None,
     )  # fmt: skip
     sealed = {
         paths.run_json.name: to_json(record),

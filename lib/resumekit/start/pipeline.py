@@ -37,7 +37,7 @@ class Planned(NamedTuple):
         choice: relation, checkpoint and config.
         ready: what preflight found; None where a dry run of another user's words could not look.
         code: the state of the lab's code; None where a dry run has not asked git about another user's folder.
-        plan: what happens to each component; None where the run begins without a checkpoint, or `ready` is None.
+        plan: what happens to each component; None where the run loads no checkpoint, or `ready` is None.
     """
 
     request: Request
@@ -117,10 +117,12 @@ def _is_asked_about(choice: Choice, request: Request) -> bool:
 
 
 def _plan(request: Request, choice: Choice, ready: Ready, code: Code | None) -> Plan | None:
-    if choice.candidate is None:
+    if choice.candidate is None and choice.init is None:
         return None
     from . import plan  # late: a fresh start need not pay for it
 
+    if choice.init is not None:
+        return plan.with_weights_alone(choice, choice.init, request.config_file.schema, ready)
     return plan.make(choice, request.config_file.schema, ready, code)
 
 

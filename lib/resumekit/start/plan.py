@@ -22,15 +22,18 @@ from ..config import config
 from ..config.schema import Schema
 from ..policy import lr_scale, plan_file
 from ..policy.config_diff import Change
+from ..policy.decide import NOT_HELD
 from ..policy.lr_scale import SWAP_FACTOR, SWAP_STEPS, LrScale, Ramp
 from ..policy.plan_file import CONFIG, ENVIRONMENT, RECOVERY, VERSION
 from ..run.run_folder import Run
 from ..run.run_table import Recovery
-from . import compatibility, forecast, plan_rules
+from . import compatibility, forecast, handed_rate, init_base, plan_rules
 from .baseline import holder_of
 from .choice import CONTINUE, Choice, require_consent
 from .code_state import Code
 from .forecast import Forecast
+from .handed_rate import HandedRate
+from .init_base import InitBase
 from .plan_rules import Component, Optimizers
 from .preflight import Ready
 
@@ -53,6 +56,7 @@ class Plan(NamedTuple):
         consents: what a person must agree to, with the reason.
         refusals: what makes it impossible, with the rule and what would have to change.
         optimizer: the one that the run is to train with; None where the config does not say.
+        handed: the rate that the trainer is handed as an argument; None where it is not.
     """
 
     choice: Choice
@@ -65,6 +69,7 @@ class Plan(NamedTuple):
     consents: tuple[str, ...]
     refusals: tuple[str, ...]
     optimizer: str | None = None
+    handed: HandedRate | None = None
 
     @property
     def verdict(self) -> str:
@@ -88,6 +93,7 @@ class Plan(NamedTuple):
         """What a start says of it: the components that are not simply loaded, and the warnings."""
         other = [one for one in self.components if one.action not in (LOAD, ABSENT)]
         lines = [f"{one.name}: {one.action} ({one.why})" for one in other]
+        lines += [f"lr: {self.handed.words}; {handed_rate.UNDO}"] if self.handed else []
         return lines + [f"warning: {sentence}" for sentence in self.forecast.warnings]
 
     def require(self, is_accepted: bool) -> None:
@@ -112,7 +118,8 @@ class Plan(NamedTuple):
             "relation": choice.relation,
             "experiment": choice.experiment,
             "parent_run_id": choice.parent.run_id if choice.parent else None,
-            "step": choice.step,
+            "step": (candidate.step or 0) if choice.init else choice.step,
+            "init_from": choice.init.as_fields() if choice.init else None,
             "checkpoint": {
                 "path": str(candidate.path), "run_id": candidate.run_id, "step": candidate.step,
                 "grade": candidate.grade, "reason": candidate.reason,
@@ -130,6 +137,7 @@ class Plan(NamedTuple):
             "new_params": config.get(choice.config, "resume.new_params", "module"),
             "lr_scale": self.lr_scale.as_fields(),
             "phase": self.phase,
+            "handed_rate": self.handed.as_fields() if self.handed else None,
             "learning_rates": [rate._asdict() for rate in self.forecast.rates],
             "totals": list(self.forecast.totals),
             "warnings": list(self.forecast.warnings),
@@ -156,7 +164,7 @@ def make(choice: Choice, schema: Schema, ready: Ready, code: Code | None) -> Pla
     holder = holder_of(candidate, parent, choice.table) if parent else None
     record, versions = holder.record if holder else {}, ready.versions.comparable()
     differs = tuple(compatibility.machine_changes(record, versions, code))
-    with_kit, inside = config.get(choice.config, "trainer.loads_with_kit"), candidate.content
+    with_kit, inside = bool(config.get(choice.config, "trainer.loads_with_kit")), candidate.content
     keys = inside.keys if with_kit else (*inside.keys, *inside.known_as)
     held = plan_rules.held_by(keys, inside.counters, inside.optimizers)
     trained_with = plan_rules.optimizer_at(holder.config, holder.parent_step or 0) if holder and holder.config else None
@@ -166,24 +174,60 @@ def make(choice: Choice, schema: Schema, ready: Ready, code: Code | None) -> Pla
     )
     if not with_kit and "model_state_dict" not in inside.keys:
         found = plan_rules.of_its_own(found)
-    held_scale, scale = _held_scale(candidate), _inherited_scale(choice)
+    held_scale = _held_scale(candidate, holder, choice.config)
+    scale = _inherited_scale(choice, held_scale)
     swaps = [one.name.partition(".")[2] for one in found if one.action == SWAP]
     scale = _with_ramp(scale, choice.config, step, swaps) if swaps else scale
     if choice.recovery is not None:
         scale = scale._replace(factor=scale.factor * choice.recovery.lr_factor)
+    if not with_kit and not handed_rate.is_taken(choice.config):
+        scale = LrScale()  # nothing cuts the rate of such a trainer
     is_asked = choice.recovery is None and not _has_the_same_model(choice, holder, differs, code)
+    handed = handed_rate.of(choice.config, schema, step, scale, (holder.config if holder else None, held_scale))
     match, unanswered = _compared(found, choice, ready, is_asked=is_asked)
     settled: tuple[Component, ...] = ()
     if parent is not None and holder is not None and holder.run_id != parent.run_id:
         settled = _settled(choice, parent, held, differs, optimizers)
     rules = plan_rules.judge(found, choice, held, optimizers, match, settled)
-    ahead = forecast.of(choice, schema, held_scale, scale, found)
+    constant = LrScale(handed.factor) if handed else scale  # an argument is one number
+    ahead = forecast.of(choice, schema, held_scale, constant, found)
     of_this_machine = compatibility.machine_consents(record, versions) if choice.recovery is None else ()
     return Plan(
         choice=choice, components=found, environment=differs, lr_scale=scale, match=match,
         forecast=ahead._replace(warnings=(*ahead.warnings, *unanswered)),
-        measures=tuple(_measures(choice.recovery, held_scale, scale)), optimizer=optimizers.wanted,
-        consents=(*choice.consents, *rules.consents, *of_this_machine), refusals=rules.refusals,
+        measures=tuple(_measures(choice.recovery, held_scale, scale)), optimizer=optimizers.wanted, handed=handed,
+        consents=(*choice.consents, *rules.consents, *of_this_machine),
+        refusals=(*rules.refusals, *filter(None, [handed_rate.refusal(choice.config, scale, step)])),
+    )  # fmt: skip
+
+
+def with_weights_alone(choice: Choice, init: InitBase, schema: Schema, ready: Ready) -> Plan:
+    """Make the plan of a new lineage that takes the weights of a checkpoint, and nothing else of it.
+
+    Args:
+        init: that checkpoint.
+        schema, ready: as in `make`.
+
+    Raises:
+        Refused: the config asks for a run without them.
+        InvalidFile: the trainer's description fails.
+    """
+    inside = init.candidate.content
+    held = plan_rules.held_by(inside.keys, inside.counters, inside.optimizers)
+    policies = {kind: one for kind, one in init_base.policies(choice.config).items() if kind in held.components}
+    found = plan_rules.decide_components(held, (), Optimizers(None, None), policies)
+    found = tuple(one if one.code == NOT_HELD else one._replace(why=init_base.WHY) for one in found)
+    if "weights" not in held.components:
+        found = plan_rules.of_its_own(found)
+    match, unanswered = _compared(found, choice, ready, is_asked=choice.recovery is None)
+    # What a trainer that loads by itself does with them, `--init-from` itself has asked of it.
+    rules = plan_rules.judge(found, choice, held, Optimizers(None, None), match, settled=found)
+    ahead = forecast.of(choice, schema, LrScale(), LrScale(), found)
+    rates = tuple(one._replace(before=None) for one in ahead.rates)
+    return Plan(
+        choice=choice, components=found, environment=(), measures=(), lr_scale=LrScale(), match=match,
+        forecast=ahead._replace(rates=rates, warnings=(*ahead.warnings, *unanswered)),
+        consents=(*choice.consents, *rules.consents), refusals=rules.refusals,
     )  # fmt: skip
 
 
@@ -254,11 +298,11 @@ def _measures(recovery: Recovery | None, held: LrScale, scale: LrScale) -> Itera
         yield Change(key="data.skipped_steps", old=0, new=skipped, actions=action, consent=None, refuse=None)
 
 
-def _inherited_scale(choice: Choice) -> LrScale:
+def _inherited_scale(choice: Choice, held: LrScale) -> LrScale:
     """Return what the learning rate is multiplied by before anything new.
 
-    The checkpoint says it. But a run that was cut, and died before its first checkpoint, has said it in its plan only:
-    a run that continues it from its parent's checkpoint must not undo the cut.
+    The checkpoint says it (`held`). But a run that was cut, and died before its first checkpoint, has said it in its
+    plan only: a run that continues it from its parent's checkpoint must not undo the cut.
     """
     parent, candidate = choice.parent, choice.chosen
     if choice.relation == CONTINUE and parent is not None and candidate.run_id != parent.run_id:
@@ -272,11 +316,14 @@ def _inherited_scale(choice: Choice) -> LrScale:
                     f"'{parent.paths.resume_plan}' cannot be read ({error}), and whether its run had its learning rate "
                     "cut stands there alone; resume.sh --step N branches from before it"
                 ) from error
-    return _held_scale(candidate)
+    return held
 
 
-def _held_scale(candidate: Candidate) -> LrScale:
+def _held_scale(candidate: Candidate, holder: Run | None, resolved: dict[str, Any]) -> LrScale:
+    """Return what the rate was multiplied by in a checkpoint: it says so itself, else the plan of its run."""
     inside = candidate.content
+    if holder is not None and inside.counters.get("lr_scale") is None and inside.lr_ramp is None:
+        return handed_rate.held_scale(holder, resolved)
     try:
         return lr_scale.from_fields(inside.counters.get("lr_scale"), inside.lr_ramp)
     except ValueError as error:

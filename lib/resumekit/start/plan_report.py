@@ -68,6 +68,8 @@ def _plan_lines(plan: Plan) -> Iterator[str]:
     choice, candidate = plan.choice, plan.choice.chosen
     yield from _row("checkpoint", min(str(candidate.path), _from_here(candidate), key=len), can_break=False)
     yield from _row("evidence", _evidence(candidate))
+    if choice.init:
+        yield from _row("init from", f"its weights alone, at step 0; SHA-256 {choice.init.sha256[:12]}")
     passed = [one for one in choice.candidates if one.verdict == "passed"]
     for one in passed[:_SHOWN]:
         yield from _row("passed over", f"{one.path.name}: {one.reason}")
@@ -76,6 +78,8 @@ def _plan_lines(plan: Plan) -> Iterator[str]:
     yield from _changes(plan)
     yield from _components(plan.components, plan.match)
     yield from _rates(plan.forecast.rates)
+    if plan.handed:
+        yield from _row("lr handed", plan.handed.words)
     if plan.phase:
         yield from _row("", f"phase of the schedule: {plan.phase}")
     ramp = plan.lr_scale.ramp

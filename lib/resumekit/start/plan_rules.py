@@ -191,7 +191,8 @@ def judge(
     consents, refusals = consents + unfit, refusals + foreign
     consents += _exhausted(found, choice)
     if not with_kit:
-        unseen, impossible = _of_a_trainer_that_loads_by_itself(found, _actions(settled))
+        can_cut = bool(config.get(choice.config, "recover.lr_args"))
+        unseen, impossible = _of_a_trainer_that_loads_by_itself(found, _actions(settled), can_cut=can_cut)
         consents, refusals = consents + unseen, refusals + impossible
     return Judgement(tuple(consents), tuple(refusals))
 
@@ -244,7 +245,7 @@ def _no_weights(found: Sequence[Component], choice: Choice) -> list[str]:
     """What the kit is to load has to be under the kit's name; what a trainer loads by itself is its own business."""
     if _actions(found)["weights"] != ABSENT:
         return []
-    candidate = choice.candidate
+    candidate = choice.init.candidate if choice.init else choice.candidate
     name, keys = (f"'{candidate.name}'", candidate.content.keys) if candidate else ("the checkpoint", ())
     return [f"{name} has {lacks(KEYS['weights'][0], keys)}"]
 
@@ -317,17 +318,23 @@ _RULES = (_weights_left_out, _fresh_moments_at_full_rate, _state_of_another, _sw
 
 
 def _of_a_trainer_that_loads_by_itself(
-    found: Sequence[Component], settled: dict[str, str]
+    found: Sequence[Component], settled: dict[str, str], *, can_cut: bool
 ) -> tuple[list[str], list[str]]:
-    """A trainer without load_resume_bundle cannot be told what to do: that is said, and never pretended."""
-    swapped = any(one.action == SWAP for one in found)
+    """A trainer without load_resume_bundle cannot be told what to do: that is said, and never pretended.
+
+    Args:
+        can_cut: it takes its rate as an argument (recover.lr_args), so that of a swap the cut at least is sure.
+    """
+    swapped = not can_cut and any(one.action == SWAP for one in found)
+    needs_no_help = _NEEDS_NO_HELP if can_cut else (*_NEEDS_NO_HELP, SWAP)
     asked = [
         f"{one.name}: {one.action}" for one in found
-        if one.action not in (*_NEEDS_NO_HELP, SWAP) and settled.get(one.name) != one.action
+        if one.action not in needs_no_help and settled.get(one.name) != one.action
     ]  # fmt: skip
     impossible = (
         "this trainer sets its own learning rate (trainer.loads_with_kit is false): the cut that a swap of the "
-        "optimizer begins with cannot be made; wire in load_resume_bundle first"
+        "optimizer begins with cannot be made; set recover.lr_args where it takes its rate as an argument, or wire in "
+        "load_resume_bundle"
     )
     consent = f"this trainer loads by itself: whether it does '{', '.join(asked)}' cannot be seen"
     return [consent] if asked else [], [impossible] if swapped else []

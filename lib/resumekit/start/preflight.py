@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..base.errors import DiskFull, InvalidFile, KitError, UsageError
@@ -69,18 +69,20 @@ def check(choice: Choice, request: Request) -> Ready:
     )
     _refuse_unresumable(choice)
     trainer_command.check_helpers(choice.config)
-    argv = trainer_argv(choice, run_paths(choice, "RUN_ID"), ready)
+    # A placeholder that there is not is found by a person's start, not by the night's first cut.
+    argv = trainer_argv(choice, run_paths(choice, "RUN_ID"), ready, trainer_command.lr_words(choice.config, "0"))
     search_path = os.environ.get("PATH", os.defpath)
-    trainer_command.check_override(ready.python, search_path)
+    if not choice.config["trainer"].get("wrap"):  # what lies behind a wrapper is not to be seen from here
+        trainer_command.check_override(ready.python, search_path)
     trainer_command.check_program(argv, ready.cwd, search_path, trainer_command.python_origin(choice.config))
     if choice.recovery is None:  # a missing mailer must not keep a run from going on in the night
         trainer_command.check_notifier(config.get(choice.config, "notify.command"), root, search_path)
     _refuse_full_disk(choice.table.runs_dir)
     if choice.consents and not (request.is_accepted and not request.is_dry_run):
         return ready._replace(versions=trainer_command.NotAsked(), may_start=False)
-    python = trainer_command.python_of_trainer(argv, ready.cwd, ready.python)
+    asked_as = trainer_command.asked_as(argv, ready.cwd, ready.python, choice.config)
     is_wrapped = trainer_command.is_wrapped(choice.config, argv)
-    return ready._replace(versions=trainer_command.Versions(python, ready.search_path, is_wrapped=is_wrapped))
+    return ready._replace(versions=trainer_command.Versions(asked_as, ready.search_path, is_wrapped=is_wrapped))
 
 
 def run_paths(choice: Choice, run_id: str) -> RunPaths:
@@ -91,7 +93,7 @@ def run_paths(choice: Choice, run_id: str) -> RunPaths:
 
 def checkpoint_for_trainer(choice: Choice, paths: RunPaths) -> Path | None:
     """Return the checkpoint that the trainer is told of: the chosen file, or its copy under `trainer.checkpoint_in`."""
-    if choice.candidate is None:
+    if not _is_resume(choice):
         return None
     wanted = config.get(choice.config, "trainer.checkpoint_in")
     return chosen_file(choice) if wanted is None else paths.run_dir / wanted
@@ -111,8 +113,8 @@ def chosen_file(choice: Choice) -> Path:
     return path
 
 
-def trainer_argv(choice: Choice, paths: RunPaths, ready: Ready) -> list[str]:
-    """Return the trainer's command line in the run folder that `paths` names."""
+def trainer_argv(choice: Choice, paths: RunPaths, ready: Ready, handed: Sequence[str] = ()) -> list[str]:
+    """Return the trainer's command line in the run folder that `paths` names; `handed` hands a cut rate over."""
     values = {
         "run_id": paths.run_dir.name,
         "root_run_id": root_run_id(choice, paths),
@@ -125,11 +127,28 @@ def trainer_argv(choice: Choice, paths: RunPaths, ready: Ready) -> list[str]:
         "config_yaml": str(paths.resolved_yaml),
         "config_json": str(paths.resolved_json),
         "checkpoint": str(checkpoint_for_trainer(choice, paths) or ""),
+        "init_from": str(chosen_file(choice)) if choice.init else "",
         "step": str(choice.step or 0),
         "python": ready.python,
         "kit": str(KIT_ROOT),
     }
-    return trainer_command.build_argv(choice.config, values, is_resume=choice.candidate is not None)
+    return trainer_command.build_argv(
+        choice.config,
+        values,
+        is_resume=_is_resume(choice),
+        is_init=choice.init is not None and not _is_resume(choice),
+        handed=handed,
+    )
+
+
+def _is_resume(choice: Choice) -> bool:
+    """Whether the trainer is told of a checkpoint by its resume_args: of a base, where its plan says what to load."""
+    return choice.candidate is not None or (choice.init is not None and choice.config["trainer"]["loads_with_kit"])
+
+
+def _is_told_of_a_base(trainer: dict[str, Any]) -> bool:
+    words = [*trainer["command"], *(trainer.get("init_args") or ())]
+    return any("init_from" in trainer_command.placeholders(word) for word in words)
 
 
 def root_run_id(choice: Choice, paths: RunPaths) -> str:
@@ -192,6 +211,11 @@ def _secret_leaf(tree: dict[str, Any]) -> str | None:
 
 def _refuse_unresumable(choice: Choice) -> None:
     trainer = choice.config["trainer"]
+    if choice.init and not (trainer["resume_args"] if trainer["loads_with_kit"] else _is_told_of_a_base(trainer)):
+        raise InvalidFile(
+            "this trainer is never told whose weights to begin with (run.sh --init-from): set trainer.init_args, such "
+            "as [--init_from, '{init_from}']"
+        )
     if choice.candidate and not trainer["resume_args"] and not trainer.get("checkpoint_in"):
         raise InvalidFile(
             "this trainer is never told which checkpoint to load: set trainer.resume_args, "

@@ -21,10 +21,11 @@ from ..config.yaml_scalars import show
 # The process id of the launcher that reads the answer; a launcher of version 0.1.0 gives it by the second name.
 _LAUNCHER, _OLD_LAUNCHER = "answer-to", "launcher-pid"
 _VALUES = (
-    "experiment", "config", "runs", "name", "notes", "step", "checkpoint", "resume", "from", _LAUNCHER, _OLD_LAUNCHER,
+    "experiment", "config", "runs", "name", "notes", "step", "checkpoint", "resume", "from", "init-from",
+    _LAUNCHER, _OLD_LAUNCHER,
 )  # fmt: skip
 _SWITCHES = ("fresh", "best", "reresolve", "dry-run", "json", "accept", "watch", "take-over")
-_NAMES_A_CHECKPOINT = ("step", "best", "checkpoint", "resume")
+_NAMES_A_CHECKPOINT = ("step", "best", "checkpoint", "resume", "init-from")
 
 
 class Request(NamedTuple):
@@ -38,6 +39,8 @@ class Request(NamedTuple):
         runs_dir: the folder of all runs: what --runs named, else `paths.runs` of the base.
         settings: what stood behind each --set.
         extra_args: what stood behind `--`; None if there was no `--`.
+        fresh: begin anew, whatever there is.
+        init_from: begin anew with the weights of this checkpoint.
         step, best, checkpoint, from_run: where to start from.
         reresolve: take the config as the file has it now.
         is_accepted: `--accept`: a person agrees to what needs consent.
@@ -61,6 +64,7 @@ class Request(NamedTuple):
     reresolve: bool = False
     is_dry_run: bool = False
     is_accepted: bool = False
+    init_from: Path | None = None
 
     def resolved(self, experiment: str) -> dict[str, Any]:
         """Return the config as the file has it now, with `--set` and the trainer's arguments of the command line.
@@ -167,11 +171,12 @@ class Options(NamedTuple):
             name=values.get("name"),
             notes=values.get("notes"),
             extra_args=self.extra_args,
-            fresh="fresh" in self.switches,
+            fresh="fresh" in self.switches or "init-from" in values,
             step=None if step is None else _number(step, "--step takes a number of optimizer steps"),
             best="best" in self.switches,
             checkpoint=_checkpoint(values.get("checkpoint", values.get("resume"))),
             from_run=values.get("from"),
+            init_from=_checkpoint(values.get("init-from")),
             reresolve="reresolve" in self.switches,
             is_dry_run="dry-run" in self.switches,
             is_accepted="accept" in self.switches,

@@ -220,6 +220,8 @@ def nothing_stable(request: Request, table: RunTable, found: Found) -> NoStableC
     hints += _seen_instead(request, table.history(head)) if head and request.checkpoint is None else []
     if head and not request.best and (best := next(_best_names(table.history(head)), None)):
         hints.append(f"'{best}' is there, resume.sh --best takes it")
+    if head and head.record.get("init_from"):
+        hints.append("run.sh begins again with the weights of its base")
     if found.others:
         hints.append(f"other branches, for resume.sh --from: {listed(found.others)}")
     return NoStableCheckpoint("; ".join([f"no checkpoint found {where}", *hints]))

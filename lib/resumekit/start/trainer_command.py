@@ -13,10 +13,9 @@ from ..base import background_command, imports, paths
 from ..base.errors import InvalidFile, ToolMissing
 from ..base.imports import Any
 from ..base.terminal import WARNING, Note
+from ..config.rules import WHOLE_CONFIG
 from ..config.yaml_scalars import show
 
-# Placeholders with which a trainer finds its whole config.
-_WHOLE_CONFIG = {"config_yaml", "config_json", "run_dir"}
 # Sections that the kit itself acts on; in all others, and in `checkpoint.every` and its kin, the trainer has to.
 _SECTIONS_OF_THE_KIT = {
     "experiment", "trainer", "checkpoint", "status", "resume", "abort", "recover", "notify", "paths",
@@ -66,7 +65,7 @@ def is_told(config: Mapping[str, Any], key: str) -> bool:
         return True
     words = [*(trainer.get("command") or ()), *(trainer.get("resume_args") or ())]
     named = {name for word in words for name in placeholders(word)}
-    return bool(named & {key, *_WHOLE_CONFIG})
+    return bool(named & {key, *WHOLE_CONFIG})
 
 
 def untold(config: Mapping[str, Any], keys: Sequence[str]) -> str | None:
@@ -80,17 +79,47 @@ def untold(config: Mapping[str, Any], keys: Sequence[str]) -> str | None:
     )
 
 
-def build_argv(config: Mapping[str, Any], values: Mapping[str, str], *, is_resume: bool) -> list[str]:
-    """Return the trainer's argv: command, then resume_args on a resume, then extra_args as they stand."""
+def build_argv(
+    config: Mapping[str, Any], values: Mapping[str, str], *, is_resume: bool, is_init: bool = False,
+    handed: Sequence[str] = (),
+) -> list[str]:  # fmt: skip
+    """Return the trainer's argv: wrap, command, resume_args on a resume, then extra_args as they stand.
+
+    Args:
+        config: the resolved config.
+        values: the run's own placeholders.
+        is_resume: the run starts from a checkpoint.
+        is_init: it begins with the weights of one: init_args, too.
+        handed: what comes last: a trainer takes an option's last value (`handed_rate`).
+    """
     trainer = config["trainer"]
-    parts = [(part, "trainer.command") for part in trainer["command"]]
+    parts = [(part, "trainer.wrap") for part in trainer.get("wrap") or ()]
+    parts += [(part, "trainer.command") for part in trainer["command"]]
     if is_resume:
         parts += [(part, "trainer.resume_args") for part in trainer["resume_args"]]
+    if is_init:
+        parts += [(part, "trainer.init_args") for part in trainer.get("init_args") or ()]
     argv = [fill(part, values, config, source) for part, source in parts]
-    argv += trainer["extra_args"]
+    argv += [*trainer["extra_args"], *handed]
     if odd := next((part for part in argv if "\0" in part), None):
         raise InvalidFile(f"the trainer's argument {odd!r} holds a NUL character, which no command line can carry")
     return argv
+
+
+def lr_words(config: Mapping[str, Any], rate: str) -> list[str]:
+    """Return the arguments that hand over a rate; none without `recover.lr_args`.
+
+    Raises:
+        InvalidFile: as `fill`; or the trainer's own arguments set the rate too, so that it is not the config's.
+    """
+    templates = (config.get("recover") or {}).get("lr_args") or ()
+    options = {word.partition("=")[0] for word in templates if word.startswith("-")}
+    if again := next((word for word in config["trainer"]["extra_args"] if word.partition("=")[0] in options), None):
+        raise InvalidFile(
+            f"trainer.extra_args (what stands behind '--') has {show(again)}, and recover.lr_args hands over the rate "
+            "of the config, cut: give the rate with --set optimizer.lr=VALUE instead"
+        )
+    return [fill(word, {"lr": rate}, config, "recover.lr_args") for word in templates]
 
 
 def check_program(argv: Sequence[str], cwd: Path, search_path: str, origin: str = "trainer.command") -> None:
@@ -186,13 +215,25 @@ MAX_BYTES = 1 << 20
 _COLON = "':' separates the folders of PYTHONPATH"
 _QUESTION = "import sys; print('%d.%d.%d' % sys.version_info[:3], *sys.path, sep='\\0', end='')"
 
+# Behind a wrapper the folders are others' (a container's), so what stands in them is read there; in one line, for
+# `conda run` takes no other.
+_MARK = "=resumekit="
+_QUESTION_INSIDE = (
+    "import os, sys; paths = [os.path.join(one, 'torch', 'version.py') for one in sys.path if one]; "
+    "texts = [open(one, encoding='utf-8').read(1 << 20) for one in paths if os.path.isfile(one)][:1]; "
+    f"print('', '%d.%d.%d' % sys.version_info[:3], *(texts or ['']), '', sep='{_MARK}')"
+)
+
 
 def configured_python(resolved: Mapping[str, Any], root: Path) -> str:
     """Return the interpreter that `{python}` stands for.
 
-    The user's own ($RESUMEKIT_TRAINER_PYTHON), else `trainer.python`, else the one that the kit runs under.
+    The user's own ($RESUMEKIT_TRAINER_PYTHON), else `trainer.python`, else the one that the kit runs under; behind
+    `trainer.wrap` the `python` that is found there.
     """
     wanted = os.environ.get(OVERRIDE) or resolved["trainer"].get("python")
+    if resolved["trainer"].get("wrap"):
+        return str(root / wanted) if wanted and "/" in wanted else wanted or "python"
     if wanted is None:
         return sys.executable
     return str(root / wanted) if "/" in wanted else paths.find_program(wanted) or wanted
@@ -250,6 +291,22 @@ def python_of_trainer(argv: Sequence[str], cwd: Path, python: str) -> str:
     return os.path.join(cwd, program) if "/" in program else paths.find_program(program) or python
 
 
+def asked_as(argv: Sequence[str], cwd: Path, python: str, resolved: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the command by which a trainer's interpreter is asked anything: through `trainer.wrap`, in its folder.
+
+    Args:
+        argv: the trainer's command line, filled in.
+        cwd: its working folder.
+        python: what `{python}` stands for.
+        resolved: the config.
+    """
+    number = len(resolved["trainer"].get("wrap") or ())
+    if not number:
+        return (python_of_trainer(argv, cwd, python),)
+    own = argv[number] if is_python(argv[number]) else python
+    return ("/bin/sh", "-c", 'cd -- "$0" && exec "$@"', str(cwd), *argv[:number], own)
+
+
 def is_python(program: str) -> bool:
     """Whether a program is an interpreter itself, by its name: not torchrun, a shell script, a container."""
     return bool(re.fullmatch(r"python[0-9.]*", os.path.basename(program)))
@@ -273,11 +330,15 @@ def script_of(argv: Sequence[str]) -> str | None:
 def python_origin(resolved: Mapping[str, Any]) -> str:
     """Return the key of the config that says which program the command begins with."""
     trainer = resolved["trainer"]
+    if trainer.get("wrap"):
+        return "trainer.wrap"
     return "trainer.python" if trainer["command"][0] == "{python}" and trainer.get("python") else "trainer.command"
 
 
 def is_wrapped(resolved: Mapping[str, Any], argv: Sequence[str]) -> bool:
     """Whether nothing here says under which interpreter a trainer runs: its command begins with a wrapper.
+
+    Through `trainer.wrap` it is asked.
 
     Args:
         resolved: the config; a `trainer.python`, or `{python}` in the command, says it.
@@ -285,28 +346,30 @@ def is_wrapped(resolved: Mapping[str, Any], argv: Sequence[str]) -> bool:
     """
     trainer = resolved["trainer"]
     is_said = trainer.get("python") is not None or any("{python}" in word for word in trainer["command"])
-    return not is_said and not is_python(argv[0])
+    return not is_said and not trainer.get("wrap") and not is_python(argv[0])
 
 
 class Versions:
     """The question for an interpreter's versions: asked when this is made, answered by `answer`."""
 
-    def __init__(self, python: str, search_path: str, *, is_wrapped: bool = False) -> None:
+    def __init__(self, command: Sequence[str], search_path: str, *, is_wrapped: bool = False) -> None:
         """Begin to ask.
 
         Args:
-            python: the interpreter; the kit's own is not asked, it knows.
+            command: how the interpreter is started (`asked_as`); the kit's own is not asked, it knows.
             search_path: the PYTHONPATH that the trainer gets.
             is_wrapped: see `is_wrapped`: the interpreter here is not the trainer's.
         """
         self._search_path, self._is_wrapped = search_path, is_wrapped
         self._asked = None
         self._answer: dict[str, str | None] | None = None
-        if os.path.abspath(python) != os.path.abspath(sys.executable):
-            self._asked = background_command.start([python, "-c", _QUESTION], {**os.environ, "PYTHONPATH": search_path})
-            self._is_ours = False
-        else:
-            self._is_ours = True
+        self._is_ours = [os.path.abspath(word) for word in command] == [os.path.abspath(sys.executable)]
+        self._is_inside = len(command) > 1
+        if not self._is_ours:
+            question = _QUESTION_INSIDE if self._is_inside else _QUESTION
+            self._asked = background_command.start(
+                [*command, "-c", question], {**os.environ, "PYTHONPATH": search_path}
+            )
 
     def answer(self) -> dict[str, str | None]:
         """Return python, torch, cuda and driver versions; None where something is not there or does not say."""
@@ -326,6 +389,8 @@ class Versions:
             folders = [*self._search_path.split(os.pathsep), *sys.path, *_user_folder()]
         else:
             text = background_command.result(self._asked, MAX_BYTES, TIMEOUT_S).kept.decode("utf-8", "surrogateescape")
+            if self._is_inside:
+                return {**_said_inside(text), "driver": _driver_version()}
             version, *folders = text.split("\0")
             version = version if re.fullmatch(r"[0-9.]{3,20}", version) else None
         torch, cuda = _torch_version(folders)
@@ -358,10 +423,22 @@ def _torch_version(folders: Sequence[str]) -> tuple[str | None, str | None]:
                 text = file.read(MAX_BYTES)
         except (OSError, ValueError):
             continue
-        found = (re.search(rf"^{name}\b[^=\n]*=\s*'([^']*)'", text, re.MULTILINE) for name in ("__version__", "cuda"))
-        version, cuda = (match[1] if match else None for match in found)
-        return version, cuda
+        return _versions_in(text)
     return None, None
+
+
+def _versions_in(text: str) -> tuple[str | None, str | None]:
+    """Return (torch, CUDA) as torch/version.py says them."""
+    found = (re.search(rf"^{name}\b[^=\n]*=\s*'([^']*)'", text, re.MULTILINE) for name in ("__version__", "cuda"))
+    version, cuda = (match[1] if match else None for match in found)
+    return version, cuda
+
+
+def _said_inside(text: str) -> dict[str, str | None]:
+    """Return the versions out of an answer through a wrapper, which may say things of its own before and behind it."""
+    match = re.search(rf"{_MARK}([0-9.]{{3,20}}){_MARK}(.*){_MARK}", text, re.DOTALL)
+    torch, cuda = _versions_in(match[2]) if match else (None, None)
+    return {"python": match[1] if match else None, "torch": torch, "cuda": cuda}
 
 
 def _driver_version() -> str | None:

@@ -15,10 +15,12 @@ from ..base import claims, journal, values
 from ..base.errors import REFUSED
 from ..base.files import UnreadableFile, read_json
 from ..base.imports import Any
-from ..base.paths import RunPaths, default_patterns
+from ..base.paths import RunPaths
 from ..base.processes import TOKEN_VARIABLE
 from ..base.terminal import plain, say
 from ..base.values import string
+from ..checkpoint.form import Form
+from ..checkpoint.form import of as form_of
 from ..run import run_names
 from ..run.run_folder import open_run
 from . import learning_rate, resume_bundle
@@ -86,8 +88,14 @@ def checkpoint_patterns() -> tuple[str, str]:
 
     The launcher looks for checkpoints by these names: saved under others they would not be found again.
     """
+    form = checkpoint_form()
+    return form.step_pattern, form.best_pattern
+
+
+def checkpoint_form() -> Form:
+    """Return how this run's checkpoints are named and what each consists of; without the kit the schema's defaults."""
     folder = run_dir()
-    return _patterns(str(folder)) if folder else default_patterns()
+    return _form(str(folder)) if folder else form_of(None)
 
 
 def setting(section: str, key: str) -> Any:
@@ -97,9 +105,8 @@ def setting(section: str, key: str) -> Any:
 
 
 @lru_cache(maxsize=4)
-def _patterns(folder: str) -> tuple[str, str]:
-    run = open_run(Path(folder))
-    return run.form.step_pattern, run.form.best_pattern
+def _form(folder: str) -> Form:
+    return open_run(Path(folder)).form
 
 
 @lru_cache(maxsize=4)

@@ -117,10 +117,12 @@ def _budget(run: Run, incident: Incident) -> str | None:
 
 
 def _own_rate(run: Run, incident: Incident) -> str | None:
-    if is_cut(run, incident) and run.setting("trainer", "loads_with_kit") is not True:
+    takes_it = run.setting("trainer", "loads_with_kit") is True or run.setting("recover", "lr_args")
+    if is_cut(run, incident) and not takes_it:
         return (
             f"{incident.evidence}; this trainer sets its own learning rate (trainer.loads_with_kit is false): it "
-            "cannot be cut, and the same would come again"
+            "cannot be cut, and the same would come again; recover.lr_args hands a cut one to a trainer that takes it "
+            "as an argument"
         )
     return None
 

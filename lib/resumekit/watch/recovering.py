@@ -30,7 +30,7 @@ from ..run import live_marker, run_end, status, trust
 from ..run.journal_fold import RECOVERY_WAITS, State
 from ..run.run_folder import Run
 from ..run.run_table import Recovery, RunTable
-from ..start import baseline, code_change, consent, make_folder, pipeline
+from ..start import baseline, code_change, consent, init_base, make_folder, pipeline
 from ..start.choice import CONTINUE, Choice, refuse_what_cannot_be_continued
 from ..start.code_state import Code
 from ..start.pipeline import Planned
@@ -242,7 +242,8 @@ def _take_up(examined: trust.Examined, state: State, table: RunTable, found: Inc
     factor = choice.recovery.lr_factor if choice.recovery else 1.0
     cut = f", learning rate x {factor:g}" if factor != 1.0 else ""
     _say(f"{found.evidence}: {choice.headline}{cut}; run {prepared.run_id}")
-    for sentence in choice.said:
+    handed = planned.plan.handed if planned.plan else None
+    for sentence in (*choice.said, *([handed.words] if handed else [])):
         _say(sentence)
     with contextlib.suppress(OSError):
         budget.tell_of_equal_ends(run, state, table, found)
@@ -384,6 +385,7 @@ def _choice(
         recovery=recovery,
         already_accepted=differs.already_accepted,
         origin=since.run if since.between else None,
+        init=init_base.again(run.record, resolved) if chosen is None else None,
         consents=consent.checkpoint_consents(chosen, resolved, table),
     )
 
