@@ -12,7 +12,7 @@ from reliability.framework_recipes import Recipe
 
 def differences(run: Path, other: Path, recipe: Recipe) -> list[str]:
     """Return what is different in the last checkpoints of two runs."""
-    files = [recipe.files(*list(recipe.checkpoints(path).items())[-1]) for path in (run, other)]
+    files = [recipe.files(*recipe.checkpoints(path)[-1]) for path in (run, other)]
     names, others = ([path.name for path in of_one] for of_one in files)
     if names != others:
         return [f"{names} are not {others}"]

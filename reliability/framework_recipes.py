@@ -26,6 +26,7 @@ class Recipe(NamedTuple):
         shows: what its log tells of a step, of 'loss' and 'lr'.
         best_step: run folder -> the step of the best checkpoint by the framework's own word; None: it has no best.
         beside: names of files that belong to a checkpoint, with {step}.
+        pace_s: how long a step takes at least, in seconds: so that what has to come to rest between two saves does.
     """
 
     name: str
@@ -36,11 +37,13 @@ class Recipe(NamedTuple):
     shows: tuple[str, ...] = ("loss", "lr")
     best_step: Callable[[Path], int] | None = None
     beside: tuple[str, ...] = ()
+    pace_s: float = 0.02
 
-    def checkpoints(self, run: Path) -> dict[int, Path]:
-        """Return step -> checkpoint of a run's own, oldest first."""
+    def checkpoints(self, run: Path) -> list[tuple[int, Path]]:
+        """Return (step, checkpoint) of a run's own, oldest first; of a fixed name the step stands inside."""
         named = ((re.fullmatch(self.checkpoint, path.name), path) for path in (run / "checkpoints").glob("*"))
-        return dict(sorted((int(match[1]), path) for match, path in named if match))
+        found = ((match[1] or _loaded(path)["iter_num"], path) for match, path in named if match)
+        return sorted((int(step), path) for step, path in found)
 
     def files(self, step: int, checkpoint: Path) -> list[Path]:
         """Return the files of a checkpoint, in the folder that it is or beside the file that it is."""
@@ -74,7 +77,7 @@ def _lightning_best(run: Path) -> int:
 
 RECIPES = (
     Recipe("plain_loop", "PLAIN", r"snapshot_([0-9]+)\.pt", best_step=_plain_best),
-    Recipe("fixed_name", "FIXED", r"ckpt\.pt()", is_exact=False, shows=("loss",)),
+    Recipe("fixed_name", "FIXED", r"ckpt(?:@([0-9]+))?\.pt", is_exact=False, shows=("loss",), pace_s=0.25),
     Recipe("weights_only", "WEIGHTS", "step_([0-9]+)", beside=("train_state_{step}",)),
     Recipe("hf_trainer", "HF", "checkpoint-([0-9]+)", ("transformers", "accelerate"), best_step=_hf_best),
     Recipe(

@@ -22,15 +22,13 @@ from support.processes import wait_until
 from support.runs import events
 
 HOOKS = Path(__file__).resolve().parent / "framework_hooks"
-# Slow enough that status, sidecar and a kill come between two saves.
-PACE_S = 0.02
 SETTINGS = (
     "status.interval_s=1",
     "recover.backoff_s=1",
     "recover.max_per_hour=null",
     "trainer.env=[RESUMEKIT_TEST_MARK, PYTHONPATH, RECIPE_STEPS, RECIPE_PACE_S, RECIPE_NAN]",
 )
-ENDED = {"finished", "failed", "stopped", "needs_attention", "lost", "aborted", "preempted"}
+LIVE = {"", "never_started", "starting", "running", "unsupervised"}
 STARTS_S = 120.0  # the slowest import of a framework, on a loaded machine
 
 
@@ -62,7 +60,7 @@ class Stage(Night):
     def config(self, *_: str, **__: Any) -> None:
         """Write nothing: the recipe's config.yaml is used as it is."""
 
-    def begin(self, name: str, *, pace_s: float = PACE_S, nan_step: int = 0) -> Path:
+    def begin(self, name: str, *, pace_s: float = 0.02, nan_step: int = 0) -> Path:
         """Start the experiment anew under a name, detached; return its folder when it has a trainer."""
         env = {"RECIPE_PACE_S": str(pace_s), "RECIPE_NAN": f"{nan_step}:{self.once / name}"}
         words = [word for setting in SETTINGS for word in ("--set", setting)]
@@ -80,8 +78,8 @@ class Stage(Night):
 
     @functools.cached_property
     def cut(self) -> Path:
-        """A run of which every process was killed at once, behind the fifth of its saves; no sidecar has attested any."""
-        run = self.begin("cut")
+        """A run of which every process was killed at once, behind the fifth of its saves; none is attested."""
+        run = self.begin("cut", pace_s=self.recipe.pace_s)
         self.reaches(run, 5 * EVERY + 10)
         self.kill_all_of(run)
         # Where the machine is slow, some are: five seconds at rest are enough.
@@ -110,18 +108,29 @@ class Stage(Night):
     def ends(self, run: Path, state: str = "finished") -> None:
         """Wait until a run has ended, and hold that it has ended well."""
         wait_until(lambda: events(run, "exited"), f"{run.name} ends", STARTS_S)
-        wait_until(lambda: self.state(run) in ENDED, "its status has ended")
+        wait_until(lambda: self.state(run) not in LIVE, "its status has ended")
         assert self.state(run) == state, f"{self.state(run)}: {self.tail(run)}"
 
     def successor(self, run: Path) -> Path:
         """Wait until a run is taken up by itself; return what goes on, when it has done a step."""
-        child = wait_until(lambda: self.child(run), f"{run.name} is taken up: {self.tail(run)}", STARTS_S)
+
+        def child_of_it() -> Path | None:
+            refused = [one["reason"] for one in events(run, "recovery") if one["outcome"] == "needs_attention"]
+            assert not refused, f"{run.name} is not taken up: {refused[0]}"
+            return self.child(run)
+
+        child = wait_until(child_of_it, f"{run.name} is taken up", STARTS_S)
         wait_until(lambda: self.step_of(child) > (record(child).get("parent_step") or 0), "its first step", STARTS_S)
         return child
 
     def plan(self, *args: str, code: int | None = 0) -> dict[str, Any]:
         """Return what `resume.sh EXP ... --dry-run --json` says."""
         return json.loads(self("resume", *args, "--dry-run", "--json", code=code).stdout)
+
+    def newest(self, run: Path) -> tuple[int, Path, int]:
+        """Return (step, checkpoint) of the newest that a run has, and the step of the newest of the others."""
+        *others, (step, path) = self.recipe.checkpoints(run)
+        return step, path, max(of_other for of_other, _ in others)
 
     def branch(self, name: str, *args: str) -> Path:
         """Resume as a branch of this name, in the foreground and at full speed; return its folder."""
