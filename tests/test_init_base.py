@@ -15,6 +15,7 @@ from resumekit.base.errors import Refused
 from resumekit.config import config, schema
 from resumekit.start import init_base
 from support.commands import Kit
+from support.places import ROOT
 from support.runs import record
 from support.toy_trainer import Tensor, write_checkpoint
 
@@ -70,7 +71,7 @@ def test_a_lineage_begins_with_a_base_until_it_has_a_checkpoint_of_its_own(kit: 
         (["--init-from", "BASE", "--resume", "BASE"], INIT_ARGS, 2, "--resume and --init-from exclude each other"),
         (["--init-from", "BASE", "--step", "4"], INIT_ARGS, 2, "unknown option '--step'"),
         (["--init-from", "gone.pt"], INIT_ARGS, 2, "there is no checkpoint 'gone.pt'"),
-        (["--init-from", "."], INIT_ARGS, 3, "'.' (--init-from) cannot be begun with: not a regular file (directory)"),
+        (["--init-from", "."], INIT_ARGS, 3, "'.' (--init-from) cannot be begun with: '"),
         (["--init-from", "FIFO"], INIT_ARGS, 3, "(--init-from) cannot be begun with: not a regular file (fifo)"),
         (["--init-from", "ODD"], INIT_ARGS, 3, "(--init-from) cannot be begun with: "),
         (["--init-from", "NAN"], INIT_ARGS, 3, "not finite: "),
@@ -112,3 +113,20 @@ def test_a_base_that_is_another_one_by_now_is_refused(base: Path) -> None:
     for odd in ({"path": 7}, {"path": "a\0b", "sha256": "0" * 64}):
         with pytest.raises(Refused, match="cannot be read"):
             init_base.again({"run_id": "R-1", "init_from": odd}, resolved)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("hf/sharded", "hf"),
+        ("hf/checkpoint-4", "hf"),
+        ("accelerate/step_4", "hf"),  # what is taken of both is in the same files
+        ("dcp/alone-4", "dcp"),
+        ("pair/model_4.safetensors", "safetensors"),
+        ("hrm/step_4", "file"),
+    ],
+)
+def test_the_weights_of_any_kind_are_a_base(name: str, kind: str) -> None:
+    resolved = config.override({"trainer": {"command": ["train"]}}, (), schema.load(), "a test")
+    found = init_base.find(ROOT / "tests" / "recorded" / "foreign" / name, resolved)
+    assert found.kind == kind and found.candidate.content.tensors and len(found.sha256) == 64

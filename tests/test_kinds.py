@@ -264,3 +264,14 @@ def test_a_trainer_that_loads_with_the_kit_is_offered_files_of_torch_alone(tmp_p
     for pattern, says in (("checkpoint-{step}", "(directory)"), ("model_{step}.safetensors", "load_resume_bundle")):
         found = select([CheckpointFolder(tmp_path, form=form.of({"pattern": pattern}))])
         assert found.chosen is None and says in next(iter(reasons(found).values()))
+
+
+@pytest.mark.parametrize(("name", "pattern"), [
+    ("checkpoint-25", "checkpoint-{step}"), ("step_25", "step_{step}"), ("model_25.pt", "model_{step}.pt"),
+    ("epoch=0-step=25.ckpt", "epoch={*}-step={step}.ckpt"), ("hrm_v2_step_10.pt", "hrm_v2_step_{step}.pt"),
+    ("step=7-val_loss=0.25.ckpt", "step={step}-val_loss={*}.ckpt"), ("iter_0000500", "iter_{step}"),
+    ("epoch_3.pt", "epoch_{step}.pt"), ("ckpt.pt", None), ("m_1234567890123456.pt", None), ("a_0.25.pt", None),
+])  # fmt: skip
+def test_the_pattern_that_would_fit_a_name_is_known(name: str, pattern: str | None) -> None:
+    assert form.likely_pattern(name) == pattern
+    assert pattern is None or step_of_name(name, pattern) is not None

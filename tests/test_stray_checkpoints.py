@@ -179,8 +179,8 @@ def test_a_recovery_that_finds_nothing_says_where_it_has_looked(kit: Kit) -> Non
     ("name", "words"),
     [
         ("model_20.pt", "checkpoint.pattern 'model_{step}.pt' would fit it"),
-        ("step-10/__0_0.distcp", "it is a part of a folder 'step-{step}'"),
-        ("step-10/.metadata", "it is a part of a folder 'step-{step}'"),
+        ("step-10/__0_0.distcp", "checkpoint.pattern 'step-{step}' would fit the folder that it is a part of"),
+        ("step-10/.metadata", "checkpoint.pattern 'step-{step}' would fit the folder that it is a part of"),
         ("weights_4.h5", "checkpoint.pattern 'weights_{step}.h5' would fit it"),
     ],
 )
@@ -219,12 +219,11 @@ def left_with(kit: Kit, names: list[str]) -> Path:
 
 
 def test_a_resume_says_that_a_later_file_fits_no_pattern(kit: Kit) -> None:
-    left_with(kit, ["epoch=1-step=6.ckpt", "last.ckpt", "optimizer_2.pt"])
+    left_with(kit, ["v2_epoch=1-step=6.ckpt", "last.ckpt", "optimizer_2.pt"])
     said = " ".join(kit("run", "T-1", "--dry-run").stdout.split())
-    assert "'checkpoints/epoch=1-step=6.ckpt' looks like a checkpoint" in said
-    assert (
-        "checkpoint.pattern 'epoch=1-step={step}.ckpt' would fit it, and others only where their other numbers" in said
-    )
+    assert "'checkpoints/v2_epoch=1-step=6.ckpt' looks like a checkpoint" in said
+    fits = "checkpoint.pattern 'v2_epoch={*}-step={step}.ckpt' would fit it"
+    assert f"{fits}, and others only where their other numbers" in said
     assert "this goes on from the older step 2" in said
 
 
@@ -244,7 +243,7 @@ def test_a_recovery_says_that_it_goes_on_from_an_older_step_than_there_is(kit: K
     (run / "checkpoints" / "checkpoint-11").mkdir()
     go.touch()
     _, err = launcher.communicate(timeout=60)
-    assert b"'checkpoints/checkpoint-11' looks like a checkpoint" in err or b"part of a folder" in err, err.decode()
+    assert b"'checkpoints/checkpoint-11' looks like a checkpoint" in err or b"a part of" in err, err.decode()
     assert b"the recovery goes on from the older step 8" in err
 
 

@@ -10,7 +10,6 @@ import argparse
 import collections
 import contextlib
 import os
-import re
 import shlex
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from ..base.paths import MANIFEST_SUFFIX, STEP, RunPaths, default_patterns
 from ..base.terminal import note_text, plain, show_json, show_path
 from ..base.values import mapping, string
 from . import catalog
-from .form import Form
+from .form import Form, likely_pattern
 from .form import of as form_of
 from .grades import WEIGHTS
 from .selection import CHOSEN, PASSED, Candidate, CheckpointFolder, Selection, require, select
@@ -148,9 +147,9 @@ def _file_names(folder: Path) -> list[str]:
 
 
 def _likely_pattern(names: list[str]) -> str:
-    """Return the pattern of most names, quoted for a shell: their last number is the step."""
-    forms = [re.sub("[0-9]+(?=[^0-9]*$)", "{step}", name) for name in names if name.isprintable()]
-    counted = collections.Counter(form for form in forms if "{step}" in form)
+    """Return the pattern of most names, quoted for a shell."""
+    forms = [form for name in names if name.isprintable() and (form := likely_pattern(name))]
+    counted = collections.Counter(forms)
     return shlex.quote(counted.most_common(1)[0][0]) if counted else "NAME, with {step} where the number stands"
 
 

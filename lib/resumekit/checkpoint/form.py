@@ -6,10 +6,11 @@ file. Try it: `python lib/resume_helper.py --ckpt_dir checkpoints --dry-run`
 
 from __future__ import annotations
 
+import os
 import re
 
 from ..base.imports import Any, NamedTuple
-from ..base.paths import STEP, default_patterns, step_form
+from ..base.paths import ANYTHING, STEP, STEP_DIGITS, default_patterns, step_form
 from ..base.values import mapping, one_of, string, strings
 
 # What a checkpoint can be on disk; with `auto` its own files say which one it is.
@@ -17,6 +18,9 @@ AUTO = "auto"
 FILE, SAFETENSORS, OTHER = "file", "safetensors", "other"
 HF, ACCELERATE, DCP, FOLDER = "hf", "accelerate", "dcp", "folder"
 KINDS = (AUTO, FILE, SAFETENSORS, HF, ACCELERATE, DCP, FOLDER, OTHER)
+
+# So often {*} may stand in a pattern: each multiplies the ways in which a long name is tried.
+MAX_ANYTHING = 3
 
 _kind = one_of(KINDS)
 
@@ -88,6 +92,32 @@ def kept_pattern(fixed: str) -> str:
     """Return the pattern of the copies that are kept of a checkpoint with a fixed name: ckpt.pt -> ckpt@{step}.pt."""
     stem, dot, suffix = fixed.rpartition(".")
     return f"{stem}@{STEP}{dot}{suffix}" if dot and stem else f"{fixed}@{STEP}"
+
+
+# A number behind one of these is the step, and behind one of those another one in each name.
+_COUNTS_STEPS = r"(?i)(?:step|iter|iteration)s?[^a-z0-9]?$"
+_CHANGES = r"(?i)(?:=|epoch[_-]?|loss[_-]?|acc(?:uracy)?[_-]?)$"
+
+
+def likely_pattern(name: str) -> str | None:
+    """Return the pattern that a checkpoint's name would fit; None for a name without a number that can be a step.
+
+    'epoch=3-step=400.ckpt' -> 'epoch={*}-step={step}.ckpt'. Numbers that may be a part of every name stay.
+    """
+    end = len(os.path.splitext(name)[0]) if not name.rpartition(".")[2].isdigit() else len(name)
+    found = list(re.finditer(r"[0-9]+(?:\.[0-9]+)?", name[:end]))
+    steps = [one for one in found if one[0].isdigit() and len(one[0]) <= STEP_DIGITS]
+    step = next((one for one in reversed(steps) if re.search(_COUNTS_STEPS, name[: one.start()])), None)
+    step = step or (steps[-1] if steps and steps[-1] is found[-1] else None)
+    if step is None:
+        return None
+    pattern, at, left = "", 0, MAX_ANYTHING
+    for one in found:
+        is_other = one is not step and left > 0 and re.search(_CHANGES, name[: one.start()]) is not None
+        left -= is_other
+        pattern += name[at : one.start()] + (STEP if one is step else ANYTHING if is_other else one[0])
+        at = one.end()
+    return pattern + name[at:]
 
 
 def of(section: Any) -> Form:

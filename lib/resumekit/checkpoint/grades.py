@@ -198,26 +198,27 @@ def _require_digest(looked: Looked, opened: Opened, known: Manifest) -> None:
     raise UnreadableFile(f"{what} from its manifest")
 
 
-def kind_and_digest(path: Path, mb_per_s: float | None = None) -> tuple[str, str]:
-    """Return (what a checkpoint is on disk, the SHA-256 of its bytes), whoever it belongs to.
+def base_of(path: Path, mb_per_s: float | None = None) -> tuple[Inside, str]:
+    """Return (what a checkpoint holds of which the weights alone are wanted, the digest of its bytes).
 
-    Its checksums and values are looked at in the same reading, for an `examine` behind it.
+    It may be of any kind, a folder of weights alone too, and belong to any user. Its checksums and values are looked at
+    in the same reading, for an `examine` behind it.
 
     Raises:
-        UnreadableFile: it cannot be read.
+        UnreadableFile: it cannot be read, or has no weights, or values that are not finite.
     """
-    layout.refuse_odd_files(path)
-    descriptor = layout.open_one(path)
+    from . import kinds  # late, as in `_attested`
+
+    layout.refuse_odd_files(path, may_be_folder=True)
     try:
-        content = archive.content(descriptor)
-        looked = _look(descriptor, path, content, digest=True, checksums=True, mb_per_s=mb_per_s)
+        with layout.open_checkpoint(path) as opened:
+            inside = kinds.inspect(opened, form.of(None), has_step=True, weights_alone=True)
+            looked = _look(opened, inside.contents, digest=True, checksums=True, mb_per_s=mb_per_s)
     except OSError as error:
         raise UnreadableFile(f"cannot be read: {error.strerror}") from error
-    finally:
-        os.close(descriptor)
-    if looked.sha256 is None:
-        raise UnreadableFile("its digest was not read")
-    return layout.FILE, looked.sha256
+    if looked.reason or looked.sha256 is None:
+        raise UnreadableFile(looked.reason or "its digest was not read")
+    return inside, looked.sha256
 
 
 def attest(

@@ -54,6 +54,11 @@ class Inside(NamedTuple):
     summary: Summary
     contents: dict[str, Content | None]
 
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder, not one file or some."""
+        return self.kind in _FOLDER_KINDS
+
 
 def look_inside(checkpoint: Path, named: Form) -> Inside:
     """Open a checkpoint and say what it holds. Raises UnreadableFile as `inspect`."""
@@ -62,17 +67,21 @@ def look_inside(checkpoint: Path, named: Form) -> Inside:
         return inspect(opened, named, has_step=named.step_of(checkpoint.name) is not None)
 
 
-def inspect(opened: Opened, named: Form, *, has_step: bool) -> Inside:
+def inspect(opened: Opened, named: Form, *, has_step: bool, weights_alone: bool = False) -> Inside:
     """Say what an open checkpoint is and holds.
 
     Args:
         opened: the checkpoint.
         named: what the config says of its kind and keys.
         has_step: its step is known from elsewhere too, by its name or manifest.
+        weights_alone: nothing but weights is wanted of a folder: one without an optimizer will do.
 
     Raises:
         UnreadableFile: it is not whole, or not of the kind that the config says; one short reason.
     """
+    if weights_alone and opened.is_folder and any(is_weights(name) for name in opened.files):
+        _require_weights(opened)
+        return _framework(form.HF, opened, _contents(opened), None)
     kind = named.kind if named.kind != form.AUTO else kind_of(opened, named)
     if opened.is_folder != (kind in _FOLDER_KINDS):
         what = "a folder" if opened.is_folder else "a file"

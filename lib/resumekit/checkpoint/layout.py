@@ -19,8 +19,6 @@ from pathlib import Path
 from ..base.file_identity import FileIdentity, identity_of
 from ..base.files import NO_HARD_LINKS, UnreadableFile, fsync_file, open_regular
 
-# The only kind, as records name it.
-FILE = "file"
 _FILE_KINDS = (
     (stat.S_ISDIR, "directory"),
     (stat.S_ISFIFO, "fifo"),

@@ -18,6 +18,7 @@ from ..base.imports import NamedTuple
 from ..base.paths import STEP_DIGITS
 from ..base.values import epoch_s, string, strings
 from ..checkpoint import layout
+from ..checkpoint.form import likely_pattern
 from .journal_fold import State
 from .run_folder import Run
 
@@ -61,9 +62,12 @@ class Stray(NamedTuple):
         begin = f"'{self.path}' looks like a checkpoint, was written by this run, and"
         if self.meant:
             return f"{begin} {self.meant}"
-        fits = f"its name has no step, a number of at most {STEP_DIGITS} digits, which checkpoint.pattern needs"
+        name = os.path.basename(self.path)
+        fits = f"its name has no step: checkpoint.pattern '{name}' takes it where its step stands inside"
+        if any(sign.isdigit() for sign in name):
+            fits = f"its name has no step, a number of at most {STEP_DIGITS} digits"
         if self.is_folder:
-            fits = f"it is a part of a folder '{self.pattern}', and checkpoint.pattern fits the name of one file"
+            fits = f"checkpoint.pattern '{self.pattern}' would fit the folder that it is a part of"
         elif self.pattern:
             others = ", and others only where their other numbers are the same" if self.has_other_numbers else ""
             fits = f"checkpoint.pattern '{self.pattern}' would fit it{others}"
@@ -115,10 +119,12 @@ def _stray(run: Run, file: str) -> Stray:
         return Stray(path, None, meant="is the best by its name, which resume.sh --best takes")
     if run.form.step_of(name) is not None or name == run.form.pattern:
         where = f"does not lie in '{run.paths.checkpoints_name}', where the kit looks for it"
-        return Stray(path, _pattern(name), meant=f"{where} ({{checkpoints_dir}} in trainer.command names that folder)")
+        return Stray(
+            path, likely_pattern(name), meant=f"{where} ({{checkpoints_dir}} in trainer.command names that folder)"
+        )
     if re.fullmatch(_STEP_FOLDER, folder):
-        return Stray(path, _pattern(folder), is_folder=True)
-    return Stray(path, _pattern(name))
+        return Stray(path, likely_pattern(folder), is_folder=True)
+    return Stray(path, likely_pattern(name))
 
 
 def lost(run: Run, state: State) -> str | None:
@@ -163,7 +169,7 @@ def newer(run: Run, step: int, chosen: Path) -> Stray | None:
                 found = number, name, is_folder and os.path.isdir(folder / name)
     if found is None:
         return newest(run) if os.fspath(folder) != os.path.dirname(os.path.abspath(chosen)) else None
-    return Stray(f"{run.paths.checkpoints_name}/{found[1]}", _pattern(found[1]), found[2])
+    return Stray(f"{run.paths.checkpoints_name}/{found[1]}", likely_pattern(found[1]), found[2])
 
 
 def _files(run: Run) -> Iterator[str]:
@@ -223,12 +229,3 @@ def _numbers(name: str) -> list[re.Match[str]]:
 def _last_number(name: str) -> int | None:
     numbers = _numbers(name)
     return int(numbers[-1][0]) if numbers else None
-
-
-def _pattern(name: str) -> str | None:
-    """Return a name with its last number taken for the step; None where it has none, or one that is too long."""
-    numbers = _numbers(name)
-    if not numbers or len(numbers[-1][0]) > STEP_DIGITS:
-        return None
-    start, end = numbers[-1].span()
-    return f"{name[:start]}{{step}}{name[end:]}"

@@ -16,7 +16,8 @@ from ..base.imports import Any, NamedTuple
 from ..base.terms import FRESH, KEYS, LOAD, PARTIAL, RESET
 from ..base.values import mapping, string
 from ..checkpoint import grades
-from ..checkpoint.selection import Candidate, select
+from ..checkpoint.grades import PLAUSIBLE
+from ..checkpoint.selection import CHOSEN, Candidate, select
 from ..config import config
 from ..policy.decide import AVERAGES
 
@@ -56,14 +57,19 @@ def find(path: Path, resolved: dict[str, Any]) -> InitBase:
     rate = config.get(resolved, "checkpoint.max_read_mb_per_s")
     place = Path(os.path.realpath(path))
     try:
-        kind, sha256 = grades.kind_and_digest(place, rate)
+        inside, sha256 = grades.base_of(place, rate)
     except UnreadableFile as error:
         raise _unusable(path, str(error)) from error
+    if inside.is_folder and not with_kit:
+        found = Candidate(
+            None, place.parent, place.name, None, CHOSEN, PLAUSIBLE, "its files are whole", inside.summary
+        )
+        return InitBase(found, inside.kind, sha256)
     needs = grades.WEIGHTS if with_kit else frozenset[str]()
     selection = select([], path=place, needs=needs, weights_only=with_kit, mb_per_s=rate)
     if selection.chosen is None:
         raise _unusable(path, selection.candidates[0].reason)
-    return InitBase(selection.chosen, kind, sha256)
+    return InitBase(selection.chosen, inside.kind, sha256)
 
 
 def again(record: dict[str, Any], resolved: dict[str, Any]) -> InitBase | None:
