@@ -183,7 +183,6 @@ def is_equal(stage: Stage, run: Path) -> None:
 
 
 SCENARIOS = {
-    "first run": first_run, "live": live_status, "candidates": candidates, "dry-run": dry_run, "3 kills": kills,
-    "torn": torn_newest, "torn, taken": torn_taken, "--step": by_step, "--best": by_best, "watcher": watcher,
-    "nan": nan,
+    "first-run": first_run, "live": live_status, "candidates": candidates, "dry-run": dry_run, "kills": kills,
+    "torn": torn_newest, "torn-taken": torn_taken, "step": by_step, "best": by_best, "watcher": watcher, "nan": nan,
 }  # fmt: skip
