@@ -77,7 +77,7 @@ def _lightning_best(run: Path) -> int:
 
 RECIPES = (
     Recipe("plain_loop", "PLAIN", r"snapshot_([0-9]+)\.pt", best_step=_plain_best),
-    Recipe("fixed_name", "FIXED", r"ckpt(?:@([0-9]+))?\.pt", is_exact=False, shows=("loss",), pace_s=0.25),
+    Recipe("fixed_name", "FIXED", r"ckpt(?:@([0-9]+))?\.pt", is_exact=False, shows=("loss",), pace_s=0.3),
     Recipe("weights_only", "WEIGHTS", "step_([0-9]+)", beside=("train_state_{step}",)),
     Recipe("hf_trainer", "HF", "checkpoint-([0-9]+)", ("transformers", "accelerate"), best_step=_hf_best),
     Recipe(
