@@ -6,6 +6,7 @@ In a trainer:
     from resume_helper import seal_checkpoint  # for what a framework saves
 On the command line, without torch:
     python lib/resume_helper.py --ckpt_dir runs/EXP-01_.../checkpoints --dry-run
+    python lib/resume_helper.py --inspect runs/EXP-01_.../checkpoints/checkpoint-100
 """
 
 import os
@@ -37,6 +38,9 @@ __all__ = [
 ]
 
 if __name__ == "__main__":
-    from resumekit.checkpoint.dry_run import main
+    if any(word.partition("=")[0] == "--inspect" for word in sys.argv[1:]):
+        from resumekit.checkpoint.inspect_command import main
+    else:
+        from resumekit.checkpoint.dry_run import main
 
     raise SystemExit(main())

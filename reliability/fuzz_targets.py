@@ -30,10 +30,13 @@ from resumekit.checkpoint import manifest
 from resumekit.checkpoint.selection import CheckpointFolder, select
 from resumekit.checks import expectations, journal_rules
 from resumekit.config import config, schema, yaml_document
+from resumekit.process.metrics_file import MetricsFollower
 from resumekit.process.sidecar import Sidecar
-from resumekit.process.train_log import LineCleaner
+from resumekit.process.train_log import _ESCAPES, LineCleaner
 from resumekit.run import listing, log_patterns, run_names, status, trust
 from resumekit.run.journal_fold import fold
+from resumekit.run.log_formats import FORMATS
+from resumekit.run.log_reader import LogReader
 from resumekit.run.run_folder import open_run
 from resumekit.run.run_table import RunTable
 from resumekit.run.state_types import is_sound
@@ -225,8 +228,24 @@ def _log(content: bytes, folder: Path) -> None:
     assert all(letter in "\t\n" or letter.isprintable() or letter >= "\xa0" for letter in shown.decode())
     for found in log_patterns.found_steps(shown, patterns | log_patterns.compiled({"step": "([0-9.,e+-]+)"})):
         assert type(found["step"]) is int
+    for name in ("auto", *FORMATS):
+        reader = LogReader(name, {}, _ESCAPES)
+        told = reader.feed(content) + reader.show(content[-200:] + b"\n") + reader.rest(is_last=True)
+        assert all(type(fields["step"]) is int for _, fields in told if fields.get("step") is not None)
     run_dir = _run(folder, output_log=content)
     observe.log_ooms(open_run(run_dir), 1e9)
+
+
+def _metrics(content: bytes, folder: Path) -> None:
+    """A metrics file of each kind, read to its end."""
+    run = open_run(_run(folder))
+    for name in ("metrics.jsonl", "metrics.csv", "metrics.json"):
+        run.config = {"trainer": {"metrics_file": name}}
+        (run.paths.run_dir / name).write_bytes(content)
+        follower = MetricsFollower(run)
+        while (batch := follower.read()).rows or batch.has_more:
+            assert all(type(row["step"]) is int for row in batch.rows)
+            json.dumps(batch.account)
 
 
 def _plan(content: bytes, folder: Path) -> None:
@@ -275,6 +294,7 @@ TARGETS = {
         Target("journal", values.journals(), _journal),
         Target("names", values.names(), _names),
         Target("log", values.logs(), _log),
+        Target("metrics", values.metrics(), _metrics),
         Target("plan", values.json_texts(values.PLAN), _plan),
         Target("manifest", values.json_texts(values.MANIFEST), _manifest),
         Target("heartbeat", values.json_texts(values.HEARTBEAT), _heartbeat),

@@ -197,9 +197,23 @@ def names() -> st.SearchStrategy[str]:
 def logs() -> st.SearchStrategy[bytes]:
     """What a trainer prints: lines of steps, bars, escape sequences, bytes."""
     piece = st.sampled_from(
-        [b"step 3 loss 0.5 lr 1e-4\n", b"step ", b"12", b"9" * 30, b"\r", b"\n", b"\r\n", b"\x1b[31m", b"\x1b]0;",
+        [b"{'loss': '0.5', 'learning_rate': '1e-4', 'epoch': '0.1'}\n", b"\r 3%|# | 3/9 [", b"[rank1]:",
+         b"iter 3: loss nan, time 1ms, mfu 1%\n", b"Epoch 0: 3%|# | 3/9 [00:01, v_num=0, train_loss=nan.0]\r",
+         b" iteration 3/ 9 | consumed samples: 1 | lm loss: 1E+0 |\n", b"validate step:  3  loss:  1  memory: 1(1)",
+         b"step 3 loss 0.5 lr 1e-4\n", b"step ", b"12", b"9" * 30, b"\r", b"\n", b"\r\n", b"\x1b[31m", b"\x1b]0;",
          b"\x07", b"\x00", b"\xff\xfe", b"nan", b"loss ", b"1e999", b",", b".", b"CUDA out of memory\n", b"x" * 5000,
          b" " * 5000, b"step 4 loss nan\n", b"\xc3", "\u2028\u202e".encode(), b"\x9b31m", CANARY.encode()]
+    )  # fmt: skip
+    return st.lists(piece | st.binary(max_size=20), max_size=30).map(b"".join)
+
+
+def metrics() -> st.SearchStrategy[bytes]:
+    """A file of numbers: lines of JSON, rows of a table, a history, and parts of them."""
+    piece = st.sampled_from(
+        [b'{"step": 3, "loss": 0.5}\n', b'{"step": 4, "train": {"loss": NaN}, "eval_loss": 2}\n', b"5,,0.5\n",
+         b"step,loss,val_loss\n", b"6,nan,\n", b'{"log_history": [{"step": 3, "loss": 0.5}], "max_steps": 9}', b"[",
+         b'{"log_history": ', b"]", b"{", b"}", b'"', b",", b"\n", b"\r\n", b"1e999", b"9" * 5000, b"-1", b"null",
+         b"x" * 70_000, b"\xff", b"[" * 5000, b'"best_metric": 1, "best_global_step": 2,']
     )  # fmt: skip
     return st.lists(piece | st.binary(max_size=20), max_size=30).map(b"".join)
 

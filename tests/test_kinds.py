@@ -275,3 +275,25 @@ def test_a_trainer_that_loads_with_the_kit_is_offered_files_of_torch_alone(tmp_p
 def test_the_pattern_that_would_fit_a_name_is_known(name: str, pattern: str | None) -> None:
     assert form.likely_pattern(name) == pattern
     assert pattern is None or step_of_name(name, pattern) is not None
+
+
+@pytest.mark.parametrize("name", [HF, DCP, LIGHTNING, "pair/model_4.safetensors"])
+def test_a_copy_for_a_trainer_that_reads_a_fixed_name_is_whole(name: str, tmp_path: Path) -> None:
+    source = copied(name, tmp_path / "from")
+    if source.is_dir():
+        (source / "inner" / "more").mkdir(parents=True)
+        (source / "inner" / "more" / "file").write_bytes(b"1")
+    companions = (copied("pair/optim_4.pt", tmp_path / "from").name,) if name.startswith("pair") else ()
+    target = tmp_path / "to"
+    target.mkdir()
+    folder = os.open(target, os.O_RDONLY)
+    layout.copy_whole(source, folder, "latest", companions)
+    os.close(folder)
+    if source.is_dir():
+        copies = {
+            path.relative_to(target / "latest"): path.read_bytes() for path in target.rglob("*") if path.is_file()
+        }
+        assert copies == {path.relative_to(source): path.read_bytes() for path in source.rglob("*") if path.is_file()}
+    else:
+        assert (target / "latest").read_bytes() == source.read_bytes()
+        assert {path.name for path in target.iterdir()} == {"latest", *companions}

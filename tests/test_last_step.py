@@ -35,6 +35,15 @@ def test_a_step_of_the_log_beyond_the_end_is_no_last_step_without_a_checkpoint(
     assert (name == "finished") is is_reached
 
 
+@pytest.mark.parametrize(("saved", "is_reached"), [(1000, True), (990, False), (None, False)])
+def test_a_framework_that_prints_now_and_then_is_done_with_the_checkpoint_of_its_last_step(
+    saved: int | None, is_reached: bool
+) -> None:
+    state = {"step": 950, "has_step_events": True, "log_format": "torchtitan", "last_checkpoint_step": saved or 0}
+    assert run_end.last_step_is_reached(state, 1000) is is_reached
+    assert not run_end.last_step_is_reached({**state, "tells_steps": True}, 1000)
+
+
 def test_a_run_that_ends_with_0_behind_an_evaluation_s_bar_has_not_finished(kit: Kit) -> None:
     """`step 3000` of an evaluation's log, and then an end with 0 at step 3 of 1000."""
     line = b"step 3000 of the evaluation\n".hex()

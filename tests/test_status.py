@@ -123,10 +123,28 @@ def test_etas_count_from_the_speed_since_the_resume_point(tmp_path: Path) -> Non
     assert_valid("status", seen)
 
 
+def test_an_eta_counts_to_the_total_of_the_log_where_the_config_has_none(tmp_path: Path) -> None:
+    told = {"event": "step", "step": 501, "mono_s": 111, "source": "log", "max_steps": 1000, "loss": 0.5, "lr": 3e-4}
+    state = fold(LAUNCHED, [{**told, "step": 481 + i, "mono_s": 100 + i / 2} for i in range(20)] + [told])
+    seen = status.observe(make_run(tmp_path, {"training": {}}), state, View(ALIVE, ALIVE, None, 1e9))
+    assert (seen["max_steps"], seen["eta_s"], seen["lr"]) == (1000, pytest.approx(499 / seen["steps_per_sec"]), 3e-4)
+    assert_valid("status", seen)
+    assert status.state_of(state, View("dead", ALIVE, {"code": 0}, 0.0), None) == "finished", "a total is no order"
+
+
 @pytest.mark.parametrize("value", ["12", -1, 1e30, True, [1], {"a": 1}, 10**400, None, "a[$(touch canary)]", 0])
 def test_no_type_in_a_run_folder_is_trusted(tmp_path: Path, value: Any) -> None:
     """Another user's folder is shown, whatever is in it: no crash, nothing run, a valid status."""
-    keys = ("max_steps", "fast_eval_every", "full_eval_every", "name", "log_patterns", "loads_with_kit")
+    keys = (
+        "max_steps",
+        "fast_eval_every",
+        "full_eval_every",
+        "name",
+        "log_patterns",
+        "log_format",
+        "metrics_file",
+        "loads_with_kit",
+    )
     config = {name: dict.fromkeys(keys, value) for name in ("training", "validation", "optimizer", "trainer")}
     record = dict.fromkeys(("run_id", "parent_run_id", "parent_step", "config_hash", "launcher"), value)
     run = make_run(tmp_path, config, {**record, "experiment": "EXP-01"})

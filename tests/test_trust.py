@@ -275,6 +275,7 @@ EXECUTED = {
     "paths.checkpoints", "paths.logs", "paths.status", "checkpoint.pattern", "checkpoint.best_pattern", "data.path",
     "trainer.checkpoint_in", "trainer.stop_signal", "trainer.pass_signals", "trainer.log_patterns.step",
     "trainer.log_patterns.loss", "trainer.log_patterns.lr", "trainer.log_patterns.steps_per_sec",
+    "trainer.log_patterns.eval", "trainer.log_patterns.best", "trainer.metrics_file",
 }  # fmt: skip
 
 

@@ -156,6 +156,7 @@ def _likely_pattern(names: list[str]) -> str:
 def _parser(pattern: str, best_pattern: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="resume_helper.py", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = "resume_helper.py --inspect PATH says what is inside one checkpoint of any kind."
     parser.add_argument("--ckpt_dir", "--ckpt-dir", required=True, help="the checkpoint folder")
     parser.add_argument("--dry-run", action="store_true", required=True, help="say what would be taken, change nothing")
     parser.add_argument("--step", type=int, help="only this step")

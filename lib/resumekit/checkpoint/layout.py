@@ -12,6 +12,7 @@ Try it: `python lib/resume_helper.py --ckpt_dir checkpoints --dry-run`
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from pathlib import Path
@@ -279,10 +280,14 @@ def open_in_folder(checkpoint: Path) -> int:
     Raises:
         UnreadableFile: it is missing, no regular file, may not be read, or is a link out of its folder.
     """
-    real = Path(os.path.realpath(checkpoint))
-    if real.parent != Path(os.path.realpath(checkpoint.parent)):
+    refuse_link_out(checkpoint)
+    return open_regular(Path(os.path.realpath(checkpoint)), follow_links=False)
+
+
+def refuse_link_out(checkpoint: Path) -> None:
+    """Raise UnreadableFile where a checkpoint that was looked at is a link out of its folder by now."""
+    if Path(os.path.realpath(checkpoint)).parent != Path(os.path.realpath(checkpoint.parent)):
         raise UnreadableFile("it is a link out of its folder by now")
-    return open_regular(real, follow_links=False)
 
 
 def copy(opened: int, folder: int, name: str) -> None:
@@ -300,6 +305,51 @@ def copy(opened: int, folder: int, name: str) -> None:
     new = os.open(name, _NEW_FILE, 0o666, dir_fd=folder)
     with os.fdopen(new, "wb") as made, os.fdopen(opened, "rb", closefd=False) as original:
         shutil.copyfileobj(original, made, _COPY_BYTES)
+
+
+def copy_whole(checkpoint: Path, folder: int, name: str, companions: tuple[str, ...] = ()) -> None:
+    """Copy a checkpoint of any kind, with what belongs to it, into an open folder.
+
+    Args:
+        checkpoint: it is looked at as one of its own folder (`open_in_folder`).
+        folder: a descriptor; nothing in it has the name.
+        name: of the copy; a file that belongs to it keeps its own.
+        companions: as for `open_checkpoint`.
+
+    Raises:
+        UnreadableFile: it cannot be read.
+        OSError: the copy cannot be written; what there is of it is left.
+    """
+    if not os.path.isdir(checkpoint):
+        for own, target in ((checkpoint.name, name), *((one, one) for one in companions)):
+            opened = open_in_folder(checkpoint.with_name(own))
+            try:
+                copy(opened, folder, target)
+            finally:
+                os.close(opened)
+        return
+    refuse_link_out(checkpoint)
+    os.mkdir(name, dir_fd=folder)
+    with open_checkpoint(checkpoint) as whole:
+        for file in whole.files:
+            source, target_folder = whole.open_file(file), os.open(name, _FOLDER_FLAGS, dir_fd=folder)
+            try:
+                target_folder = _made_inside(target_folder, file.split("/")[:-1])
+                copy(source, target_folder, file.rpartition("/")[2])
+            finally:
+                os.close(target_folder)
+                os.close(source)
+
+
+def _made_inside(folder: int, names: list[str]) -> int:
+    """Return a descriptor of a folder inside an open one, in the place of that; each that is not there is made."""
+    for name in names:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, dir_fd=folder)
+        inner = os.open(name, _FOLDER_FLAGS, dir_fd=folder)
+        os.close(folder)
+        folder = inner
+    return folder
 
 
 def pin(checkpoint: Path, name: Path) -> None:

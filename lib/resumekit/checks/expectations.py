@@ -36,7 +36,8 @@ _SPEED_KEYS = ("training.", "model.", "data.", "optimizer.name", "ema.", "swa.",
 # A change of these, and of no other key, leaves every number of the next steps as it was.
 _NEUTRAL_KEYS = (
     "experiment.", "checkpoint.", "status.", "abort.", "recover.", "notify.", "paths.", "resume.",
-    "trainer.log_patterns.", "trainer.describe_args", "trainer.schedule_with_kit", "training.log_every",
+    "trainer.log_patterns.", "trainer.log_format", "trainer.metrics_file", "trainer.describe_args",
+    "trainer.schedule_with_kit", "training.log_every",
 )  # fmt: skip
 
 # Components without which the next steps draw other data or other random numbers, in words.

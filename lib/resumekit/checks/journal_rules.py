@@ -250,9 +250,11 @@ class Rules:
 
     def _gap(self, first: int) -> float:
         """Return how far apart the steps are told: who tells every tenth one tells its first up to ten later."""
-        if len(self._steps) < 2:
+        one = self._steps[0]
+        # What a line without a step, or a second row of a metrics file, says is told of the same step again.
+        next_one = next((later for later in self._steps if later["step"] != first), None)
+        if next_one is None:
             return max(1, first)
-        one, next_one = self._steps[:2]
         gap: int = max(1, next_one["step"] - first)
         if "step_total" not in one:
             return gap

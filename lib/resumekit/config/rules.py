@@ -17,6 +17,8 @@ from .schema import Schema
 from .yaml_scalars import show
 
 Config = dict[str, Any]
+# What stands for a place in trainer.metrics_file; `*` for any part of a name.
+METRICS_PLACES = ("run_dir", "checkpoints_dir", "logs_dir", "run_id", "*")
 # The schedules that the kit computes (`start/forecast`).
 SCHEDULES = ("cosine", "linear", "constant")
 # Placeholders with which a trainer finds its whole config.
@@ -38,7 +40,7 @@ class Broken(NamedTuple):
 
 def broken(config: Config, schema: Schema) -> Iterator[Broken]:
     """Yield each rule that a resolved config breaks; a key that is absent breaks none."""
-    for rule in (_command, _copy, _replay, _schedule, _swap, _names, _patterns):
+    for rule in (_command, _copy, _replay, _schedule, _swap, _names, _patterns, _metrics_file):
         if found := rule(config):
             yield found
     yield from _divisors(config, schema)
@@ -252,4 +254,18 @@ def _patterns(config: Config) -> Broken | None:
             return Broken((key,), f"{key} is {show(pattern)}, no regular expression: {error}")
         if not groups:
             return Broken((key,), f"{key} is {show(pattern)} and has no group: put what is to be read in (brackets)")
+    return None
+
+
+def _metrics_file(config: Config) -> Broken | None:
+    key = "trainer.metrics_file"
+    path = config["trainer"].get("metrics_file")
+    if not isinstance(path, str):
+        return None
+    for name in re.findall(r"\{([^{}]*)\}", path):
+        if name not in METRICS_PLACES:
+            places = ", ".join(f"{{{one}}}" for one in METRICS_PLACES)
+            return Broken((key,), f"{key} is {show(path)}: of {{...}} it may have {places}, and no {{{name}}}")
+    if more := paths.unexpanded(path):
+        return Broken((key,), f"{key} is {show(path)}{more}")
     return None

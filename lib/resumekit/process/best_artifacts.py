@@ -81,7 +81,6 @@ class BestArtifacts:
         self._done: _Mark | None = None
         self._job: _Job | None = None
         self._growing: dict[Path, _Place] = {}  # the snapshots whose log is not whole
-        self._patterns = run.log_patterns
         self._has_looked = False
 
     def look(self) -> None:
@@ -218,7 +217,7 @@ class BestArtifacts:
             raise UnreadableFile("it changed while it was read")
         (job.temp / artifact_folder.SAID).unlink()
         log, step = self._run.paths.train_log, job.source.step
-        offset = artifact_folder.anchor(log, step, self._patterns)
+        offset = artifact_folder.anchor(log, step, self._run.step_patterns)
         if offset is None:
             end = artifact_folder.log_end(log)
             place = _Place(step, end, end)
@@ -274,7 +273,7 @@ class BestArtifacts:
         if place.sought_from is None:
             return place
         log = self._run.paths.train_log
-        offset, sought_from = artifact_folder.anchor_behind(log, place.sought_from, place.step, self._patterns)
+        offset, sought_from = artifact_folder.anchor_behind(log, place.sought_from, place.step, self._run.step_patterns)
         if offset is None:
             is_given_up = sought_from > place.offset + artifact_folder.SEARCH_BYTES
             return place._replace(sought_from=None if is_given_up else sought_from)

@@ -99,13 +99,16 @@ class LogSource:
         """Open the file that the offset is of, or, where that is gone, the one under the name from its beginning."""
         descriptor = _of_trainer(self._trainer_pid(), self._wanted)
         if descriptor < 0:
-            descriptor = open_regular(self._path, follow_links=False)
+            descriptor = self._opened()
         self._descriptor = descriptor
         found = _identity(os.fstat(descriptor))
         # A network drive has another device number after each mount: the inode alone says whether it is the same.
         if self._wanted is not None and found[1] != self._wanted[1]:
             self._begin_anew(f"another file took the place of '{self._path.name}'")
         self._wanted = found
+
+    def _opened(self) -> int:
+        return open_regular(self._path, follow_links=False)
 
     def _after_the_end(self, count: int) -> bytes:
         """Nothing stands at the offset: has the file been cut, or another one taken its place?"""

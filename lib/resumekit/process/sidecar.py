@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..base import journal, processes, terms
@@ -33,9 +34,9 @@ from .best_artifacts import LIMIT_S, BestArtifacts
 from .clock_gap import ClockGap
 from .nan_guard import NanGuard, exit_code, record_recovery
 from .output_log import Echo, LogSource
-from .sidecar_state import StepOrder
 from .sidecar_warnings import CodeWatch, NewCheckpoints
 from .stop_request import Obedience
+from .told_numbers import ToldNumbers
 from .train_log import LogFollower
 
 # Ten times a second would cost a busy run 0.8 % of a core; the terminal has a thread of its own.
@@ -70,7 +71,9 @@ class Sidecar:
         self._log = LogFollower(run, saved, self._trainer_pid)
         is_successor = os.path.lexists(run.paths.status)  # the first one writes it before it tells of a step
         repeats_until = self._log.offset + self._log.left_bytes if is_successor else 0
-        self._step_order = StepOrder(repeats_until, run.parent_step)
+        self._numbers = ToldNumbers(run, repeats_until, saved.get("numbers"))
+        self._metrics_account = saved.get("metrics")
+        self._metrics = _metrics(run, self._metrics_account)
         self._attester = Attester(run)
         self._new_checkpoints = NewCheckpoints(run, saved)
         self._acceptance = _acceptance(run, self._state, self._journal_offset)
@@ -288,8 +291,10 @@ class Sidecar:
                 break
             if self._log.is_unreadable:
                 time.sleep(POLL_S)
+        self._found_steps += self._log.last_told()
         self._fold_journal()
         self._append_steps()
+        self._append_metrics(is_last=True)
         return not self._log.is_blocked
 
     def _append(self, event: str, /, **fields: Any) -> bool:
@@ -299,12 +304,28 @@ class Sidecar:
         return False
 
     def _append_steps(self) -> None:
-        """Journal the steps that the log told, unless the trainer does so itself."""
+        """Journal what the log told, unless the trainer does so itself."""
         found, self._found_steps = self._found_steps, []
         if found and not self._state.get("tells_steps"):
-            for step in self._step_order.new(found, self._state.get("step", -1), self._found_from):
-                self._append("step", **step, source="log")
-            self._fold_journal()
+            self._append_told(self._numbers.of_log(found, self._state, self._found_from))
+        self._append_metrics()
+
+    def _append_metrics(self, *, is_last: bool = False) -> None:
+        """Journal what the metrics file told, likewise."""
+        if self._metrics is None:
+            return
+        for batch in self._metrics.rest() if is_last else self._metrics.taken():
+            if not self._state.get("tells_steps"):
+                self._append_told(self._numbers.of_file(batch.rows, self._state))
+            self._metrics_account = batch.account
+        self._metrics = None if is_last else self._metrics
+
+    def _append_told(self, events: Iterable[tuple[str, dict[str, Any]]]) -> None:
+        for event, fields in events:
+            self._append(event, **fields, source="log")
+            if event == "log_format":
+                self._say(f"resumekit: {plain(fields['message'])}\n".encode("utf-8", "backslashreplace"))
+        self._fold_journal()
 
     def _fold_journal(self) -> None:
         while len(events := self._next_events()) >= FOLDED_AT_ONCE:
@@ -349,6 +370,8 @@ class Sidecar:
             "state": self._state,
             "echo_offset": self._echo.offset if self._echo else 0,
             "code_changed": self._code.said,
+            "numbers": self._numbers.account,
+            "metrics": self._metrics_account,
             **self._log.account,
             **self._new_checkpoints.account,
         })  # fmt: skip
@@ -407,6 +430,15 @@ def _followed(run_dir: Path, made: MadeFolder | None) -> tuple[Run, str]:
 def _warn_of(run: Run, doubt: str) -> None:
     with contextlib.suppress(OSError):
         journal.append(run.paths.journal, "warning", run.run_id, kind=RECORDS_EDITED, message=doubt)
+
+
+def _metrics(run: Run, saved: Any) -> Any:
+    """Return what reads the run's metrics file in the background; None for a run without one."""
+    if not run.setting("trainer", "metrics_file"):
+        return None
+    from .metrics_file import MetricsFollower, MetricsReader  # late: few runs have one
+
+    return MetricsReader(MetricsFollower(run, saved))
 
 
 def _acceptance(run: Run, state: dict[str, Any], offset: int) -> Any:

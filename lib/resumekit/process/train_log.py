@@ -13,6 +13,7 @@ from ..base.files import UnreadableFile, read_end
 from ..base.imports import Any
 from ..base.values import count, items, mapping
 from ..run.run_folder import Run
+from .log_numbers import LogNumbers
 from .output_log import LogSource
 
 # A line without an end is cut here: a trainer that prints a gigabyte without a newline must not fill our memory.
@@ -139,15 +140,12 @@ def _cut_long_lines(data: bytes) -> bytes:
 # Follows a trainer's output into train.log, line by line; the trainer writes to a plain file and never waits for
 # it.
 #
-# Reads logs/output.log from where the last sidecar stood, writes logs/train.log, and finds steps in the lines with
-# `trainer.log_patterns`.
+# Reads logs/output.log from where the last sidecar stood, writes logs/train.log; `log_numbers` finds steps in it.
 
 READ_BYTES = 256 * 1024
 # How long a progress bar may run on one line before the log says how far it has come.
 BAR_SNAPSHOT_S = 60.0
 PREFIX_DIGITS = 12
-# A bar that stands is drawn again with its clock going on: `7/9 [00:10<00:20]`.
-_CLOCKS = rb"[0-9]+(?::[0-9]+)+"
 
 
 class LogFollower:
@@ -162,7 +160,7 @@ class LogFollower:
     def __init__(self, run: Run, saved: dict[str, Any], trainer_pid: Callable[[], int | None] = lambda: None) -> None:
         self._run = run
         self._prefix = str(run.record.get("config_hash"))[:PREFIX_DIGITS].encode() + b" "
-        self._patterns = run.log_patterns
+        self._numbers = LogNumbers(run, saved, _ESCAPES)
         self._cleaner = LineCleaner()
         offset, self._written = _offsets(run, saved)
         self._source = LogSource(
@@ -175,8 +173,7 @@ class LogFollower:
         self._goal = (offset, time.monotonic())
         self._caught_up_s = self._goal[1]
         self._text_s = saved.get("text_s")
-        # When a line that the step's pattern matches was last another one; what a predecessor has read is not new.
-        self._step_line_s, self._step_line = saved.get("step_line_s"), saved.get("step_line")
+        # What a predecessor has read is not new.
         self._read_before = count(saved.get("read_offset")) or 0
         self._unwritten = b""
         self._is_unread = False
@@ -208,6 +205,10 @@ class LogFollower:
         """How far the output has been read, in bytes."""
         return self._source.offset
 
+    @property
+    def _is_new(self) -> bool:
+        return self._source.offset > self._read_before
+
     def notices(self) -> list[str]:
         """Return once what has happened to the file: that it was cut, or replaced."""
         found, self._source.notices = self._source.notices, []
@@ -217,7 +218,7 @@ class LogFollower:
         """Copy what has been written since, for at most about `limit_s` seconds: a flood must not hold up the rest.
 
         Returns:
-            The steps that the log patterns found in it.
+            The steps that it tells; what is no step has a key `event` (`log_reader.Told`).
         """
         steps: list[dict[str, Any]] = []
         started = time.monotonic()
@@ -226,16 +227,21 @@ class LogFollower:
         while self._write() and (chunk := self._read()):
             self._is_unread = False
             lines = self._cleaner.feed(chunk)
-            steps += self._steps_of(lines)
+            steps += self._numbers.read(chunk, lines, is_new=self._is_new)
             self._see_text(lines)
             self._unwritten += stamp(lines, self._prefix)
             if time.monotonic() > started + limit_s:
                 break
         self._aim(started)
-        steps += self._steps_of_bar()
+        steps += self._told_by_bar()
+        steps += self._numbers.rest()
         self._show_bar()
         self._write()
         return steps
+
+    def last_told(self) -> list[dict[str, Any]]:
+        """Return what the end of a log tells, once nothing comes any more: a last line without a newline too."""
+        return self._numbers.rest(is_last=True)
 
     def note(self, line: bytes) -> None:
         """Put a line of our own into train.log, with the next pump."""
@@ -256,6 +262,7 @@ class LogFollower:
         chunk = self._source.read(READ_BYTES)
         if self._source.beginnings != beginnings:  # what was held of its last line is a line, and ends here
             self._unwritten += stamp(self._cleaner.flush(), self._prefix)
+            self._numbers.begin_anew()
             self._goal = (0, self._goal[1])
             self._read_before = 0
             self._keep_what_is_written()
@@ -309,14 +316,13 @@ class LogFollower:
         if place != self._place:  # three times a beat it is the same one
             self._place, self._mark = place, self._source.mark_at(offset)
         self.account = {
+            **self._numbers.account,
             "output_offset": offset,
             "log_mark": self._mark,
             "read_offset": self.offset,
             "log_file": place[2],
             "caught_up_s": self._caught_up_s,
             "text_s": self._text_s,
-            "step_line_s": self._step_line_s,
-            "step_line": self._step_line,
             "train_log_bytes": self._written,
             "is_closed": self._is_closed,
         }
@@ -328,35 +334,14 @@ class LogFollower:
             self._text_s = time.monotonic()
             self._last_line = lines.rstrip(b"\n").rpartition(b"\n")[2]
 
-    def _steps_of_bar(self) -> list[dict[str, Any]]:
-        """Return the step that an unfinished line shows: a progress bar may go without a newline for hours."""
+    def _told_by_bar(self) -> list[dict[str, Any]]:
+        """Return what an unfinished line tells: a progress bar may go without a newline for hours."""
         shown = self._cleaner.shown()
         if shown == self._shown:
             return []
         self._shown = shown
         self._see_text(shown)
-        return self._steps_of(shown, _CLOCKS)
-
-    def _steps_of(self, lines: bytes, without: bytes | None = None) -> list[dict[str, Any]]:
-        """Return the steps in clean lines, and note when a step's line differs from the one before it.
-
-        Some trainers print `[200/200]` in each epoch, or `step 1.15k`: their line says that they go on, no number. What
-        matches `without` makes no difference.
-        """
-        if not self._patterns:
-            return []
-        from ..run import log_patterns  # late, as in `Run.log_patterns`
-
-        told: list[bytes] = []
-        found = log_patterns.found_steps(lines, self._patterns, told)
-        for line in told:
-            import zlib  # late: a start need not wait for a library of its own
-
-            mark = zlib.crc32(re.sub(without, b"", line) if without else line)
-            if mark != self._step_line and self._source.offset > self._read_before:
-                self._step_line_s = time.monotonic()
-            self._step_line = mark
-        return found
+        return self._numbers.of_bar(shown, is_new=self._is_new)
 
     def _show_bar(self) -> None:
         if not self._cleaner.held_bytes:

@@ -98,7 +98,8 @@ def _step(state: State, event: Event) -> None:
         _take(state, event, key, number)
     _tell(state, event, "lr", "log" if event.get("source") == "log" else "event")
     _take(state, event, "steps_per_sec", speed)
-    _take(state, event, "epoch", count)
+    for key in ("epoch", "max_steps"):
+        _take(state, event, key, count)
 
 
 def _counted(state: State, step: int, mono_s: float, event: Event) -> steps.Counted:
@@ -187,8 +188,16 @@ def _fault(state: State, event: Event) -> None:
 
 
 def _best(state: State, event: Event) -> None:
+    is_of_log = event.get("source") == "log"
+    if is_of_log and state.get("tellers", {}).get("best_eval_acc", "log") != "log":
+        return
     _take(state, event, "step", count, "best_step")
-    _tell(state, event, "best_eval_acc", "event", "score")
+    _tell(state, event, "best_eval_acc", "log" if is_of_log else "event", "score")
+    _take(state, event, "metric", text, "best_metric")
+
+
+def _log_format(state: State, event: Event) -> None:
+    _take(state, event, "format", text, "log_format")
 
 
 def _checkpoint(state: State, event: Event) -> None:
@@ -208,7 +217,7 @@ def _heartbeat(state: State, event: Event) -> None:
     for key in ("lr_scale", "loss"):
         _take(state, event, key, number)
     for key in ("lr", "best_eval_acc"):
-        _tell(state, event, key, "heartbeat")
+        _tell(state, event, key, "log" if event.get("source") == "log" else "heartbeat")
     keys = ("last_fast_eval_step", "last_full_eval_step", "swap_from_step", "epoch")
     is_known = state.get("tellers", {}).get("best_eval_acc") == "event"
     for key in keys if is_known else (*keys, "best_step"):
@@ -305,7 +314,7 @@ _FOLDS: dict[str, Callable[[State, Event], None]] = {
     "checkpoint": _checkpoint, "heartbeat": _heartbeat, "warning": _warning, "stopped": _stopped,
     "exited": _exited, "check": _check, "swap": _swap, "abort": _abort, "recovery": _recovery,
     "saving": throughput.on_save_begun, "taken_over": _taken_over,
-    "nonfinite": _fault, "oom": _fault, "eval_crashed": _fault,
+    "log_format": _log_format, "nonfinite": _fault, "oom": _fault, "eval_crashed": _fault,
 }  # fmt: skip
 
 

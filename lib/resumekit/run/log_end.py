@@ -283,4 +283,4 @@ def _is_uncaught(before: Sequence[bytes]) -> bool:
 
 def _steps_behind(run: Run, lines: Sequence[bytes]) -> bool:
     """Whether the trainer has told steps behind its words: then it has got over them."""
-    return bool(log_patterns.found_steps(b"\n".join([*lines, b""]), run.log_patterns))
+    return bool(log_patterns.found_steps(b"\n".join([*lines, b""]), run.step_patterns))

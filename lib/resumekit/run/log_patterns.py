@@ -155,6 +155,25 @@ def found_steps(lines: bytes, patterns: Patterns, told: list[bytes] | None = Non
     return result
 
 
+def found_scores(lines: bytes, scores: Patterns, patterns: Patterns, step: int | None) -> list[dict[str, Any]]:
+    """Return the scores that patterns find; one on a line without a step is of the step before it.
+
+    Args:
+        lines: clean lines, each with its newline.
+        scores: by what they are: `eval`, the score of an evaluation, or `best`, the best so far.
+        patterns: for the step, as in `found_steps`.
+        step: the last one before these lines; None where there was none.
+    """
+    result = []
+    for line in lines.split(b"\n") if any(one.number.search(lines) for one in scores.values()) else ():
+        line = line[:MAX_LINE_BYTES]
+        step = next((one["step"] for one in found_steps(line, patterns)), step)
+        for name, pattern in scores.items():
+            if (value := pattern.read(line)) is not None and step is not None:
+                result.append({"event": name, "step": step, "score": value})
+    return result
+
+
 def _total(match: re.Match[bytes], step: float) -> int | None:
     """Return the number of steps that stands behind a step, None where there is none: `15/5` is something else."""
     found = _TOTAL.match(match.string, match.start(1))

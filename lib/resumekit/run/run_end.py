@@ -96,8 +96,10 @@ def last_step_is_reached(state: State, max_steps: int | None) -> bool:
         max_steps: where the run ends; None where that is not known.
     """
     step = state.get("step")
-    if step is None or max_steps is None or step < max_steps:
+    if step is None or max_steps is None:
         return False
+    if step < max_steps:  # what prints each hundredth step alone, in a known format, has saved its last one
+        return "log_format" in state and _is_of_the_log(state) and state.get("last_checkpoint_step") == max_steps
     return step == max_steps or not _is_of_the_log(state) or state.get("last_checkpoint_step", -1) >= max_steps
 
 

@@ -222,6 +222,28 @@ class Run:
 
         return log_patterns.compiled(patterns)
 
+    @property
+    def log_format(self) -> str:
+        """How its log is read beside `trainer.log_patterns`, which goes before: `trainer.log_format`.
+
+        `auto` in the config of an older kit; of a trainer that loads with the kit, and journals its steps, `none`.
+        """
+        if mapping(self.setting("trainer", "log_patterns")):
+            return "none"
+        name = string(self.setting("trainer", "log_format")) or "auto"
+        return "none" if name == "auto" and self.setting("trainer", "loads_with_kit") is True else name
+
+    @property
+    def step_patterns(self) -> Patterns:
+        """What finds the steps in its log: `trainer.log_patterns`, else those of its format, given or found."""
+        if self.log_patterns or self.log_format == "none":
+            return self.log_patterns
+        from . import log_formats, log_patterns  # late, as above
+
+        found = mapping(self.sidecar_account.get("log")).get("format")
+        name = self.log_format if self.log_format != log_formats.AUTO else string(found)
+        return log_patterns.compiled(log_formats.step_patterns(name or ""))
+
     def setting(self, section: str, key: str, default: Any = None) -> Any:
         """Return one value of the run's resolved config."""
         return mapping(self.config.get(section)).get(key, default)

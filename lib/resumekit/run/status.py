@@ -117,6 +117,7 @@ def observe(run: Run, state: State, view: View) -> dict[str, Any]:
     launched = state.get("launched") or {}
     trainer = launched.get("trainer") or {}
     max_steps, parent_step = count(run.setting("training", "max_steps")), count(run.parent_step)
+    planned_steps = max_steps if max_steps is not None else state.get("max_steps")
     step, speed = state.get("step"), measured_speed(state) or state.get("steps_per_sec")
     record = run.record
     handed = number(mapping(record.get("handed_rate")).get("factor"))
@@ -130,7 +131,7 @@ def observe(run: Run, state: State, view: View) -> dict[str, Any]:
         "last_fast_eval_step": state.get("last_fast_eval_step"),
         "last_full_eval_step": state.get("last_full_eval_step"),
         "best_eval_acc": state.get("best_eval_acc"),
-        **_etas(run, step, speed if is_now in LIVE else None, max_steps, view.now),
+        **_etas(run, step, speed if is_now in LIVE else None, planned_steps, view.now),
         "state": is_now,
         "phase": "checkpoint" if is_saving(state) else state.get("phase"),
         "experiment": text(run.experiment),
@@ -138,7 +139,7 @@ def observe(run: Run, state: State, view: View) -> dict[str, Any]:
         "parent_step": parent_step,
         "config_hash": text(record.get("config_hash")),
         "epoch": state.get("epoch"),
-        "max_steps": max_steps,
+        "max_steps": planned_steps,
         "loss": state.get("loss"),
         "lr_scale": state.get("lr_scale", handed if handed is not None else 1.0),
         "optimizer": state.get("optimizer") or text(run.setting("optimizer", "name")),
@@ -146,7 +147,7 @@ def observe(run: Run, state: State, view: View) -> dict[str, Any]:
         "scheduler_phase": state.get("scheduler_phase"),
         "last_checkpoint_step": state.get("last_checkpoint_step"),
         "best_step": state.get("best_step"),
-        "best_metric": text(run.setting("validation", "best_metric")),
+        "best_metric": text(run.setting("validation", "best_metric")) or state.get("best_metric"),
         "host": trainer.get("host"),
         "boot_id": trainer.get("boot_id"),
         "pid": trainer.get("pid"),
@@ -164,6 +165,7 @@ def observe(run: Run, state: State, view: View) -> dict[str, Any]:
         "liveness": view.trainer,
         "last_heard_at": view.last_heard_at,
         "taken_over": _taken_over(state),
+        "log_format": state.get("log_format") or _own_format(run),
     }
 
 
@@ -256,9 +258,21 @@ def _end_state(state: State, end: dict[str, Any], max_steps: int | None, shows_s
 
 
 def shows_steps(run: Run) -> bool:
-    """Whether this trainer journals, or has a pattern by which its steps are read out of its log."""
+    """Whether this trainer journals, or has by its config what its steps are read out of."""
     patterns = run.setting("trainer", "log_patterns")
-    return run.setting("trainer", "loads_with_kit") is True or "step" in mapping(patterns)
+    if run.setting("trainer", "loads_with_kit") is True or "step" in mapping(patterns):
+        return True
+    return text(run.setting("trainer", "metrics_file")) is not None or _own_format(run) not in (None, "lightning")
+
+
+def _own_format(run: Run) -> str | None:
+    """Return the format that the config names for the log; None where it is looked for, or patterns read the log."""
+    name = run.log_format
+    if name in ("auto", "none"):
+        return None
+    from .log_formats import FORMATS  # late: few configs name one
+
+    return name if name in FORMATS else None
 
 
 def _etas(run: Run, step: int | None, speed: float | None, max_steps: int | None, now: float) -> dict[str, Any]:

@@ -214,6 +214,8 @@ def take_steady_step(state: State, event: Event) -> bool:
         return False
     if not _is_training(state, step) or not _is_loss(loss) or not _is_its_teller(state, event):
         return False
+    if "max_steps" in event:
+        return False
     known = state["symptoms"]
     way = step - known.get("told_step", MAX_STEP)
     if not 0 <= way <= health.JUMP_STEPS or "bad" in known:

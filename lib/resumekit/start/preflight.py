@@ -16,6 +16,7 @@ from ..base.imports import Any, NamedTuple
 from ..base.paths import KIT_ROOT, RunPaths, checkpoint_name, unexpanded
 from ..base.redaction import secret_line, secret_word
 from ..checkpoint import layout
+from ..checkpoint.form import of as form_of
 from ..config import config
 from . import code_state, trainer_command
 from .choice import Choice
@@ -264,18 +265,16 @@ def copy_checkpoint(choice: Choice, paths: RunPaths) -> None:
     if target is None or choice.candidate is None or target == chosen_file(choice):
         return
     chosen = chosen_file(choice)
+    form = choice.parent.form if choice.parent else form_of(choice.config.get("checkpoint"))
     try:
-        opened = layout.open_in_folder(chosen)
-    except UnreadableFile as error:
-        raise KitError(f"the checkpoint '{chosen}' cannot be copied: {error}") from error
-    try:
+        layout.refuse_link_out(chosen)  # before anything is made
         folder = _folder_to_copy_into(paths.run_dir, target)
         try:
-            layout.copy(opened, folder, target.name)
+            layout.copy_whole(chosen, folder, target.name, form.companions_of(chosen.name))
         finally:
             os.close(folder)
-    finally:
-        os.close(opened)
+    except UnreadableFile as error:
+        raise KitError(f"the checkpoint '{chosen}' cannot be copied: {error}") from error
 
 
 def _folder_to_copy_into(run_dir: Path, target: Path) -> int:

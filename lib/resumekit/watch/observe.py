@@ -48,9 +48,10 @@ def parent_stepped(run: Run, table: RunTable) -> bool:
     return False
 
 
-def _means(run: Run) -> tuple[Any, Any]:
+def _means(run: Run) -> tuple[Any, ...]:
     """Return what decides how the steps of a run are seen."""
-    return run.setting("trainer", "log_patterns"), run.setting("trainer", "loads_with_kit")
+    names = ("log_patterns", "metrics_file", "loads_with_kit")
+    return (run.log_format, *(run.setting("trainer", name) for name in names))
 
 
 # How far the sidecar of a run has come: what is not read yet cannot be judged, by age or by speed.
@@ -317,7 +318,7 @@ def _not_cleared(run: Run, lines: list[bytes]) -> int:
     """Return how many lines say that memory ran out behind the last line of a step."""
     from ..process.train_log import clean  # late: nearly no log speaks of memory
 
-    step = run.log_patterns.get("step")
+    step = run.step_patterns.get("step")
     found = 0
     for line in lines:
         if _OOM.search(line):

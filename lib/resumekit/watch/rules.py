@@ -267,7 +267,7 @@ def _hang(state: State, limits: Limits, sight: Observation) -> Iterator[Finding]
         evidence = f"no first step in {duration(age_s)} (limit {duration(limit_s)}), phase {state.get('phase')}"
         yield Finding(HANG, SICK, evidence, active_s)
     else:
-        evidence = f"no step was ever seen in {duration(age_s)}: does trainer.log_patterns fit its lines?"
+        evidence = f"no step was ever seen in {duration(age_s)}: do trainer.log_patterns or trainer.log_format fit?"
         yield Finding(UNSEEN, WARNING, evidence, active_s)
 
 
