@@ -113,6 +113,8 @@ def torn_newest(stage: Stage) -> None:
             continue  # of a fixed name, trained too fast for a copy
         newest, checkpoint, before = stage.newest(run)
         for victim, how in ways_to_tear(stage, newest, checkpoint):
+            if run == stage.cut and how == "cut" and victim.name in stage.recipe.only_by_digest:
+                continue
             with torn(checkpoint, victim, how, run.parent / "aside"):
                 plan = stage.plan(*args, code=None)
             if plan["step"] != before:
@@ -123,7 +125,7 @@ def torn_newest(stage: Stage) -> None:
 def torn_taken(stage: Stage) -> None:
     """With its newest checkpoint torn a run goes on from the one before, to the same end."""
     newest, checkpoint, before = stage.newest(stage.cut)
-    victim = stage.recipe.files(newest, checkpoint)[-1]
+    victim = max(stage.recipe.files(newest, checkpoint), key=lambda path: path.stat().st_size)
     with torn(checkpoint, victim, "cut", stage.folder / "aside"):
         run = stage.branch("torn", stage.cut.name)
     assert record(run)["parent_step"] == before, record(run)["parent_step"]
@@ -177,6 +179,20 @@ def nan(stage: Stage) -> None:
     stage.ends(child)
 
 
+def sealed(stage: Stage) -> None:
+    """Sealed by a few lines each checkpoint is proven, beside the framework's own rotation, and one is gone on from."""
+    if not stage.recipe.seals:
+        raise NotApplicable("it has no line of ours")
+    run = stage.begin("sealed", args=stage.recipe.seals)
+    stage.ends(run)
+    plan = stage.plan(run.name, "--set", f"training.max_steps={STEPS + EVERY}")
+    assert (plan["step"], plan["checkpoint"]["grade"]) == (STEPS, "proven"), plan["checkpoint"]
+    is_equal(stage, run)
+    for step, _ in stage.recipe.checkpoints(run):
+        plan = stage.plan(run.name, "--step", str(step), code=None)
+        assert plan["checkpoint"]["grade"] == "proven", plan["checkpoint"]
+
+
 def is_equal(stage: Stage, run: Path) -> None:
     """Hold the end of a run against that of the undisturbed one, where the framework is exact."""
     if stage.recipe.is_exact:
@@ -186,5 +202,5 @@ def is_equal(stage: Stage, run: Path) -> None:
 
 SCENARIOS = {
     "first-run": first_run, "live": live_status, "candidates": candidates, "dry-run": dry_run, "kills": kills,
-    "torn": torn_newest, "torn-taken": torn_taken, "step": by_step, "best": by_best, "watcher": watcher, "nan": nan,
+    "sealed": sealed, "torn": torn_newest, "torn-taken": torn_taken, "step": by_step, "best": by_best, "watcher": watcher, "nan": nan,
 }  # fmt: skip

@@ -60,11 +60,11 @@ class Stage(Night):
     def config(self, *_: str, **__: Any) -> None:
         """Write nothing: the recipe's config.yaml is used as it is."""
 
-    def begin(self, name: str, *, pace_s: float = 0.02, nan_step: int = 0) -> Path:
+    def begin(self, name: str, *, pace_s: float = 0.02, nan_step: int = 0, args: tuple[str, ...] = ()) -> Path:
         """Start the experiment anew under a name, detached; return its folder when it has a trainer."""
         env = {"RECIPE_PACE_S": str(pace_s), "RECIPE_NAN": f"{nan_step}:{self.once / name}"}
         words = [word for setting in SETTINGS for word in ("--set", setting)]
-        done = self("run", self.recipe.experiment, "--fresh", "--detach", "--name", name, *words, env=env)
+        done = self("run", self.recipe.experiment, "--fresh", "--detach", "--name", name, *words, "--", *args, env=env)
         run = self.runs / done.stdout.strip()
         wait_until(lambda: events(run, "launched"), f"{run.name} has a trainer", STARTS_S)
         return run

@@ -1,15 +1,19 @@
 """A small classifier on made-up data with Accelerate, in the manner of its examples: a folder step_N for each save."""
 
 import argparse
+import logging
 import math
 import os
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.logging import get_logger
 from accelerate.utils import set_seed
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm.auto import tqdm
+
+logger = get_logger(__name__)
 
 
 def main() -> None:
@@ -19,9 +23,13 @@ def main() -> None:
     parser.add_argument("--checkpointing_steps", type=int, default=25)
     parser.add_argument("--learning_rate", type=float, default=3e-3)
     parser.add_argument("--resume_from_checkpoint")
+    parser.add_argument("--seal", action="store_true", help="prove each checkpoint with the kit, under which this runs")
     args = parser.parse_args()
+    if args.seal:
+        import resume_helper as kit
 
     accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True))
+    logging.basicConfig(format="%(asctime)s - %(levelname)s - %(name)s - %(message)s", level=logging.INFO)
     set_seed(0)
     torch.set_num_threads(1)
     inputs = torch.randn(3200, 32)
@@ -39,7 +47,7 @@ def main() -> None:
 
     completed_steps, resume_step = 0, 0
     if args.resume_from_checkpoint:
-        accelerator.print(f"Resumed from checkpoint: {args.resume_from_checkpoint}")
+        logger.info(f"Resumed from checkpoint: {args.resume_from_checkpoint}")
         accelerator.load_state(args.resume_from_checkpoint)
         # The rate of the command line, not the one that the scheduler has loaded.
         scheduler.base_lrs = [args.learning_rate]
@@ -47,6 +55,8 @@ def main() -> None:
         completed_steps = int(os.path.basename(args.resume_from_checkpoint).removeprefix("step_"))
         resume_step = completed_steps % len(train_dataloader)
 
+    logger.info("***** Running training *****")
+    logger.info(f"  Total optimization steps = {args.max_train_steps}")
     is_shown = accelerator.is_local_main_process
     progress_bar = tqdm(total=args.max_train_steps, initial=completed_steps, disable=not is_shown)
     while completed_steps < args.max_train_steps:
@@ -66,7 +76,10 @@ def main() -> None:
             progress_bar.update(1)
             progress_bar.set_postfix(loss=loss.item(), lr=lr_scheduler.get_last_lr()[0])
             if completed_steps % args.checkpointing_steps == 0:
-                accelerator.save_state(os.path.join(args.output_dir, f"step_{completed_steps}"))
+                output_dir = os.path.join(args.output_dir, f"step_{completed_steps}")
+                accelerator.save_state(output_dir)
+                if args.seal:
+                    kit.seal_checkpoint(output_dir, completed_steps)
             if completed_steps >= args.max_train_steps:
                 break
 

@@ -22,7 +22,10 @@ parser.add_argument("--steps", type=int, default=200)
 parser.add_argument("--save_every", type=int, default=25)
 parser.add_argument("--lr", type=float, default=3e-3)
 parser.add_argument("--resume_from_checkpoint")
+parser.add_argument("--seal", action="store_true", help="prove each checkpoint with the kit, under which this runs")
 args = parser.parse_args()
+if args.seal:
+    import resume_helper as kit
 
 VOCAB_SIZE, SEQ_LEN, BATCH_SIZE = 32, 16, 16
 
@@ -98,5 +101,8 @@ while app.step < args.steps:
     if dist.get_rank() == 0:
         print(f"step: {app.step}  loss: {loss.item():.5f}  lr: {lr:.3e}", flush=True)
     if app.step % args.save_every == 0:
-        dcp.save({"app": app}, checkpoint_id=os.path.join(args.out, f"step-{app.step}"))
+        checkpoint = os.path.join(args.out, f"step-{app.step}")
+        dcp.save({"app": app}, checkpoint_id=checkpoint)
+        if args.seal:
+            kit.seal_checkpoint(checkpoint, app.step)
 dist.destroy_process_group()

@@ -1,5 +1,7 @@
 """A small GPT-2 on made-up text with the Trainer of transformers, whose arguments are those of TrainingArguments."""
 
+from dataclasses import dataclass, field
+
 import torch
 from torch.utils.data import Dataset
 from transformers import (
@@ -35,6 +37,20 @@ class MadeUpText(Dataset):
         return {"input_ids": self.tokens[index], "labels": self.tokens[index]}
 
 
+@dataclass
+class ScriptArguments:
+    seal: bool = field(default=False, metadata={"help": "prove each checkpoint with the kit, under which this runs"})
+
+
+class Seal(TrainerCallback):
+    """Proves each checkpoint right behind its save."""
+
+    def on_save(self, args, state, control, **kwargs) -> None:
+        import resume_helper as kit
+
+        kit.seal_checkpoint(f"{args.output_dir}/checkpoint-{state.global_step}", state.global_step)
+
+
 class TakeRate(TrainerCallback):
     """Takes the rate of the command line at a resume, not the one that the scheduler has loaded."""
 
@@ -46,7 +62,7 @@ class TakeRate(TrainerCallback):
 
 
 def main() -> None:
-    (training_args,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses()
+    script_args, training_args = HfArgumentParser((ScriptArguments, TrainingArguments)).parse_args_into_dataclasses()
     torch.set_num_threads(1)
     set_seed(training_args.seed)
     config = GPT2Config(
@@ -57,7 +73,7 @@ def main() -> None:
         args=training_args,
         train_dataset=MadeUpText(seed=1, size=640),
         eval_dataset=MadeUpText(seed=2, size=64),
-        callbacks=[TakeRate()],
+        callbacks=[TakeRate(), Seal()] if script_args.seal else [TakeRate()],
     )
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
 

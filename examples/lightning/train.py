@@ -2,11 +2,13 @@
 
 import argparse
 import math
+import os
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -45,6 +47,17 @@ class Classifier(L.LightningModule):
         scheduler.optimizer.param_groups[0]["lr"] = self.hparams.lr * share
 
 
+class SealingIO(TorchCheckpointIO):
+    """Proves each checkpoint of a step right behind its save."""
+
+    def save_checkpoint(self, checkpoint, path, storage_options=None) -> None:
+        import resume_helper as kit
+
+        super().save_checkpoint(checkpoint, path, storage_options)
+        if os.path.basename(path).startswith("epoch="):
+            kit.seal_checkpoint(path, checkpoint["global_step"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", default="checkpoints")
@@ -52,6 +65,7 @@ def main() -> None:
     parser.add_argument("--max_steps", type=int, default=200)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--ckpt_path")
+    parser.add_argument("--seal", action="store_true", help="prove each checkpoint with the kit, under which this runs")
     args = parser.parse_args()
 
     L.seed_everything(0)
@@ -64,6 +78,7 @@ def main() -> None:
         max_steps=args.max_steps,
         val_check_interval=25,
         log_every_n_steps=5,
+        plugins=[SealingIO()] if args.seal else None,
         logger=CSVLogger(args.logs, flush_logs_every_n_steps=5),
         callbacks=[
             ModelCheckpoint(args.out, monitor="val_loss", save_top_k=3, save_last=True, every_n_train_steps=25),
