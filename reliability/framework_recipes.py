@@ -27,7 +27,7 @@ class Recipe(NamedTuple):
         best_step: run folder -> the step of the best checkpoint by the framework's own word; None: it has no best.
         beside: names of files that belong to a checkpoint, with {step}.
         pace_s: how long a step takes at least, in seconds: so that what has to come to rest between two saves does.
-        seals: arguments with which it seals its checkpoints, and keeps only some where the framework can; (): it does not.
+        seals: arguments with which it seals its checkpoints, and keeps but a few of them where it can; (): it does not.
         only_by_digest: files of which a cut one is told by a digest alone.
     """
 
@@ -83,7 +83,11 @@ RECIPES = (
     Recipe("plain_loop", "PLAIN", r"snapshot_([0-9]+)\.pt", best_step=_plain_best),
     Recipe("fixed_name", "FIXED", r"ckpt(?:@([0-9]+))?\.pt", is_exact=False, shows=("loss",), pace_s=0.3),
     Recipe("weights_only", "WEIGHTS", "step_([0-9]+)", beside=("train_state_{step}",)),
-    Recipe("hf_trainer", "HF", "checkpoint-([0-9]+)", ("transformers", "accelerate"), best_step=_hf_best, seals=("--seal", "--save_total_limit", "3"), only_by_digest=("config.json", "generation_config.json", "training_args.bin")),
+    Recipe(
+        "hf_trainer", "HF", "checkpoint-([0-9]+)", ("transformers", "accelerate"), best_step=_hf_best,
+        seals=("--seal", "--save_total_limit", "3"),
+        only_by_digest=("config.json", "generation_config.json", "training_args.bin"),
+    ),
     Recipe(
         "lightning", "LIGHTNING", r"epoch=[0-9]+-step=([0-9]+)\.ckpt", ("lightning",), is_exact=False,
         best_step=_lightning_best, seals=("--seal",),
