@@ -54,7 +54,7 @@ faults: $(READY) ## every case of the fault catalogue and its table, and every l
 
 .PHONY: frameworks
 frameworks: $(READY) ## the recipes in examples/ through kills, torn checkpoints and a NaN; ONLY="lightning dcp_fsdp"
-	@tools/frameworks.sh $(PY) $(addprefix --only ,$(ONLY))
+	@tools/frameworks.sh $(PY) $(addprefix --only ,$(ONLY)) $(addprefix --minutes ,$(MINUTES))
 
 .PHONY: campaign
 campaign: $(READY) ## the long versions of the sampled tests (some three hours)

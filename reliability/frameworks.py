@@ -37,13 +37,21 @@ def missing_packages(python: str, recipe: Recipe) -> list[str]:
     return done.stdout.split()
 
 
-def put_through(recipe: Recipe, python: str, names: Sequence[str], folder: Path) -> dict[str, str]:
-    """Run the scenarios of these names on one recipe; return scenario -> 'ok', '-: why' or what failed."""
+def put_through(
+    recipe: Recipe, python: str, names: Sequence[str], folder: Path, end_s: float = float("inf")
+) -> dict[str, str]:
+    """Run the scenarios of these names on one recipe; none is begun behind `end_s` of the monotonic clock.
+
+    Returns:
+        scenario -> 'ok', '-: why' or 'FAILED: what'; one that was not begun is not there.
+    """
     stage = Stage(folder / recipe.name, recipe, python)
     outcomes: dict[str, str] = {}
     try:
         for name in names:
             began = time.monotonic()
+            if began > end_s:
+                break
             outcomes[name] = outcome(SCENARIOS[name], stage)
             said = outcomes[name].splitlines()
             print(
@@ -83,16 +91,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--scenario", action="append", choices=list(SCENARIOS), help="this scenario; repeatable")
     parser.add_argument("--python", default=str(ROOT / ".venv-frameworks" / "bin" / "python"))
     parser.add_argument("--jobs", type=int, default=2, help="recipes at a time")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="what is not begun by then is left out")
     parser.add_argument("--keep", type=Path, help="where the runs are kept; else they are removed")
     args = parser.parse_args(argv)
     recipes = [one for one in RECIPES if not args.only or one.name in args.only]
     names = args.scenario or list(SCENARIOS)
-    began, left_out = time.monotonic(), {one.name: missing_packages(args.python, one) for one in recipes if one.needs}
+    began = time.monotonic()
+    end_s = began + args.minutes * 60
+    left_out = {one.name: missing_packages(args.python, one) for one in recipes if one.needs}
     with contextlib.ExitStack() as stack:
         folder = args.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         pool = stack.enter_context(ThreadPoolExecutor(args.jobs))
         futures = {
-            one.name: pool.submit(put_through, one, args.python if one.needs else sys.executable, names, folder)
+            one.name: pool.submit(put_through, one, args.python if one.needs else sys.executable, names, folder, end_s)
             for one in recipes
             if not left_out.get(one.name)
         }
@@ -101,8 +112,15 @@ def main(argv: list[str] | None = None) -> int:
     for name, packages in left_out.items():
         if packages:
             print(f"left out: {name}, for {args.python} has no {', '.join(packages)}")
-    failed = sum(one.startswith("FAILED") for outcomes in found.values() for one in outcomes.values())
-    print(f"{failed} failed; {time.monotonic() - began:.0f} s")
+    outcomes = [one for of_recipe in found.values() for one in of_recipe.values()]
+    not_begun = len(found) * len(names) - len(outcomes)
+    if not_begun:
+        print(f"left out: {not_begun} scenarios, for {args.minutes:.0f} minutes were over")
+    for reason in sorted({one for one in outcomes if one.startswith("-")}):
+        print(reason)
+    failed, passed = (sum(one.startswith(word) for one in outcomes) for word in ("FAILED", "ok"))
+    print(f"{time.monotonic() - began:.0f} s")
+    print(f"frameworks: {passed} passed, {failed} failed, {len(outcomes) - passed - failed + not_begun} skipped")
     return int(failed > 0)
 
 

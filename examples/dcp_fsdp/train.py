@@ -105,4 +105,5 @@ while app.step < args.steps:
         dcp.save({"app": app}, checkpoint_id=checkpoint)
         if args.seal:
             kit.seal_checkpoint(checkpoint, app.step)
+dist.barrier()
 dist.destroy_process_group()
