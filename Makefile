@@ -59,6 +59,10 @@ compiled: $(READY)
 faults: $(READY) ## every case of the fault catalogue and its table, and every long test
 	@$(PY) -m pytest -q -n $(WORKERS) --dist worksteal -m "fault or long" --fault-table tests
 
+.PHONY: frameworks
+frameworks: $(READY) ## the recipes in examples/ through kills, torn checkpoints and a NaN; ONLY="lightning dcp_fsdp"
+	@tools/frameworks.sh $(PY) $(addprefix --only ,$(ONLY)) $(addprefix --minutes ,$(MINUTES))
+
 .PHONY: campaign
 campaign: $(READY) ## the long versions of the sampled tests (some three hours)
 	@$(PY) -m reliability.campaign_checkpoints --kills 300 --mutants 2000 --seed 1
