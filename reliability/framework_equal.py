@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import compare_runs
 import torch
 
-import compare_runs
 from reliability.framework_recipes import Recipe
 
 
