@@ -434,7 +434,7 @@ PATCHES = (
     patch("a folder that is exchanged right before the exec gets no trainer",
         "resumekit/process/shim.py:_become_trainer", left_out("refuse_exchanged()"),
         "test_shim.py::test_a_folder_that_is_exchanged_right_before_the_exec_gets_no_trainer"),
-    patch("a sidecar takes nothing from records that were edited", "resumekit/process/sidecar.py:_followed",
+    patch("a sidecar takes nothing from records that were edited", "resumekit/process/sidecar_state.py:followed",
         condition("is_callers", True),
         "test_sidecar.py::test_a_sidecar_takes_nothing_from_records_that_were_edited_since_the_launch"),
     patch("an error is a printable line", "resumekit/base/errors.py:KitError.__str__", returns("super().__str__()"),

@@ -258,6 +258,23 @@ def test_a_pattern_may_leave_out_what_changes(pattern: str, name: str, step: int
     assert step_of_name(name, pattern) == step
 
 
+@pytest.mark.parametrize(("name", "unsafe"), [
+    ("dcp/step-4", ("optim.param_groups.0.lr",)),  # a pickled value
+    ("hf/checkpoint-4", ("numpy._core.multiarray._reconstruct", "numpy.dtype", "numpy.ndarray", "training_args.bin")),
+    ("pair/model_4.safetensors", ()), ("nanogpt/ckpt.pt", ()),
+])  # fmt: skip
+def test_what_a_loader_may_unpickle_is_named(name: str, unsafe: tuple[str, ...], tmp_path: Path) -> None:
+    assert kinds.look_inside(FOREIGN / name, DEFAULT).summary.unsafe == unsafe
+    (tmp_path / "x_1").mkdir()
+    for file in ("x_1/latest", "x_1/state.npz", "y_1"):
+        (tmp_path / file).write_bytes(b"anything")
+    assert kinds.look_inside(tmp_path / "x_1", form.of({"complete_when": "latest"})).summary.unsafe == (
+        "latest",
+        "state.npz",
+    )
+    assert kinds.look_inside(tmp_path / "y_1", form.of({"kind": "other"})).summary.unsafe == ("y_1",)
+
+
 def test_a_trainer_that_loads_with_the_kit_is_offered_files_of_torch_alone(tmp_path: Path) -> None:
     copied(HF, tmp_path)
     copied("pair/model_4.safetensors", tmp_path)

@@ -33,6 +33,7 @@ _ARCHIVES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
 _WEIGHTS = ("model", "pytorch_model", "adapter_model", "diffusion_pytorch_model")
 _OPTIMIZERS = ("optimizer.pt", "optimizer.bin")
 _SCHEDULERS = ("scheduler.pt", "scheduler.bin")
+_PLAIN = (".json", ".txt", ".md")
 # Pickles that no trainer reads to go on: what they hold is for people.
 _FOR_PEOPLE = frozenset({"training_args.bin"})
 _MISSING_NAMED = 3
@@ -143,6 +144,7 @@ def _file(opened: Opened, named: Form, kind: str, *, has_step: bool) -> Inside:
         if content is not None:
             value |= _in_its_place(content[0], one, is_main=one == name)
             unsafe.update(content[1])
+    unsafe.update(_unread(contents))
     summary = archive.summary_of(value, size, tuple(sorted(unsafe)), named.keys, has_step=has_step)
     summary.best = _best_of_lightning(value)
     return Inside(kind, summary, contents)
@@ -256,7 +258,8 @@ def _dcp(opened: Opened, named: Form) -> Inside:
     summary = Summary(
         step=None, epoch=None, keys=known.keys,
         tensors={name.removeprefix(own): one for name, one in known.tensors.items() if name.startswith(own)},
-        optimizers={}, counters={}, lr_ramp=None, total_bytes=opened.identity.size, unsafe=(),
+        optimizers={}, counters={}, lr_ramp=None, total_bytes=opened.identity.size,
+        unsafe=(known.values[0],) if known.values else (),  # its loader unpickles those
         world_size=known.writers or None, known_as=archive.known_as(known.keys, named.keys),
     )  # fmt: skip
     return Inside(form.DCP, summary, dict.fromkeys(opened.files))
@@ -287,6 +290,11 @@ def _contents(opened: Opened) -> dict[str, Content | None]:
         except UnreadableFile as error:
             raise UnreadableFile(f"'{name}': {error}") from error
     return contents
+
+
+def _unread(contents: Mapping[str, Content | None]) -> list[str]:
+    """Return the files of which the kit cannot say that they hold plain data: a trainer may unpickle them."""
+    return [name for name, content in contents.items() if content is None and not name.endswith(_PLAIN)]
 
 
 def _require_weights(opened: Opened) -> None:
@@ -334,6 +342,7 @@ def _framework(kind: str, opened: Opened, contents: dict[str, Content | None], s
             weights |= content[0]["model"] if name.endswith(_SAFETENSORS) else content[0]
         else:
             value[name.partition(".")[0]] = content[0]
+    unsafe.update(_unread(contents))
     value = {"model": weights, **value} if weights else value
     summary = archive.summary_of(value, opened.identity.size, tuple(sorted(unsafe)))
     summary.step = step
