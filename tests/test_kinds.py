@@ -69,7 +69,7 @@ def test_what_a_framework_writes_is_known_for_what_it_is(
 
 
 # Files without which a folder is whole as far as anything in it tells.
-UNNOTICED = {HF: {"config.json", "training_args.bin", "scheduler.pt", "rng_state.pth"}, ACCELERATE: {"scheduler.bin"}}
+UNNOTICED = {HF: {"config.json", "training_args.bin"}, ACCELERATE: {"scheduler.bin"}}
 
 
 @pytest.mark.parametrize("name", FOLDERS)
@@ -99,6 +99,7 @@ def test_a_folder_without_one_of_its_files_or_with_half_of_one_is_refused(name: 
         (HF, "trainer_state.json", "no trainer_state.json, which is written last: its save was not completed"),
         (HF, "model.safetensors", "no weights in it"),
         (HF, "optimizer.pt", "no optimizer in it (optimizer.pt, optimizer.bin): weights alone do not go on training"),
+        (HF, "scheduler.pt", "no scheduler in it, which the Trainer saves with its optimizer"),
         (ACCELERATE, "random_states_0.pkl", "no random_states_*.pkl, which is written last"),
         (DCP, ".metadata", "no .metadata, which is written last: its save was not completed"),
         (DCP, "__1_0.distcp", "'__1_0.distcp', which its .metadata names, is not there"),
@@ -122,11 +123,11 @@ def test_a_save_that_says_itself_that_it_is_not_done_is_believed(tmp_path: Path)
 
 
 def test_a_file_that_older_ones_have_and_the_newest_lacks_is_missed(tmp_path: Path) -> None:
-    copied("hf/checkpoint-2", tmp_path)
-    (copied(HF, tmp_path) / "scheduler.pt").unlink()
-    found = chosen(tmp_path, {"pattern": "checkpoint-{step}"})
-    assert found.chosen.step == 2
-    assert reasons(found)["checkpoint-4"] == "no scheduler.pt, which 'checkpoint-2' has: its save was not completed"
+    copied("accelerate/checkpoints/checkpoint_1", tmp_path)
+    (copied("accelerate/checkpoints/checkpoint_1", tmp_path, "checkpoint_2") / "scheduler.bin").unlink()
+    found = chosen(tmp_path, {"pattern": "checkpoint_{step}"})
+    assert found.chosen.step == 1
+    assert reasons(found)["checkpoint_2"] == "no scheduler.bin, which 'checkpoint_1' has: its save was not completed"
 
 
 @pytest.mark.parametrize(("section", "name"), [

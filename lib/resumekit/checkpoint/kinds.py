@@ -221,6 +221,9 @@ def _hf(opened: Opened, named: Form) -> Inside:
     contents = _contents(opened)
     _require_weights(opened)
     _require_optimizer(opened)
+    for stem in ("scheduler", "rng_state"):
+        if not any(name.startswith(stem) for name in opened.files) and not _has_inner(opened, "global_step"):
+            raise UnreadableFile(f"no {stem} in it, which the Trainer saves with its optimizer")
     state = trainer_state.read(read_small(opened, TRAINER_STATE))
     inside = _framework(form.HF, opened, contents, state.step)
     inside.summary.epoch = None if state.epoch is None else int(state.epoch)
