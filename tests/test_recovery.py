@@ -136,6 +136,7 @@ def test_a_run_that_creeps_towards_the_same_end_is_not_taken_up_for_ever(recover
 
 @pytest.mark.parametrize("how", ["TERM", "INT"])
 def test_what_a_person_ends_is_not_taken_up(recovered: Kit, how: str):
+    configure(recovered, training={"max_steps": 9999})
     launcher = recovered.popen("run", "T-1")
     run = recovered.started()
     wait_until(lambda: reached(run, 3), "step 3")
@@ -147,6 +148,7 @@ def test_what_a_person_ends_is_not_taken_up(recovered: Kit, how: str):
 
 
 def test_stop_ends_a_detached_run_for_good(recovered: Kit):
+    configure(recovered, training={"max_steps": 9999})
     recovered("run", "T-1", "--detach")
     run = recovered.started()
     wait_until(lambda: reached(run, 3), "step 3")

@@ -248,9 +248,9 @@ def test_what_ends_together_with_its_wrapper_decides_where_it_has_told_something
 
 def test_what_is_left_behind_and_trains_nothing_does_not_hold_up_the_end(kit: Kit) -> None:
     """A TensorBoard: the run has ended with its training, and the journal names what is left."""
-    wrapped(kit, f"sleep 300 &\n{PYTHON}", "--at", "3", "exit=4", abort={"grace_s": 60})
+    wrapped(kit, f"sleep 300 &\n{PYTHON}", "--at", "3", "exit=4", abort={"grace_s": 600})
     process = kit.popen("run", "T-1")
-    process.communicate(timeout=50)
+    process.communicate(timeout=120)
     (run,) = kit.run_dirs()
     assert (process.returncode, kit.status(run)["state"]) == (4, "failed")
     [said] = [event["message"] for event in events(run, "warning") if event["kind"] == "left_behind"]
