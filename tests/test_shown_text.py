@@ -214,6 +214,7 @@ WRITERS = {
     "terminal": "everything for people",
     "output_log": "the trainer's own output, and the notes of the sidecar, which are plain",
     "live_view": "lines that it makes plain itself",
+    "inspect_command": "lines that it makes plain itself",
     "shim": "the trainer's log, plain",
     "weights_extract": "JSON, into a pipe of the sidecar's",
     "launcher_answer": "fields for the launcher, and their NUL",
