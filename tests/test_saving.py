@@ -653,13 +653,13 @@ def test_under_the_kit_the_files_get_the_names_that_the_launcher_looks_for(run_d
     """A trainer that says no pattern saves under the config's, else its checkpoints would never be found again."""
     from resumekit.trainer import trainer_env
 
-    trainer_env._patterns.cache_clear()
+    trainer_env._form.cache_clear()
     names = {"pattern": "model_{step}.pt", "best_pattern": "model_best.pt"}
     (run_dir / "resolved_config.json").write_text(json.dumps({"checkpoint": names}))
     (path,) = save_steps(run_dir / "checkpoints", 7, best={"score": 0.5, "weights": "raw"})
     assert path.name == "model_7.pt"
     assert sorted(p.name for p in path.parent.glob("*.pt")) == ["model_7.pt", "model_best.pt"]
-    trainer_env._patterns.cache_clear()
+    trainer_env._form.cache_clear()
 
 
 def test_a_step_that_was_trained_again_after_going_back_is_saved_with_its_new_content(tmp_path: Path) -> None:
