@@ -49,6 +49,7 @@ def lines(log: str) -> list[bytes]:
         (f"{TRACEBACK}KeyboardInterrupt\n", 254, "INT"),
         (f"{TRACEBACK}KeyboardInterrupt\nthe script goes on\n", 0, "INT"),
         (f"{CALLED}{'x' * 2000}returned non-zero exit status 143.\n", 1, "TERM"),
+        ("Epoch 3: 40%\n[rank: 0] Received SIGTERM: 15\n", 0, "TERM"),  # Lightning's
         # A KILL is an incident, and so is every error.
         (f"{CALLED}returned non-zero exit status 137.\n", 1, None),
         (f"{CALLED}died with <Signals.SIGKILL: 9>.\n", 1, None),

@@ -85,7 +85,8 @@ class MetricsFollower:
                 rows = list(self._rows.of_document(self._read_document(path)))
             elif path is not None:
                 self._follow(path)
-                rows = list(self._rows.new(self._records()))
+                first = int(_counts_from_0(path))
+                rows = [{**row, "step": row["step"] + first} for row in self._rows.new(self._records())]
         return Batch(rows, self._account(), self._has_more)
 
     @property
@@ -257,6 +258,11 @@ def open_owned(path: Path) -> int:
         os.close(descriptor)
         raise UnreadableFile("another user's")
     return descriptor
+
+
+def _counts_from_0(path: Path) -> bool:
+    """Whether a file is of Lightning's CSVLogger: its row of step 49 is written behind the fiftieth."""
+    return path.name == "metrics.csv" and path.parent.name.startswith("version_")
 
 
 def _parsed(data: bytes) -> Any:

@@ -66,7 +66,7 @@ _NOT_STARTED = 127
 _LAST_WORDS = (
     b"Error", b"CUDA error", b"Traceback", b"Interrupt", b"Killed", b"Segmentation fault", b"Aborted", b"Bus error",
     b"Illegal instruction", b"Fatal Python", b"terminate called", b"exit status", b"return code", b"exitcode",
-    b"Signals.SIG",
+    b"Signals.SIG", b"Received SIGTERM",
 )  # fmt: skip
 _TAIL_BYTES = 16384
 _SHIM_IGNORES = (*_OF_THE_JOB, signal.SIGQUIT, signal.SIGHUP)

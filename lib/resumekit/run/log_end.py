@@ -203,6 +203,7 @@ _CHILD = re.compile(
     rb"|process \d+ terminated with (?:signal (SIG[A-Z0-9]+)|exit code (\d+))"
     rb"|exitcode\s{0,8}: (-?\d+) \(pid"
     rb"|exits with return code = (-?\d+)"
+    rb"|Received (SIGTERM): 15\b"  # Lightning's own word, behind which it ends with code 0
 )
 _STOPS = {
     **dict.fromkeys((b"143", b"-15", b"241", b"SIGTERM"), "TERM"),
