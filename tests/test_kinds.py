@@ -14,7 +14,7 @@ import pytest
 
 from resumekit.base.files import UnreadableFile
 from resumekit.base.paths import manifest_path, step_of_name
-from resumekit.checkpoint import form, grades, kinds, layout, manifest
+from resumekit.checkpoint import dcp_metadata, form, grades, kinds, layout, manifest
 from resumekit.checkpoint.selection import CheckpointFolder, Selection, select
 from support.places import ROOT
 from support.toy_trainer import write_checkpoint
@@ -66,6 +66,21 @@ def test_what_a_framework_writes_is_known_for_what_it_is(
     known = {*summary.keys, *summary.known_as}
     assert "model_state_dict" in known or name == "hrm/step_4"
     assert "optimizer_state_dict" in known or name in ("hrm/step_4", "pair/model_4.safetensors", "dcp/alone-4")
+
+
+def test_one_object_around_all_else_is_looked_into() -> None:
+    summary = kinds.look_inside(FOREIGN / "dcp/alone-4", DEFAULT).summary
+    assert summary.keys == ("model", "train")
+    wrapped = dcp_metadata.read((FOREIGN / "dcp/step-4/.metadata").read_bytes())
+    wrapped = wrapped._replace(
+        tensors={f"app.{name}": one for name, one in wrapped.tensors.items()},
+        paths={f"app.{name}": ("app", *path) for name, path in wrapped.paths.items()},
+    )
+    with layout.open_checkpoint(FOREIGN / "dcp/step-4") as opened, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dcp_metadata, "read", lambda data: wrapped)
+        found = kinds.inspect(opened, DEFAULT, has_step=True).summary
+    assert found.keys == ("app",) and found.known_as == ("model_state_dict", "optimizer_state_dict")
+    assert list(found.tensors) == ["weight"]
 
 
 # Files without which a folder is whole as far as anything in it tells.

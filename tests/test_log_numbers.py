@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from resumekit.base.paths import RunPaths
 from resumekit.config import yaml_document
+from resumekit.process.log_numbers import LogNumbers
 from resumekit.process.train_log import clean
 from resumekit.run import log_patterns
+from resumekit.run.run_folder import Run
 from support.places import ROOT
 
 
@@ -193,3 +198,18 @@ def test_the_wide_patterns_take_no_other_number_for_a_step(line: str) -> None:
 def test_the_number_of_all_steps_is_read_where_it_stands_behind_a_step(line: str, total: int | None) -> None:
     (found,) = read(line, **wide_patterns())
     assert (found["step"], found.get("step_total")) == (1500 if "1,5" in line else 15, total)
+
+
+def test_of_a_bar_by_patterns_the_last_drawing_of_a_step_has_its_loss(tmp_path: Path) -> None:
+    """tqdm draws a step with the loss of the one before it, then with its own."""
+    patterns = {"step": r"([0-9]+)/9 \[", "loss": "loss=([0-9.]+)"}
+    (tmp_path / "resolved_config.json").write_text(json.dumps({"trainer": {"log_patterns": patterns}}))
+    numbers = LogNumbers(Run(RunPaths(tmp_path), {"run_id": tmp_path.name}), {}, re.compile(rb"\x1b\[[0-9;]*m"))
+    found = []
+    for step in (1, 2, 3):
+        for loss in (step - 1, step):
+            found += (
+                numbers.of_bar(f" {step}/9 [00:0{step}<00:09, loss=0.{loss}]\n".encode(), is_new=True) + numbers.rest()
+            )
+    found += numbers.rest(is_last=True)
+    assert [(one["step"], one["loss"]) for one in found] == [(1, 0.1), (2, 0.2), (3, 0.3)]

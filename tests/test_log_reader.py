@@ -247,3 +247,17 @@ PIECES = [
 def test_whatever_comes_is_read_without_harm(pieces: list[bytes], name: str) -> None:
     found = told(b"".join(pieces), name)
     assert all(0 <= one["step"] < 10**15 for _, one in found if one.get("step") is not None)
+
+
+def test_of_a_bar_that_is_drawn_twice_at_a_step_the_second_drawing_has_its_loss() -> None:
+    """tqdm: `update` draws the step with the loss of the one before, `set_postfix` with its own."""
+    reader, found = LogReader("accelerate", {}, _ESCAPES), []
+    for step in (1, 2, 3):
+        bar = f" {step}%|#    | {step}/9 [00:0{step}<00:09, 1.0it/s"
+        for loss in (step - 1, step):
+            found += reader.feed(f"\r{bar}, loss=0.{loss}]".encode()) + reader.rest()
+    found += reader.feed(b"\n") + reader.rest(is_last=True)
+    assert {one["step"]: one["loss"] for kind, one in found if kind == "step"} == {1: 0.1, 2: 0.2, 3: 0.3}
+    standing = LogReader("accelerate", {}, _ESCAPES)
+    standing.feed(b"\r 1%|#    | 1/9 [00:01<00:09, 1.0it/s, loss=0.1]\r")
+    assert [standing.rest() for _ in range(3)][-1][0][1]["step"] == 1

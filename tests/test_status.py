@@ -265,3 +265,13 @@ def test_a_reader_never_sees_half_a_status(tmp_path: Path) -> None:
         reads += 1
     writer.join()
     assert reads > 100
+
+
+def test_of_a_trainer_whose_steps_are_not_read_the_last_checkpoint_tells_the_step() -> None:
+    steps = (
+        {"step": 7},
+        {"last_checkpoint_step": 50},
+        {"step": 25, "last_checkpoint_step": 50},
+        {"step": 60, "last_checkpoint_step": 50},
+    )
+    assert [status._last_step(one) for one in steps] == [7, 50, 50, 60]

@@ -256,14 +256,18 @@ def _dcp(opened: Opened, named: Form) -> Inside:
             raise UnreadableFile(f"'{name}', which its {DCP_METADATA} names, is not there")
         if seen.size < least:
             raise UnreadableFile(f"'{name}' is truncated: {seen.size:,} of {least:,} bytes")
-    weights = archive.first_of([key for key in (named.keys.weights, *archive.WEIGHT_KEYS) if key], known.keys)
-    own = f"{weights}." if weights else ""
+    # Of one object around all else (`{"app": AppState}`) what is inside it counts.
+    around = f"{known.keys[0]}." if len(known.keys) == 1 else ""
+    inner = tuple(dict.fromkeys(str(path[1]) for path in known.paths.values() if around and len(path) > 1))
+    parts = (*known.keys, *inner)
+    weights = archive.first_of([key for key in (named.keys.weights, *archive.WEIGHT_KEYS) if key], parts)
+    own = f"{around if weights in inner else ''}{weights}." if weights else ""
     summary = Summary(
         step=None, epoch=None, keys=known.keys,
         tensors={name.removeprefix(own): one for name, one in known.tensors.items() if name.startswith(own)},
         optimizers={}, counters={}, lr_ramp=None, total_bytes=opened.identity.size,
         unsafe=(known.values[0],) if known.values else (),  # its loader unpickles those
-        world_size=known.writers or None, known_as=archive.known_as(known.keys, named.keys),
+        world_size=known.writers or None, known_as=archive.known_as(parts, named.keys),
     )  # fmt: skip
     return Inside(form.DCP, summary, dict.fromkeys(opened.files))
 

@@ -14,6 +14,7 @@ from ..base.values import count, mapping
 from ..run.run_folder import Run
 
 if TYPE_CHECKING:
+    from ..run.log_patterns import LastDrawing
     from ..run.log_reader import LogReader, Told
 
 # Of `trainer.log_patterns`: on a line of their own too.
@@ -41,6 +42,7 @@ class LogNumbers:
         self._read = mapping(saved.get("log"))
         self._last_step = count(self._read.get("step"))
         self._reader: LogReader | None = None
+        self._bar: LastDrawing | None = None
         self._is_open = self._format != "none"
         # When a line that the step's pattern matches was last another one.
         self._step_line_s, self._step_line = saved.get("step_line_s"), saved.get("step_line")
@@ -64,18 +66,28 @@ class LogNumbers:
 
             self._is_open, self._reader = False, LogReader(self._format, self._read, self._escapes)
         if self._reader is None:
-            return self._by_patterns(lines, None, is_new=is_new)
+            found = self._by_patterns(lines, None, is_new=is_new)
+            return [*(self._bar.rest(is_last=True) if self._bar and found else ()), *found]
         return self._in_format(self._reader, self._reader.feed(chunk), is_new=is_new)
 
     def of_bar(self, shown: bytes, *, is_new: bool) -> Found:
         """Return what an unfinished line tells."""
-        if self._reader is None:
-            return self._by_patterns(shown, _CLOCKS, is_new=is_new)
-        return self._in_format(self._reader, self._reader.show(shown), is_new=is_new)
+        if self._reader is not None:
+            return self._in_format(self._reader, self._reader.show(shown), is_new=is_new)
+        found = self._by_patterns(shown, _CLOCKS, is_new=is_new)
+        if not found:
+            return []
+        if self._bar is None:
+            from ..run.log_patterns import LastDrawing  # late, as in `Run.log_patterns`
+
+            self._bar = LastDrawing()
+        return [one for fields in found for one in ([fields] if "event" in fields else self._bar.put(fields))]
 
     def rest(self, *, is_last: bool = False) -> Found:
         """Return what is told at the end of a reading; with `is_last` the log has ended, with or without a newline."""
-        return [] if self._reader is None else _as_found(self._reader.rest(is_last=is_last))
+        if self._reader is not None:
+            return _as_found(self._reader.rest(is_last=is_last))
+        return self._bar.rest(is_last=is_last) if self._bar else []
 
     def begin_anew(self) -> None:
         """Take in that the log was cut."""

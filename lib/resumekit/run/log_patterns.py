@@ -155,6 +155,35 @@ def found_steps(lines: bytes, patterns: Patterns, told: list[bytes] | None = Non
     return result
 
 
+# A bar that stands for so many readings is drawn anew no more.
+_SETTLED_AFTER = 2
+
+
+class LastDrawing:
+    """Holds the step of a progress bar back until the bar has gone on, or stands.
+
+    tqdm draws a step twice: `update` shows it beside the values of the step before, `set_postfix` beside its own.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[str, Any] | None = None
+        self._waits = 0
+
+    def put(self, fields: dict[str, Any]) -> list[dict[str, Any]]:
+        """Take what a bar shows; return the step before, as it was drawn last."""
+        before, self._held = self._held, fields
+        self._waits = self._waits if before == fields else 0
+        return [before] if before is not None and before["step"] != fields["step"] else []
+
+    def rest(self, *, is_last: bool = False) -> list[dict[str, Any]]:
+        """Return the step that is held once the bar stands; call it at the end of each reading."""
+        self._waits += 1
+        if self._held is None or not (is_last or self._waits > _SETTLED_AFTER):
+            return []
+        found, self._held = [self._held], None
+        return found
+
+
 def found_scores(lines: bytes, scores: Patterns, patterns: Patterns, step: int | None) -> list[dict[str, Any]]:
     """Return the scores that patterns find; one on a line without a step is of the step before it.
 

@@ -99,6 +99,7 @@ class LogReader:
         self._waiting: dict[str, Any] = {}
         self._waiting_scores: dict[str, Any] = {}
         self._waits = 0
+        self._bars = log_patterns.LastDrawing()
         self._live: dict[str, Any] = {}
         self._bad_told, self._bad_mark, self._batch_mark = 0, b"", b""
         self.lines: list[bytes] = []
@@ -154,6 +155,7 @@ class LogReader:
         if is_last and self._pending:
             pending, self._pending = self._pending, b""
             told += self._take(pending + b"\n")
+        told += self._of_bars(self._bars.rest(is_last=is_last))
         if self._waiting or self._waiting_scores:
             self._waits += 1
             if self._waits >= MAX_WAITS or is_last:
@@ -207,6 +209,7 @@ class LogReader:
         if use.best and (match := use.best.search(line)):
             told += self._best(match)
         if use.evaluation and (match := use.evaluation.search(line)):
+            told += self._of_bars(self._bars.rest(is_last=True))  # what it is of
             told += self._evaluation(match, line, use)
             if "step" not in use.patterns or not use.patterns["step"].number.search(line):
                 return told
@@ -266,8 +269,13 @@ class LogReader:
         if total != self._total:
             return []  # of an evaluation
         self._is_bar_full = step == total
-        values = _of_line(line, use, ("loss", "lr"))
-        return self._settled(step, {"step_total": total, **values})
+        values = {"step_total": total, **_of_line(line, use, ("loss", "lr"))}
+        if use.format.has_redrawn_bar:
+            return self._settled(step, values)
+        return self._of_bars(self._bars.put({"step": step, **values}))
+
+    def _of_bars(self, found: list[dict[str, Any]]) -> list[Told]:
+        return [one for fields in found for one in self._settled(fields.pop("step"), fields)]
 
     def _settled(self, step: int | None, more: dict[str, Any] | None) -> list[Told]:
         """Give what waits to its step; None where no step was ever seen.

@@ -106,6 +106,12 @@ class View(NamedTuple):
         return utc_now(sign.at_s) if sign else None
 
 
+def _last_step(state: State) -> int | None:
+    """Return the last step that was told of: of a trainer whose steps are not read, the one that was saved last."""
+    told, saved = state.get("step"), state.get("last_checkpoint_step")
+    return saved if told is None or (saved is not None and saved > told) else told
+
+
 def observe(run: Run, state: State, view: View) -> dict[str, Any]:
     """Return the status of a run, by schemas/status.schema.json; protocol §3's fields come first.
 
@@ -118,7 +124,7 @@ def observe(run: Run, state: State, view: View) -> dict[str, Any]:
     trainer = launched.get("trainer") or {}
     max_steps, parent_step = count(run.setting("training", "max_steps")), count(run.parent_step)
     planned_steps = max_steps if max_steps is not None else state.get("max_steps")
-    step, speed = state.get("step"), measured_speed(state) or state.get("steps_per_sec")
+    step, speed = _last_step(state), measured_speed(state) or state.get("steps_per_sec")
     record = run.record
     handed = number(mapping(record.get("handed_rate")).get("factor"))
     is_now = name_of(run, state, view)

@@ -18,7 +18,7 @@ from ..policy.config_diff import Change
 from ..policy.decide import HELD, NOT_HELD, Asked, Case, Cost
 from .choice import Choice
 
-_NOT_OURS = "under a name of the trainer's own, if at all: not the kit's to load"
+_NOT_OURS = "not seen under a name that is known; what the trainer saves it loads by itself"
 
 
 class Component(NamedTuple):

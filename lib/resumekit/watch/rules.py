@@ -176,7 +176,9 @@ def _aborted(state: State) -> Iterator[Finding]:
 
 
 def _ended(state: State, limits: Limits, sight: Observation) -> Iterator[Finding]:
+    saved = state.get("last_checkpoint_step")  # of one whose steps are not read that is all that is known
     step = f"at step {state['step']}" if "step" in state else "before its first step"
+    step = f"behind its checkpoint of step {saved}" if "step" not in state and saved is not None else step
     code = (sight.end or {}).get("code")
     signal = (sight.end or {}).get("signal")
     how = f"by signal {signal}" if signal else f"with code {code}" if code is not None else "and how is not known"
