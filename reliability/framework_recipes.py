@@ -23,6 +23,8 @@ class Recipe(NamedTuple):
         checkpoint: name of a step's checkpoint in the run's checkpoint folder, as a regular expression with the step.
         needs: packages beside torch.
         is_exact: whether its end equals that of an uninterrupted run bit for bit, by its own means.
+        has_line_per_step: its journal has each step and its loss, so that two of them can be compared; of a bar that is
+            drawn anew some steps are seen, and which ones hangs on the clock.
         shows: what its log tells of a step, of 'loss' and 'lr'.
         best_step: run folder -> the step of the best checkpoint by the framework's own word; None: it has no best.
         beside: names of files that belong to a checkpoint, with {step}.
@@ -36,6 +38,7 @@ class Recipe(NamedTuple):
     checkpoint: str
     needs: tuple[str, ...] = ()
     is_exact: bool = True
+    has_line_per_step: bool = True
     shows: tuple[str, ...] = ("loss", "lr")
     best_step: Callable[[Path], int] | None = None
     beside: tuple[str, ...] = ()
@@ -84,7 +87,8 @@ RECIPES = (
     Recipe("fixed_name", "FIXED", r"ckpt(?:@([0-9]+))?\.pt", is_exact=False, shows=("loss",), pace_s=0.3),
     Recipe("weights_only", "WEIGHTS", "step_([0-9]+)", beside=("train_state_{step}",)),
     Recipe(
-        "hf_trainer", "HF", "checkpoint-([0-9]+)", ("transformers", "accelerate"), best_step=_hf_best,
+        "hf_trainer", "HF", "checkpoint-([0-9]+)", ("transformers", "accelerate"), has_line_per_step=False,
+        best_step=_hf_best,
         seals=("--seal", "--save_total_limit", "3"),
         only_by_digest=("config.json", "generation_config.json", "training_args.bin"),
     ),
@@ -92,6 +96,6 @@ RECIPES = (
         "lightning", "LIGHTNING", r"epoch=[0-9]+-step=([0-9]+)\.ckpt", ("lightning",), is_exact=False,
         best_step=_lightning_best, seals=("--seal",),
     ),
-    Recipe("accelerate", "ACCELERATE", "step_([0-9]+)", ("accelerate",), seals=("--seal",)),
+    Recipe("accelerate", "ACCELERATE", "step_([0-9]+)", ("accelerate",), has_line_per_step=False, seals=("--seal",)),
     Recipe("dcp_fsdp", "DCP", "step-([0-9]+)", seals=("--seal",)),
 )  # fmt: skip

@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,10 @@ class Stage(Night):
 
     def config(self, *_: str, **__: Any) -> None:
         """Write nothing: the recipe's config.yaml is used as it is."""
+
+    def watch(self, *args: str, code: int | None = None, **more: Any) -> subprocess.CompletedProcess:
+        """One pass of bin/abort-watch.sh itself, as cron makes it."""
+        return self("abort-watch", *args, code=code, **more)
 
     def begin(self, name: str, *, pace_s: float = 0.02, nan_step: int = 0, args: tuple[str, ...] = ()) -> Path:
         """Start the experiment anew under a name, detached; return its folder when it has a trainer."""
