@@ -67,6 +67,8 @@ def test_the_page_lists_a_sentence_by_its_kind_and_not_by_how_it_begins() -> Non
         "nothing was changed (--dry-run)",
     ]
     assert json.loads(json.dumps({"notes": notes}))["notes"] == list(map(str, notes)), "a note is written as a text"
+    page = plan_report.as_text(choice, None, ["python", "train.py", "--note", "a b"])
+    assert "  command      python train.py --note 'a b'" in page.splitlines()
 
 
 def test_the_plan_is_written_into_the_new_run_by_its_schema_and_named_to_the_trainer(kit: Kit) -> None:

@@ -64,7 +64,7 @@ def _launch(arguments: list[str], choose: Callable[[Any], Any], prog: str) -> in
 
     if request.is_dry_run:
         planned = pipeline.decide(request, choose, pipeline.of_a_user(request))
-        return _show(planned.choice, planned.plan, is_json="json" in options.switches)
+        return _show(planned, is_json="json" in options.switches)
     from .start import launcher_answer, make_folder
 
     run = make_folder.start(request, choose, prog, options.launcher_pid, [prog, *_typed(arguments)])
@@ -72,13 +72,16 @@ def _launch(arguments: list[str], choose: Callable[[Any], Any], prog: str) -> in
     return DONE
 
 
-def _show(choice: Any, plan: Any, *, is_json: bool) -> int:
-    from .start import plan_report
+def _show(planned: Any, *, is_json: bool) -> int:
+    from .start import plan_report, preflight
 
+    choice, plan, command = planned.choice, planned.plan, []
+    if plan is None and planned.ready is not None:
+        command = preflight.trainer_argv(choice, preflight.run_paths(choice, "RUN_ID"), planned.ready)
     if is_json:
         show_json(plan_report.as_json(choice, plan))
     else:
-        show_text(plan_report.as_text(choice, plan))
+        show_text(plan_report.as_text(choice, plan, command))
     if plan is None:
         return NEEDS_ACCEPT if choice.consents else DONE
     return REFUSED if plan.refusals else NEEDS_ACCEPT if plan.consents else DONE

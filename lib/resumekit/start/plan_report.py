@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import textwrap
 from collections.abc import Iterator, Sequence
 
@@ -30,15 +31,18 @@ _LABEL = 13
 _LISTED = (PASSED_OVER, COMPARED)
 
 
-def as_text(choice: Choice, plan: Plan | None) -> str:
+def as_text(choice: Choice, plan: Plan | None, command: Sequence[str] = ()) -> str:
     """Return the page for a person.
 
     Args:
         plan: None where it begins anew.
+        command: the trainer's, which is shown where there is no plan.
     """
     lines = [choice.title]
     if plan is not None:
         lines += _plan_lines(plan)
+    elif command:
+        lines += _row("command", shlex.join(command))
     lines += [line for sentence in choice.said if kind_of(sentence) not in _LISTED for line in _noted(sentence)]
     if plan is not None:
         lines += _verdict(plan.verdict, plan.refusals or plan.consents)
