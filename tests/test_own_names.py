@@ -47,9 +47,10 @@ def test_such_a_trainer_is_resumed_from_its_own_file(kit: Kit):
     kit("run", "T-1", code=137, env={"TOY_ARGS": "--at 12 kill"})
     plan = json.loads(kit("resume", "T-1", "--dry-run", "--json").stdout)
     assert (plan["step"], plan["verdict"], plan["refusals"]) == (10, "ready", [])
-    assert plan["components"]["weights"]["action"] == "absent"
-    assert plan["components"]["weights"]["why"].endswith("not the kit's to load")
-    assert "not the kit's to load" in " ".join(kit("resume", "T-1", "--dry-run").stdout.split())
+    assert plan["components"]["weights"]["action"] == "load", "'model' is a name that is known"
+    assert plan["components"]["optimizer"]["action"] == "absent", "'opt' is not"
+    assert plan["components"]["optimizer"]["why"].endswith("what the trainer saves it loads by itself")
+    assert "it loads by itself" in " ".join(kit("resume", "T-1", "--dry-run").stdout.split())
     kit("resume", "T-1")
     run = kit.run_dirs()[-1]
     assert events(run, "step")[0]["step"] == 11 and kit.status(run)["state"] == "finished"
