@@ -35,7 +35,7 @@ night: $(READY) ## a training goes wrong twice while no person is there, and fin
 
 ##@ Checking
 # Side by side on two cores: half of its time a test waits for a process that it has started.
-WORKERS := 3
+WORKERS := 5
 
 .PHONY: test
 test: export PYTHONDONTWRITEBYTECODE =
