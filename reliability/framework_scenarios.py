@@ -196,7 +196,7 @@ def is_equal(stage: Stage, run: Path, *, is_journalled: bool = False) -> None:
     """Hold the end of a run against that of the undisturbed one, where the framework is exact.
 
     Args:
-        is_journalled: each step of it and its parents is in their journals, as no sidecar was killed: they count too.
+        is_journalled: no sidecar was killed, so each step is in a journal: these are compared too.
     """
     from resumekit.trainer.comparison import compare  # late: torch
 
