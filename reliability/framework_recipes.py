@@ -30,7 +30,6 @@ class Recipe(NamedTuple):
         beside: names of files that belong to a checkpoint, with {step}.
         pace_s: how long a step takes at least, in seconds: so that what has to come to rest between two saves does.
         seals: arguments with which it seals its checkpoints, and keeps but a few of them where it can; (): it does not.
-        only_by_digest: files of which a cut one is told by a digest alone.
     """
 
     name: str
@@ -44,7 +43,6 @@ class Recipe(NamedTuple):
     beside: tuple[str, ...] = ()
     pace_s: float = 0.02
     seals: tuple[str, ...] = ()
-    only_by_digest: tuple[str, ...] = ()
 
     def checkpoints(self, run: Path) -> list[tuple[int, Path]]:
         """Return (step, checkpoint) of a run's own, oldest first; of a fixed name the step stands inside."""
@@ -90,7 +88,6 @@ RECIPES = (
         "hf_trainer", "HF", "checkpoint-([0-9]+)", ("transformers", "accelerate"), has_line_per_step=False,
         best_step=_hf_best,
         seals=("--seal", "--save_total_limit", "3"),
-        only_by_digest=("config.json", "generation_config.json", "training_args.bin"),
     ),
     Recipe(
         "lightning", "LIGHTNING", r"epoch=[0-9]+-step=([0-9]+)\.ckpt", ("lightning",), is_exact=False,

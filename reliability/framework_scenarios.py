@@ -112,8 +112,6 @@ def torn_newest(stage: Stage) -> None:
             continue  # of a fixed name, trained too fast for a copy
         newest, checkpoint, before = stage.newest(run)
         for victim, how in ways_to_tear(stage, newest, checkpoint):
-            if run == stage.cut and how == "cut" and victim.name in stage.recipe.only_by_digest:
-                continue
             with torn(checkpoint, victim, how, run.parent / "aside"):
                 plan = stage.plan(*args, code=None)
             if plan["step"] != before:

@@ -102,8 +102,6 @@ def test_a_folder_without_one_of_its_files_or_with_half_of_one_is_refused(name: 
         data = (cut / file).read_bytes()
         for size in {0, len(data) // 2, len(data.rstrip()) - 1}:
             (cut / file).write_bytes(data[:size])
-            if file in ("config.json", "training_args.bin"):  # no trainer goes on from what they hold
-                continue
             with pytest.raises(UnreadableFile):
                 kinds.look_inside(cut, DEFAULT)
 
@@ -235,6 +233,8 @@ def test_one_name_for_all_steps_has_the_step_inside(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "ckpt@2.pt", 2)  # a copy that the sidecar has kept
     found = chosen(tmp_path, {"pattern": "ckpt.pt"})
     assert [(one.step, one.name) for one in found.candidates] == [(4, "ckpt.pt"), (2, "ckpt@2.pt")]
+    copied("nanogpt/ckpt.pt", tmp_path / "c", "ckpt@4.pt")
+    assert "taken from its name" not in chosen(tmp_path / "c", {"pattern": "ckpt.pt"}).chosen.reason
     assert chosen(tmp_path, {"pattern": "ckpt.pt"}, step=2).chosen.name == "ckpt@2.pt"
     (tmp_path / "ckpt.pt").write_bytes(b"PK\3\4 half of a save")
     found = chosen(tmp_path, {"pattern": "ckpt.pt"})

@@ -103,7 +103,7 @@ def examine(
             known = _manifest_of(path, opened, run_id) if has_manifest else None
             if known is not None and name_step not in (None, known.step):
                 raise UnreadableFile(f"step {name_step} in the name, {known.step} in its manifest")
-            has_step = name_step is not None or known is not None
+            has_step = (name_step is not None or known is not None) and not named.is_fixed
             inside, looked = _attested(opened, named, known if prove else None, older, mb_per_s, has_step=has_step)
             step, notes = _agreed_step(name_step, known, inside.summary)
             if step is None and named.is_fixed and path.name == named.pattern:

@@ -36,6 +36,8 @@ _SCHEDULERS = ("scheduler.pt", "scheduler.bin")
 _PLAIN = (".json", ".txt", ".md")
 # Pickles that no trainer reads to go on: what they hold is for people.
 _FOR_PEOPLE = frozenset({"training_args.bin"})
+# Small objects that a load reads; of others, a tokenizer's say, it is not known what they have to be.
+_CONFIGS = frozenset({"config.json", "generation_config.json"})
 _MISSING_NAMED = 3
 # A file that is read whole: trainer_state.json, an index, .metadata.
 MAX_SMALL_BYTES = 32 << 20
@@ -293,7 +295,11 @@ def _contents(opened: Opened) -> dict[str, Content | None]:
     for name in opened.files:
         kind = form.SAFETENSORS if name.endswith(_SAFETENSORS) else form.FILE if name.endswith(_ARCHIVES) else None
         try:
-            contents[name] = None if kind is None or name in _FOR_PEOPLE else _content(opened, name, kind)
+            if kind is None or name in _FOR_PEOPLE:
+                contents[name] = None
+                _refuse_torn(opened, name)
+            else:
+                contents[name] = _content(opened, name, kind)
         except UnreadableFile as error:
             raise UnreadableFile(f"'{name}': {error}") from error
     return contents
@@ -302,6 +308,20 @@ def _contents(opened: Opened) -> dict[str, Content | None]:
 def _unread(contents: Mapping[str, Content | None]) -> list[str]:
     """Return the files of which the kit cannot say that they hold plain data: a trainer may unpickle them."""
     return [name for name, content in contents.items() if content is None and not name.endswith(_PLAIN)]
+
+
+def _refuse_torn(opened: Opened, name: str) -> None:
+    """Raise where a file that is not read for what it holds is not whole: JSON, an archive of classes."""
+    if name in _FOR_PEOPLE:
+        descriptor = opened.open_file(name)
+        try:
+            archive.records(descriptor)
+        finally:
+            os.close(descriptor)
+    elif name in _CONFIGS:
+        from . import bounded_json  # late, as safetensors_header
+
+        bounded_json.parse(read_small(opened, name), "JSON")
 
 
 def _require_weights(opened: Opened) -> None:
