@@ -110,7 +110,9 @@ def saver_reads(saver: Saver, path: Path) -> bool:
     """Whether the framework reads every number as that of the step all the same."""
     try:
         return saver.values(path) == {2.0}
-    except Exception:  # whatever it raises, it does not read it
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # as torch's CheckpointException is; whatever it raises, it does not read it
         return False
 
 
