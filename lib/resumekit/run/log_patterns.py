@@ -170,7 +170,9 @@ class LastDrawing:
         self._waits = 0
 
     def put(self, fields: dict[str, Any]) -> list[dict[str, Any]]:
-        """Take what a bar shows; return the step before, as it was drawn last."""
+        """Take what a bar shows; return the step before, as it was drawn last, and at once one without values."""
+        if not fields.keys() - {"step", "step_total"}:
+            return [*self.rest(is_last=True), fields]
         before, self._held = self._held, fields
         self._waits = self._waits if before == fields else 0
         return [before] if before is not None and before["step"] != fields["step"] else []

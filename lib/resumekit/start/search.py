@@ -215,7 +215,7 @@ def nothing_stable(request: Request, table: RunTable, found: Found) -> NoStableC
     if candidates:
         reasons = "; ".join(f"'{c.path.name}': {c.reason}" for c in candidates[:3])
         more = f" and {len(candidates) - 3} more" if len(candidates) > 3 else ""
-        where += " that is the best (another is taken without --best)" if request.best else ""
+        where += " that is the best (resume.sh --best)" if request.best else ""
         return NoStableCheckpoint("; ".join([f"no stable checkpoint {where}: {reasons}{more}", *_missing(head, table)]))
     hints = _missing(head, table)
     hints += _seen_instead(request, table.history(head)) if head and request.checkpoint is None else []
