@@ -91,6 +91,15 @@ def test_a_rate_that_was_handed_over_is_held_against_the_parents_of_the_same_ste
     assert judged([{**one, "lr": None} for one in taken], expected)["lr"].verdict == "not_told"
 
 
+def test_a_changed_rate_that_the_trainer_has_not_taken_is_warned_of() -> None:
+    expected = PARENT._replace(rates=(), phase=None, rates_before={STEP + 2: 0.001, STEP + 4: 0.0009})
+    old = [step_event(STEP + at, 10 + at, lr=0.001 if at < 4 else 0.0009) for at in (1, 2, 3, 4)]
+    found = judged(old, expected)["lr"]
+    assert found.verdict == "warned" and "goes on with the rate from before" in found.why
+    assert judged([{**one, "lr": 0.0002} for one in old], expected)["lr"].verdict == "not_told"
+    assert judged(old, expected._replace(rates_before={}))["lr"].verdict == "not_told"
+
+
 def test_without_a_replay_the_first_losses_are_held_against_the_parents_last_ones() -> None:
     parent = PARENT._replace(
         incomparable="training.batch_size was changed", losses={step: LOSSES[step] for step in LOSSES if step <= STEP}

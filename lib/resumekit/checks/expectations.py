@@ -44,6 +44,10 @@ _NEUTRAL_KEYS = (
 MAKES_THE_NUMBERS = {"data_position": "data position (data_state)", "rng": "random number generators (rng_state)"}
 
 
+# The key that a user changes the rate by.
+_BASE_LR = "optimizer.lr"
+
+
 class Expected(NamedTuple):
     """What is expected.
 
@@ -71,6 +75,8 @@ class Expected(NamedTuple):
         actions: component -> what the plan does with it.
         replayed_rates: step -> rate, of steps that the parent told after the checkpoint, cut as the argument is; where
             the schedule is the trainer's own, and nothing that shapes it has changed.
+        rates_before: step -> rate, of steps that the parent told after the checkpoint, where a user has changed the
+            base rate of a trainer that goes by its own schedule; none otherwise.
     """
 
     step: int
@@ -93,6 +99,7 @@ class Expected(NamedTuple):
     scale: float | None = None
     actions: dict[str, str] = {}  # noqa: RUF012 (never changed)
     replayed_rates: dict[int, float] = {}  # noqa: RUF012 (never changed)
+    rates_before: dict[int, float] = {}  # noqa: RUF012 (never changed)
 
 
 def read(run: Run) -> Expected | None:
@@ -134,6 +141,7 @@ def read(run: Run) -> Expected | None:
         scale=None if is_anew or plan.lr_scale is None else scale(plan.step),
         actions={name: one.action for name, one in plan.components.items()},
         replayed_rates={} if planned else _replayed_rates(plan, around.rates),
+        rates_before={} if planned or plan.handed or _BASE_LR not in of_config else around.rates,
     )
 
 

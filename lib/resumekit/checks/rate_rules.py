@@ -38,7 +38,7 @@ def judge_rates(steps: Sequence[Mapping[str, Any]], expected: Expected, *, is_ve
     if expected.replayed_rates:
         return _judge_replayed_rates(steps, expected)
     if not expected.rates:
-        return Check("lr", NOT_TOLD, why="the trainer's own schedule decides")
+        return _judge_own_rates(steps, expected)
     told = {
         one["step"] - expected.step - 1: float(one["lr"]) for one in steps
         if real(one.get("lr")) is not None and 0 <= one["step"] - expected.step - 1 < len(expected.rates[0])
@@ -53,6 +53,17 @@ def judge_rates(steps: Sequence[Mapping[str, Any]], expected: Expected, *, is_ve
     said = "; ".join(", ".join(f"{value:.6g}" for value in values[first:]) for values in expected.rates)
     found = ", ".join(f"{told[index]:.6g}" for index in sorted(told))
     return Check("lr", PASSED if follows else FAILED, f"{said} from step {first + 1 + expected.step} on", found)
+
+
+def _judge_own_rates(steps: Sequence[Mapping[str, Any]], expected: Expected) -> Check:
+    """Judge the rates of a trainer's own schedule: none is foreseen, but a change that it has not taken is seen."""
+    told = {one["step"]: float(one["lr"]) for one in steps if real(one.get("lr")) is not None}
+    both = [(step, told[step], rate) for step, rate in expected.rates_before.items() if step in told]
+    if both and all(math.isclose(found, before, rel_tol=LOGGED_TOLERANCE) for _, found, before in both):
+        step, found, _ = both[0]
+        why = "optimizer.lr was changed, and the trainer goes on with the rate from before: it has loaded its old one"
+        return Check("lr", WARNED, "another rate", f"{found:.6g} in step {step}", why)
+    return Check("lr", NOT_TOLD, why="the trainer's own schedule decides")
 
 
 def _judge_replayed_rates(steps: Sequence[Mapping[str, Any]], expected: Expected) -> Check:
