@@ -48,7 +48,9 @@ def kills(saver: Saver, folder: Path, count: int, dice: random.Random) -> collec
     while found["kills"] < count:
         if run.form.is_fixed:  # the sidecar's part: it has come to rest, and will be written over
             kept_copies.keep(run, place / "ckpt.pt", grades.attest(place / "ckpt.pt", None, named=run.form))
+        begun = time.monotonic()
         is_done = killed_in(saver.save, place, step + 1, dice.uniform(0, 1.2 * save_s))
+        save_s = 0.7 * save_s + 0.3 * (time.monotonic() - begun) if is_done else save_s  # as busy as the machine is
         found["kills"] += not is_done
         found["saves that were done"] += is_done
         taken, reasons = chosen(place, saver)
