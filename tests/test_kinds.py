@@ -68,6 +68,12 @@ def test_what_a_framework_writes_is_known_for_what_it_is(
     assert "optimizer_state_dict" in known or name in ("hrm/step_4", "pair/model_4.safetensors", "dcp/alone-4")
 
 
+def test_a_number_of_thousands_of_digits_in_a_files_metadata_is_a_text(tmp_path: Path) -> None:
+    text = json.dumps({"__metadata__": {"step": "9" * 5000}}).encode()
+    (tmp_path / "m_7.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+    assert kinds.look_inside(tmp_path / "m_7.safetensors", DEFAULT).summary.step is None
+
+
 def test_one_object_around_all_else_is_looked_into() -> None:
     summary = kinds.look_inside(FOREIGN / "dcp/alone-4", DEFAULT).summary
     assert summary.keys == ("model", "train")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..base.files import UnreadableFile
 from ..base.imports import TYPE_CHECKING, Any, NamedTuple
+from ..base.paths import STEP_DIGITS
 from ..base.terminal import first_few
 from . import archive, form, layout
 from .archive import Record, Summary
@@ -200,8 +201,12 @@ def safetensors_content(descriptor: int) -> Content:
         records[f"data/{key}"] = Record(f"safetensors/data/{key}", region.begin, size, 0, begin=region.begin)
         held = Storage(key, region.dtype, ITEM_BYTES[region.dtype], size)
         tensors[name] = Tensor(region.shape, region.dtype, held, 0, _row_by_row(region.shape), ())
-    numbers = {key: int(text) if text.isascii() and text.isdigit() else text for key, text in header.metadata.items()}
-    return {**numbers, "model": tensors}, (), records
+    return {**{key: _number_in(text) for key, text in header.metadata.items()}, "model": tensors}, (), records
+
+
+def _number_in(text: str) -> int | str:
+    """Return the whole number that a text is, as a step is one; any other text as it stands."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= STEP_DIGITS else text
 
 
 def _row_by_row(shape: tuple[int, ...]) -> tuple[int, ...]:
