@@ -84,6 +84,11 @@ class RunPaths(_Parts):
         return self.run_dir / self.checkpoints_name
 
     @functools.cached_property
+    def manifests(self) -> Path:
+        """The manifests of checkpoints that are folders (`manifest_path`)."""
+        return self.checkpoints.parent / MANIFESTS
+
+    @functools.cached_property
     def logs(self) -> Path:
         return self.run_dir / self.logs_name
 
