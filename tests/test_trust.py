@@ -639,6 +639,32 @@ def test_the_callers_own_runs_are_unpickled_without_a_question(state: Path, tmp_
     assert "its group may write to its folder" in asks(older.parent, handmade, older.name)
 
 
+@as_root
+@pytest.mark.parametrize("kind", ["a companion", "a file of a folder"])
+def test_each_file_that_a_checkpoint_consists_of_has_to_be_the_callers(
+    state: Path, tmp_path: Path, unplain: Path, kind: str
+) -> None:
+    run, section = unplain.parents[1], {"pattern": "m_{step}.pt", "with": ["o_{step}.pt"]}
+    first, other = run / "checkpoints/m_10.pt", run / "checkpoints/o_10.pt"
+    write_checkpoint(first, 10)
+    unplain.rename(other)
+    if kind != "a companion":
+        first, section = run / "checkpoints/x-10", {"pattern": "x-{step}"}
+        first.mkdir(mode=0o755)
+        other = other.rename(first / "o.pt")
+    inside = archive.summarize(other)
+    reseal(run)
+
+    def asked() -> tuple[str, ...]:
+        resolved = {"trainer": {"loads_with_kit": False}, "checkpoint": section}
+        candidate = Candidate(10, first.parent, first.name, run.name, "chosen", "plausible", "", inside)
+        return consent.checkpoint_consents(candidate, resolved, RunTable(run.parent))
+
+    assert not asked()
+    os.chown(other, ANOTHER, ANOTHER)
+    assert "belongs to" in " ".join(asked())
+
+
 def test_a_checkpoint_that_lies_in_no_run_and_is_named_is_the_callers_word(
     state: Path, tmp_path: Path, unplain: Path
 ) -> None:

@@ -254,9 +254,13 @@ def is_same(one: Path, other: Path) -> bool:
         return False
 
 
-def files_of(checkpoint: Path) -> dict[str, os.stat_result]:
-    """Return what stat says of each file that it consists of, by name, and of its own folder. Raises OSError."""
-    found = {checkpoint.name: os.stat(checkpoint)}
+def files_of(checkpoint: Path, companions: tuple[str, ...] = ()) -> dict[str, os.stat_result]:
+    """Return what stat says of each file that it consists of, by name, and of each folder in it. Raises OSError.
+
+    Args:
+        companions: as for `open_checkpoint`.
+    """
+    found = {name: os.stat(checkpoint.with_name(name)) for name in (checkpoint.name, *companions)}
     if stat.S_ISDIR(found[checkpoint.name].st_mode):
         for place, _, names in os.walk(checkpoint):
             for name in (*names, ""):
@@ -267,9 +271,9 @@ def files_of(checkpoint: Path) -> dict[str, os.stat_result]:
     return found
 
 
-def owners(checkpoint: Path) -> set[int]:
+def owners(checkpoint: Path, companions: tuple[str, ...] = ()) -> set[int]:
     """Return the user ids whose it is: those of its files, and of a link that leads to it. Raises OSError."""
-    return {os.lstat(checkpoint).st_uid, *(seen.st_uid for seen in files_of(checkpoint).values())}
+    return {os.lstat(checkpoint).st_uid, *(seen.st_uid for seen in files_of(checkpoint, companions).values())}
 
 
 def open_in_folder(checkpoint: Path) -> int:

@@ -95,7 +95,8 @@ def against_checkpoint(run: Run, checkpoint: Path) -> str | None:
         return None if found.is_callers else found.reason
     from ..checkpoint import layout  # late: few checkpoints lie in a folder without any record
 
-    files, folder = layout.files_of(checkpoint), os.stat(run.paths.run_dir)
+    files = layout.files_of(checkpoint, run.form.companions_of(checkpoint.name))
+    folder = os.stat(run.paths.run_dir)
     own = _Folder(folder, files, {}, {})
     since = seals.since()
     is_new = since is not None and any(file.st_ctime >= since for file in files.values())

@@ -13,6 +13,7 @@ from ..base.errors import KitError
 from ..base.imports import Any
 from ..base.values import mapping, string
 from ..checkpoint import layout
+from ..checkpoint.form import of as form_of
 from ..checkpoint.selection import Candidate
 from ..config import config
 from ..config.schema import Schema
@@ -185,7 +186,7 @@ def checkpoint_consents(candidate: Candidate | None, resolved: Mapping[str, Any]
     if inside is not None and not inside.unsafe:
         return ()
     try:
-        whose = _whose(candidate, table)
+        whose = _whose(candidate, form_of(resolved.get("checkpoint")).companions_of(candidate.name), table)
     except OSError:  # gone since: the start says so when it opens it
         return ()
     if whose is None:
@@ -197,10 +198,10 @@ def checkpoint_consents(candidate: Candidate | None, resolved: Mapping[str, Any]
     )
 
 
-def _whose(candidate: Candidate, table: RunTable) -> str | None:
+def _whose(candidate: Candidate, companions: tuple[str, ...], table: RunTable) -> str | None:
     """Return how a checkpoint is another user's, for a message; None where it is the caller's own word."""
     path = candidate.path
-    others = sorted(layout.owners(path) - {os.geteuid()})
+    others = sorted(layout.owners(path, companions) - {os.geteuid()})
     if others:
         return f"belongs to {trust.user_of(others[0])}"
     for run in _holders(candidate, table):
