@@ -149,6 +149,18 @@ def test_a_file_that_older_ones_have_and_the_newest_lacks_is_missed(tmp_path: Pa
     assert reasons(found)["checkpoint_2"] == "no scheduler.bin, which 'checkpoint_1' has: its save was not completed"
 
 
+def test_what_another_run_or_a_person_has_put_beside_it_is_not_missed(tmp_path: Path) -> None:
+    section = {"pattern": "checkpoint_{step}"}
+    first = copied("accelerate/checkpoints/checkpoint_1", tmp_path / "own")
+    copied("accelerate/checkpoints/checkpoint_1", tmp_path / "own", "checkpoint_2")
+    (first / "NOTES.md").write_text("a person's")
+    assert chosen(tmp_path / "own", section).chosen.step == 2
+    child = copied("accelerate/checkpoints/checkpoint_1", tmp_path / "child", "checkpoint_3")
+    (child / "scheduler.bin").unlink()  # of a run whose config has none any more
+    history = [CheckpointFolder(one.parent, form=form.of(section)) for one in (child, first)]
+    assert select(history, needs=frozenset(), weights_only=False).chosen.step == 3
+
+
 @pytest.mark.parametrize(("section", "name"), [
     ({"pattern": "checkpoint-{step}"}, HF), ({"pattern": "step_{step}"}, ACCELERATE), ({"pattern": "step-{step}"}, DCP),
     ({"pattern": "epoch={*}-step={step}.ckpt"}, LIGHTNING),

@@ -19,6 +19,11 @@ FILE, SAFETENSORS, OTHER = "file", "safetensors", "other"
 HF, ACCELERATE, DCP, FOLDER = "hf", "accelerate", "dcp", "folder"
 KINDS = (AUTO, FILE, SAFETENSORS, HF, ACCELERATE, DCP, FOLDER, OTHER)
 
+# How the names of files end in which a framework keeps weights, moments and the like.
+SAFETENSORS_SUFFIX = ".safetensors"
+ARCHIVE_SUFFIXES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
+STATE_SUFFIXES = (*ARCHIVE_SUFFIXES, SAFETENSORS_SUFFIX)
+
 # So often {*} may stand in a pattern: each multiplies the ways in which a long name is tried.
 MAX_ANYTHING = 3
 

@@ -6,8 +6,10 @@ request, an attestation: a manifest for a file that came to rest without one.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from ..base.imports import TYPE_CHECKING, Any, NamedTuple
 from ..base.paths import manifest_path
 from ..base.terminal import first_few
 from . import archive, form, layout, manifest
-from .form import Form
+from .form import STATE_SUFFIXES, Form
 from .layout import Opened
 from .manifest import PROVERS, SAVE_CHECKPOINT, SIDECAR, FileDigest, Manifest
 
@@ -140,17 +142,19 @@ def _refuse_unfit(inside: Inside, needs: frozenset[str], *, weights_only: bool) 
 
 
 def _refuse_fewer_files(opened: Opened, older: Iterable[Path]) -> None:
-    """Raise where a folder has no manifest and lacks a file that the newest older one has: nothing else would tell."""
-    before = next((path for path in older if os.path.isdir(path)), None)
+    """Raise where a folder has no manifest and lacks a file of state that the one before it has: nothing else tells.
+
+    Of the same run: another config may save less. What a person has put beside the files of an older one counts for
+    nothing, nor do names with a number, which a rank or a part has.
+    """
+    before = next((path for path in older if path.parent == opened.path.parent and os.path.isdir(path)), None)
     if before is None:
         return
-    try:
-        there = {name for name in os.listdir(before) if not any(sign.isdigit() for sign in name)}
-    except OSError:
-        return
-    own = {name.partition("/")[0] for name in opened.files}
-    if missing := sorted(there - own):
-        raise UnreadableFile(f"no {first_few(missing, _NAMED)}, which '{before.name}' has: its save was not completed")
+    with contextlib.suppress(OSError):
+        there = {name for name in os.listdir(before) if name.endswith(STATE_SUFFIXES) and not re.search("[0-9]", name)}
+        if missing := sorted(there - opened.files.keys()):
+            gone = f"no {first_few(missing, _NAMED)}, which '{before.name}' has"
+            raise UnreadableFile(f"{gone}: its save was not completed")
 
 
 def _attested(

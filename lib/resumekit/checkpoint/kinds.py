@@ -27,13 +27,9 @@ if TYPE_CHECKING:
 TRAINER_STATE = "trainer_state.json"
 DCP_METADATA = ".metadata"
 _INDEX = ".index.json"
-_SAFETENSORS = ".safetensors"
 # What Transformers puts there while it saves just in time, and takes away at the end.
 _INCOMPLETE = "checkpoint-is-incomplete.txt"
-_ARCHIVES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
 _WEIGHTS = ("model", "pytorch_model", "adapter_model", "diffusion_pytorch_model")
-_OPTIMIZERS = ("optimizer.pt", "optimizer.bin")
-_SCHEDULERS = ("scheduler.pt", "scheduler.bin")
 _PLAIN = (".json", ".txt", ".md")
 # Pickles that no trainer reads to go on: what they hold is for people.
 _FOR_PEOPLE = frozenset({"training_args.bin"})
@@ -98,7 +94,7 @@ def inspect(opened: Opened, named: Form, *, has_step: bool, weights_alone: bool 
 def kind_of(opened: Opened, named: Form) -> str:
     """Return the kind by the names of its files, or the name of a file. Raises UnreadableFile for an unknown folder."""
     if not opened.is_folder:
-        return form.SAFETENSORS if opened.path.name.endswith(_SAFETENSORS) else form.FILE
+        return form.SAFETENSORS if opened.path.name.endswith(form.SAFETENSORS_SUFFIX) else form.FILE
     if named.complete_when is not None:
         return form.FOLDER
     names = opened.files.keys()
@@ -123,7 +119,9 @@ def kind_of(opened: Opened, named: Form) -> str:
 def is_weights(name: str) -> bool:
     """Whether a file's name is that of a model's weights, or of a part of them, as Transformers and Accelerate say."""
     stem = name.partition(".")[0].partition("-")[0]
-    return "/" not in name and stem.rstrip("_0123456789") in _WEIGHTS and name.endswith((_SAFETENSORS, ".bin"))
+    return (
+        "/" not in name and stem.rstrip("_0123456789") in _WEIGHTS and name.endswith((form.SAFETENSORS_SUFFIX, ".bin"))
+    )
 
 
 def _file(opened: Opened, named: Form, kind: str, *, has_step: bool) -> Inside:
@@ -131,7 +129,7 @@ def _file(opened: Opened, named: Form, kind: str, *, has_step: bool) -> Inside:
     contents: dict[str, Content | None] = {}
     for one in opened.files:
         is_main = one == name
-        own = kind if is_main else form.SAFETENSORS if one.endswith(_SAFETENSORS) else form.FILE
+        own = kind if is_main else form.SAFETENSORS if one.endswith(form.SAFETENSORS_SUFFIX) else form.FILE
         try:
             contents[one] = None if own == form.OTHER else _content(opened, one, own)
         except UnreadableFile as error:
@@ -298,7 +296,13 @@ def _contents(opened: Opened) -> dict[str, Content | None]:
     """Read the directory of each archive and the header of each safetensors file of a folder."""
     contents: dict[str, Content | None] = {}
     for name in opened.files:
-        kind = form.SAFETENSORS if name.endswith(_SAFETENSORS) else form.FILE if name.endswith(_ARCHIVES) else None
+        kind = (
+            form.SAFETENSORS
+            if name.endswith(form.SAFETENSORS_SUFFIX)
+            else form.FILE
+            if name.endswith(form.ARCHIVE_SUFFIXES)
+            else None
+        )
         try:
             if kind is None or name in _FOR_PEOPLE:
                 contents[name] = None
@@ -371,7 +375,7 @@ def _framework(kind: str, opened: Opened, contents: dict[str, Content | None], s
             continue
         unsafe.update(content[1])
         if is_weights(name):
-            weights |= content[0]["model"] if name.endswith(_SAFETENSORS) else content[0]
+            weights |= content[0]["model"] if name.endswith(form.SAFETENSORS_SUFFIX) else content[0]
         else:
             value[name.partition(".")[0]] = content[0]
     unsafe.update(_unread(contents))
