@@ -13,7 +13,6 @@ import torch
 
 from resumekit.base.files import UnreadableFile
 from resumekit.checkpoint import (
-    accelerate_state,
     archive,
     dcp_metadata,
     safetensors_header,
@@ -181,16 +180,6 @@ def test_json_made_to_exhaust_is_refused_in_bounded_memory(tmp_path: Path, modul
     path = tmp_path / "x.json"
     path.write_bytes(make())
     assert reason in read_in_small_memory(f"{module}.read(Path(sys.argv[1]).read_bytes())", path)
-
-
-def test_accelerates_folder_tells_its_processes_and_how_often_the_schedule_was_stepped() -> None:
-    folder = FOREIGN / "accelerate" / "step_4"
-    assert accelerate_state.ranks(os.listdir(folder)) == (0,)
-    names = ["random_states_10.pkl", "random_states_2.pkl", "random_states_x.pkl", "random_states_1.pkl.tmp"]
-    assert accelerate_state.ranks(names) == (2, 10)
-    schedule, _, _ = opened(folder / accelerate_state.SCHEDULE, archive.content)
-    assert accelerate_state.schedule_steps(schedule) == 4
-    assert accelerate_state.schedule_steps({"last_epoch": "4"}) is None
 
 
 def test_the_recorded_files_are_few_and_small() -> None:

@@ -132,6 +132,19 @@ def test_the_reason_says_what_is_missing(name: str, gone: str, says: str, tmp_pa
     assert says in str(caught.value)
 
 
+@pytest.mark.parametrize(("name", "file"), [(ACCELERATE, "random_states_{}.pkl"), (HF, "rng_state_{}.pth")])
+def test_what_a_rank_has_not_saved_is_missed(name: str, file: str, tmp_path: Path) -> None:
+    folder = copied(name, tmp_path)
+    only = next(path for path in folder.iterdir() if path.name.startswith(file.partition("{")[0].rstrip("_")))
+    for rank in (0, 1, 2):
+        shutil.copy(only, folder / "copy")
+        (folder / "copy").rename(folder / file.format(rank))
+    assert kinds.look_inside(folder, DEFAULT).summary.world_size == 3
+    (folder / file.format(1)).unlink()
+    with pytest.raises(UnreadableFile, match=f"what rank 1 saves like '{file.format(2)}' is not there"):
+        kinds.look_inside(folder, DEFAULT)
+
+
 def test_a_save_that_says_itself_that_it_is_not_done_is_believed(tmp_path: Path) -> None:
     folder = copied(HF, tmp_path)
     (folder / "checkpoint-is-incomplete.txt").touch()

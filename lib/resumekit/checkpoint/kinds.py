@@ -8,6 +8,7 @@ Try it: `python lib/resume_helper.py --inspect PATH`
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 TRAINER_STATE = "trainer_state.json"
 DCP_METADATA = ".metadata"
-_INDEX = ".index.json"
 # What Transformers puts there while it saves just in time, and takes away at the end.
 _INCOMPLETE = "checkpoint-is-incomplete.txt"
 _WEIGHTS = ("model", "pytorch_model", "adapter_model", "diffusion_pytorch_model")
@@ -35,6 +35,8 @@ _PLAIN = (".json", ".txt", ".md")
 _FOR_PEOPLE = frozenset({"training_args.bin"})
 # Small objects that a load reads; of others, a tokenizer's say, it is not known what they have to be.
 _CONFIGS = frozenset({"config.json", "generation_config.json"})
+_HF_RANK = re.compile(r"rng_state_([0-9]{1,9})\.pth", re.ASCII)
+_ACCELERATE_RANK = re.compile(r"random_states_([0-9]{1,9})\.pkl", re.ASCII)
 _MISSING_NAMED = 3
 # A file that is read whole: trainer_state.json, an index, .metadata.
 MAX_SMALL_BYTES = 32 << 20
@@ -232,19 +234,25 @@ def _hf(opened: Opened, named: Form) -> Inside:
     state = trainer_state.read(read_small(opened, TRAINER_STATE))
     inside = _framework(form.HF, opened, contents, state.step)
     inside.summary.epoch = None if state.epoch is None else int(state.epoch)
-    inside.summary.best, inside.summary.world_size = state.best_checkpoint, _ranks(opened, "rng_state", ".pth")
+    inside.summary.best = state.best_checkpoint
+    # One rank alone writes rng_state.pth.
+    inside.summary.world_size = _ranks(opened, _HF_RANK) or 1
     return inside
 
 
 def _accelerate(opened: Opened, named: Form) -> Inside:
-    """Accelerate's save_state: weights, optimizer.bin, scheduler.bin; random_states_<rank>.pkl comes last."""
+    """Accelerate's save_state: weights, optimizer.bin, scheduler.bin; random_states_<rank>.pkl comes last.
+
+    No file has the trainer's step: `step` in the random states counts batches of an epoch, and the schedule's is
+    stepped once for each process. So it is the one in the folder's name.
+    """
     if not any(name.startswith("random_states_") for name in opened.files):
         raise UnreadableFile("no random_states_*.pkl, which is written last: its save was not completed")
     contents = _contents(opened)
     _require_weights(opened)
     _require_optimizer(opened)
     inside = _framework(form.ACCELERATE, opened, contents, None)
-    inside.summary.world_size = _ranks(opened, "random_states", ".pkl")
+    inside.summary.world_size = _ranks(opened, _ACCELERATE_RANK)
     return inside
 
 
@@ -338,7 +346,7 @@ def _require_weights(opened: Opened) -> None:
     from . import weights_index  # late, as safetensors_header
 
     for name in opened.files:
-        if not name.endswith(_INDEX) or "/" in name:
+        if not name.endswith(weights_index.SUFFIX) or "/" in name:
             continue
         named = weights_index.read(read_small(opened, name))
         if missing := [one for one in named.files if one not in opened.files]:
@@ -359,10 +367,17 @@ def _has_inner(opened: Opened, *beginnings: str) -> bool:
     return any("/" in name and name.startswith(beginnings) for name in opened.files)
 
 
-def _ranks(opened: Opened, stem: str, suffix: str) -> int | None:
-    """Return how many ranks have saved their random numbers; None where none has."""
-    own = [name for name in opened.files if name.startswith(stem) and name.endswith(suffix)]
-    return len(own) or None
+def _ranks(opened: Opened, named: re.Pattern[str]) -> int | None:
+    """Return how many ranks have saved a file so named, whose group is the rank's number; None where none has.
+
+    Raises:
+        UnreadableFile: one is missing before the last. One behind it cannot be missed.
+    """
+    there = {int(match[1]): name for name in opened.files if (match := named.fullmatch(name))}
+    for rank in range(max(there, default=-1)):
+        if rank not in there:
+            raise UnreadableFile(f"what rank {rank} saves like '{there[max(there)]}' is not there")
+    return len(there) or None
 
 
 def _framework(kind: str, opened: Opened, contents: dict[str, Content | None], step: int | None) -> Inside:

@@ -31,7 +31,6 @@ _SHOWN_BYTES = 120
 # What a launcher of several processes puts before each line: torchrun, mpirun --tag-output, srun --label.
 _RANK = rb"(?:(?:\[[A-Za-z_]{0,20}[0-9]{1,6}\]:|\[[0-9]{1,4},[0-9]{1,6}\]<std(?:out|err)>:| {0,4}[0-9]{1,6}:) ?){1,3}"
 _RANKS = re.compile(rb"^" + _RANK, re.MULTILINE)
-_BREAKS = re.compile(rb"[\r\n]")
 # Of an evaluation, but no score: how long it took, how fast it was.
 _NO_SCORE = re.compile(r"runtime|per_second|_time\b|samples|steps|epoch|batch|model_preparation")
 
