@@ -36,7 +36,6 @@ class Keys(NamedTuple):
     weights: str | None = None
     optimizer: str | None = None
     step: str | None = None
-    best: str | None = None
 
 
 class Form(NamedTuple):
