@@ -11,7 +11,6 @@ import os
 import time
 from pathlib import Path
 
-from ..base.file_identity import hasher
 from ..base.files import TempFile, UnreadableFile
 from ..base.paths import checkpoint_name
 from ..base.values import count
@@ -73,7 +72,9 @@ def keep(run: Run, checkpoint: Path, known: Manifest) -> Path | None:
 
 def _copy(source: int, temp: TempFile, mb_per_s: float | None) -> str:
     """Copy all bytes of an open file, no faster than that; return their SHA-256."""
-    digest, at, begun_s = hasher(), 0, time.monotonic()
+    import hashlib  # late, see base/file_identity: whole files are several times as fast with it
+
+    digest, at, begun_s = hashlib.sha256(), 0, time.monotonic()
     while data := os.pread(source, _COPY_BYTES, at):
         digest.update(data)
         temp.write(data)
