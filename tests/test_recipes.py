@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from reliability.framework_recipes import RECIPES, STEPS, Recipe
 from reliability.framework_stage import torn
-from resumekit.config import config
+from resumekit.config import config, yaml_document
 from support.places import ROOT
 
 EXAMPLES = ROOT / "examples"
@@ -58,3 +59,16 @@ def test_what_is_torn_for_a_while_is_the_same_file_again(how: str, tmp_path: Pat
         assert not file.exists() if how == "missing" else file.read_bytes() == b"1234"
     after = file.stat(), folder.stat().st_mtime_ns
     assert (after[0].st_ino, after[0].st_mtime_ns, after[1]) == (before[0].st_ino, before[0].st_mtime_ns, before[1])
+
+
+def test_each_config_that_the_page_of_frameworks_shows_is_one() -> None:
+    page = (ROOT / "docs" / "frameworks.md").read_text(encoding="utf-8")
+    blocks = [block for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "trainer:" in block]
+    shown = {
+        config.resolve(yaml_document.load(block, "frameworks.md"), "EXP-01")["checkpoint"]["pattern"]
+        for block in blocks
+    }
+    recipes = {
+        config.load_config(path).document.data["checkpoint"]["pattern"] for path in EXAMPLES.glob("*/config.yaml")
+    }
+    assert len(blocks) == len(shown) == 5 and shown <= recipes
