@@ -174,6 +174,15 @@ def test_what_another_run_or_a_person_has_put_beside_it_is_not_missed(tmp_path: 
     assert select(history, needs=frozenset(), weights_only=False).chosen.step == 3
 
 
+def test_a_file_of_words_is_missed_where_two_before_it_have_it(tmp_path: Path) -> None:
+    folders = [copied("accelerate/checkpoints/checkpoint_1", tmp_path, f"checkpoint_{step}") for step in (1, 2, 3)]
+    for folder in folders[:2]:
+        (folder / "config.json").write_text("{}")
+    found = chosen(tmp_path, {"pattern": "checkpoint_{step}"})
+    assert found.chosen.step == 2
+    assert reasons(found)["checkpoint_3"] == "no config.json, which 'checkpoint_2' has: its save was not completed"
+
+
 @pytest.mark.parametrize(("section", "name"), [
     ({"pattern": "checkpoint-{step}"}, HF), ({"pattern": "step_{step}"}, ACCELERATE), ({"pattern": "step-{step}"}, DCP),
     ({"pattern": "epoch={*}-step={step}.ckpt"}, LIGHTNING),

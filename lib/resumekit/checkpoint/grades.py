@@ -142,18 +142,21 @@ def _refuse_unfit(inside: Inside, needs: frozenset[str], *, weights_only: bool) 
 
 
 def _refuse_fewer_files(opened: Opened, older: Iterable[Path]) -> None:
-    """Raise where a folder has no manifest and lacks a file of state that the one before it has: nothing else tells.
+    """Raise where a folder has no manifest and lacks a file that the older ones of its run have: nothing else tells.
 
-    Of the same run: another config may save less. What a person has put beside the files of an older one counts for
-    nothing, nor do names with a number, which a rank or a part has.
+    A file of state is missed where the one before it has it, any other where two before it have it: what a person has
+    put into one of them counts for nothing. Nor do names with a number, which a rank or a part has. Another run's are
+    not asked: another config may save less.
     """
-    before = next((path for path in older if path.parent == opened.path.parent and os.path.isdir(path)), None)
-    if before is None:
-        return
+    before = [path for path in older if path.parent == opened.path.parent and os.path.isdir(path)][:2]
     with contextlib.suppress(OSError):
-        there = {name for name in os.listdir(before) if name.endswith(STATE_SUFFIXES) and not re.search("[0-9]", name)}
-        if missing := sorted(there - opened.files.keys()):
-            gone = f"no {first_few(missing, _NAMED)}, which '{before.name}' has"
+        names = [{name for name in os.listdir(path) if not re.search("[0-9]", name)} for path in before]
+        if not names:
+            return
+        there = {name for name in names[0] if len(names) > 1 and name in names[1] or name.endswith(STATE_SUFFIXES)}
+        own = {name.partition("/")[0] for name in opened.files}
+        if missing := sorted(there - own):
+            gone = f"no {first_few(missing, _NAMED)}, which '{before[0].name}' has"
             raise UnreadableFile(f"{gone}: its save was not completed")
 
 
