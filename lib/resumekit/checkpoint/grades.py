@@ -153,7 +153,7 @@ def _refuse_fewer_files(opened: Opened, older: Iterable[Path]) -> None:
         names = [{name for name in os.listdir(path) if not re.search("[0-9]", name)} for path in before]
         if not names:
             return
-        there = {name for name in names[0] if len(names) > 1 and name in names[1] or name.endswith(STATE_SUFFIXES)}
+        there = {name for name in names[0] if (len(names) > 1 and name in names[1]) or name.endswith(STATE_SUFFIXES)}
         own = {name.partition("/")[0] for name in opened.files}
         if missing := sorted(there - own):
             gone = f"no {first_few(missing, _NAMED)}, which '{before[0].name}' has"
