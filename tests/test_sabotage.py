@@ -215,7 +215,8 @@ def test_a_fault_is_seen_with_another_batch_size_too_or_the_document_says_that_i
 def test_under_strict_checks_a_run_that_was_over_sooner_ends_with_7_too(parents: Parents) -> None:
     outcome = parents.resume("EMA's count lost", "--set", "resume.strict_checks=true")
     assert outcome.code == 7 and outcome.checks["resume"]["verdict"] == "failed"
-    quarantined = (outcome.run / "quarantine.json").read_text()
-    for checkpoint in (outcome.run / "checkpoints").glob("hrm_arc_step_*.pt"):
-        assert checkpoint.name in quarantined
+    saved = [path.name for path in (outcome.run / "checkpoints").glob("hrm_arc_step_*.pt")]
+    if saved:  # it may be stopped before it has saved
+        quarantined = (outcome.run / "quarantine.json").read_text()
+        assert all(name in quarantined for name in saved)
     assert [one["cause"] for one in events(outcome.run, "abort")] == ["checks_failed"]
