@@ -467,7 +467,7 @@ PATCHES = (
     patch("an older checkpoint tells a mask from an overflow", "resumekit/checkpoint/finiteness.py:_judged",
         value("_finite_before()", "[]"),
         "test_finiteness.py::test_an_infinity_where_an_older_checkpoint_is_finite_is_none_of_a_mask"),
-    patch("a moment is never infinite", "resumekit/checkpoint/finiteness.py:_judged", without("_OPTIMIZERS"),
+    patch("a moment is never infinite", "resumekit/checkpoint/finiteness.py:_judged", without("OPTIMIZER_KEYS"),
         "test_finiteness.py::test_what_counts_as_not_finite"),
     patch("a number across two buffers", "resumekit/checkpoint/one_pass.py:may_hold_nonfinite", value("begin", 0),
         "test_finiteness.py::test_what_is_not_finite_in_bytes_is_what_torch_says"),

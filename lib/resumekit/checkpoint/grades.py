@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..base.files import UnreadableFile, utc_now
@@ -23,6 +23,7 @@ from .layout import Opened
 from .manifest import PROVERS, SAVE_CHECKPOINT, SIDECAR, FileDigest, Manifest
 
 if TYPE_CHECKING:
+    from .dcp_values import Shards
     from .finiteness import Content, Looked
     from .kinds import Inside
 
@@ -32,8 +33,8 @@ WEIGHTS = frozenset({"model_state_dict"})
 # Of what a file has instead, so many names, and so much of each.
 _NAMES_SHOWN = 8
 _NAME_SHOWN = 40
-# Of the values that are not finite, so many are named.
-_NAMED = 3
+# Of the values that are not finite, so many are named; of one that is not told so much of its name.
+_NAMED, _VALUE_SHOWN = 3, 200
 # So many older checkpoints are asked for what an infinite value was before, and which files they have.
 _OLDER = 4
 
@@ -55,13 +56,17 @@ class Unattested(UnreadableFile):
 
 
 class Grade(NamedTuple):
-    """What `examine` found: the grade's name, the step, what is worth saying beside it, the content, the manifest."""
+    """What `examine` found: the grade's name, the step, what is worth saying beside it, the content, the manifest.
+
+    `finite`: whether all values that count are; None where they were not looked at, or where some cannot be told.
+    """
 
     name: str
     step: int | None
     notes: tuple[str, ...]
     inside: archive.Summary
     known: Manifest | None
+    finite: bool | None = None
 
 
 def examine(
@@ -116,19 +121,28 @@ def examine(
                 looked = _look(opened, inside.contents, older, checksums=True, mb_per_s=mb_per_s)
             if looked is not None and looked.reason:
                 raise UnreadableFile(looked.reason)
-            if looked is not None and looked.unsure:
-                notes = (*notes, f"infinite, as masks are: {first_few(looked.unsure, _NAMED)}")
+            notes = (*notes, *_notes_on_values(looked))
+            finite = (known is not None and known.finite) or (looked is not None and looked.has_values) or None
             if known is None:
                 if opened.is_folder:
                     _refuse_fewer_files(opened, older)
-                return Grade(PLAUSIBLE, step, (_without_manifest(path, inside.kind), *notes), inside.summary, None)
+                notes = (_without_manifest(path, inside.kind), *notes)
+                return Grade(PLAUSIBLE, step, notes, inside.summary, None, finite)
             if not prove:
                 notes = (*notes, "digest not read yet")
             if known.best_score is not None:
                 notes = (f"score {known.best_score:g} of its {known.best_weights or 'raw'} weights", *notes)
-            return Grade(PROVEN if known.writer in PROVERS else ATTESTED, step, notes, inside.summary, known)
+            return Grade(PROVEN if known.writer in PROVERS else ATTESTED, step, notes, inside.summary, known, finite)
     except OSError as error:
         raise UnreadableFile(f"cannot be read: {error.strerror}") from error
+
+
+def _notes_on_values(looked: Looked | None) -> Iterator[str]:
+    """Yield what is to be said of the values of a checkpoint that is taken."""
+    if looked is not None and looked.unsure:
+        yield f"infinite, as masks are: {first_few(looked.unsure, _NAMED)}"
+    if looked is not None and looked.untold:
+        yield f"not told whether finite: {looked.untold[:_VALUE_SHOWN]}"
 
 
 def _refuse_unfit(inside: Inside, needs: frozenset[str], *, weights_only: bool) -> None:
@@ -189,7 +203,7 @@ def _counted(known: Manifest) -> list[str] | None:
 
 
 def _look(
-    opened: Opened, contents: Mapping[str, Content | None] | None, older: Iterable[Path] = (), **asked: Any
+    opened: Opened, contents: Mapping[str, Content | Shards | None] | None, older: Iterable[Path] = (), **asked: Any
 ) -> Looked:  # fmt: skip
     from . import finiteness  # late: most looks at a checkpoint read no bytes
 
@@ -288,7 +302,7 @@ def measured(
     return Manifest(
         writer=SIDECAR, file=path.name, size=before.size, sha256=looked.sha256, step=step, created_at=utc_now(),
         versions={}, weights=("raw", *(kind for kind in ("ema", "swa") if f"{kind}_state_dict" in keys)),
-        finite=not looked.bad if looked.has_values else None, nonfinite=looked.bad, files=looked.files,
+        finite=False if looked.bad else True if looked.has_values else None, nonfinite=looked.bad, files=looked.files,
         kind=None if inside.kind == form.FILE else inside.kind, world_size=inside.summary.world_size,
     )  # fmt: skip
 
