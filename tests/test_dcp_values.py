@@ -225,6 +225,12 @@ def test_what_cannot_be_told_is_never_called_finite(checkpoints: Path) -> None:
         shutil.rmtree(folder)
 
 
+def test_of_a_name_without_end_a_part_is_said(checkpoints: Path) -> None:
+    long = "w" * 9000
+    looked = look(saved(checkpoints / "step-1", model={long: holding(NAN, 3)}))
+    assert looked.bad == (f"model.{long}"[:200],)
+
+
 def test_what_is_no_tensor_beside_the_weights_may_be_of_any_class(checkpoints: Path) -> None:
     folder = saved(checkpoints / "x", w=torch.ones(4), dataloader=Odd())
     assert look(folder).has_values
@@ -341,9 +347,7 @@ def test_a_metadata_that_lies_is_gone_through_in_bounded_memory(
     assert says in read_in_small_memory(call, folder)
 
 
-def test_pickles_are_read_up_to_a_bound_and_what_is_beyond_is_not_told(
-    checkpoints: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pickles_are_read_up_to_a_bound(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = recorded(checkpoints)
     assert look(folder).has_values
     monkeypatch.setattr("resumekit.checkpoint.dcp_values._MAX_PICKLES_BYTES", 500)

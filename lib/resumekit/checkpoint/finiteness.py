@@ -14,18 +14,20 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..base.files import UnreadableFile
-from ..base.imports import Any, NamedTuple
+from ..base.imports import TYPE_CHECKING, Any, NamedTuple
 from . import archive, layout, one_pass
 from .archive import AVERAGE_KEYS, OPTIMIZER_KEYS, WEIGHT_KEYS, Record
-from .dcp_values import Shards
 from .layout import Opened
 from .manifest import FileDigest, digest_of
 from .torch_names import Tensor
 
+if TYPE_CHECKING:
+    from .dcp_values import Shards
+
 # Of older checkpoints so many are looked into; one is enough where it can be read.
 _OLDER = 3
-# So many names are kept, and so many of them said.
-_NAMES, _NAMED = 8, 3
+# So many names are kept, and so many of them said; of a tensor's name in a shard so much.
+_NAMES, _NAMED, _NAME_CHARS = 8, 3, 200
 _MAX_VALUES = 2_000_000
 
 # Files of a folder that hold no weights and no moments.
@@ -90,13 +92,11 @@ def look_at(
         before = older if name == opened.path.name else [path / name for path in older] if opened.is_folder else ()
         descriptor = opened.open_file(name)
         try:
-            if isinstance(content, Shards):
-                shards = content
-                piece = one_pass.read(descriptor, name, shard=content.shard(name), checksums=has_sums, **asked)
-                found[name] = Looked(piece.sha256, piece.fault or "", untold=piece.untold or "")
-                one_pass.add(nonfinite, piece.nonfinite or {})
-            else:
+            if content is None or isinstance(content, tuple):
                 found[name] = look(descriptor, name, _as_optimizer(content), before, checksums=has_sums, **asked)
+            else:
+                shards = content
+                found[name] = _look_into(descriptor, name, shards, nonfinite, checksums=has_sums, **asked)
         except UnreadableFile as error:
             raise error if one_file else UnreadableFile(f"'{name}': {error}") from error
         finally:
@@ -104,6 +104,13 @@ def look_at(
     if one_file:
         return found[opened.path.name]
     return _together(opened, found) if shards is None else _of_shards(opened, found, shards, nonfinite, older)
+
+
+def _look_into(descriptor: int, name: str, shards: Shards, nonfinite: dict[str, str], **asked: Any) -> Looked:
+    """Read an open shard's bytes once; what is not finite is added to what was found in others."""
+    found = one_pass.read(descriptor, name, shard=shards.shard(name), **asked)
+    one_pass.add(nonfinite, found.nonfinite or {})
+    return Looked(found.sha256, found.fault or "", untold=found.untold or "")
 
 
 def _as_optimizer(content: Content | None) -> Content | None:
@@ -134,10 +141,10 @@ def _of_shards(
     untold = next((one.untold for one in found.values() if one.untold), "")
     bad, unsure = shards.judged(nonfinite, itertools.islice(older, _OLDER))
     return _together(opened, found)._replace(
-        bad=tuple(bad[:_NAMES]),
-        unsure=tuple(unsure[:_NAMES]),
+        bad=tuple(name[:_NAME_CHARS] for name in bad[:_NAMES]),
+        unsure=tuple(name[:_NAME_CHARS] for name in unsure[:_NAMES]),
         has_values=not untold and shards.metadata.parts.keys() <= found.keys(),
-        untold=untold,
+        untold=untold[:_NAME_CHARS],
     )
 
 

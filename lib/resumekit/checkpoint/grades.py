@@ -33,8 +33,8 @@ WEIGHTS = frozenset({"model_state_dict"})
 # Of what a file has instead, so many names, and so much of each.
 _NAMES_SHOWN = 8
 _NAME_SHOWN = 40
-# Of the values that are not finite, so many are named; of one that is not told so much of its name.
-_NAMED, _VALUE_SHOWN = 3, 200
+# Of the values that are not finite, so many are named.
+_NAMED = 3
 # So many older checkpoints are asked for what an infinite value was before, and which files they have.
 _OLDER = 4
 
@@ -124,10 +124,9 @@ def examine(
             notes = (*notes, *_notes_on_values(looked))
             finite = (known is not None and known.finite) or (looked is not None and looked.has_values) or None
             if known is None:
-                if opened.is_folder:
-                    _refuse_fewer_files(opened, older)
-                notes = (_without_manifest(path, inside.kind), *notes)
-                return Grade(PLAUSIBLE, step, notes, inside.summary, None, finite)
+                _refuse_fewer_files(opened, older)
+                only = _without_manifest(path, inside.kind)
+                return Grade(PLAUSIBLE, step, (only, *notes), inside.summary, None, finite)
             if not prove:
                 notes = (*notes, "digest not read yet")
             if known.best_score is not None:
@@ -142,7 +141,7 @@ def _notes_on_values(looked: Looked | None) -> Iterator[str]:
     if looked is not None and looked.unsure:
         yield f"infinite, as masks are: {first_few(looked.unsure, _NAMED)}"
     if looked is not None and looked.untold:
-        yield f"not told whether finite: {looked.untold[:_VALUE_SHOWN]}"
+        yield f"not told whether finite: {looked.untold}"
 
 
 def _refuse_unfit(inside: Inside, needs: frozenset[str], *, weights_only: bool) -> None:
@@ -162,6 +161,8 @@ def _refuse_fewer_files(opened: Opened, older: Iterable[Path]) -> None:
     put into one of them counts for nothing. Nor do names with a number, which a rank or a part has. Another run's are
     not asked: another config may save less.
     """
+    if not opened.is_folder:
+        return
     before = [path for path in older if path.parent == opened.path.parent and os.path.isdir(path)][:2]
     with contextlib.suppress(OSError):
         names = [{name for name in os.listdir(path) if not re.search("[0-9]", name)} for path in before]
@@ -289,8 +290,7 @@ def measured(
         step, _ = _agreed_step(name_step, None, inside.summary)
         if step is None:
             raise UnreadableFile("neither its name nor its content says which step it is")
-        if opened.is_folder:
-            _refuse_fewer_files(opened, older)
+        _refuse_fewer_files(opened, older)
         asked = {"digest": True, "checksums": True, "mb_per_s": mb_per_s, "keeps": False}
         looked = _look(opened, inside.contents, older, **asked)
         if looked.fault or looked.sha256 is None:

@@ -189,16 +189,12 @@ def read(
     known = _found(answer_cache.recall(_KEPT, key, KEPT_S))
     if shard is not None and known.told_by != shard.key:
         known = Found(known.sha256)
-    has_values = bool(tensors) or shard is not None
+    has_values = tensors is not None or shard is not None
     asked = known.sha256 if digest else "", known.fault if checksums else "", known.nonfinite if has_values else {}
     if None not in asked:
         return known
-    spans: Iterable[Span] = ()
-    if shard is not None:
-        spans = shard.spans(descriptor)
-    elif checksums or tensors:
-        spans = _spans(descriptor, archive.records(descriptor) if records is None else records, tensors or {})
-    has_values = tensors is not None or shard is not None
+    has_spans = checksums or tensors or shard is not None
+    spans = _spans(descriptor, records, tensors or {}, shard) if has_spans else ()
     found = _Pass(descriptor, name, mb_per_s, spans, digest=digest, checksums=checksums, values=has_values).run()
     if shard is not None:
         found = found._replace(untold=shard.untold, told_by=shard.key)
@@ -318,7 +314,13 @@ class _Pace:
             terminal.progress(f"reading '{self._name}': {done / self._size:.0%} of {self._size / 1e9:,.1f} GB")
 
 
-def _spans(descriptor: int, records: Collection[Record], tensors: Mapping[str, Tensor]) -> Iterator[Span]:
+def _spans(
+    descriptor: int, records: Collection[Record] | None, tensors: Mapping[str, Tensor], shard: Shard | None
+) -> Iterator[Span]:
+    if shard is not None:
+        yield from shard.spans(descriptor)
+        return
+    records = archive.records(descriptor) if records is None else records
     held: dict[str, list[tuple[str, Tensor]]] = {}
     for name, tensor in tensors.items():
         held.setdefault(f"data/{tensor.storage.key}", []).append((name, tensor))
