@@ -15,12 +15,16 @@ from hypothesis import strategies as st
 from reliability import fuzz_values as values
 from resumekit.base.errors import KitError
 from resumekit.base.files import UnreadableFile
-from resumekit.checkpoint import dcp_metadata, safetensors_header, trainer_state, weights_index
+from resumekit.checkpoint import dcp_metadata, form, grades, safetensors_header, trainer_state, weights_index
 from support.places import ROOT
 
 _FOREIGN = ROOT / "tests" / "recorded" / "foreign"
 CANARY = "run-by-a-metadata"
 _METADATA = [path.read_bytes() for path in sorted((_FOREIGN / "dcp").glob("*/.metadata"))]
+_FOLDERS = [
+    {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    for folder in sorted((_FOREIGN / "dcp").iterdir())
+]
 _STATE = json.loads((_FOREIGN / "hf" / "checkpoint-4" / "trainer_state.json").read_bytes())
 _INDEX = json.loads((_FOREIGN / "hf" / "sharded" / "model.safetensors.index.json").read_bytes())
 _HEADER = {
@@ -85,6 +89,25 @@ def _changed(draw: st.DrawFn, wholes: list[bytes], snippets: list[bytes]) -> byt
     return bytes(data)
 
 
+# What stands in the archives of a shard: marks of zip's records, sizes, a pickle that would run something, a NaN.
+_IN_SHARDS = [
+    b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07", b"\xff" * 4, b"\xff" * 8, bytes(4),
+    bytes(64), b"data/0", b"data.pkl", b"data/1", b"byteorder", b"big", b"\x00\x00\xc0\x7f" * 4, b"(", b"\x85R.",
+    b"cos\nsystem\nX\x17\x00\x00\x00touch " + CANARY.encode() + b"\x85R.",
+]  # fmt: skip
+
+
+@st.composite
+def shard_folders(draw: st.DrawFn) -> dict[str, bytes]:
+    """Folders of torch.distributed.checkpoint: one shard, or `.metadata`, or both gone wrong."""
+    files = dict(draw(st.sampled_from(_FOLDERS)))
+    names = draw(st.sets(st.sampled_from(sorted(files)), min_size=1, max_size=2))
+    for name in sorted(names):
+        snippets = _SNIPPETS if name == dcp_metadata.NAME else _IN_SHARDS
+        files[name] = draw(_changed([files[name]], snippets))
+    return files
+
+
 def states() -> st.SearchStrategy[bytes]:
     """`trainer_state.json` files gone wrong."""
     return values.json_texts(_STATE)
@@ -126,6 +149,21 @@ def read_metadata(content: bytes, _folder: Path) -> None:
     assert found.writers <= len(found.parts) and all(kept.parameters >= 0 for kept in found.optimizers.values())
 
 
+def read_shards(files: dict[str, bytes], folder: Path) -> None:
+    """What is said of the values of a folder is that they are finite, not finite, or that it is not told."""
+    place = folder / "step-4"
+    place.mkdir()
+    for name, content in files.items():
+        (place / name).write_bytes(content)
+    try:
+        found = grades.measured(place, 4, named=form.of({"pattern": "step-{step}"}))
+    except UnreadableFile as error:
+        raise _refused(error) from error
+    finally:
+        assert not os.path.lexists(CANARY)
+    assert (found.finite is False) == bool(found.nonfinite) and len(found.files) == len(files)
+
+
 def read_state(content: bytes, _folder: Path) -> None:
     """The step is a count, the best one a plain name."""
     try:
@@ -146,5 +184,5 @@ def read_index(content: bytes, _folder: Path) -> None:
 
 
 def _refused(error: UnreadableFile) -> KitError:
-    assert len(str(error)) < 500
+    assert len(str(error)) < 500, str(error)
     return KitError(str(error))

@@ -300,6 +300,7 @@ TARGETS = {
         Target("heartbeat", values.json_texts(values.HEARTBEAT), _heartbeat),
         Target("safetensors", foreign.safetensors_files(), foreign.read_safetensors),
         Target("dcp metadata", foreign.metadata_files(), foreign.read_metadata),
+        Target("dcp shards", foreign.shard_folders(), foreign.read_shards),
         Target("hf state", foreign.states(), foreign.read_state),
         Target("weights index", foreign.indexes(), foreign.read_index),
     )

@@ -55,7 +55,7 @@ def test_what_a_framework_wrote_is_proven_when_it_is_on_the_disk(
     files = [path for path in place.rglob("*") if path.is_file()] or [place]
     assert synced >= {str(path) for path in (*files, place.parent, *([place] if place.is_dir() else []))}
     assert (known.writer, known.step_completed, known.best_score) == ("seal_checkpoint", True, 0.25)
-    assert known.finite is (None if name.startswith("dcp") else True)
+    assert known.finite is True
     assert taken(tmp_path, KINDS[name]).grade == "proven"
     assert taken(tmp_path, KINDS[name], best=True).name == place.name
 

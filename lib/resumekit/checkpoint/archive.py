@@ -23,9 +23,14 @@ from .torch_names import Tensor
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
+    from .layout import Opened
+
 MAX_RECORDS = 300_000
 MAX_DIRECTORY_BYTES = 64 << 20
 MAX_PICKLE_BYTES = 32 << 20
+_MAX_VALUES = 2_000_000
+# A file that is read whole: trainer_state.json, an index, .metadata.
+MAX_SMALL_BYTES = 32 << 20
 # Reading with buffers of 16 MiB halves the speed (they leave the processor's cache).
 BUFFER_BYTES = 1 << 20
 
@@ -61,6 +66,8 @@ class Record:
 # The names under which trainers keep their state; the protocol's (§6) first, then Lightning's and nanoGPT's.
 WEIGHT_KEYS = ("model_state_dict", "state_dict", "model", "module")
 OPTIMIZER_KEYS = ("optimizer_state_dict", "optimizer_states", "optimizer", "optimizers")
+# Averages of the weights, by whichever method.
+AVERAGE_KEYS = ("ema_state_dict", "swa_state_dict", "ema", "swa", "model_ema")
 STEP_KEYS = ("global_step", "step")
 _OTHER_NAMES = {
     WEIGHT_KEYS[0]: WEIGHT_KEYS[1:], OPTIMIZER_KEYS[0]: (*OPTIMIZER_KEYS[1:], "optim"),
@@ -135,6 +142,22 @@ def content(descriptor: int) -> tuple[dict[Any, Any], tuple[str, ...], dict[str,
     """
     _refuse_other_formats(descriptor, os.fstat(descriptor).st_size)
     inside = {record.name.partition("/")[2]: record for record in records(descriptor)}
+    value, unsafe = value_of(descriptor, inside)
+    if not isinstance(value, dict):
+        raise UnreadableFile("it does not hold a dict at its top")
+    return value, unsafe, inside
+
+
+def value_of(descriptor: int, inside: Mapping[str, Record]) -> tuple[Any, tuple[str, ...]]:
+    """Return (the value that an archive holds, names of unsafe types in it); see `content`.
+
+    Args:
+        descriptor: of the file.
+        inside: the archive's records by their names inside.
+
+    Raises:
+        UnreadableFile: its data.pkl is missing, damaged, or has what torch.save does not write.
+    """
     pickle = inside.get("data.pkl")
     if pickle is None or "version" not in inside:
         raise UnreadableFile("records are missing: the save was cut short")
@@ -143,11 +166,22 @@ def content(descriptor: int) -> tuple[dict[Any, Any], tuple[str, ...], dict[str,
     data = read_at(descriptor, pickle.size, data_offset(descriptor, pickle))
     if pickle.crc and zlib.crc32(data) != pickle.crc:
         raise UnreadableFile("record 'data.pkl' differs from its checksum")
-    storages = {name[5:]: record.size for name, record in inside.items() if name.startswith("data/")}
-    value, unsafe = read_pickle(data, storages)
-    if not isinstance(value, dict):
-        raise UnreadableFile("it does not hold a dict at its top")
-    return value, unsafe, inside
+    return read_pickle(data, {name[5:]: record.size for name, record in inside.items() if name.startswith("data/")})
+
+
+def tensors_in(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    """Yield (dotted name, tensor) of nested dicts, lists and tuples; what is in several places is found once."""
+    waiting, seen = [(value, name)], set()
+    for _ in range(_MAX_VALUES):
+        if not waiting:
+            return
+        one, place = waiting.pop()
+        if isinstance(one, Tensor):
+            yield place, one
+        elif isinstance(one, (dict, list, tuple)) and id(one) not in seen:
+            seen.add(id(one))
+            items = one.items() if isinstance(one, dict) else enumerate(one)
+            waiting += reversed([(item, f"{place}.{str(key)[:200]}") for key, item in items])
 
 
 def is_big_endian(descriptor: int, inside: Mapping[str, Record]) -> bool:
@@ -161,22 +195,26 @@ def is_big_endian(descriptor: int, inside: Mapping[str, Record]) -> bool:
     return known is not None and read_at(descriptor, min(known.size, 4), data_offset(descriptor, known)) == b"big"
 
 
-def records(descriptor: int) -> list[Record]:
-    """Return the archive's records in the order of the file.
+def records(descriptor: int, begin: int = 0, end: int | None = None) -> list[Record]:
+    """Return an archive's records in the order of the file.
+
+    Args:
+        descriptor: of the file.
+        begin, end: the bytes of the file that are the archive; its whole size where no end is given.
 
     Raises:
         UnreadableFile: the directory is damaged, or records overlap, are compressed, or claim more than the file holds.
     """
-    size = os.fstat(descriptor).st_size
-    start, length, count = _directory(descriptor, size)
-    data = read_at(descriptor, length, start)
-    found = sorted(_entries(data, count), key=lambda record: record.offset)
-    end_of_last = 0
+    end = os.fstat(descriptor).st_size if end is None else end
+    start, length, count = _directory(descriptor, begin, end - begin)
+    data = read_at(descriptor, length, begin + start)
+    found = sorted(_entries(data, count, begin), key=lambda record: record.offset)
+    end_of_last = begin
     for record in found:
         if record.offset < end_of_last:
             raise UnreadableFile(f"record '{record.name}' overlaps another one")
         end_of_last = record.offset + _LOCAL.size + len(record.name.encode()) + record.size
-    if end_of_last > start:
+    if end_of_last > begin + start:
         raise UnreadableFile("its records claim more bytes than the file has")
     # torch finds a record whatever its case, below the folder of the first one; here it must be the same one.
     if len({record.name.casefold() for record in found}) != len(found):
@@ -287,12 +325,12 @@ def _refuse_other_formats(descriptor: int, size: int) -> None:
     raise OtherFormat("not a file of torch.save")
 
 
-def _directory(descriptor: int, size: int) -> tuple[int, int, int]:
-    """Return (offset, length, number of entries) of the zip directory, which must end the file."""
+def _directory(descriptor: int, begin: int, size: int) -> tuple[int, int, int]:
+    """Return (offset, length, number of entries) of the zip directory, which must end the archive; from its begin."""
     if size < _END.size:
         raise UnreadableFile(f"truncated: only {size:,} bytes")
     tail_size = min(size, _END.size + _LOCATOR.size + _END64.size)
-    tail = read_at(descriptor, tail_size, size - tail_size)
+    tail = read_at(descriptor, tail_size, begin + size - tail_size)
     mark, _, _, _, count, length, start, comment = _END.unpack(tail[-_END.size :])
     if mark != b"PK\x05\x06" or comment:
         raise UnreadableFile("no zip directory at its end: truncated, or bytes were appended")
@@ -310,7 +348,7 @@ def _directory(descriptor: int, size: int) -> tuple[int, int, int]:
     return start, length, count
 
 
-def _entries(data: bytes, count: int) -> Iterator[Record]:
+def _entries(data: bytes, count: int, begin: int) -> Iterator[Record]:
     position = 0
     for _ in range(count):
         if position + _ENTRY.size > len(data):
@@ -330,7 +368,7 @@ def _entries(data: bytes, count: int) -> Iterator[Record]:
         if fields[15] & _FOLDER:
             raise UnreadableFile(f"record '{name}' is marked as a folder: torch would not read it, and not say so")
         _refuse_odd_name(name)
-        yield Record(name, offset, size, crc)
+        yield Record(name, begin + offset, size, crc)
     if position != len(data):
         raise UnreadableFile("its zip directory is damaged")
 
@@ -373,3 +411,15 @@ def read_at(descriptor: int, length: int, offset: int) -> bytes:
     if len(data) != length:
         raise UnreadableFile("truncated")
     return data
+
+
+def read_small(opened: Opened, name: str) -> bytes:
+    """Return the bytes of a small file of an open checkpoint. Raises UnreadableFile where it is not small."""
+    size = opened.files[name].size
+    if size > MAX_SMALL_BYTES:
+        raise UnreadableFile(f"'{name}' has {size:,} bytes, more than {MAX_SMALL_BYTES:,}")
+    descriptor = opened.open_file(name)
+    try:
+        return read_at(descriptor, size, 0)
+    finally:
+        os.close(descriptor)

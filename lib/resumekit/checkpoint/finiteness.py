@@ -8,26 +8,26 @@ Reads the bytes once (one_pass), and of older checkpoints what is to be compared
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..base.files import UnreadableFile
-from ..base.imports import Any, NamedTuple
+from ..base.imports import TYPE_CHECKING, Any, NamedTuple
 from . import archive, layout, one_pass
-from .archive import Record
+from .archive import AVERAGE_KEYS, OPTIMIZER_KEYS, WEIGHT_KEYS, Record
 from .layout import Opened
 from .manifest import FileDigest, digest_of
 from .torch_names import Tensor
 
-# Where trainers keep weights, their averages and the state of optimizers; the protocol's names (§6) first.
-_WEIGHTS = ("model_state_dict", "state_dict", "model", "module")
-_AVERAGES = ("ema_state_dict", "swa_state_dict", "ema", "swa", "model_ema")
-_OPTIMIZERS = ("optimizer_state_dict", "optimizer", "optimizers", "optimizer_states")
+if TYPE_CHECKING:
+    from .dcp_values import Shards
+
 # Of older checkpoints so many are looked into; one is enough where it can be read.
 _OLDER = 3
-# So many names are kept, and so many of them said.
-_NAMES, _NAMED = 8, 3
+# So many names are kept, and so many of them said; of a tensor's name in a shard so much.
+_NAMES, _NAMED, _NAME_CHARS = 8, 3, 200
 _MAX_VALUES = 2_000_000
 
 # Files of a folder that hold no weights and no moments.
@@ -45,8 +45,9 @@ class Looked(NamedTuple):
         fault: a record that differs from its checksum, in a few words; '' for none.
         bad: the names of the first few values that forbid to go on from it; none where it is finite.
         unsure: those that are infinite and may be a mask: nothing tells.
-        has_values: its values were looked at.
+        has_values: its values were looked at, all that count.
         files: name, size and digest of each file of several; none of a single one.
+        untold: the first value of a shard that counts and cannot be looked at; '' for none.
     """
 
     sha256: str | None
@@ -55,6 +56,7 @@ class Looked(NamedTuple):
     unsure: tuple[str, ...] = ()
     has_values: bool = False
     files: tuple[FileDigest, ...] = ()
+    untold: str = ""
 
     @property
     def reason(self) -> str:
@@ -63,7 +65,7 @@ class Looked(NamedTuple):
 
 
 def look_at(
-    opened: Opened, contents: Mapping[str, Content | None] | None, older: Iterable[Path] = (),
+    opened: Opened, contents: Mapping[str, Content | Shards | None] | None, older: Iterable[Path] = (),
     names: Collection[str] | None = None, *, checksums: bool = False, **asked: Any,
 ) -> Looked:  # fmt: skip
     """Read the bytes of each file of an open checkpoint once.
@@ -81,6 +83,8 @@ def look_at(
     one_file = not opened.is_folder and len(opened.files) == 1
     older = list(older) if not one_file else older
     found: dict[str, Looked] = {}
+    shards: Shards | None = None
+    nonfinite: dict[str, str] = {}
     for name in opened.files if names is None else names:
         content = None if contents is None else contents.get(name)
         has_sums = checksums and content is not None
@@ -88,19 +92,32 @@ def look_at(
         before = older if name == opened.path.name else [path / name for path in older] if opened.is_folder else ()
         descriptor = opened.open_file(name)
         try:
-            found[name] = look(descriptor, name, _as_optimizer(content), before, checksums=has_sums, **asked)
+            if content is None or isinstance(content, tuple):
+                found[name] = look(descriptor, name, _as_optimizer(content), before, checksums=has_sums, **asked)
+            else:
+                shards = content
+                found[name] = _look_into(descriptor, name, shards, nonfinite, checksums=has_sums, **asked)
         except UnreadableFile as error:
             raise error if one_file else UnreadableFile(f"'{name}': {error}") from error
         finally:
             os.close(descriptor)
-    return found[opened.path.name] if one_file else _together(opened, found)
+    if one_file:
+        return found[opened.path.name]
+    return _together(opened, found) if shards is None else _of_shards(opened, found, shards, nonfinite, older)
+
+
+def _look_into(descriptor: int, name: str, shards: Shards, nonfinite: dict[str, str], **asked: Any) -> Looked:
+    """Read an open shard's bytes once; what is not finite is added to what was found in others."""
+    found = one_pass.read(descriptor, name, shard=shards.shard(name), **asked)
+    one_pass.add(nonfinite, found.nonfinite or {})
+    return Looked(found.sha256, found.fault or "", untold=found.untold or "")
 
 
 def _as_optimizer(content: Content | None) -> Content | None:
     """Return the content of an optimizer's bare state under the name by which it is known as one."""
     if content is None or "param_groups" not in content[0]:
         return content
-    return {_OPTIMIZERS[0]: content[0]}, content[1], content[2]
+    return {OPTIMIZER_KEYS[0]: content[0]}, content[1], content[2]
 
 
 def _together(opened: Opened, found: Mapping[str, Looked]) -> Looked:
@@ -114,6 +131,20 @@ def _together(opened: Opened, found: Mapping[str, Looked]) -> Looked:
         tuple(f"{name}: {bad}" for name, one in found.items() for bad in one.unsure)[:_NAMES],
         all(one.has_values or name.endswith(_WITHOUT_VALUES) for name, one in found.items()),
         files,
+    )
+
+
+def _of_shards(
+    opened: Opened, found: Mapping[str, Looked], shards: Shards, nonfinite: Mapping[str, str], older: Iterable[Path]
+) -> Looked:
+    """Judge tensors as wholes, wherever their chunks lie: `nonfinite` is of all shards. No other file has any."""
+    untold = next((one.untold for one in found.values() if one.untold), "")
+    bad, unsure = shards.judged(nonfinite, itertools.islice(older, _OLDER))
+    return _together(opened, found)._replace(
+        bad=tuple(name[:_NAME_CHARS] for name in bad[:_NAMES]),
+        unsure=tuple(name[:_NAME_CHARS] for name in unsure[:_NAMES]),
+        has_values=not untold and shards.metadata.parts.keys() <= found.keys(),
+        untold=untold[:_NAME_CHARS],
     )
 
 
@@ -146,11 +177,11 @@ def tensors_of(content: Mapping[Any, Any]) -> dict[str, Tensor]:
     Args:
         content: what a checkpoint holds. Where weights lie under none of the usual names, every tensor counts.
     """
-    has_usual = any(isinstance(content.get(name), dict) for name in _WEIGHTS)
-    parts = (*_WEIGHTS, *_AVERAGES, *_OPTIMIZERS) if has_usual else tuple(content)
+    has_usual = any(isinstance(content.get(name), dict) for name in WEIGHT_KEYS)
+    parts = (*WEIGHT_KEYS, *AVERAGE_KEYS, *OPTIMIZER_KEYS) if has_usual else tuple(content)
     found: dict[str, Tensor] = {}
     for part in parts:
-        for name, tensor in _leaves(content.get(part), str(part)):
+        for name, tensor in archive.tensors_in(content.get(part), str(part)):
             while name in found:  # `a.b` may be one key or two, and long ones are cut: none is left out for its name
                 name += "'"
             found[name] = tensor
@@ -166,7 +197,7 @@ def _judged(
     parameters = frozenset(_parameter_names(content.get("parameter_names")) if nonfinite else ())
     for name, kind in nonfinite.items():
         part, _, inner = name.partition(".")
-        is_sure = kind == one_pass.NAN or part in _OPTIMIZERS or inner in parameters
+        is_sure = kind == one_pass.NAN or part in OPTIMIZER_KEYS or inner in parameters
         (bad if is_sure else unsure).append(name)
     if unsure and not bad:
         bad = _finite_before(tensors, unsure, older)
@@ -215,18 +246,3 @@ def _parameter_names(value: Any) -> Iterator[str]:
             waiting += one
         elif isinstance(one, dict):
             waiting += one.values()
-
-
-def _leaves(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
-    """Yield (dotted name, tensor) of nested dicts, lists and tuples; what is in several places is found once."""
-    waiting, seen = [(value, name)], set()
-    for _ in range(_MAX_VALUES):
-        if not waiting:
-            return
-        one, place = waiting.pop()
-        if isinstance(one, Tensor):
-            yield place, one
-        elif isinstance(one, (dict, list, tuple)) and id(one) not in seen:
-            seen.add(id(one))
-            items = one.items() if isinstance(one, dict) else enumerate(one)
-            waiting += reversed([(item, f"{place}.{str(key)[:200]}") for key, item in items])

@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..base.files import UnreadableFile, utc_now
@@ -23,6 +23,7 @@ from .layout import Opened
 from .manifest import PROVERS, SAVE_CHECKPOINT, SIDECAR, FileDigest, Manifest
 
 if TYPE_CHECKING:
+    from .dcp_values import Shards
     from .finiteness import Content, Looked
     from .kinds import Inside
 
@@ -55,13 +56,17 @@ class Unattested(UnreadableFile):
 
 
 class Grade(NamedTuple):
-    """What `examine` found: the grade's name, the step, what is worth saying beside it, the content, the manifest."""
+    """What `examine` found: the grade's name, the step, what is worth saying beside it, the content, the manifest.
+
+    `finite`: whether all values that count are; None where they were not looked at, or where some cannot be told.
+    """
 
     name: str
     step: int | None
     notes: tuple[str, ...]
     inside: archive.Summary
     known: Manifest | None
+    finite: bool | None = None
 
 
 def examine(
@@ -116,19 +121,27 @@ def examine(
                 looked = _look(opened, inside.contents, older, checksums=True, mb_per_s=mb_per_s)
             if looked is not None and looked.reason:
                 raise UnreadableFile(looked.reason)
-            if looked is not None and looked.unsure:
-                notes = (*notes, f"infinite, as masks are: {first_few(looked.unsure, _NAMED)}")
+            notes = (*notes, *_notes_on_values(looked))
+            finite = (known is not None and known.finite) or (looked is not None and looked.has_values) or None
             if known is None:
-                if opened.is_folder:
-                    _refuse_fewer_files(opened, older)
-                return Grade(PLAUSIBLE, step, (_without_manifest(path, inside.kind), *notes), inside.summary, None)
+                _refuse_fewer_files(opened, older)
+                only = _without_manifest(path, inside.kind)
+                return Grade(PLAUSIBLE, step, (only, *notes), inside.summary, None, finite)
             if not prove:
                 notes = (*notes, "digest not read yet")
             if known.best_score is not None:
                 notes = (f"score {known.best_score:g} of its {known.best_weights or 'raw'} weights", *notes)
-            return Grade(PROVEN if known.writer in PROVERS else ATTESTED, step, notes, inside.summary, known)
+            return Grade(PROVEN if known.writer in PROVERS else ATTESTED, step, notes, inside.summary, known, finite)
     except OSError as error:
         raise UnreadableFile(f"cannot be read: {error.strerror}") from error
+
+
+def _notes_on_values(looked: Looked | None) -> Iterator[str]:
+    """Yield what is to be said of the values of a checkpoint that is taken."""
+    if looked is not None and looked.unsure:
+        yield f"infinite, as masks are: {first_few(looked.unsure, _NAMED)}"
+    if looked is not None and looked.untold:
+        yield f"not told whether finite: {looked.untold}"
 
 
 def _refuse_unfit(inside: Inside, needs: frozenset[str], *, weights_only: bool) -> None:
@@ -148,6 +161,8 @@ def _refuse_fewer_files(opened: Opened, older: Iterable[Path]) -> None:
     put into one of them counts for nothing. Nor do names with a number, which a rank or a part has. Another run's are
     not asked: another config may save less.
     """
+    if not opened.is_folder:
+        return
     before = [path for path in older if path.parent == opened.path.parent and os.path.isdir(path)][:2]
     with contextlib.suppress(OSError):
         names = [{name for name in os.listdir(path) if not re.search("[0-9]", name)} for path in before]
@@ -189,7 +204,7 @@ def _counted(known: Manifest) -> list[str] | None:
 
 
 def _look(
-    opened: Opened, contents: Mapping[str, Content | None] | None, older: Iterable[Path] = (), **asked: Any
+    opened: Opened, contents: Mapping[str, Content | Shards | None] | None, older: Iterable[Path] = (), **asked: Any
 ) -> Looked:  # fmt: skip
     from . import finiteness  # late: most looks at a checkpoint read no bytes
 
@@ -275,8 +290,7 @@ def measured(
         step, _ = _agreed_step(name_step, None, inside.summary)
         if step is None:
             raise UnreadableFile("neither its name nor its content says which step it is")
-        if opened.is_folder:
-            _refuse_fewer_files(opened, older)
+        _refuse_fewer_files(opened, older)
         asked = {"digest": True, "checksums": True, "mb_per_s": mb_per_s, "keeps": False}
         looked = _look(opened, inside.contents, older, **asked)
         if looked.fault or looked.sha256 is None:
@@ -288,7 +302,7 @@ def measured(
     return Manifest(
         writer=SIDECAR, file=path.name, size=before.size, sha256=looked.sha256, step=step, created_at=utc_now(),
         versions={}, weights=("raw", *(kind for kind in ("ema", "swa") if f"{kind}_state_dict" in keys)),
-        finite=not looked.bad if looked.has_values else None, nonfinite=looked.bad, files=looked.files,
+        finite=False if looked.bad else True if looked.has_values else None, nonfinite=looked.bad, files=looked.files,
         kind=None if inside.kind == form.FILE else inside.kind, world_size=inside.summary.world_size,
     )  # fmt: skip
 

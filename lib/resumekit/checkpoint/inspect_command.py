@@ -73,7 +73,8 @@ def _fields(place: Path, inside: Inside, grade: Grade, files: dict[str, int]) ->
         "optimizers": {
             name: {"groups": groups, "parameters": number} for name, (groups, number) in summary.optimizers.items()
         },
-        "best": summary.best, "world_size": summary.world_size, "not_plain_data": list(summary.unsafe),
+        "finite": grade.finite, "best": summary.best, "world_size": summary.world_size,
+        "not_plain_data": list(summary.unsafe),
         "manifest": None if known is None else {
             "writer": known.writer, "sha256": known.sha256, "run_id": known.run_id, "finite": known.finite,
             "created_at": known.created_at,
@@ -97,6 +98,7 @@ def page(found: dict[str, Any]) -> list[str]:
             f"{name or 'one'}: {one['groups']} groups, {one['parameters']:,} parameters"
             for name, one in found["optimizers"].items()
         )),
+        ("values", {True: "finite", None: "not told whether finite"}[found["finite"]]),
         ("best", found["best"]),
         ("ranks", found["world_size"]),
         ("not plain", _first(found["not_plain_data"])),

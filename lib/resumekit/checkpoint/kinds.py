@@ -23,6 +23,7 @@ from .layout import Opened
 from .torch_names import ITEM_BYTES, Storage, Tensor
 
 if TYPE_CHECKING:
+    from .dcp_values import Shards
     from .finiteness import Content
 
 TRAINER_STATE = "trainer_state.json"
@@ -38,8 +39,6 @@ _CONFIGS = frozenset({"config.json", "generation_config.json"})
 _HF_RANK = re.compile(r"rng_state_([0-9]{1,9})\.pth", re.ASCII)
 _ACCELERATE_RANK = re.compile(r"random_states_([0-9]{1,9})\.pkl", re.ASCII)
 _MISSING_NAMED = 3
-# A file that is read whole: trainer_state.json, an index, .metadata.
-MAX_SMALL_BYTES = 32 << 20
 
 
 class Inside(NamedTuple):
@@ -48,13 +47,13 @@ class Inside(NamedTuple):
     Args:
         kind: one of `form.KINDS`, never 'auto'.
         summary: step, keys, shapes, optimizers and the like.
-        contents: by name of a file what its values are (`archive.content`); None of one that is not read as such:
-            only its digest tells whether it is whole.
+        contents: by name of a file what its values are (`archive.content`, or where its shards have them); None of one
+            that is not read as such: only its digest tells whether it is whole.
     """
 
     kind: str
     summary: Summary
-    contents: dict[str, Content | None]
+    contents: Mapping[str, Content | Shards | None]
 
     @property
     def is_folder(self) -> bool:
@@ -231,7 +230,7 @@ def _hf(opened: Opened, named: Form) -> Inside:
     for stem in ("scheduler", "rng_state"):
         if not any(name.startswith(stem) for name in opened.files) and not _has_inner(opened, "global_step"):
             raise UnreadableFile(f"no {stem} in it, which the Trainer saves with its optimizer")
-    state = trainer_state.read(read_small(opened, TRAINER_STATE))
+    state = trainer_state.read(archive.read_small(opened, TRAINER_STATE))
     inside = _framework(form.HF, opened, contents, state.step)
     inside.summary.epoch = None if state.epoch is None else int(state.epoch)
     inside.summary.best = state.best_checkpoint
@@ -258,11 +257,10 @@ def _accelerate(opened: Opened, named: Form) -> Inside:
 
 def _dcp(opened: Opened, named: Form) -> Inside:
     """torch.distributed.checkpoint: shards `*.distcp`, and `.metadata`, which is renamed into its place last."""
-    from . import dcp_metadata  # late, as safetensors_header
+    from . import dcp_values  # late, as safetensors_header
 
-    if DCP_METADATA not in opened.files:
-        raise UnreadableFile(f"no {DCP_METADATA}, which is written last: its save was not completed")
-    known = dcp_metadata.read(read_small(opened, DCP_METADATA))
+    shards = dcp_values.shards_of(opened, named.keys)
+    known = shards.metadata
     for name, least in known.parts.items():
         seen = opened.files.get(name)
         if seen is None:
@@ -282,7 +280,7 @@ def _dcp(opened: Opened, named: Form) -> Inside:
         unsafe=(known.values[0],) if known.values else (),  # its loader unpickles those
         world_size=known.writers or None, known_as=archive.known_as(parts, named.keys),
     )  # fmt: skip
-    return Inside(form.DCP, summary, dict.fromkeys(opened.files))
+    return Inside(form.DCP, summary, {name: shards if name in known.parts else None for name in opened.files})
 
 
 def _folder(opened: Opened, named: Form) -> Inside:
@@ -338,7 +336,7 @@ def _refuse_torn(opened: Opened, name: str) -> None:
     elif name in _CONFIGS:
         from . import bounded_json  # late, as safetensors_header
 
-        bounded_json.parse(read_small(opened, name), "JSON")
+        bounded_json.parse(archive.read_small(opened, name), "JSON")
 
 
 def _require_weights(opened: Opened) -> None:
@@ -348,7 +346,7 @@ def _require_weights(opened: Opened) -> None:
     for name in opened.files:
         if not name.endswith(weights_index.SUFFIX) or "/" in name:
             continue
-        named = weights_index.read(read_small(opened, name))
+        named = weights_index.read(archive.read_small(opened, name))
         if missing := [one for one in named.files if one not in opened.files]:
             raise UnreadableFile(f"no {first_few(missing, _MISSING_NAMED)}, which '{name}' names")
     if not any(is_weights(name) for name in opened.files) and not _has_inner(
@@ -398,15 +396,3 @@ def _framework(kind: str, opened: Opened, contents: dict[str, Content | None], s
     summary = archive.summary_of(value, opened.identity.size, tuple(sorted(unsafe)))
     summary.step = step
     return Inside(kind, summary, contents)
-
-
-def read_small(opened: Opened, name: str) -> bytes:
-    """Return the bytes of a small file of an open checkpoint. Raises UnreadableFile where it is not small."""
-    size = opened.files[name].size
-    if size > MAX_SMALL_BYTES:
-        raise UnreadableFile(f"'{name}' has {size:,} bytes, more than {MAX_SMALL_BYTES:,}")
-    descriptor = opened.open_file(name)
-    try:
-        return archive.read_at(descriptor, size, 0)
-    finally:
-        os.close(descriptor)

@@ -16,11 +16,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from ..base import answer_cache, processes, terminal
 from ..base.files import UnreadableFile
-from ..base.imports import Any, NamedTuple
+from ..base.imports import TYPE_CHECKING, Any, NamedTuple
 from ..base.values import items, string
 from . import archive, layout
 from .archive import BUFFER_BYTES, Record
 from .torch_names import ITEM_BYTES, Tensor
+
+if TYPE_CHECKING:
+    from .dcp_values import Shard
 
 NAN, INFINITE = "NaN", "infinite"
 
@@ -124,17 +127,45 @@ class Found(NamedTuple):
         fault: the record whose checksum is not the archive's, in a few words; '' for none. Archives that were saved
             with torch's checksums switched off hold none, and have no fault.
         nonfinite: name of a tensor -> NAN or INFINITE.
+        untold: the first item whose values cannot be told; '' for none.
+        told_by: what a shard's items were told by (`Shard.key`); None of any other file.
     """
 
     sha256: str | None = None
     fault: str | None = None
     nonfinite: dict[str, str] | None = None
+    untold: str | None = None
+    told_by: str | None = None
+
+
+class Span(NamedTuple):
+    """A stretch of the file that is looked at: a record of an archive.
+
+    Args:
+        name: for what is said of it.
+        record: the record.
+        begin: the byte of the file at which its own bytes begin.
+        has_sum: its archive was saved with checksums.
+        tensors: those in it of which is to be known whether they are finite, by name.
+        dtypes: theirs.
+    """
+
+    name: str
+    record: Record
+    begin: int
+    has_sum: bool
+    tensors: tuple[tuple[str, Tensor], ...]
+    dtypes: frozenset[str]
+
+    @property
+    def end(self) -> int:
+        return self.begin + self.record.size
 
 
 def read(
     descriptor: int, name: str, *, digest: bool = False, checksums: bool = False,
     records: Collection[Record] | None = None, tensors: Mapping[str, Tensor] | None = None,
-    mb_per_s: float | None = None, keeps: bool = True,
+    shard: Shard | None = None, mb_per_s: float | None = None, keeps: bool = True,
 ) -> Found:  # fmt: skip
     """Read an open checkpoint once, from its first byte to its last; or take what was found before.
 
@@ -145,6 +176,7 @@ def read(
         checksums: compare those of the archive's records.
         records: those of the archive, in the order of the file, where they are known; else they are read.
         tensors: those of which is to be known whether they are finite, by name; None for none.
+        shard: says records and tensors of a file that is no archive itself; its tensors are looked at.
         mb_per_s: read no faster than this, in 10^6 bytes a second; None for no limit.
         keeps: remember what is found. Not what a process beside the training finds, which has just written the file:
             that is the page cache, and a resume is to read the drive.
@@ -155,55 +187,46 @@ def read(
     """
     key = _key(descriptor)
     known = _found(answer_cache.recall(_KEPT, key, KEPT_S))
-    asked = known.sha256 if digest else "", known.fault if checksums else "", known.nonfinite if tensors else {}
+    if shard is not None and known.told_by != shard.key:
+        known = Found(known.sha256)
+    has_values = tensors is not None or shard is not None
+    asked = known.sha256 if digest else "", known.fault if checksums else "", known.nonfinite if has_values else {}
     if None not in asked:
         return known
-    spans = []
-    if checksums or tensors:
-        spans = _spans(descriptor, archive.records(descriptor) if records is None else records, tensors or {})
-    found = _Pass(descriptor, name, mb_per_s, spans, digest=digest, checksums=checksums, tensors=tensors).run()
+    has_spans = checksums or tensors or shard is not None
+    spans = _spans(descriptor, records, tensors or {}, shard) if has_spans else ()
+    found = _Pass(descriptor, name, mb_per_s, spans, digest=digest, checksums=checksums, values=has_values).run()
+    if shard is not None:
+        found = found._replace(untold=shard.untold, told_by=shard.key)
     if keeps and _key(descriptor) == key:
         both = (old if new is None else new for old, new in zip(known, found, strict=True))
         answer_cache.keep(_KEPT, key, list(both))
     return found
 
 
-class _Span(NamedTuple):
-    """Where a record's own bytes lie in the file, its checksum, and the dtypes of the tensors in it."""
-
-    record: Record
-    begin: int
-    dtypes: tuple[str, ...]
-
-    @property
-    def end(self) -> int:
-        return self.begin + self.record.size
-
-
 class _Pass:
     def __init__(
-        self, descriptor: int, name: str, mb_per_s: float | None, spans: list[_Span], *, digest: bool,
-        checksums: bool, tensors: Mapping[str, Tensor] | None,
+        self, descriptor: int, name: str, mb_per_s: float | None, spans: Iterable[Span], *, digest: bool,
+        checksums: bool, values: bool,
     ) -> None:  # fmt: skip
-        self._descriptor, self._name, self._tensors = descriptor, name, tensors
-        self._has_digest, self._spans = digest, spans
-        self._has_checksums = checksums and any(span.record.crc for span in spans)  # else none was saved
+        self._descriptor, self._name = descriptor, name
+        self._has_digest, self._has_checksums, self._spans = digest, checksums, iter(spans)
         self._size = layout.identity(descriptor).size
         self._pace = _Pace(mb_per_s, name, self._size)
         self._crc, self._fault = 0, "" if checksums else None
-        self._suspects: dict[str, list[tuple[int, int]]] = {}  # of a record: the bytes in it that need a second look
+        self._suspects: list[tuple[int, int]] = []  # of the record at hand: the bytes in it that need a second look
+        self._nonfinite: dict[str, str] | None = {} if values else None
 
     def run(self) -> Found:
         import hashlib  # late, see base/file_identity
 
         hasher = hashlib.sha256()
         self._look(hasher.update if self._has_digest else None)
-        nonfinite = None if self._tensors is None else self._nonfinite()
-        return Found(hasher.hexdigest() if self._has_digest else None, self._fault, nonfinite)
+        return Found(hasher.hexdigest() if self._has_digest else None, self._fault, self._nonfinite)
 
     def _look(self, update: Callable[[memoryview], None] | None) -> None:
-        buffer, at, spans = bytearray(BUFFER_BYTES), 0, iter(self._spans)
-        view, span = memoryview(buffer), next(spans, None)
+        buffer, at = bytearray(BUFFER_BYTES), 0
+        view, span = memoryview(buffer), next(self._spans, None)
         while at < self._size:
             count = os.preadv(self._descriptor, [view], at)
             if not count:
@@ -215,31 +238,36 @@ class _Pass:
                 self._look_at(span, buffer, view, first, end, at + first - span.begin)
                 if at + end < span.end:
                     break
-                span = next(spans, None)
+                self._look_again(span)
+                span = next(self._spans, None)
             at += count
             self._pace.keep(at)
 
-    def _look_at(self, span: _Span, buffer: bytearray, view: memoryview, first: int, end: int, begin: int) -> None:
+    def _look_at(self, span: Span, buffer: bytearray, view: memoryview, first: int, end: int, begin: int) -> None:
         """Look at a piece of a record, in the buffer from `first` to `end`, behind `begin` bytes of it."""
-        if self._has_checksums:
+        if self._has_checksums and span.has_sum:
             self._crc = zlib.crc32(view[first:end], self._crc if begin else 0)
             if begin + end - first == span.record.size and self._crc != span.record.crc and not self._fault:
-                self._fault = f"record '{span.record.name}' differs from its checksum"
+                self._fault = f"record '{span.name}' differs from its checksum"
         if any(may_hold_nonfinite(buffer, first, end, begin, dtype) for dtype in span.dtypes):
-            self._suspects.setdefault(span.record.name, []).append((begin, begin + end - first))
+            self._suspects.append((begin, begin + end - first))
 
-    def _nonfinite(self) -> dict[str, str]:
-        """Look at the numbers themselves, of the tensors alone, where some byte may be of one that is not finite."""
-        places = {span.record.name.partition("/")[2].removeprefix("data/"): span for span in self._spans}
-        found = {}
-        for name, tensor in (self._tensors or {}).items():
-            span = places.get(tensor.storage.key)
-            if span is None:
-                continue
-            ranges = self._suspects.get(span.record.name, [])
-            if ranges and (kinds := kinds_in(self._descriptor, tensor, span.record, ranges)):
-                found[name] = NAN if NAN in kinds else INFINITE
-        return found
+    def _look_again(self, span: Span) -> None:
+        """Look at the numbers of a record themselves, where some byte may be of one that is not finite."""
+        suspects, self._suspects = self._suspects, []
+        found = self._nonfinite
+        if not suspects or found is None:
+            return
+        for name, tensor in span.tensors:
+            if kinds := kinds_in(self._descriptor, tensor, span.record, suspects):
+                add(found, {name: NAN if NAN in kinds else INFINITE})
+
+
+def add(nonfinite: dict[str, str], more: Mapping[str, str]) -> None:
+    """Add what was found of further pieces of tensors, of which some may be there: a NaN is worse than an infinity."""
+    for name, kind in more.items():
+        if nonfinite.get(name) != NAN:
+            nonfinite[name] = kind
 
 
 def kinds_in(
@@ -286,16 +314,26 @@ class _Pace:
             terminal.progress(f"reading '{self._name}': {done / self._size:.0%} of {self._size / 1e9:,.1f} GB")
 
 
-def _spans(descriptor: int, records: Collection[Record], tensors: Mapping[str, Tensor]) -> list[_Span]:
-    dtypes: dict[str, set[str]] = {}
-    for tensor in tensors.values():
-        if width_of(tensor.dtype):
-            dtypes.setdefault(tensor.storage.key, set()).add(tensor.dtype)
-    return [
-        _Span(record, archive.data_offset(descriptor, record),
-              tuple(dtypes.get(record.name.partition("/")[2].removeprefix("data/"), ())))
-        for record in records
-    ]  # fmt: skip
+def _spans(
+    descriptor: int, records: Collection[Record] | None, tensors: Mapping[str, Tensor], shard: Shard | None
+) -> Iterator[Span]:
+    if shard is not None:
+        yield from shard.spans(descriptor)
+        return
+    records = archive.records(descriptor) if records is None else records
+    held: dict[str, list[tuple[str, Tensor]]] = {}
+    for name, tensor in tensors.items():
+        held.setdefault(f"data/{tensor.storage.key}", []).append((name, tensor))
+    has_sums = any(record.crc for record in records)  # else none was saved
+    for record in records:
+        inside = held.get(record.name.partition("/")[2], ())
+        yield span_of(record.name, record, archive.data_offset(descriptor, record), inside, has_sum=has_sums)
+
+
+def span_of(name: str, record: Record, begin: int, held: Iterable[tuple[str, Tensor]], *, has_sum: bool) -> Span:
+    """Return the span of a record; of the tensors that it holds those count whose numbers may be not finite."""
+    tensors = tuple(one for one in held if width_of(one[1].dtype))
+    return Span(name, record, begin, has_sum, tensors, frozenset(tensor.dtype for _, tensor in tensors))
 
 
 def _runs(tensor: Tensor) -> Iterator[tuple[int, int]]:
@@ -331,5 +369,8 @@ def _found(known: Any) -> Found:
     """Return what was kept; nothing where it is not of that form."""
     if len(items(known)) != len(Found._fields):
         return Found()
-    sha256, fault, nonfinite = known
-    return Found(string(sha256), string(fault), nonfinite if isinstance(nonfinite, dict) else None)
+    sha256, fault, nonfinite, untold, told_by = known
+    return Found(
+        string(sha256), string(fault), nonfinite if isinstance(nonfinite, dict) else None, string(untold),
+        string(told_by),
+    )  # fmt: skip
