@@ -8,6 +8,7 @@ Measure it: `python benchmarks/bench.py 11 --quick`
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
@@ -112,6 +113,8 @@ def _flags(data: bytes, width: int, byte: int, table: bytes) -> int:
 
 # So long a pass may take before it says how far it is, and so often it says it.
 PROGRESS_S = 3.0
+# From this size on the digest is computed in a thread of its own: to start one costs more than it saves below.
+_THREAD_FROM_BYTES = 64 << 20
 # A tensor in more pieces than this is looked at as if it had no gaps.
 _MAX_RUNS = 1_000_000
 # What was found is kept for so long.
@@ -227,21 +230,22 @@ class _Pass:
     def _look(self, update: Callable[[memoryview], None] | None) -> None:
         buffer, at = bytearray(BUFFER_BYTES), 0
         view, span = memoryview(buffer), next(self._spans, None)
-        while at < self._size:
-            count = os.preadv(self._descriptor, [view], at)
-            if not count:
-                raise UnreadableFile("it was cut short while it was read")
-            if update is not None:
-                update(view[:count])
-            while span is not None and span.begin < at + count:
-                first, end = max(span.begin - at, 0), min(span.end - at, count)
-                self._look_at(span, buffer, view, first, end, at + first - span.begin)
-                if at + end < span.end:
-                    break
-                self._look_again(span)
-                span = next(self._spans, None)
-            at += count
-            self._pace.keep(at)
+        with _hashing(update, self._size) as begin_to_hash:
+            while at < self._size:
+                count = os.preadv(self._descriptor, [view], at)
+                if not count:
+                    raise UnreadableFile("it was cut short while it was read")
+                wait_for_hash = begin_to_hash(view[:count])
+                while span is not None and span.begin < at + count:
+                    first, end = max(span.begin - at, 0), min(span.end - at, count)
+                    self._look_at(span, buffer, view, first, end, at + first - span.begin)
+                    if at + end < span.end:
+                        break
+                    self._look_again(span)
+                    span = next(self._spans, None)
+                wait_for_hash()
+                at += count
+                self._pace.keep(at)
 
     def _look_at(self, span: Span, buffer: bytearray, view: memoryview, first: int, end: int, begin: int) -> None:
         """Look at a piece of a record, in the buffer from `first` to `end`, behind `begin` bytes of it."""
@@ -261,6 +265,26 @@ class _Pass:
         for name, tensor in span.tensors:
             if kinds := kinds_in(self._descriptor, tensor, span.record, suspects):
                 add(found, {name: NAN if NAN in kinds else INFINITE})
+
+
+@contextlib.contextmanager
+def _hashing(
+    update: Callable[[memoryview], None] | None, size: int
+) -> Iterator[Callable[[memoryview], Callable[[], None]]]:
+    """Yield what begins to hash a block and returns what waits for its end; of a big file in a thread of its own."""
+
+    def in_place(block: memoryview) -> Callable[[], None]:
+        if update is not None:
+            update(block)
+        return lambda: None
+
+    if update is None or size < _THREAD_FROM_BYTES:
+        yield in_place
+        return
+    from concurrent.futures import ThreadPoolExecutor  # late: most files are small, or hashed before
+
+    with ThreadPoolExecutor(1) as pool:
+        yield lambda block: pool.submit(update, block).result
 
 
 def add(nonfinite: dict[str, str], more: Mapping[str, str]) -> None:
