@@ -12,12 +12,15 @@ from types import SimpleNamespace
 import pytest
 
 from resumekit.base import claims, processes
+from resumekit.base.paths import manifest_path
 from resumekit.process import attest
 from resumekit.run import unattested
 from resumekit.run.run_folder import open_run
 from support.commands import Kit, killed
 from support.places import ROOT
+from support.processes import wait_until
 from support.runs import events, reseal, tree
+from support.watched_runs import kill_all_of, start
 
 WORDS = "no manifest yet: it would be attested first"
 DOOR = ROOT / "lib" / "resume_helper.py"
@@ -49,6 +52,17 @@ def test_a_user_s_command_attests_the_newest_save_of_a_dead_run_and_goes_on_from
     assert f"continuing '{left.name}' at step 20 (attested: newest stable)" in said
     assert json.loads((left / "checkpoints/hrm_arc_step_20.pt.json").read_text())["writer"] == "sidecar"
     assert [event["step"] for event in events(left, "checkpoint")][-1] == 20
+
+
+def test_a_kill_of_everything_at_once_loses_no_whole_save(kit: Kit) -> None:
+    kit.config("--save-every", "2", training={"max_steps": 40})
+    run = start(kit, "--at 7 hang")
+    newest = run / "checkpoints/hrm_arc_step_6.pt"
+    wait_until(newest.is_file, "its last save")
+    kill_all_of(run)
+    manifest_path(newest).unlink(missing_ok=True)  # of a machine so slow that the file lay still for five seconds
+    assert shown(kit, "resume")["checkpoint"]["step"] == 6
+    assert f"continuing '{run.name}' at step 6 (attested: newest stable)" in kit("resume", "T-1").stderr
 
 
 def test_a_dry_run_and_the_helper_choose_the_same_and_write_nothing(kit: Kit, left: Path) -> None:
