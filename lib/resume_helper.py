@@ -51,6 +51,11 @@ if __name__ == "__main__":
     elif "--compare" in sys.argv[1:]:
         from resumekit.trainer.comparison import main
     else:
-        from resumekit.checkpoint.dry_run import main
+        from functools import partial
+
+        from resumekit.checkpoint import dry_run
+        from resumekit.run.unattested import may_be_attested_in
+
+        main = partial(dry_run.main, may_be_attested=may_be_attested_in)
 
     raise SystemExit(main())

@@ -12,7 +12,7 @@ import pytest
 
 from resumekit.base import journal, terms
 from resumekit.checks import expectations
-from resumekit.checks.expectations import Expected
+from resumekit.checks.expectations import Expected, ToldRate
 from resumekit.checks.journal_rules import WINDOW_S, Rules
 from resumekit.run.journal_fold import fold
 from resumekit.run.run_folder import open_run
@@ -83,7 +83,8 @@ def test_evaluations_and_saves_are_left_out_of_the_speed() -> None:
 
 
 def test_a_rate_that_was_handed_over_is_held_against_the_parents_of_the_same_steps() -> None:
-    expected = PARENT._replace(rates=(), phase=None, replayed_rates={STEP + 2: 0.0008, STEP + 4: 0.0007})
+    rates = {STEP + 2: ToldRate(0.0008), STEP + 4: ToldRate(0.0007)}
+    expected = PARENT._replace(rates=(), phase=None, replayed_rates=rates, handed_factor=0.8)
     taken = [step_event(STEP + at, 10 + at, lr=0.0008) for at in (1, 2, 3, 5)]
     assert judged(taken, expected)["lr"].verdict == "passed"
     found = judged([*taken[:1], step_event(STEP + 2, 12, lr=0.001), *taken[2:]], expected)["lr"]
@@ -91,8 +92,46 @@ def test_a_rate_that_was_handed_over_is_held_against_the_parents_of_the_same_ste
     assert judged([{**one, "lr": None} for one in taken], expected)["lr"].verdict == "not_told"
 
 
+@pytest.mark.parametrize(
+    ("parent", "told", "verdict"),
+    [
+        ((0.00101, 5e-6), (0.000507, 5e-7), "passed"),  # of 0.001014 a bar shows 0.00101, of its half 0.000507
+        ((0.00101, 5e-6), (0.000507, 0.0), "passed"),
+        ((0.00101, 5e-6), (0.000509, 5e-7), "failed"),
+        ((0.00101, 5e-6), (0.00101, 5e-6), "failed"),
+        ((0.00101, 0.0), (0.000507, 0.0), "failed"),  # what is told to the last digit is compared as before
+        ((0.001, 5e-4), (0.001, 5e-4), "not_told"),
+        ((0.001, 5e-4), (0.0005, 5e-5), "passed"),
+    ],
+)
+def test_a_cut_rate_is_compared_within_what_its_digits_tell(
+    parent: tuple[float, float], told: tuple[float, float], verdict: str
+) -> None:
+    rates = {STEP + at: ToldRate(*parent).times(0.5) for at in (1, 2, 3, 4)}
+    expected = PARENT._replace(rates=(), phase=None, replayed_rates=rates, handed_factor=0.5)
+    rate, within = told
+    more = {"lr_within": within} if within else {}
+    steps = [step_event(STEP + at, 10 + at, lr=rate, source="log", **more) for at in (1, 2, 3, 4)]
+    found = judged(steps, expected)["lr"]
+    assert found.verdict == verdict
+    if verdict == "not_told":
+        assert "too few digits to tell the cut rate" in found.why and found.expected == f"0.0005 in step {STEP + 1}"
+
+
+def test_a_planned_curve_is_compared_within_what_the_digits_of_a_log_tell() -> None:
+    expected = PARENT._replace(rates=((0.0005068,) * 8,), phase=None)
+    steps = [step_event(STEP + at, 10 + at, lr=0.00051, source="log") for at in (1, 2, 3, 4)]
+    assert judged(steps, expected)["lr"].verdict == "failed"
+    assert judged([{**one, "lr_within": 5e-6} for one in steps], expected)["lr"].verdict == "passed"
+    coarse = [{**one, "lr": 0.001, "lr_within": 5e-4} for one in steps]
+    found = judged(coarse, expected._replace(handed_factor=0.5))["lr"]
+    assert found.verdict == "not_told" and "too few digits" in found.why
+
+
 def test_a_changed_rate_that_the_trainer_has_not_taken_is_warned_of() -> None:
-    expected = PARENT._replace(rates=(), phase=None, rates_before={STEP + 2: 0.001, STEP + 4: 0.0009})
+    expected = PARENT._replace(
+        rates=(), phase=None, rates_before={STEP + 2: ToldRate(0.001), STEP + 4: ToldRate(0.0009)}
+    )
     old = [step_event(STEP + at, 10 + at, lr=0.001 if at < 4 else 0.0009) for at in (1, 2, 3, 4)]
     found = judged(old, expected)["lr"]
     assert found.verdict == "warned" and "goes on with the rate from before" in found.why
@@ -328,3 +367,12 @@ def test_an_optimizer_that_was_not_swapped_has_one_curve(kit: Kit) -> None:
     (run / "resume_plan.json").write_text(json.dumps(plan))
     expected = expectations.read(open_run(run))
     assert expected is not None and expected.unscaled == ((0.2, 0.2),)
+
+
+def test_the_parents_rates_keep_how_far_their_digits_leave_them_open(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    told = [{"step": 8, "lr": 0.001}, {"step": 9, "lr": 0.00101, "lr_within": 5e-6}, {"step": 10, "lr_within": "x"}]
+    events_of_it = [{"event": "step", "mono_s": 1.0, "run_id": "r", "lr": 0.5, **one} for one in told]
+    path.write_text("".join(f"{json.dumps(one)}\n" for one in events_of_it))
+    rates = expectations._around(path, 8, 0).rates
+    assert rates == {9: ToldRate(0.00101, 5e-6), 10: ToldRate(0.5, 0.0)}

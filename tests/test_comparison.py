@@ -384,6 +384,39 @@ def test_a_step_told_twice_and_another_last_checkpoint_are_differences(whole: Pa
     ]
 
 
+def tell(folder: Path, *told: dict[str, Any]) -> Path:
+    """Let a run's journal have these step events alone."""
+    lines = [json.dumps({"event": "step", "source": "log", "step_total": 9, **one}) for one in told]
+    (folder / "journal.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("other", "first"),
+    [
+        ([{"step": 2, "loss": 0.25, "bar": True}, {"step": 4, "loss": 0.125, "bar": True}], None),
+        ([{"step": 2, "loss": 0.26, "bar": True}, {"step": 3, "bar": True}], "step 2, loss"),
+        # The last one was read off the line that stays, and has its total beside a step that the bar did not show.
+        ([{"step": 2, "loss": 0.25}, {"step": 3, "loss": 0.2, "bar": True, "max_steps": 9}], None),
+        # A step is told by a bar, and then by a line of its own: as much as by that line alone.
+        ([{"step": 2, "bar": True}, {"step": 2, "loss": 0.25}, {"step": 3, "loss": 0.2, "bar": True}], None),
+        # A line with values is printed once: that one of the two lacks it is a difference.
+        ([{"step": 2, "loss": 0.25, "bar": True}, {"step": 5, "loss": 0.1}], "step 5, step"),
+    ],
+)
+def test_of_steps_that_a_bar_shows_those_that_both_runs_saw_are_compared(
+    other: list[dict[str, Any]], first: str | None, whole: Path, tmp_path: Path
+) -> None:
+    mine = [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}, {"step": 3, "loss": 0.2}]
+    one = tell(whole, *({**told, "bar": True} for told in mine))
+    two = tell(run_with(tmp_path / "EXP-01_other", {4: 0.0}), *other)
+    found = compare(one, two)
+    assert [difference.where for difference in found.differences] == ([] if first is None else [first])
+    seen = {told["step"] for told in [*mine, *other]}
+    both = {told["step"] for told in mine} & {told["step"] for told in other}
+    assert f"of {len(seen)} steps seen the {len(both)} that both runs saw" in found.sentence()
+
+
 def test_the_command_ends_with_0_1_or_one_sentence(
     whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -499,7 +499,23 @@ def test_a_word_that_readers_disagree_about_is_refused_by_what_its_key_takes(
     ],
 )
 def test_settings_at_the_edge_of_a_rule_pass(overrides: list[str]) -> None:
-    assert rules.doubtful(resolve(BASE, None, *overrides)) == ()
+    assert rules.doubtful(resolve(BASE, None, "recover.cut_lr_on=[diverged]", *overrides)) == ()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "is_said"),
+    [
+        ([], True),
+        (["recover.enabled=false"], False),
+        (["recover.cut_lr_on=[diverged]"], False),
+        (["trainer.loads_with_kit=true", "recover.replay_steps=0"], False),
+        (["recover.lr_args=[--lr, '{lr}']", "optimizer.lr=0.1", "trainer.command=[train, '{optimizer.lr}']"], False),
+    ],
+)
+def test_a_nan_that_would_wait_for_a_person_is_said_at_the_start(overrides: list[str], is_said: bool) -> None:
+    said = rules.doubtful(resolve(BASE, None, *overrides))
+    assert len(said) == is_said
+    assert all(one.startswith("a NaN needs a person: ") and "recover.lr_args hands it" in one for one in said)
 
 
 @pytest.mark.parametrize("experiment", ["EXP-01", "EXP-03", "EXP-09"])

@@ -22,7 +22,7 @@ from resumekit.checkpoint.selection import CheckpointFolder, select
 from resumekit.process.attest import Attester
 from resumekit.run.run_folder import open_run
 from resumekit.run.run_table import RunTable
-from resumekit.start.search import search_stable
+from resumekit.start.along_history import search_stable
 from resumekit.trainer import checkpoint_content
 from support.commands import Kit
 from support.named_runs import made

@@ -187,7 +187,7 @@ def test_what_the_trainer_cannot_be_told_is_not_planned(
     (folder / "resolved_config.json").write_text(json.dumps(config))
     run = open_run(folder)
     chosen = SimpleNamespace(step=20, run_id="other", path=tmp_path / "none") if has_checkpoint else None
-    monkeypatch.setattr(restart_point.search, "search_stable", lambda *_: Selection(chosen, ()))
+    monkeypatch.setattr(restart_point.along_history, "search_stable", lambda *_: Selection(chosen, ()))
     monkeypatch.setattr(
         restart_point.run_table, "recovery_of", lambda _run: Recovery("nonfinite", 1, first_bad_step=32)
     )

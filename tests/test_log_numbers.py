@@ -213,3 +213,34 @@ def test_of_a_bar_by_patterns_the_last_drawing_of_a_step_has_its_loss(tmp_path: 
             )
     found += numbers.rest(is_last=True)
     assert [(one["step"], one["loss"]) for one in found] == [(1, 0.1), (2, 0.2), (3, 0.3)]
+
+
+@pytest.mark.parametrize(
+    ("line", "within"),
+    [
+        ("step 3 lr=0.000167", 5e-7),
+        ("step 3 lr=1.67e-4", 5e-7),
+        ("step 3 lr=0.001", 5e-4),
+        ("step 3 lr=0.0010", 5e-5),
+        ("step 3 lr=1e-05", 5e-6),
+        ("step 3 lr=0.000", 5e-4),
+        ("step 3 lr=0.0008667", None),
+        ("step 3 lr=1.000000E-04", None),
+        ("step 3", None),
+    ],
+)
+def test_of_a_rate_with_few_digits_it_is_kept_how_far_it_may_be_off(line: str, within: float | None) -> None:
+    (found,) = read(line, step="step ([0-9]+)", lr=r"lr=([0-9.]+)")
+    assert found.get("lr_within") == within
+
+
+def test_a_step_that_is_read_off_an_unfinished_line_is_one_of_a_bar() -> None:
+    config = {"trainer": {"log_patterns": {"step": r"([0-9]+)/200", "loss": r"loss=([0-9.]+)"}}}
+    run = Run(RunPaths(Path("runs/X")), {})
+    run.config = config
+    numbers = LogNumbers(run, {}, re.compile(rb"\x1b"))
+    bar = b" 12%%|#  | %d/200 [00:01<00:09, loss=2.1]"
+    found = [one for at in (25, 26, 27) for one in numbers.of_bar(bar % at, is_new=True)]
+    assert [(one["step"], one.get("bar")) for one in found] == [(25, True), (26, True)]
+    line = b"28/200 loss=2.0\n"
+    assert numbers.read(line, line, is_new=True)[-1] == {"step": 28, "step_total": 200, "loss": 2.0}

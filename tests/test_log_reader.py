@@ -57,6 +57,18 @@ def test_a_trainers_line_without_a_step_has_that_of_the_bar_that_is_drawn_again_
     assert steps == sorted(steps) and steps[-1] == 30, "the bars of the evaluations are no steps"
 
 
+def test_a_step_of_a_bar_says_so_and_a_line_that_is_printed_once_does_not() -> None:
+    found = told(recorded("hf"))
+    bars = {one["step"] for kind, one in found if kind == "step"}
+    assert bars and all(one.get("bar") is True for kind, one in found if kind == "step")
+    assert not any("bar" in one for kind, one in found if kind == "values")
+    accelerate = "\r {}%|##        | {}/200 [00:10<06:30,  1.50it/s, lr=0.00101, loss=2.1]"
+    found = told("".join(accelerate.format(at // 2, at) for at in range(1, 9)) + "\n", "accelerate")
+    assert [one["step"] for _, one in found] == [*range(1, 9)]
+    assert all(one["bar"] is True and one["lr_within"] == 5e-6 for _, one in found)
+    assert not any("bar" in one for _, one in told("".join(NANOGPT.format(at, 2.5) for at in range(9)), "nanogpt"))
+
+
 def test_a_nan_that_the_trainer_leaves_out_of_the_mean_is_seen() -> None:
     """logging_nan_inf_filter, which is on: the mean is 0 then, and the norm of the gradient is not finite."""
     found = curve(told(recorded("hf_nan")))

@@ -62,6 +62,8 @@ NONFINITE, DIVERGED, THROUGHPUT, OOM, EVAL, HANG = "nonfinite", "diverged", "thr
 DIED, CRASH_LOOP = "died", "crash_loop"
 # What a resumed run was stopped for that its plan did not hold for.
 CHECKS_FAILED = "checks_failed"
+# The kind of the warning that no step of a trainer is read: the sidecar says it, else the watcher.
+UNSEEN = "unseen"
 
 ENDED_BY_ITSELF = frozenset({DIED, CRASH_LOOP})
 CAUSES = frozenset({NONFINITE, DIVERGED, THROUGHPUT, OOM, EVAL, HANG, CHECKS_FAILED}) | ENDED_BY_ITSELF

@@ -11,6 +11,7 @@ import collections
 import contextlib
 import os
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 from ..base.errors import DONE, NO_STABLE_CHECKPOINT, NoStableCheckpoint, UsageError, report
@@ -34,9 +35,15 @@ _MAX_CONFIG_BYTES = 4 << 20
 _WORDS = {PASSED: "passed over"}
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns its exit code (3: no checkpoint found, or none stable)."""
-    return report(lambda: _main(_parser(*default_patterns()).parse_args(argv)), "resume_helper.py")
+def main(argv: list[str] | None = None, may_be_attested: Callable[[Path], bool] = lambda _folder: False) -> int:
+    """Run the command; returns its exit code (3: no checkpoint found, or none stable).
+
+    Args:
+        argv: the command line; None for that of the process.
+        may_be_attested: whether a command that goes on from the run of a folder of checkpoints attests them first.
+    """
+    options = _parser(*default_patterns())
+    return report(lambda: _main(options.parse_args(argv), may_be_attested), "resume_helper.py")
 
 
 def as_json(selection: Selection) -> dict[str, Any]:
@@ -92,7 +99,7 @@ def _line(candidate: Candidate) -> str:
     return plain(f"{mark} {step:>12}  {verdict:<11}  {candidate.path.name}  ({grade}{candidate.reason})")
 
 
-def _main(arguments: argparse.Namespace) -> int:
+def _main(arguments: argparse.Namespace, may_be_attested: Callable[[Path], bool]) -> int:
     where, config = Path(arguments.ckpt_dir), config_of(Path(arguments.ckpt_dir))
     form = form_of(config.get("checkpoint"))
     form = form._replace(
@@ -100,7 +107,8 @@ def _main(arguments: argparse.Namespace) -> int:
     )
     if form.is_fixed and not os.path.lexists(where / form.pattern):
         raise UsageError(f"--pattern '{plain(form.pattern)}' has no {{step}} in it, which stands for the number")
-    folder = CheckpointFolder(where, None, form)
+    is_default = not (arguments.pattern or arguments.best_pattern or arguments.best) and arguments.step is None
+    folder = CheckpointFolder(where, None, form, would_attest=is_default and may_be_attested(where))
     with_kit = mapping(config.get("trainer")).get("loads_with_kit") if config else not _is_a_frameworks(where, form)
     selection = select(
         [folder], step=arguments.step, best=arguments.best, needs=WEIGHTS if with_kit else frozenset(),

@@ -27,6 +27,7 @@ CHOSEN, PASSED, OLDER = "chosen", "passed", "older"
 MAX_ODD_NAMES = 20
 # Of the files without a manifest that are newer than the chosen one, so many are looked at for their reason.
 MAX_LOOKED_AT = 10
+WOULD_BE_ATTESTED = "no manifest yet: it would be attested first"
 _ORDER = (PLAUSIBLE, ATTESTED, PROVEN)
 
 
@@ -36,6 +37,7 @@ class _Folder(NamedTuple):
     form: Form
     max_step: int | None
     quarantined: frozenset[str]
+    would_attest: bool
 
 
 class CheckpointFolder(_Folder):
@@ -47,6 +49,7 @@ class CheckpointFolder(_Folder):
         form: how they are named and what each consists of; None for the schema's defaults.
         max_step: the step at which the history left this run; None for the newest one.
         quarantined: names of those that failed before.
+        would_attest: a dry run stands for a command that attests those without a manifest first: they count as that.
     """
 
     def __new__(
@@ -56,8 +59,9 @@ class CheckpointFolder(_Folder):
         form: Form | None = None,
         max_step: int | None = None,
         quarantined: frozenset[str] = frozenset(),
+        would_attest: bool = False,
     ) -> CheckpointFolder:
-        return super().__new__(cls, folder, run_id, form or form_of(None), max_step, quarantined)
+        return super().__new__(cls, folder, run_id, form or form_of(None), max_step, quarantined, would_attest)
 
 
 class Candidate(NamedTuple):
@@ -225,15 +229,24 @@ def _take_latest(entries: list[_Entry], rules: _Rules, odd: list[Candidate]) -> 
 
 
 def _first_good(entries: list[_Entry], rules: _Rules, seen: dict[int, Candidate], *, with_manifest: bool) -> int | None:
-    """Return the position of the first good entry of those with a manifest, or of those without; others are noted."""
+    """Return the position of the first good entry of those with a manifest, or of those without; others are noted.
+
+    One that would be attested first counts among those with a manifest.
+    """
     for position, entry in enumerate(entries):
-        if entry.has_manifest != with_manifest:
+        if (entry.has_manifest or entry.home.would_attest) != with_manifest:
             continue
+        older = entries[position + 1 :]
         try:
-            seen[position] = _examined(entry, rules, entries[position + 1 :])
+            seen[position] = _examined(entry, rules, older)
         except Unattested as error:
             entries[position] = entry._replace(has_manifest=False, unattested=error)
-            continue
+            if not entry.home.would_attest:
+                continue
+            again = _examined(entries[position], rules, older)
+            if again.verdict != CHOSEN:
+                continue  # what its manifest says of it is the better reason
+            seen[position] = again
         if seen[position].verdict == CHOSEN:
             return position
     return None
@@ -263,6 +276,8 @@ def _passed(entry: _Entry, rules: _Rules, *, is_read: bool) -> Candidate:
 
 def _examined(entry: _Entry, rules: _Rules, older: Sequence[_Entry]) -> Candidate:
     home = entry.home
+    if home.would_attest:  # who attests it compares it with those of its own run
+        older = [one for one in older if one.folder == entry.folder]
     if entry.name in home.quarantined:
         return _candidate(entry, PASSED, None, "quarantined: it failed before")
     try:
@@ -282,6 +297,8 @@ def _examined(entry: _Entry, rules: _Rules, older: Sequence[_Entry]) -> Candidat
         raise
     except UnreadableFile as error:
         return _candidate(entry, PASSED, None, str(error))
+    if home.would_attest and grade.known is None:
+        grade = grade._replace(name=ATTESTED, notes=(WOULD_BE_ATTESTED, *grade.notes[1:]))
     found = entry._replace(step=grade.step)
     if home.max_step is not None and grade.step is not None and grade.step > home.max_step:
         reason = f"step {grade.step} lies after the step {home.max_step} where the history left this run"

@@ -94,6 +94,7 @@ class Comparison:
         differences: the first MOST_KEPT ones.
         counts: component -> how many differ.
         notes: what was not compared, in sentences.
+        of_bar: where a progress bar told the steps, (how many both saw, how many one of them saw); else None.
     """
 
     def __init__(self) -> None:
@@ -101,6 +102,7 @@ class Comparison:
         self.differences: list[Difference] = []
         self.counts: collections.Counter[str] = collections.Counter()
         self.notes: list[str] = []
+        self.of_bar: tuple[int, int] | None = None
         self._seen = 0
 
     @property
@@ -116,10 +118,14 @@ class Comparison:
     def sentence(self) -> str:
         """Say the result in lines for a person: the first difference, then how many of what."""
         notes = [plain(note) for note in self.notes]
+        compared = f"{self.values:,} values / {self.tensors:,} tensors"
+        if self.of_bar:
+            both, seen = self.of_bar
+            compared += f", of {seen:,} steps seen the {both:,} that both runs saw (a progress bar shows some of them)"
         if self.is_equal:
-            return "\n".join([f"equal bit for bit in {self.values:,} values / {self.tensors:,} tensors", *notes])
+            return "\n".join([f"equal bit for bit in {compared}", *notes])
         by_component = ", ".join(f"{name} {number:,}" for name, number in self.counts.items())
-        of_all = f"{self.counts.total():,} differences in {self.values:,} values / {self.tensors:,} tensors"
+        of_all = f"{self.counts.total():,} differences in {compared}"
         firsts = {one.component: one for one in reversed(self.differences)}
         others = [one for one in self.differences[1:] if firsts.get(one.component) is one]
         first = self.differences[0]
@@ -254,6 +260,9 @@ def _short(text: str) -> str:
 # What runs have journaled.
 
 _Key = tuple[int, int, str, str, int]
+_Told = dict[_Key, dict[str, Any]]
+# Of a `step` event: that it was read off a progress bar.
+_BAR = "bar"
 
 
 def compare_journals(one: Run, other: Run, found: Comparison) -> None:
@@ -266,6 +275,8 @@ def compare_journals(one: Run, other: Run, found: Comparison) -> None:
     if begin:
         found.notes.append(f"compared from step {begin + 1:,} on: the folder of a parent that went there is gone")
     left, right = (events for events, _ in sides)
+    if any(event.get(_BAR) for events in (left, right) for event in events.values()):
+        left, right = _seen_by_both(left, right, begin, found)
     for key in sorted(left.keys() | right.keys()):
         step, place, kind, weights, again = key
         if step <= begin:
@@ -284,12 +295,45 @@ def compare_journals(one: Run, other: Run, found: Comparison) -> None:
                 found.add_missing(named, of, is_first=name in left[key])
 
 
-def _journaled(run: Run) -> tuple[dict[_Key, dict[str, Any]], int]:
+def _seen_by_both(left: _Told, right: _Told, begin: int, found: Comparison) -> tuple[_Told, _Told]:
+    """Return both journals without the steps that a bar showed to one of them alone, and with one event for each step.
+
+    A progress bar is drawn, and read, at some steps and not at others: which those are hangs on the clock, and so does
+    whether the bar showed a step whose line was read as well.
+    """
+    left, right = _by_step(left), _by_step(right)
+    steps = {key[0] for key in left.keys() | right.keys() if key[1] == 0 and key[0] > begin}
+    both = {key[0] for key in left.keys() & right.keys() if key[1] == 0 and key[0] > begin}
+    found.of_bar = (len(both), len(steps))
+    for one, other in ((left, right), (right, left)):
+        for key in [key for key, event in one.items() if event.pop(_BAR, False) and key not in other]:
+            del one[key]
+    for key in [key for key in left.keys() & right.keys() if key[1] == 0]:
+        # A bar may show a step before its values, and beside a line's values its total, or not.
+        shared = left[key].keys() & right[key].keys()
+        left[key], right[key] = (
+            {name: side[key][name] for name in side[key] if name in shared} for side in (left, right)
+        )
+    return left, right
+
+
+def _by_step(told: _Told) -> _Told:
+    """Return the events with those of one step as one, of which the later say more; a bar's where all were a bar's."""
+    merged: _Told = {}
+    for key, event in told.items():
+        step = key if key[1] else (*key[:-1], 0)
+        before = merged.get(step)
+        is_bar = event.get(_BAR, False) and (before is None or before.get(_BAR, False))
+        merged[step] = {**(before or {}), **event, **({} if key[1] else {_BAR: is_bar})}
+    return merged
+
+
+def _journaled(run: Run) -> tuple[_Told, int]:
     """Return what a run's journal says by step, event, kind, weights and turn, and the step up to which it is gone."""
     table = RunTable(run.paths.run_dir.parent)
     table.put(run)
     history = table.history(run)
-    found: dict[_Key, dict[str, Any]] = {}
+    found: _Told = {}
     for part, limit in reversed(history):
         times: collections.Counter[tuple[int, int, str, str]] = collections.Counter()
         for event, _ in journal.read(part.paths.journal):

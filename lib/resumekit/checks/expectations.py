@@ -15,7 +15,7 @@ from ..base import journal
 from ..base.files import UnreadableFile
 from ..base.imports import Any, NamedTuple
 from ..base.terms import ABSENT, LOAD, RESET
-from ..base.values import count, mapping, number, seconds, text
+from ..base.values import amount, count, mapping, number, seconds, text
 from ..policy import plan_file
 from ..policy.lr_scale import LrScale
 from ..policy.plan_file import CONFIG, RECOVERY, PlanFile, PlannedRate
@@ -48,6 +48,16 @@ MAKES_THE_NUMBERS = {"data_position": "data position (data_state)", "rng": "rand
 _BASE_LR = "optimizer.lr"
 
 
+class ToldRate(NamedTuple):
+    """A learning rate as a run told it, and by how much its printed digits may be off; 0.0 where that is no matter."""
+
+    value: float
+    within: float = 0.0
+
+    def times(self, factor: float) -> ToldRate:
+        return ToldRate(self.value * factor, self.within * factor)
+
+
 class Expected(NamedTuple):
     """What is expected.
 
@@ -77,6 +87,7 @@ class Expected(NamedTuple):
             the schedule is the trainer's own, and nothing that shapes it has changed.
         rates_before: step -> rate, of steps that the parent told after the checkpoint, where a user has changed the
             base rate of a trainer that goes by its own schedule; none otherwise.
+        handed_factor: what the rate that the trainer is handed as an argument was multiplied by since the parent.
     """
 
     step: int
@@ -98,8 +109,9 @@ class Expected(NamedTuple):
     widest: int = 1
     scale: float | None = None
     actions: dict[str, str] = {}  # noqa: RUF012 (never changed)
-    replayed_rates: dict[int, float] = {}  # noqa: RUF012 (never changed)
-    rates_before: dict[int, float] = {}  # noqa: RUF012 (never changed)
+    replayed_rates: dict[int, ToldRate] = {}  # noqa: RUF012 (never changed)
+    rates_before: dict[int, ToldRate] = {}  # noqa: RUF012 (never changed)
+    handed_factor: float = 1.0
 
 
 def read(run: Run) -> Expected | None:
@@ -142,19 +154,21 @@ def read(run: Run) -> Expected | None:
         actions={name: one.action for name, one in plan.components.items()},
         replayed_rates={} if planned else _replayed_rates(plan, around.rates),
         rates_before={} if planned or plan.handed or _BASE_LR not in of_config else around.rates,
+        handed_factor=_handed_factor(plan) or 1.0,
     )
 
 
-def _replayed_rates(plan: PlanFile, told: dict[int, float]) -> dict[int, float]:
+def _handed_factor(plan: PlanFile) -> float | None:
+    """Return what the rate that is handed over is multiplied by; None where none is, or the one before is not known."""
+    return plan.handed.lr / plan.handed.before if plan.handed and plan.handed.before else None
+
+
+def _replayed_rates(plan: PlanFile, told: dict[int, ToldRate]) -> dict[int, ToldRate]:
     """Return the parent's rates of the steps that are done again, multiplied as the rate that is handed over."""
-    handed = plan.handed
-    if (
-        handed is None
-        or not handed.before
-        or any(one.origin == CONFIG and _is_telling(one.key) for one in plan.changes)
-    ):
+    factor = _handed_factor(plan)
+    if factor is None or any(one.origin == CONFIG and _is_telling(one.key) for one in plan.changes):
         return {}
-    return {step: rate * (handed.lr / handed.before) for step, rate in told.items()}
+    return {step: rate.times(factor) for step, rate in told.items()}
 
 
 def _is_telling(key: str) -> bool:
@@ -213,7 +227,7 @@ class _Around(NamedTuple):
     seconds: tuple[float, ...] = ()
     is_counted: bool | None = None
     widest: int = 1
-    rates: dict[int, float] = {}  # noqa: RUF012 (never changed)
+    rates: dict[int, ToldRate] = {}  # noqa: RUF012 (never changed)
 
 
 def _around(path: Path, step: int, begun: int) -> _Around:
@@ -224,7 +238,7 @@ def _around(path: Path, step: int, begun: int) -> _Around:
     """
     before: dict[int, float] = {}
     after: dict[int, float] = {}
-    rates: dict[int, float] = {}
+    rates: dict[int, ToldRate] = {}
     taken: list[float] = []
     last: tuple[int, float] | None = None
     events = list(_events_around(path, step))
@@ -238,7 +252,7 @@ def _around(path: Path, step: int, begun: int) -> _Around:
         if loss is not None:
             (before if at <= step else after)[at] = float(loss)
         if rate is not None and at > step:
-            rates[at] = float(rate)
+            rates[at] = ToldRate(float(rate), amount(event.get("lr_within")) or 0.0)
         if last and at > last[0] and mono_s >= last[1] and step - STEPS_AROUND < at <= step:
             taken.append((mono_s - last[1]) / (at - last[0]))
         last = (at, mono_s)

@@ -11,8 +11,8 @@ from statistics import median
 
 from ..base.imports import Any
 from ..base.terms import BAND, EXACT, FAILED, NOT_TOLD, PASSED, STEPWISE, WARNED, Check
-from ..base.values import real
-from .expectations import Expected
+from ..base.values import amount, real
+from .expectations import Expected, ToldRate
 
 # A log shows some digits of a rate.
 LOGGED_TOLERANCE = 2e-3
@@ -21,6 +21,7 @@ TOLD_TOLERANCE = 1e-6
 ROUNDING_TOLERANCE = 1e-3
 REPLAY_TOLERANCE = 0.01
 REPLAYED = 3
+_TOO_FEW_DIGITS = "the log shows too few digits to tell the cut rate (recover.lr_args) from the one before"
 # A median is taken of so many losses, or of none.
 MIN_STEPS = 12
 # Scaled median absolute deviations that a loss may lie above the parent's.
@@ -39,10 +40,8 @@ def judge_rates(steps: Sequence[Mapping[str, Any]], expected: Expected, *, is_ve
         return _judge_replayed_rates(steps, expected)
     if not expected.rates:
         return _judge_own_rates(steps, expected)
-    told = {
-        one["step"] - expected.step - 1: float(one["lr"]) for one in steps
-        if real(one.get("lr")) is not None and 0 <= one["step"] - expected.step - 1 < len(expected.rates[0])
-    }  # fmt: skip
+    length = len(expected.rates[0])
+    told = {index: rate for step, rate in _told(steps).items() if 0 <= (index := step - expected.step - 1) < length}
     if not told:
         return Check("lr", NOT_TOLD, why="the trainer tells no rate of the steps that the plan foresees")
     tolerance = LOGGED_TOLERANCE if any(one.get("source") == "log" for one in steps) else TOLD_TOLERANCE
@@ -51,14 +50,32 @@ def judge_rates(steps: Sequence[Mapping[str, Any]], expected: Expected, *, is_ve
     follows = any(_follows(told, curve, shift, tolerance, is_verified) for curve, shift in curves)
     first = min(told)
     said = "; ".join(", ".join(f"{value:.6g}" for value in values[first:]) for values in expected.rates)
-    found = ", ".join(f"{told[index]:.6g}" for index in sorted(told))
-    return Check("lr", PASSED if follows else FAILED, f"{said} from step {first + 1 + expected.step} on", found)
+    found = ", ".join(f"{told[index].value:.6g}" for index in sorted(told))
+    want = f"{said} from step {first + 1 + expected.step} on"
+    before = [[value / expected.handed_factor for value in curve] for curve in expected.rates]
+    if follows and expected.handed_factor != 1.0 and any(
+        _follows(told, curve, shift, tolerance, is_relative=False) for curve in before for shift in (0, 1)
+    ):  # fmt: skip
+        return Check("lr", NOT_TOLD, want, found, _TOO_FEW_DIGITS)
+    return Check("lr", PASSED if follows else FAILED, want, found)
+
+
+def _told(steps: Sequence[Mapping[str, Any]]) -> dict[int, ToldRate]:
+    """Return step -> rate, of the `step` events that tell one."""
+    rates = {one["step"]: one for one in steps if real(one.get("lr")) is not None}
+    return {step: ToldRate(float(one["lr"]), amount(one.get("lr_within")) or 0.0) for step, one in rates.items()}
+
+
+def _is_close(one: ToldRate, other: ToldRate, tolerance: float = LOGGED_TOLERANCE) -> bool:
+    """Whether two rates may be the same one, as far as their printed digits tell."""
+    within = (one.within + other.within) * (1 + TOLD_TOLERANCE)
+    return math.isclose(one.value, other.value, rel_tol=tolerance, abs_tol=within)
 
 
 def _judge_own_rates(steps: Sequence[Mapping[str, Any]], expected: Expected) -> Check:
     """Judge the rates of a trainer's own schedule: none is foreseen, but a change that it has not taken is seen."""
-    told = {one["step"]: float(one["lr"]) for one in steps if real(one.get("lr")) is not None}
-    both = [(step, told[step], rate) for step, rate in expected.rates_before.items() if step in told]
+    told = _told(steps)
+    both = [(step, told[step].value, rate.value) for step, rate in expected.rates_before.items() if step in told]
     if both and all(math.isclose(found, before, rel_tol=LOGGED_TOLERANCE) for _, found, before in both):
         step, found, _ = both[0]
         why = "optimizer.lr was changed, and the trainer goes on with the rate from before: it has loaded its old one"
@@ -68,24 +85,35 @@ def _judge_own_rates(steps: Sequence[Mapping[str, Any]], expected: Expected) -> 
 
 def _judge_replayed_rates(steps: Sequence[Mapping[str, Any]], expected: Expected) -> Check:
     """Judge by the parent's rates of the same steps whether the trainer took the cut one that it was handed."""
-    told = {one["step"]: float(one["lr"]) for one in steps if real(one.get("lr")) is not None}
+    told = _told(steps)
     both = [(step, told[step], rate) for step, rate in expected.replayed_rates.items() if step in told]
     if not both:
         return Check("lr", NOT_TOLD, why="the trainer tells no rate of a step that the parent told it of")
-    wrong = [one for one in both if not math.isclose(one[1], one[2], rel_tol=LOGGED_TOLERANCE)]
+    wrong = [one for one in both if not _is_close(one[1], one[2])]
     step, found, want = next(iter(wrong or both))
-    why = "the rate that the trainer was handed (recover.lr_args) is not the one it trains with" if wrong else ""
-    return Check("lr", FAILED if wrong else PASSED, f"{want:.6g} in step {step}", f"{found:.6g}", why)
+    said = (f"{want.value:.6g} in step {step}", f"{found.value:.6g}")
+    if wrong:
+        why = "the rate that the trainer was handed (recover.lr_args) is not the one it trains with"
+        return Check("lr", FAILED, *said, why)
+    # Without the cut each step would show what it showed in the parent.
+    before = [(rate.value, want.value / expected.handed_factor) for _, rate, want in both]
+    is_cut = expected.handed_factor != 1.0
+    if is_cut and all(math.isclose(rate, old, rel_tol=LOGGED_TOLERANCE) for rate, old in before):
+        return Check("lr", NOT_TOLD, *said, _TOO_FEW_DIGITS)
+    return Check("lr", PASSED, *said)
 
 
 def _follows(
-    told: Mapping[int, float], curve: Sequence[float], shift: int, tolerance: float, is_relative: bool
+    told: Mapping[int, ToldRate], curve: Sequence[float], shift: int, tolerance: float, is_relative: bool
 ) -> bool:
-    pairs = [(rate, curve[index + shift]) for index, rate in sorted(told.items()) if index + shift < len(curve)]
+    """Whether the told rates are those of a curve; with `is_relative` whether they are a multiple of it."""
+    pairs = [
+        (rate, ToldRate(curve[index + shift])) for index, rate in sorted(told.items()) if index + shift < len(curve)
+    ]
     if is_relative:
-        (rate, value), *pairs = pairs or [(0.0, 0.0)]
-        return all(math.isclose(one * value, other * rate, rel_tol=tolerance) for one, other in pairs)
-    return bool(pairs) and all(math.isclose(one, other, rel_tol=tolerance) for one, other in pairs)
+        (rate, value), *pairs = pairs or [(ToldRate(0.0), ToldRate(0.0))]
+        return all(_is_close(one.times(value.value), rate.times(other.value), tolerance) for one, other in pairs)
+    return bool(pairs) and all(_is_close(one, other, tolerance) for one, other in pairs)
 
 
 def judge_replay(both: Sequence[tuple[int, float, float]], *, is_logged: bool, is_exact: bool) -> Check:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from ..base import paths
 from ..base.errors import KitError
 from ..base.imports import Any, NamedTuple
+from ..base.terms import NONFINITE
 from ..base.values import finite
 from . import settings
 from .schema import Schema
@@ -86,7 +87,7 @@ def unchecked(config: Config, schema: Schema) -> Iterator[str]:
 
 def doubtful(config: Config) -> tuple[str, ...]:
     """Return one sentence for each rule that a config breaks and trains all the same: a warning, no refusal."""
-    return tuple(sentence for rule in (_cadence, _warmup) if (sentence := rule(config)))
+    return tuple(sentence for rule in (_cadence, _warmup, _nan) if (sentence := rule(config)))
 
 
 def base_rates(config: Config, schema: Schema) -> dict[str, float]:
@@ -187,6 +188,18 @@ def _warmup(config: Config) -> str | None:
     return (
         f"schedule.warmup_steps is {warmup} and training.max_steps {steps}: the learning rate still rises when the"
         f" training ends, for a warm-up is never scaled by itself; --set warmup_steps=N shortens it"
+    )
+
+
+def _nan(config: Config) -> str | None:
+    """Say before the first night that a NaN will wait for a person: the rate of this trainer cannot be cut."""
+    trainer, recover = config["trainer"], config["recover"]
+    is_cut = recover.get("enabled") and NONFINITE in (recover.get("cut_lr_on") or ())
+    if not is_cut or recover.get("lr_args") is not None or trainer.get("loads_with_kit"):
+        return None
+    return (
+        "a NaN needs a person: this trainer sets its own learning rate (trainer.loads_with_kit: false), so that no"
+        " recovery can cut it; recover.lr_args hands it a cut one as an argument, such as [--lr, '{lr}']"
     )
 
 

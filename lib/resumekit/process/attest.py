@@ -13,7 +13,7 @@ import threading
 import time
 from pathlib import Path
 
-from ..base import journal
+from ..base import claims, journal
 from ..base.errors import KitError
 from ..base.file_identity import FileIdentity, identity_at
 from ..base.files import UnreadableFile
@@ -191,6 +191,23 @@ class Attester:
         except OSError:
             del self._done[job.path]
             self._seen[job.path] = (job.shape, time.monotonic() + AGAIN_S - REST_S)
+
+
+def attest_what_is_left(run: Run, wait_s: float = 0.0) -> None:
+    """Give a manifest to each checkpoint that a dead run left without one: its sidecar may have died with the rest.
+
+    For a recovery, and for a user's command that goes on from the run.
+
+    Args:
+        wait_s: how long to wait for a sidecar that is at work: it attests them itself. One that is not done by then is
+            left alone.
+    """
+    give_up_s = time.monotonic() + wait_s
+    while claims.is_held(run.paths.status_lock):
+        if time.monotonic() >= give_up_s:
+            return
+        time.sleep(0.1)
+    Attester(run).look_last()
 
 
 def _is_outdated(path: Path, shape: FileIdentity, *, is_seen: bool) -> bool:

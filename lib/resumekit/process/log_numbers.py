@@ -81,7 +81,8 @@ class LogNumbers:
             from ..run.log_patterns import LastDrawing  # late, as in `Run.log_patterns`
 
             self._bar = LastDrawing()
-        return [one for fields in found for one in ([fields] if "event" in fields else self._bar.put(fields))]
+        of_bar = [fields if "event" in fields else {**fields, "bar": True} for fields in found]
+        return [one for fields in of_bar for one in ([fields] if "event" in fields else self._bar.put(fields))]
 
     def rest(self, *, is_last: bool = False) -> Found:
         """Return what is told at the end of a reading; with `is_last` the log has ended, with or without a newline."""

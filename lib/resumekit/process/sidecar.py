@@ -34,7 +34,7 @@ from .best_artifacts import LIMIT_S, BestArtifacts
 from .clock_gap import ClockGap
 from .nan_guard import NanGuard, exit_code, record_recovery
 from .output_log import Echo, LogSource
-from .sidecar_warnings import CodeWatch, NewCheckpoints
+from .sidecar_warnings import CodeWatch, NewCheckpoints, UnseenSteps
 from .stop_request import Obedience
 from .told_numbers import ToldNumbers
 from .train_log import LogFollower
@@ -78,6 +78,7 @@ class Sidecar:
         self._metrics = _metrics(run, self._metrics_account)
         self._attester = Attester(run)
         self._new_checkpoints = NewCheckpoints(run, saved)
+        self._unseen_steps = UnseenSteps(run)
         self._acceptance = _acceptance(run, self._state, self._journal_offset)
         self._account = sidecar_state.Account(run)
         self._nan_guard = NanGuard(run)
@@ -167,6 +168,7 @@ class Sidecar:
             self._attester.look()
             self._new_checkpoints.look(now)
             self._tell_of_strays(now)
+            self._tell(self._unseen_steps.look(now, self._state, self._log.offset, self._append))
             self._best.look()
             self._show(now)
             record_recovery(self._run, self._state)
@@ -198,7 +200,11 @@ class Sidecar:
                 self._append("warning", kind="log_truncated", message=message)
 
     def _tell_of_strays(self, now: float, *, has_ended: bool = False) -> None:
-        if sentence := self._new_checkpoints.look_for_strays(now, self._append, has_ended=has_ended):
+        self._tell(self._new_checkpoints.look_for_strays(now, self._append, has_ended=has_ended))
+
+    def _tell(self, sentence: str) -> None:
+        """Say a sentence to people, in the log and on the terminal; '' is none."""
+        if sentence:
             self._say(f"resumekit: {plain(sentence)}\n".encode("utf-8", "backslashreplace"))
 
     def _trainer_pid(self) -> int | None:
@@ -329,7 +335,7 @@ class Sidecar:
         while self._untold and self._append(self._untold[0][0], **self._untold[0][1], source="log"):
             event, fields = self._untold.popleft()
             if event == "log_format":
-                self._say(f"resumekit: {plain(fields['message'])}\n".encode("utf-8", "backslashreplace"))
+                self._tell(fields["message"])
         self._fold_journal()
 
     def _fold_journal(self) -> None:

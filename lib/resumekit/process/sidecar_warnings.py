@@ -1,11 +1,12 @@
 """What a sidecar warns of while its run lives: code that has changed, saves that have stopped or are not found
-again.
+again, a log in which no step is found.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import sys
 from collections.abc import Callable
@@ -13,7 +14,8 @@ from collections.abc import Callable
 from ..base.file_identity import FileIdentity
 from ..base.imports import Any
 from ..base.paths import LIB
-from ..base.values import string
+from ..base.terms import UNSEEN
+from ..base.values import mapping, string
 from ..checkpoint import layout
 from ..run import stray_checkpoints
 from ..run.run_folder import Run
@@ -157,3 +159,71 @@ class NewCheckpoints:
                     with contextlib.suppress(OSError):
                         found[name] = layout.identity(run.paths.checkpoints / name, follow_links=False).lasting
         return found
+
+
+# Whether the steps of a trainer are read at all: without them no hang, no slow training and no NaN is seen.
+
+# A trainer that has printed in so many minutes and told no step prints it in a form that is not known.
+UNSEEN_MINUTES = 10
+_SHOWN = 80
+
+
+class UnseenSteps:
+    """Warns once where a trainer prints and no step of it is read; its owner calls `look` every second or so."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._offset, self._minute, self._minutes = 0, -1, 0
+
+    def look(self, now: float, state: dict[str, Any], offset: int, append: Callable[..., bool]) -> str:
+        """Warn, in the journal, once it is time.
+
+        Args:
+            now: on the monotonic clock.
+            state: the folded journal.
+            offset: how far the trainer's output has been read, in bytes.
+            append: writes an event; returns False where that fails, and it is tried again.
+
+        Returns:
+            The sentence, at the look that has journaled it; '' at any other.
+        """
+        if offset == self._offset:
+            return ""
+        self._offset, minute = offset, int(now // 60)
+        self._minutes += minute != self._minute
+        self._minute = minute
+        if self._minutes < UNSEEN_MINUTES or "step" in state or UNSEEN in state.get("warned_of", ()):
+            return ""
+        message = _unseen_words(self._run, string(state.get("log_format")))
+        return message if message and append("warning", kind=UNSEEN, message=message) else ""
+
+
+def _unseen_words(run: Run, found_format: str | None) -> str:
+    """Say which key makes the steps seen; '' of a trainer that tells them itself, or whose log is not to be read."""
+    pattern = string(mapping(run.setting("trainer", "log_patterns")).get("step"))
+    if run.setting("trainer", "loads_with_kit") is True or (run.log_format == "none" and pattern is None):
+        return ""
+    return f"no step was found in its output in {UNSEEN_MINUTES} minutes{_how_it_is_read(run, pattern, found_format)}"
+
+
+def _how_it_is_read(run: Run, pattern: str | None, found_format: str | None) -> str:
+    from ..run import log_formats, log_tail  # late: of most runs the steps are seen
+
+    file = string(run.setting("trainer", "metrics_file"))
+    if file is not None:
+        return f", nor in trainer.metrics_file '{file[:_SHOWN]}': does it write there?"
+    if pattern is not None:
+        return f": trainer.log_patterns.step '{pattern[:_SHOWN]}' fits none of its lines"
+    name = found_format or run.log_format
+    if name != log_formats.AUTO:
+        advice = (
+            "trainer.log_format or trainer.log_patterns says otherwise, trainer.metrics_file names a file with them"
+        )
+        return f", which is read as one of '{name[:_SHOWN]}': {advice}"
+    bar = re.compile(log_formats.ACCELERATE.bar.encode())
+    if any(bar.search(line) for line in log_tail.read(run)[0]):
+        return f": its bar is one of tqdm, which trainer.log_format: {log_formats.ACCELERATE.name} reads"
+    known = ", ".join(log_formats.FORMATS)
+    return (
+        f": trainer.log_format ({known}) or trainer.log_patterns says how it prints, trainer.metrics_file names a file"
+    )

@@ -240,8 +240,9 @@ def _progress(seen: dict[str, Any]) -> str:
 
 def _detail(run: Run, seen: dict[str, Any]) -> str:
     parts = [] if run.copy_of is None else [plain(f"a copy of '{run.copy_of}': not taken into account")]
-    if seen["state"] == UNKNOWN and seen["last_warning"]:
-        parts.append(seen["last_warning"])
+    has_no_step = seen["state"] in status.LIVE and seen["last_progress_at"] is None
+    if (seen["state"] == UNKNOWN or has_no_step) and seen["last_warning"]:
+        parts.append(plain(seen["last_warning"]))
     if run.parent_step is not None and run.record.get("relation") == "branch":
         parts.append("branch")
     is_unknown = seen["state"] in status.LIVE and seen["liveness"] == processes.UNKNOWN

@@ -8,7 +8,9 @@ Pure: clean lines in, fields of `step` events out. Try it: `python -m pytest tes
 from __future__ import annotations
 
 import contextlib
+import math
 import re
+from collections.abc import Iterable
 
 from ..base.imports import Any, NamedTuple
 from ..base.paths import MAX_STEP
@@ -38,6 +40,9 @@ _WITHOUT_COMMAS = re.compile(rb"[+-]?(?:" + _DIGITS + rb")?" + _TAIL)
 _GOES_ON = re.compile(rb"[A-Za-z0-9_]|[.,][0-9]")
 # How many steps there are, behind a step: `15/600`, `step 15 of 600`.
 _TOTAL = re.compile(rb" *[0-9][0-9_,]*(?:\.0*)? *(?:/| of) *([0-9][0-9_,]*)(?![0-9A-Za-z_]|\.[0-9])")
+# A rate with so many digits is told well enough; of one with fewer it matters what they leave open.
+_MANY_DIGITS = 4
+_NEXT_TO_NOTHING = 1e-3
 _MULTIPLES = {b"k": 1e3, b"K": 1e3, b"M": 1e6, b"G": 1e9}
 
 
@@ -62,6 +67,22 @@ class Pattern(NamedTuple):
         if found is None and self.not_finite and (match := self._first(self.not_finite, line)):
             return float(match[1])
         return found
+
+    def few_digits(self, line: bytes, value: float) -> float | None:
+        """Return half a unit in the last digit that a line shows of a value; None where that is next to nothing.
+
+        Args:
+            value: what `read` has found in the line.
+        """
+        if len(repr(value).partition("e")[0].replace(".", "").strip("-0")) >= _MANY_DIGITS or not math.isfinite(value):
+            return None
+        match = self._first(self.number, line)
+        text = _WITHOUT_COMMAS.match(line, match.start(1)) if match else None
+        if text is None or _plain(text[0]) != value:
+            return None  # `1.2k`
+        mantissa, _, exponent = text[0].lower().partition(b"e")
+        half = float(f"5e{int(exponent or 0) - len(mantissa.partition(b'.')[2]) - 1}")
+        return half if half > _NEXT_TO_NOTHING * abs(value) else None
 
     def _first(self, pattern: re.Pattern[bytes], line: bytes) -> re.Match[bytes] | None:
         """Return the first match in a line that is not another loss than the training's."""
@@ -101,6 +122,19 @@ class Pattern(NamedTuple):
 
 
 Patterns = dict[str, Pattern]
+
+
+def read_values(line: bytes, patterns: Patterns, names: Iterable[str]) -> dict[str, Any]:
+    """Return the values that a line tells, by name; of a rate with few digits also `lr_within`, how far it may be off.
+
+    Args:
+        names: those that are asked for; one without a pattern is left out.
+    """
+    read = {name: patterns[name].read(line) for name in names if name in patterns}
+    fields = {name: value for name, value in read.items() if value is not None}
+    if "lr" in fields and (within := patterns["lr"].few_digits(line, fields["lr"])) is not None:
+        fields["lr_within"] = within
+    return fields
 
 
 def compiled(patterns: Any) -> Patterns:
@@ -148,15 +182,17 @@ def found_steps(lines: bytes, patterns: Patterns, told: list[bytes] | None = Non
             continue
         start, end = lines.rfind(b"\n", 0, match.start()) + 1, lines.find(b"\n", match.end())
         line, done = lines[start : end if end >= 0 else len(lines)], max(end, match.end())
-        fields = {name: pattern.read(line) for name, pattern in patterns.items()}
+        fields = read_values(line, patterns, patterns)
         if (total := _total(match, step)) is not None:
             fields["step_total"] = total
-        result.append({name: value for name, value in fields.items() if value is not None} | {"step": int(step)})
+        result.append(fields | {"step": int(step)})
     return result
 
 
 # A bar that stands for so many readings is drawn anew no more.
 _SETTLED_AFTER = 2
+# What a bar shows without any value of the training.
+_OF_A_BAR = frozenset({"step", "step_total", "bar"})
 
 
 class LastDrawing:
@@ -171,7 +207,7 @@ class LastDrawing:
 
     def put(self, fields: dict[str, Any]) -> list[dict[str, Any]]:
         """Take what a bar shows; return the step before, as it was drawn last, and at once one without values."""
-        if not fields.keys() - {"step", "step_total"}:
+        if not fields.keys() - _OF_A_BAR:
             return [*self.rest(is_last=True), fields]
         before, self._held = self._held, fields
         self._waits = self._waits if before == fields else 0

@@ -268,7 +268,7 @@ class LogReader:
         if total != self._total:
             return []  # of an evaluation
         self._is_bar_full = step == total
-        values = {"step_total": total, **_of_line(line, use, ("loss", "lr"))}
+        values = {"step_total": total, "bar": True, **log_patterns.read_values(line, use.patterns, ("loss", "lr"))}
         if use.format.has_redrawn_bar:
             return self._settled(step, values)
         return self._of_bars(self._bars.put({"step": step, **values}))
@@ -289,6 +289,8 @@ class LogReader:
         told: list[Told] = []
         if step or values:  # `0/30`: none is done yet
             fields = self._whole_fields({"step": step, **(more or {}), **values})
+            if values:
+                fields.pop("bar", None)  # the line with the values is printed once, whenever it is read
             told.append(("values" if values else "step", fields))
             self.step = step
         if scores:
@@ -298,13 +300,13 @@ class LogReader:
     def _batch(self, match: re.Match[bytes], line: bytes, use: _Compiled) -> list[Told]:
         """Take a bar that counts anew in each epoch: it has no step of the run."""
         known = {key: _whole(match[key]) for key in ("epoch", "batch", "batches")}
-        values = _of_line(line, use, ("loss", "lr"))
+        values = log_patterns.read_values(line, use.patterns, ("loss", "lr"))
         self._batch_mark = b"%d %d" % (known["epoch"] or 0, known["batch"] or 0)
         return self._stepless({**known, **values}, self._batch_mark)
 
     def _values(self, line: bytes, use: _Compiled) -> list[Told]:
         """Take the values of a line without a step."""
-        values = _of_line(line, use, ("loss", "lr", "epoch"))
+        values = log_patterns.read_values(line, use.patterns, ("loss", "lr", "epoch"))
         if use.lost and use.lost.search(line):
             values["loss"] = math.nan
         if "loss" not in values:
@@ -325,7 +327,9 @@ class LogReader:
         if loss is not None and not math.isfinite(loss):
             values = {**values, "loss": None}
         self._live |= {
-            key: int(value) if key == "epoch" else value for key, value in values.items() if value is not None
+            key: int(value) if key == "epoch" else value
+            for key, value in values.items()
+            if value is not None and key != "lr_within"
         }
         if loss is None:
             return []
@@ -369,11 +373,6 @@ def metric_name(name: str) -> str:
     """Return the name of an evaluation's metric in one form: `val loss` and torchtitan's `loss` are val_loss."""
     key = re.sub(r"\W+", "_", name.strip())[:80]
     return key if re.match("eval|val|test|perplexity|accuracy", key, re.IGNORECASE) else f"val_{key}"
-
-
-def _of_line(line: bytes, use: _Compiled, names: tuple[str, ...]) -> dict[str, Any]:
-    read = {name: use.patterns[name].read(line) for name in names if name in use.patterns}
-    return {name: value for name, value in read.items() if value is not None}
 
 
 def _text(saved: str) -> bytes:

@@ -1,6 +1,7 @@
 """What a start or a resume would do: begin anew, continue a head or branch, from which checkpoint, with which config.
 
-Reads the config, run folders and checkpoints; writes nothing. `make_folder` makes it so.
+Reads the config, run folders and checkpoints; writes nothing but the manifests of `along_history`. `make_folder` makes
+it so.
 Try it: `bin/resume.sh EXP-01 --dry-run`
 """
 

@@ -1,8 +1,8 @@
-"""From a request to a decided start, for a user's command and for a recovery alike; nothing is touched on the way.
+"""From a request to a decided start, for a user's command and for a recovery alike.
 
 The steps, in this order: choose, consent, preflight, the code's state, the plan, what the plan needs. Then
-`start/make_folder` makes the run folder. A user's command and a recovery differ in how they choose and in what may
-stand against the start; both are arguments.
+`start/make_folder` makes the run folder; before, nothing is touched but what `along_history` attests. A user's command
+and a recovery differ in how they choose and in what may stand against the start; both are arguments.
 Try it: `bin/resume.sh EXP-01 --dry-run`
 """
 

@@ -1,6 +1,6 @@
 """Where a resume starts looking: the head that a request is about, its history, and the checkpoint found there.
 
-Reads folder names, run.json and checkpoints; writes nothing.
+Reads folder names, run.json and checkpoints; writes nothing but the manifests of `along_history`.
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ from ..base import claims
 from ..base.errors import KitError, NoStableCheckpoint, Refused, UsageError
 from ..base.imports import TYPE_CHECKING, Any, NamedTuple
 from ..base.terminal import PASSED_OVER, Note, first_few
-from ..base.values import mapping
 from ..checkpoint import catalog, proof
-from ..checkpoint.grades import ATTESTED, PROVEN, WEIGHTS
-from ..checkpoint.selection import CheckpointFolder, Selection, select
+from ..checkpoint.grades import PROVEN
+from ..checkpoint.selection import Selection, select
 from ..config import config
 from ..run import quarantine
-from ..run.quarantine import quarantined_names
 from ..run.run_folder import Run
 from ..run.run_names import check_experiment, check_name, parse_run_name
 from ..run.run_table import RunTable, run_around
+from . import along_history
 from .request import Request
 
 if TYPE_CHECKING:
@@ -145,10 +144,10 @@ def search(request: Request, table: RunTable, lineage: Lineage | None = None) ->
     if request.checkpoint is not None:
         holder = run_around(table, Path(os.path.realpath(request.checkpoint)))
         head = holder or head
-        return Found(head, holder, _select(request, head, table.history(head) if head else []))
+        return Found(head, holder, along_history.for_request(request, head, table.history(head) if head else []))
     if head is None:
         return Found(None, None, Selection(None, ()))
-    selection = _select(request, head, table.history(head))
+    selection = along_history.for_request(request, head, table.history(head))
     if not selection.candidates and request.step is not None and request.from_run is None:
         return _on_another_branch(request, table, head, Found(head, head, selection, others, another))
     parent = head
@@ -181,20 +180,6 @@ def refuse_moved(request: Request, table: RunTable, lineage: Lineage | None = No
                 f"put it back to '{table.runs_dir / run_id}', or end its processes; "
                 "run.sh --fresh begins another beside it"
             )
-
-
-def search_stable(run: Run, table: RunTable, max_step: int | None) -> Selection:
-    """Return the newest checkpoint along a run's history that may be taken without a person: proven, else attested.
-
-    Args:
-        max_step: none above this step; None for any.
-    """
-    history = [(one, _lower(limit, max_step)) for one, limit in table.history(run)]
-    return _select_along(history, mapping(run.config.get("trainer")), is_dry_run=False, minimum=ATTESTED)
-
-
-def _lower(limit: int | None, other: int | None) -> int | None:
-    return min((one for one in (limit, other) if one is not None), default=None)
 
 
 def has_checkpoints(found: Found, table: RunTable) -> bool:
@@ -374,50 +359,7 @@ def _past_damaged(table: RunTable, run: Run) -> Run:
 
 
 def _has_own(run: Run) -> bool:
-    return bool(select([_folder(run, None)], prove=False).candidates)
-
-
-def _select(request: Request, head: Run | None, history: list[tuple[Run, int | None]]) -> Selection:
-    asked = {"step": request.step, "best": request.best, "path": request.checkpoint}
-    trainer = _trainer(request, head)
-    if any(asked.values()) or request.step is not None or trainer.get("loads_with_kit"):
-        return _select_along(history, trainer, is_dry_run=request.is_dry_run, **asked)
-    # What the kit loads is finite by its manifest; here the journal alone knows what was saved after a NaN.
-    bad = quarantine.after_nan_along(history)
-    selection = _select_along(quarantine.without_after_nan(history, bad), trainer, is_dry_run=request.is_dry_run)
-    return quarantine.with_after_nan(selection, history, bad) if bad else selection
-
-
-def _select_along(
-    history: list[tuple[Run, int | None]], trainer: dict[str, Any], *, is_dry_run: bool, **asked: Any
-) -> Selection:
-    # A trainer with the kit's helpers proves the digest as it loads, beside its own start; others cannot. What theirs
-    # need to find in a checkpoint, and how they load it, is their own business.
-    with_kit = bool(trainer.get("loads_with_kit"))
-    needs = frozenset({*WEIGHTS, "optimizer_state_dict"} if with_kit else ())
-    if (run := next((run for run, _ in history if run.foreign_link), None)) is not None and not asked.get("path"):
-        raise Refused(
-            f"'{run.run_id}' is not resumed from: its '{run.foreign_link}' is a link of another user's, which may lead "
-            "to files that are yours alone; resume.sh --checkpoint PATH goes on from a file, run.sh --fresh begins anew"
-        )
-    folders = [_folder(run, limit) for run, limit in history]
-    rate = history[0][0].max_read_mb_per_s if history else None
-    proves = is_dry_run or not with_kit
-    return select(folders, needs=needs, prove=proves, weights_only=with_kit, mb_per_s=rate, **asked)
-
-
-def _folder(run: Run, limit: int | None) -> CheckpointFolder:
-    own = run.paths
-    return CheckpointFolder(
-        folder=own.checkpoints, run_id=run.run_id, form=run.form, max_step=limit, quarantined=quarantined_names(own)
-    )  # fmt: skip
-
-
-def _trainer(request: Request, head: Run | None) -> dict[str, Any]:
-    if head is not None and head.config and not request.reresolve:
-        return mapping(head.config.get("trainer"))
-    own: dict[str, Any] = request.base["trainer"]
-    return own
+    return bool(select([along_history.folder_of(run, None)], prove=False).candidates)
 
 
 def _on_another_branch(request: Request, table: RunTable, head: Run, found: Found) -> Found:
@@ -428,7 +370,7 @@ def _on_another_branch(request: Request, table: RunTable, head: Run, found: Foun
     for run in table.of_experiment(head.experiment):
         if run.copy_of is not None or run.foreign_link:
             continue
-        selection = _select(request, run, [(run, None)])
+        selection = along_history.for_request(request, run, [(run, None)])
         if selection.chosen is not None:
             there[os.path.realpath(selection.chosen.path)] = run, selection
     if len(there) > 1:

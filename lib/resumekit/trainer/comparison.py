@@ -267,6 +267,7 @@ def as_json(found: Comparison) -> dict[str, Any]:
         "equal": found.is_equal, "values": found.values, "tensors": found.tensors, "counts": dict(found.counts),
         "differences": [{name: _strict(value) for name, value in one._asdict().items()} for one in found.differences],
         "notes": [plain(note) for note in found.notes],
+        "of_bar": dict(zip(("both", "seen"), found.of_bar, strict=True)) if found.of_bar else None,
     }  # fmt: skip
 
 

@@ -23,8 +23,7 @@ from ..config import config, schema
 from ..config.config import ConfigFile
 from ..config.yaml_document import Document
 from ..policy.config_diff import changes
-from ..process import aborting
-from ..process.attest import Attester
+from ..process import aborting, attest
 from ..process.nan_guard import record_recovery
 from ..run import live_marker, run_end, status, trust
 from ..run.journal_fold import RECOVERY_WAITS, State
@@ -285,7 +284,7 @@ def _decided(examined: trust.Examined, state: State, table: RunTable, found: Inc
     """
     run = examined.run
     suspect = restart_point.suspect_left_aside(run, table)
-    _attest(run)
+    attest.attest_what_is_left(run)
     request, asked = _request(examined, table), code_change.ask(run)
 
     def object_to_code(ready: Ready, code: Code) -> None:
@@ -308,12 +307,6 @@ def _decided(examined: trust.Examined, state: State, table: RunTable, found: Inc
 def _is_decided_by_a_person(run: Run, table: RunTable) -> bool:
     """Whether a person has stopped or paused the run while it was decided about."""
     return incident.of(run, status.read_state(run), table) is None or os.path.lexists(run.paths.paused)
-
-
-def _attest(run: Run) -> None:
-    """Give a manifest to what came to rest without one: its sidecar may have died with the rest."""
-    if not claims.is_held(run.paths.status_lock):
-        Attester(run).look_last()
 
 
 def _is_taken_up(run: Run, table: RunTable) -> bool:

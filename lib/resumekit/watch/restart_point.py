@@ -21,7 +21,7 @@ from ..run.journal_fold import State
 from ..run.quarantine import put_in_quarantine, quarantined_names
 from ..run.run_folder import Run
 from ..run.run_table import RunTable, run_around
-from ..start import search
+from ..start import along_history, search
 from . import observe
 from .incident import Incident
 
@@ -157,7 +157,7 @@ def find(run: Run, state: State, table: RunTable, incident: Incident, suspect: S
     if incident.cause in REPLAYED and incident.first_bad_step is not None:
         selection = _from_before(run, table, incident.first_bad_step)
     else:
-        selection = _without(suspect, run, table) or search.search_stable(run, table, None)
+        selection = _without(suspect, run, table) or along_history.search_stable(run, table, None)
     has_some = selection.candidates or run.parent_step or state.get("last_checkpoint_step") is not None
     if selection.chosen is None and has_some:
         raise _none(run, table, "", selection)  # a folder that cannot be listed looks like an empty one
@@ -194,7 +194,7 @@ def _without(suspect: Suspect | None, run: Run, table: RunTable) -> Selection | 
     """Return the choice among what is older than the suspect; None without one, or where nothing is."""
     if suspect is None:
         return None
-    selection = search.search_stable(run, table, suspect.step - 1)
+    selection = along_history.search_stable(run, table, suspect.step - 1)
     return selection if selection.chosen is not None else None
 
 
@@ -235,10 +235,12 @@ def _from_before(run: Run, table: RunTable, first_bad_step: int) -> Selection:
     wanted = count(run.setting("recover", "replay_steps")) or 1
     limits = [first_bad_step - wanted, *_steps(run, table, first_bad_step)]
     for limit in filter(lambda limit: limit >= 0, limits):
-        selection = search.search_stable(run, table, limit)
+        selection = along_history.search_stable(run, table, limit)
         if selection.chosen is not None:
             return selection
-    raise _none(run, table, f" from before step {first_bad_step}", search.search_stable(run, table, first_bad_step - 1))
+    raise _none(
+        run, table, f" from before step {first_bad_step}", along_history.search_stable(run, table, first_bad_step - 1)
+    )
 
 
 def _left_out(run: Run, incident: Incident, selection: Selection) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from ..base.imports import Any, NamedTuple
 from ..base.terminal import duration
-from ..base.terms import CAUSES, CRASH_LOOP, DIED, DIVERGED, EVAL, HANG, NONFINITE, OOM, THROUGHPUT
+from ..base.terms import CAUSES, CRASH_LOOP, DIED, DIVERGED, EVAL, HANG, NONFINITE, OOM, THROUGHPUT, UNSEEN
 from ..base.values import above_zero
 from ..run import health, run_end, throughput
 from ..run.journal_fold import State, is_waiting
@@ -53,7 +53,7 @@ def limits_of(setting: Callable[[str, str], Any]) -> Limits:
 
 SICK, WARNING = "sick", "warning"
 
-FROZEN, ZERO, ODD_STEP, UNSEEN, DISK, INODES = "frozen", "zero", "odd_step", "unseen", "disk", "inodes"
+FROZEN, ZERO, ODD_STEP, DISK, INODES = "frozen", "zero", "odd_step", "disk", "inodes"
 SUSPENDED = "suspended"
 
 # Who tells a step every hour does not hang after half of one: so many usual intervals are waited for at least.
