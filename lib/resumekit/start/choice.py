@@ -87,6 +87,11 @@ class Choice(NamedTuple):
         return found
 
     @property
+    def holder(self) -> Run | None:
+        """The run in whose folder the checkpoint lies; None without a parent, whose history it is of."""
+        return baseline.holder_of(self.chosen, self.parent, self.table) if self.parent else None
+
+    @property
     def base(self) -> Run | None:
         """The run that `changed` is about."""
         return self.origin or self.parent

@@ -21,7 +21,6 @@ from ..config import config
 from ..run import live_marker, run_names, seals
 from ..run.run_folder import Run
 from . import pipeline, preflight, trainer_command
-from .baseline import holder_of
 from .choice import CONTINUE, FRESH, Choice, refuse_continued
 from .code_state import MAX_UNTRACKED, Code
 from .pipeline import Planned
@@ -258,10 +257,10 @@ def _claim_parent(choice: Choice, paths: RunPaths, launcher: processes.Identity 
         return
     if choice.relation == CONTINUE:
         _claim_head(choice, parent, paths.run_dir.name, launcher)
-    if candidate is None:
+    if candidate is None or (holder := choice.holder) is None:
         return
     with contextlib.suppress(OSError, Refused):  # a folder we may not write to is not pruned by a run of ours either
-        claims.pin_step(holder_of(candidate, parent, choice.table).paths, choice.step, paths.run_dir.name)
+        claims.pin_step(holder.paths, choice.step, paths.run_dir.name)
     if not os.path.lexists(candidate.path):
         raise Refused(f"'{candidate.path}' was pruned while this resume was being made: try again")
 
@@ -376,8 +375,8 @@ def _take_back(choice: Choice, paths: RunPaths, launch: Launch | None, made: Mad
     run_id = paths.run_dir.name
     if choice.parent is not None and choice.relation == CONTINUE:
         claims.release_continuation(choice.parent.paths, run_id)
-    if choice.parent is not None and choice.candidate is not None and choice.step is not None:
-        claims.release_pin(holder_of(choice.candidate, choice.parent, choice.table).paths, choice.step, run_id)
+    if choice.candidate is not None and choice.step is not None and (holder := choice.holder) is not None:
+        claims.release_pin(holder.paths, choice.step, run_id)
 
 
 def _remove(folder: Path, made: MadeFolder) -> bool:
