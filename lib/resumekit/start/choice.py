@@ -183,13 +183,7 @@ def refuse_what_cannot_be_continued(parent: Run, table: RunTable, *, is_taken_ov
     seen = _refuse_live(parent, f"stop it first, or {branch}", is_taken_over=is_taken_over)
     _refuse_orphans(parent, branch, is_taken_over=is_taken_over)
     _refuse_finished(parent, seen)
-    refuse_continued(parent, table, is_taken_over=is_taken_over)
-
-
-def refuse_continued(parent: Run, table: RunTable, *, is_taken_over: bool = False) -> None:
-    """Raise Refused if another run continues `parent` already."""
-    if sentence := claims.held_by_other(parent.paths, table.has_started, is_taken_over=is_taken_over):
-        raise Refused(sentence)
+    claims.refuse_continued(parent.paths, table.has_started, is_taken_over=is_taken_over)
 
 
 def _fresh(request: Request, table: RunTable, said: tuple[str, ...]) -> Choice:
@@ -259,7 +253,7 @@ def _anew(choice: Choice, head: Run, request: Request, another: str | None) -> C
             "run.sh --name NAME begins another one"
         )
     _refuse_orphans(head, "begin another with run.sh --fresh", is_taken_over=request.take_over)
-    refuse_continued(head, choice.table, is_taken_over=request.take_over)
+    claims.refuse_continued(head.paths, choice.table.has_started, is_taken_over=request.take_over)
     advice = (
         f"--accept begins anew in the place of '{head.run_id}', with your own words; run.sh --fresh begins beside it"
     )

@@ -21,7 +21,7 @@ from ..config import config
 from ..run import live_marker, run_names, seals
 from ..run.run_folder import Run
 from . import pipeline, preflight, trainer_command
-from .choice import CONTINUE, FRESH, Choice, refuse_continued
+from .choice import CONTINUE, FRESH, Choice
 from .code_state import MAX_UNTRACKED, Code
 from .pipeline import Planned
 from .request import Request
@@ -273,7 +273,7 @@ def _claim_head(choice: Choice, parent: Run, run_id: str, launcher: processes.Id
             parent.paths, run_id, launcher, choice.table.has_started, is_taken_over=choice.is_taken_over
         )
     except OSError as error:
-        refuse_continued(parent, choice.table, is_taken_over=choice.is_taken_over)
+        claims.refuse_continued(parent.paths, choice.table.has_started, is_taken_over=choice.is_taken_over)
         raise Refused(
             f"'{parent.run_id}' cannot be claimed ({error.strerror}): it may belong to another user; "
             "resume.sh --step N branches from it"
