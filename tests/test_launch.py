@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 
-from resumekit import commands
 from resumekit.base import ownership
 from resumekit.base.errors import KitError
 from resumekit.base.ownership import MadeFolder
 from resumekit.base.paths import RunPaths
-from resumekit.start import launcher_answer, make_folder, preflight
+from resumekit.start import launcher_answer, make_folder, preflight, request
 
 NOTHING: Any = SimpleNamespace(parent=None, candidate=None, relation="fresh", step=None)
 
@@ -141,4 +140,4 @@ def test_an_answer_without_a_run_is_read_by_a_launcher_of_each_version(
 
 def test_words_of_the_trainer_are_kept_as_they_were_typed() -> None:
     words = ["--answer-to=7", "--experiment=T-1", "--", "--answer-to=x", "--launcher-pid=y"]
-    assert commands._typed(words) == words[1:]
+    assert list(request.parse(words).typed) == words[1:]
