@@ -13,6 +13,7 @@ from resumekit.base import ownership
 from resumekit.base.errors import KitError
 from resumekit.base.ownership import MadeFolder
 from resumekit.base.paths import RunPaths
+from resumekit.run import new_folder
 from resumekit.start import launcher_answer, make_folder, preflight, request
 
 NOTHING: Any = SimpleNamespace(parent=None, candidate=None, relation="fresh", step=None)
@@ -25,7 +26,7 @@ def made(tmp_path: Path) -> tuple[RunPaths, MadeFolder]:
     (tmp_path / "other/checkpoints/step_10.pt").write_text("precious")
     paths = RunPaths(tmp_path / "new")
     paths.run_dir.mkdir()
-    return paths, make_folder._just_made(paths.run_dir)
+    return paths, new_folder._just_made(paths.run_dir)
 
 
 def exchange(paths: RunPaths) -> None:
@@ -67,7 +68,7 @@ def test_an_exchanged_folder_is_not_filled(made: tuple[RunPaths, MadeFolder]) ->
     with pytest.raises(KitError, match="is not the folder that was made for this run"):
         ownership.refuse_exchanged(paths.run_dir, identity)
     with pytest.raises(OSError, match="exchanged"):
-        make_folder._just_made(paths.run_dir)
+        new_folder._just_made(paths.run_dir)
 
 
 @pytest.fixture

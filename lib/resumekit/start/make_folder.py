@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from ..base import claims, file_identity, kit_version, ownership, processes, redaction
+from ..base import claims, file_identity, kit_version, processes, redaction
 from ..base.errors import Busy, KitError, Refused
 from ..base.files import fsync_directory, fsync_file, to_json, utc_now, write_atomic, write_new
 from ..base.imports import TYPE_CHECKING, Any, NamedTuple
@@ -18,7 +17,7 @@ from ..base.paths import RunPaths, relative_to_run
 from ..base.redaction import redacted_text
 from ..base.terminal import say
 from ..config import config
-from ..run import live_marker, run_names, seals
+from ..run import live_marker, new_folder, run_names, seals
 from ..run.run_folder import Run
 from . import pipeline, preflight, trainer_command
 from .choice import CONTINUE, FRESH, Choice
@@ -104,8 +103,6 @@ def run_environment(extra_names: Sequence[str]) -> dict[str, Any]:
 # One Python process decides and writes, because a second one would cost every launch as much again. Killed at any
 # point, it leaves at most a folder that is listed as `never_started` and a claim that counts for nothing.
 
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-
 
 class Launch(NamedTuple):
     """A run that is ready to start.
@@ -177,7 +174,8 @@ def prepare(planned: Planned, launcher_pid: int, kit_argv: Sequence[str]) -> Lau
     choice, request = planned.choice, planned.request
     ready, _ = planned.startable
     launcher = processes.identify(launcher_pid)
-    paths, made = _claim_folder(choice)
+    wanted = preflight.run_paths(choice, _new_run_id(choice))
+    paths, made = new_folder.make(wanted)
     launch = None
     try:
         handed = planned.plan.handed if planned.plan else None
@@ -201,53 +199,11 @@ def prepare(planned: Planned, launcher_pid: int, kit_argv: Sequence[str]) -> Lau
     return launch
 
 
-def _claim_folder(choice: Choice) -> tuple[RunPaths, MadeFolder]:
-    """Make the run's folder under a name that is free; plain mkdir is what makes it ours alone.
-
-    Returns:
-        (the run's files, by what its folder is known from now on).
-    """
+def _new_run_id(choice: Choice) -> str:
     exp_name = str(run_names.RunName(choice.experiment, choice.name))
     if choice.relation == FRESH:
-        run_id = run_names.make_run_id(exp_name)
-    else:
-        run_id = run_names.make_run_id(exp_name, choice.parent.run_id if choice.parent else None, choice.step)
-    runs_dir = choice.table.runs_dir
-    try:
-        _make_runs_dir(runs_dir)
-        for number in range(1, 10000):
-            paths = preflight.run_paths(choice, run_id if number == 1 else f"{run_id}-{number}")
-            if live_marker.is_there(paths):
-                continue  # of a run whose folder was moved, and which may still train under this id
-            with contextlib.suppress(FileExistsError):
-                paths.run_dir.mkdir()
-                return paths, _just_made(paths.run_dir)
-    except OSError as error:
-        raise KitError(f"no run folder can be made in '{runs_dir}': {error.strerror}") from error
-    raise KitError(f"no free name for '{run_id}' in '{runs_dir}'")
-
-
-def _just_made(folder: Path) -> MadeFolder:
-    """Return what the folder is that this process has just made; OSError where another one lies there by now."""
-    descriptor = os.open(folder, _FOLDER)
-    try:
-        if os.listdir(descriptor):
-            raise OSError(errno.ESTALE, "it was exchanged as soon as it was made", str(folder))
-        return ownership.made_folder_of(os.fstat(descriptor))
-    finally:
-        os.close(descriptor)
-
-
-def _make_runs_dir(runs_dir: Path) -> None:
-    """Make the folder of all runs if it is not there, and tell the lab's git to leave it alone, as pytest's cache does.
-
-    One that is there is the lab's to decide on.
-    """
-    is_new = not os.path.lexists(runs_dir)
-    runs_dir.mkdir(parents=True, exist_ok=True)
-    if is_new:
-        with contextlib.suppress(OSError):
-            write_new(runs_dir / ".gitignore", b"# made by resumekit: checkpoints are not for git\n*\n")
+        return run_names.make_run_id(exp_name)
+    return run_names.make_run_id(exp_name, choice.parent.run_id if choice.parent else None, choice.step)
 
 
 def _claim_parent(choice: Choice, paths: RunPaths, launcher: processes.Identity | None) -> None:
@@ -366,7 +322,7 @@ def _make_durable(paths: RunPaths) -> None:
 
 def _take_back(choice: Choice, paths: RunPaths, launch: Launch | None, made: MadeFolder) -> None:
     """Remove the folder that this process has just made, its seal and its claims; no other process has seen it."""
-    if not _remove(paths.run_dir, made):
+    if not new_folder.remove(paths.run_dir, made):
         _say(f"'{paths.run_dir}' stays as it is: it could not be removed, or is not the folder made for this run")
     if launch is not None:
         seals.release({"run_id": launch.run_id, "token": launch.token})
@@ -377,37 +333,6 @@ def _take_back(choice: Choice, paths: RunPaths, launch: Launch | None, made: Mad
         claims.release_continuation(choice.parent.paths, run_id)
     if choice.candidate is not None and choice.step is not None and (holder := choice.holder) is not None:
         claims.release_pin(holder.paths, choice.step, run_id)
-
-
-def _remove(folder: Path, made: MadeFolder) -> bool:
-    """Remove the folder that was made, and no other one that was moved to its name; False where something is left.
-
-    What lies in it is removed through its descriptor, and rmdir takes away what is empty alone.
-    """
-    try:
-        descriptor = os.open(folder, _FOLDER)
-    except OSError:
-        return not os.path.lexists(folder)
-    try:
-        if not made.is_at(os.fstat(descriptor)):
-            return False
-        for name in os.listdir(descriptor):
-            _remove_entry(f"/proc/self/fd/{descriptor}/{name}")
-        os.rmdir(folder)
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-    return True
-
-
-def _remove_entry(path: str) -> None:
-    if os.path.isdir(path) and not os.path.islink(path):
-        import shutil  # late: a start that succeeds removes nothing
-
-        shutil.rmtree(path)
-    else:
-        os.unlink(path)
 
 
 def _say(sentence: str) -> None:
