@@ -64,7 +64,7 @@ def _launch(arguments: list[str], choose: Callable[[Any], Any], prog: str) -> in
         from .start import pipeline, plan_report
 
         planned = pipeline.decide(request, choose, pipeline.of_a_user(request))
-        return plan_report.show(planned, is_json="json" in options.switches)
+        return plan_report.print_report(planned, is_json="json" in options.switches)
     from .start import launcher_answer, make_folder
 
     run = make_folder.start(request, choose, prog, options.launcher_pid, [prog, *options.typed])

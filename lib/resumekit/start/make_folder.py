@@ -10,12 +10,14 @@ from pathlib import Path
 
 from ..base import claims, file_identity, kit_version, processes, redaction
 from ..base.errors import Busy, KitError, Refused
-from ..base.files import fsync_directory, fsync_file, to_json, utc_now, write_atomic, write_new
+from ..base.files import UnreadableFile, fsync_directory, fsync_file, to_json, utc_now, write_atomic, write_new
 from ..base.imports import TYPE_CHECKING, Any, NamedTuple
 from ..base.ownership import MadeFolder, refuse_exchanged
 from ..base.paths import RunPaths, relative_to_run
 from ..base.redaction import redacted_text
 from ..base.terminal import say
+from ..checkpoint import layout
+from ..checkpoint.form import of as form_of
 from ..config import config
 from ..run import live_marker, new_folder, run_names, seals
 from ..run.run_folder import Run
@@ -285,13 +287,28 @@ def _fill(planned: Planned, launch: Launch, launcher: processes.Identity | None,
         paths.dataset.symlink_to(ready.dataset)
     if ready.data is not None:
         write_new(paths.data_files, ready.data.as_list())
-    preflight.copy_checkpoint(choice, paths)
+    _copy_checkpoint(choice, paths)
     write_new(paths.output_log, b"", mode=0o644)
     # From what was written, not from what lies there now: other users may be able to write into the folder.
     unsealed = seals.keep(paths, record, sealed, config.get(choice.config, "notify.command"))
     live_marker.make(paths.live_marker)
     _make_durable(paths)
     return launch._replace(made=launch.made._replace(records=seals.digest(sealed)), unsealed=unsealed)
+
+
+def _copy_checkpoint(choice: Choice, paths: RunPaths) -> None:
+    """Put the chosen checkpoint where a trainer that resumes from a fixed name looks for it.
+
+    A copy, not a link: the trainer may write into it, and the parent's file must stay as it is.
+    """
+    target = preflight.checkpoint_for_trainer(choice, paths)
+    if target is None or choice.candidate is None or target == (chosen := preflight.chosen_file(choice)):
+        return
+    form = choice.parent.form if choice.parent else form_of(choice.config.get("checkpoint"))
+    try:
+        layout.copy_below(chosen, paths.run_dir, target, form.companions_of(chosen.name))
+    except UnreadableFile as error:
+        raise KitError(f"the checkpoint '{chosen}' cannot be copied: {error}") from error
 
 
 def _environment(launch: Launch, root_run_id: str, search_path: str, *, has_plan: bool) -> dict[str, str]:

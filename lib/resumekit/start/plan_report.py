@@ -35,7 +35,7 @@ _LABEL = 13
 _LISTED = (PASSED_OVER, COMPARED)
 
 
-def show(planned: Planned, *, is_json: bool) -> int:
+def print_report(planned: Planned, *, is_json: bool) -> int:
     """Print what a start would do, for a person or as JSON; return the exit code that says whether it may."""
     choice, plan = planned.choice, planned.plan
     if is_json:

@@ -5,18 +5,15 @@ Reads the file system; writes nothing, so that --dry-run finds what the start wo
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ..base.errors import DiskFull, InvalidFile, KitError, UsageError
-from ..base.files import UnreadableFile
+from ..base.errors import DiskFull, InvalidFile, UsageError
 from ..base.imports import TYPE_CHECKING, Any, NamedTuple
 from ..base.paths import KIT_ROOT, RunPaths, checkpoint_name, unexpanded
 from ..base.redaction import secret_line, secret_word
 from ..checkpoint import layout
-from ..checkpoint.form import of as form_of
 from ..config import config
 from . import code_state, trainer_command
 from .choice import Choice
@@ -27,7 +24,6 @@ if TYPE_CHECKING:
 
 # Room that a launch wants to find: a full disk is refused before there is half a run folder.
 MIN_FREE_BYTES = 1 << 20
-_NO_LINK = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Ready(NamedTuple):
@@ -270,42 +266,3 @@ def _data(choice: Choice, dataset: Path | None) -> DataState | None:
     # What a recovery waits for has to be bounded.
     reads = config.get(choice.config, "data.fingerprint") == data_state.CONTENT and choice.recovery is None
     return data_state.look(dataset, reads=reads)
-
-
-def copy_checkpoint(choice: Choice, paths: RunPaths) -> None:
-    """Put the chosen checkpoint where a trainer that resumes from a fixed name looks for it.
-
-    A copy, not a link: the trainer may write into it, and the parent's file must stay as it is.
-    """
-    target = checkpoint_for_trainer(choice, paths)
-    if target is None or choice.candidate is None or target == chosen_file(choice):
-        return
-    chosen = chosen_file(choice)
-    form = choice.parent.form if choice.parent else form_of(choice.config.get("checkpoint"))
-    try:
-        layout.refuse_link_out(chosen)  # before anything is made
-        folder = _folder_to_copy_into(paths.run_dir, target)
-        try:
-            layout.copy_whole(chosen, folder, target.name, form.companions_of(chosen.name))
-        finally:
-            os.close(folder)
-    except UnreadableFile as error:
-        raise KitError(f"the checkpoint '{chosen}' cannot be copied: {error}") from error
-
-
-def _folder_to_copy_into(run_dir: Path, target: Path) -> int:
-    """Open the folder of a file below a run's folder, step by step; what is not there is made, and no link followed.
-
-    Returns:
-        Its descriptor; the caller closes it.
-    """
-    folder = os.open(run_dir, _NO_LINK)
-    for name in target.relative_to(run_dir).parent.parts:
-        parent = folder
-        try:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(name, dir_fd=parent)
-            folder = os.open(name, _NO_LINK, dir_fd=parent)
-        finally:
-            os.close(parent)
-    return folder
