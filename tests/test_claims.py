@@ -73,7 +73,7 @@ CRASHES = [
     ("base.claims", "TempFile.sync"),
     ("base.claims", "os.link"),
     ("start.make_folder", "_claim_parent"),
-    ("start.make_folder", "run_record"),
+    ("start.run_record", "record_of"),
     ("start.make_folder", "write_atomic"),
     ("config.config", "write_resolved"),
     ("start.make_folder", "_fill"),

@@ -236,7 +236,7 @@ def _take_up(examined: trust.Examined, state: State, table: RunTable, found: Inc
     refuse_what_cannot_be_continued(run, table)
     if _is_decided_by_a_person(run, table):
         return NOTHING
-    prepared = make_folder.prepare(planned, launcher_pid, ["recover", run.run_id])
+    prepared = make_folder.prepare(planned, processes.identify(launcher_pid), ["recover", run.run_id])
     if _is_decided_by_a_person(run, table):
         return NOTHING  # who stops a run looks for its claim after writing it down, so one of us sees the other
     factor = choice.recovery.lr_factor if choice.recovery else 1.0
