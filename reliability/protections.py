@@ -57,7 +57,7 @@ PATCHES = (
         condition("HELD", False), LIVENESS + "test_a_clone_of_this_machine_starts_no_second_trainer_and_stops_none"),
     patch("a process is a run's by its output", "resumekit/process/stopping.py:_out_of_reach",
         condition("OURS", False), LIVENESS + "test_a_copy_of_a_live_run_stops_and_starts_nothing_of_the_original"),
-    patch("a link is no output of a run's own", "resumekit/run/life_signs.py:_whose",
+    patch("a link is no output of a run's own", "resumekit/base/run_ties.py:whose_output",
         value("_look_at_only_name", "os.stat"),
         LIVENESS + "test_a_link_under_the_logs_name_makes_no_other_run_ones_own"),
     patch("a trainer that comes back is fenced", "resumekit/trainer/trainer_env.py:end_if_taken_over",
