@@ -15,7 +15,7 @@ from resumekit.base.files import read_bounded
 from resumekit.process import sidecar_warnings
 from resumekit.run import live_marker
 from resumekit.run.run_folder import open_run
-from resumekit.start import code_change, code_scope, code_state
+from resumekit.start import code_change, code_scope
 from resumekit.watch import recovering
 from support.commands import Kit
 from support.lab_repo import git
@@ -198,7 +198,7 @@ def test_a_run_of_the_version_before_is_compared_as_it_was_recorded(paused: Kit)
     run = failed_run(paused)
     document = json.loads((run / "run.json").read_text())
     del document["code"]
-    document["git"]["diff_sha256"] = code_state.old_diff(folder, document["git"]["commit"])
+    document["git"]["diff_sha256"] = code_change.git.old_diff(folder, document["git"]["commit"])
     (run / "run.json").write_text(json.dumps(document))
     assert code_change.answer(code_change.ask(open_run(run))) == []
     with open(folder / "train.py", "a") as file:

@@ -161,12 +161,12 @@ def test_a_git_that_does_not_say_in_time_what_is_untracked_holds_up_no_start(
 ):
     snapshot = code_state.start_snapshot(repo)
     hanging = snapshot._replace(untracked=background_command.start(["sleep", "60"], os.environ))
-    monkeypatch.setattr(code_state, "UNTRACKED_S", 0.05)
+    monkeypatch.setattr(code_state.git, "UNTRACKED_S", 0.05)
     code = code_state.finish_snapshot(hanging)
     assert code.left_out is None and code.is_known and not code.said
 
 
-@pytest.mark.fault("K1", by="code_state: git without the repository's programs")
+@pytest.mark.fault("K1", by="base/git: git without the repository's programs")
 def test_a_repository_s_own_programs_are_not_run(kit: Kit, repo: Path):
     for key in ("diff.external", "core.fsmonitor", "diff.bad.textconv", "diff.bad.command"):
         git(repo, "config", key, "touch pwned; cat")
@@ -178,7 +178,7 @@ def test_a_repository_s_own_programs_are_not_run(kit: Kit, repo: Path):
 
 @pytest.mark.fault("K8", by="code_state: a size cap")
 def test_a_large_diff_is_not_kept_but_its_digest_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(code_state, "MAX_PATCH_BYTES", 100)
+    monkeypatch.setattr(code_state.git, "MAX_PATCH_BYTES", 100)
     (tmp_path / "a").write_text("one\n")
     git(tmp_path, "init", "-q")
     git(tmp_path, "add", "a")

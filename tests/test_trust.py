@@ -23,7 +23,7 @@ from resumekit.run import live_marker, seals, status, trust
 from resumekit.run.run_folder import Run, open_run
 from resumekit.run.run_table import RunTable
 from resumekit.run.trust import Standing
-from resumekit.start import code_state, consent
+from resumekit.start import consent
 from resumekit.start.request import parse
 from resumekit.watch import recovering
 from resumekit.watch.recover_command import environment_of_callers_run
@@ -797,9 +797,9 @@ def test_a_shallow_clone_does_not_say_where_its_repository_begins(tmp_path: Path
         git(whole, "commit", "-q", "--allow-empty", "-m", word)
     git(tmp_path, "clone", "-q", "--depth=1", f"file://{whole}", str(shallow))
     git(whole, "worktree", "add", "-q", str(tmp_path / "tree"))
-    first = code_state.first_commit(whole)
-    assert first == git(whole, "rev-list", "--max-parents=0", "HEAD") == code_state.first_commit(tmp_path / "tree")
-    assert code_state.first_commit(shallow) is None
+    first = consent.git.first_commit(whole)
+    assert first == git(whole, "rev-list", "--max-parents=0", "HEAD") == consent.git.first_commit(tmp_path / "tree")
+    assert consent.git.first_commit(shallow) is None
 
 
 def test_every_command_says_which_kit_it_is(kit: Kit) -> None:

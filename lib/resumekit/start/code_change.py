@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ..base import background_command, file_identity
+from ..base import file_identity, git
+from ..base.background_command import Question
 from ..base.errors import KitError
 from ..base.files import UnreadableFile, read_bounded
 from ..base.imports import Any, NamedTuple
@@ -147,7 +148,7 @@ class Asked(NamedTuple):
 
     run: Run
     root: Path
-    question: background_command.Question | None = None
+    question: Question | None = None
 
 
 class CodeUnknown(KitError):
@@ -159,7 +160,7 @@ class CodeUnknown(KitError):
 def ask(run: Run) -> Asked:
     """Start comparing; git works while something else is done."""
     root, commit = Path(str(run.record.get("root"))), _git_of(run).get("commit")
-    return Asked(run, root, code_state.ask_changed(root, commit) if isinstance(commit, str) else None)
+    return Asked(run, root, git.ask_changed(root, commit) if isinstance(commit, str) else None)
 
 
 def answer(asked: Asked) -> list[str]:
@@ -194,11 +195,10 @@ def sentence(names: list[str]) -> str:
 
 def _since_the_version_before(run: Run, root: Path, now: Mapping[str, Any]) -> list[str]:
     """Compare as a run can be compared whose record has the digest of one long diff, and none of its files."""
-    git = _git_of(run)
-    then = git.get("diff_sha256")
+    then = _git_of(run).get("diff_sha256")
     if then is None:
         return sorted(now)
-    diff = code_state.old_diff(root, str(git["commit"]))
+    diff = git.old_diff(root, str(_git_of(run)["commit"]))
     if diff == "unknown":
         raise CodeUnknown("git does not say which code there is")
     return [] if diff == then else sorted(now) or ["tracked files are not as they were"]

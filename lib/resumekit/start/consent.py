@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from ..base import git
 from ..base.errors import KitError
 from ..base.imports import Any
 from ..base.values import mapping, string
@@ -22,7 +23,7 @@ from ..run import trust
 from ..run.run_folder import Run
 from ..run.run_table import RunTable, run_around
 from ..run.trust import SEALED, Standing
-from . import code_state, trainer_command
+from . import trainer_command
 from .request import Request
 
 # A person cannot agree to what is not shown: longer values are cut, and their length is said.
@@ -136,7 +137,7 @@ def another_project(run: Run, request: Request, experiment: str) -> str | None:
     if not isinstance(root, str) or "\0" in root or not os.path.isdir(root) or _is_same(root, request.root):
         return None  # it is gone, as after an `mv`, or seen from another container
     first = string(mapping(run.record.get("git")).get("first_commit"))
-    here = None if first is None else code_state.first_commit(request.root)
+    here = None if first is None else git.first_commit(request.root)
     if first is not None and here is not None:
         if here == first:
             return None
