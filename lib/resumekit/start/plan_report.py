@@ -39,12 +39,14 @@ def print_report(planned: Planned, *, is_json: bool) -> int:
     """Print what a start would do, for a person or as JSON; return the exit code that says whether it may."""
     choice, plan = planned.choice, planned.plan
     if is_json:
-        show_json(as_json(choice, plan))
+        page = as_json(choice, plan)
+        show_json(page)
     else:
         command: Sequence[str] = ()
         if plan is None and planned.ready is not None:
             command = preflight.trainer_argv(choice, preflight.run_paths(choice, "RUN_ID"), planned.ready)
-        show_text(as_text(choice, plan, command))
+        page = as_text(choice, plan, command)
+        show_text(page)
     if plan is None:
         return NEEDS_ACCEPT if choice.consents else DONE
     return REFUSED if plan.refusals else NEEDS_ACCEPT if plan.consents else DONE
