@@ -14,7 +14,7 @@ import jsonschema
 import pytest
 
 from resumekit.base import background_command
-from resumekit.start import code_state, trainer_command
+from resumekit.start import code_state, interpreter
 from support import schema_examples
 from support.commands import Kit, killed
 from support.lab_repo import git
@@ -243,5 +243,5 @@ def test_an_interpreter_that_answers_nonsense_is_unknown(tmp_path: Path):
     fake = tmp_path / "python3"
     fake.write_text("#!/bin/sh\necho hello\n")
     fake.chmod(0o755)
-    versions = trainer_command.Versions([str(fake)], "").answer()
+    versions = interpreter.Versions([str(fake)], "").answer()
     assert versions["python"] is None and versions["torch"] is None

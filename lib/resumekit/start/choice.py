@@ -21,7 +21,7 @@ from ..run import life_signs, status
 from ..run.run_folder import Run
 from ..run.run_names import check_name
 from ..run.run_table import Recovery, RunTable
-from . import baseline, init_base, search, trainer_command
+from . import baseline, init_base, interpreter, search, trainer_command
 from .baseline import ResumeConfig, for_resume
 from .init_base import InitBase
 from .request import Request
@@ -229,8 +229,8 @@ def _also_said(request: Request, table: RunTable, resolved: dict[str, Any]) -> t
     return (
         *(Note(WARNING, f"warning: {doubt}") for doubt in doubts),
         *search.copies_said(request, table),
-        *trainer_command.override_said(resolved),
-        *trainer_command.helpers_said(),
+        *interpreter.override_said(resolved),
+        *interpreter.helpers_said(),
         *rules.without_effect(resolved, request.config_file.schema),
     )
 

@@ -15,7 +15,7 @@ from ..base.paths import KIT_ROOT, RunPaths, checkpoint_name, unexpanded
 from ..base.redaction import secret_line, secret_word
 from ..checkpoint import layout
 from ..config import config
-from . import code_state, trainer_command
+from . import code_state, interpreter, trainer_command
 from .choice import Choice
 from .request import Request, root_of
 
@@ -46,7 +46,7 @@ class Ready(NamedTuple):
     dataset: Path | None
     python: str
     search_path: str
-    versions: trainer_command.Versions | trainer_command.NotAsked = trainer_command.NotAsked()
+    versions: interpreter.Versions | interpreter.NotAsked = interpreter.NotAsked()
     may_start: bool = True
     data: DataState | None = None
 
@@ -66,25 +66,25 @@ def check(choice: Choice, request: Request) -> Ready:
         root,
         _folder(root, config.get(choice.config, "trainer.cwd")),
         _dataset(root, config.get(choice.config, "data.path")),
-        trainer_command.configured_python(choice.config, root),
-        trainer_command.search_path(),
+        interpreter.configured_python(choice.config, root),
+        interpreter.search_path(),
     )
     _refuse_unresumable(choice)
-    trainer_command.check_helpers(choice.config)
+    interpreter.check_helpers(choice.config)
     # A placeholder that there is not is found by a person's start, not by the night's first cut.
     argv = trainer_argv(choice, run_paths(choice, "RUN_ID"), ready, trainer_command.lr_words(choice.config, "0"))
     search_path = os.environ.get("PATH", os.defpath)
     if not choice.config["trainer"].get("wrap"):  # what lies behind a wrapper is not to be seen from here
-        trainer_command.check_override(ready.python, search_path)
-    trainer_command.check_program(argv, ready.cwd, search_path, trainer_command.python_origin(choice.config))
+        interpreter.check_override(ready.python, search_path)
+    trainer_command.check_program(argv, ready.cwd, search_path, interpreter.python_origin(choice.config))
     if choice.recovery is None:  # a missing mailer must not keep a run from going on in the night
         trainer_command.check_notifier(config.get(choice.config, "notify.command"), root, search_path)
     _refuse_full_disk(choice.table.runs_dir)
     if choice.consents and not (request.is_accepted and not request.is_dry_run):
-        return ready._replace(versions=trainer_command.NotAsked(), may_start=False)
-    asked_as = trainer_command.asked_as(argv, ready.cwd, ready.python, choice.config)
-    is_wrapped = trainer_command.is_wrapped(choice.config, argv)
-    ready = ready._replace(versions=trainer_command.Versions(asked_as, ready.search_path, is_wrapped=is_wrapped))
+        return ready._replace(versions=interpreter.NotAsked(), may_start=False)
+    asked_as = interpreter.asked_as(argv, ready.cwd, ready.python, choice.config)
+    is_wrapped = interpreter.is_wrapped(choice.config, argv)
+    ready = ready._replace(versions=interpreter.Versions(asked_as, ready.search_path, is_wrapped=is_wrapped))
     return ready._replace(data=_data(choice, ready.dataset))
 
 

@@ -17,7 +17,7 @@ from ..run import log_end, run_end, status
 from ..run.journal_fold import State
 from ..run.run_folder import Run
 from ..run.throughput import is_saving
-from ..start import code_change, compatibility, trainer_command
+from ..start import code_change, compatibility, interpreter
 from ..start.code_state import Code
 from .incident import Incident
 
@@ -219,7 +219,7 @@ def _advice(run: Run, found: log_end.LastError) -> str:
         return ""
     argv = items(run.record.get("argv"))
     program = string(argv[0]) or "" if argv else ""
-    is_python = trainer_command.is_python(program)
+    is_python = interpreter.is_python(program)
     where = f" (no module named {found.module} in '{program}')" if is_python else ""
     if found.module != "torch":
         return where
