@@ -15,7 +15,7 @@ from resumekit.base.files import read_bounded
 from resumekit.process import sidecar_warnings
 from resumekit.run import live_marker
 from resumekit.run.run_folder import open_run
-from resumekit.start import code_change, code_scope
+from resumekit.start import code_change, code_scope, command_files
 from resumekit.watch import recovering
 from support.commands import Kit
 from support.lab_repo import git
@@ -282,7 +282,7 @@ def test_the_files_that_a_command_names(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text)
 
     def named(*argv: str) -> list[str]:
-        return sorted(code_change.named_files(argv, tmp_path, tmp_path, tmp_path / "runs"))
+        return sorted(command_files.named_files(argv, tmp_path, tmp_path, tmp_path / "runs"))
 
     script = ["lab/__init__.py", "lab/data.py", "lab/deep.py", "model.py", "train.py"]
     assert named("python", "train.py", "--out", "out.json", "data.txt") == script

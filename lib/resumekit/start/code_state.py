@@ -2,7 +2,7 @@
 
 Asks git (`base/git`), beside the rest. Changed files are recorded by digest, whatever their size; the patch beside it
 holds the text of those that are text, with keys in a known form taken out. Of untracked files only the names are asked
-for; those that the command names are looked at in `code_change`.
+for; those that the command names are looked at in `command_files`.
 """
 
 from __future__ import annotations

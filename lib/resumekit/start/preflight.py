@@ -166,10 +166,10 @@ def code_of(choice: Choice, ready: Ready, snapshot: code_state.Snapshot) -> code
         ready: what `check` found.
         snapshot: what git is being asked about `paths.root`, under way since the command began.
     """
-    from . import code_change, code_scope  # late: `check` alone has no use for them
+    from . import code_scope, command_files  # late: `check` alone has no use for them
 
     argv = trainer_argv(choice, run_paths(choice, "RUN_ID"), ready)
-    files = code_change.named_files(argv, ready.cwd, ready.root, choice.table.runs_dir)
+    files = command_files.named_files(argv, ready.cwd, ready.root, choice.table.runs_dir)
     if ready.root != snapshot.root:
         snapshot = code_state.start_snapshot(ready.root)
     return code_state.finish_snapshot(snapshot, code_scope.of(choice.config, ready.root), files)
