@@ -283,7 +283,7 @@ PATCHES = (
         "resumekit/watch/recover_command.py:environment_of_callers_run",
         condition("why_marked_run_is_not_own()", False),
         CUSTODY + "test_a_recorded_path_and_python_choose_no_program_for_a_run_that_is_not_the_callers"),
-    patch("a run folder that is a link", "resumekit/run/trust.py:_why_not_own", value("lstat", "os.stat"),
+    patch("a run folder that is a link", "resumekit/run/own_runs.py:_why_not_own", value("lstat", "os.stat"),
         CUSTODY + NOT_THE_CALLERS),
     patch("a stop by name does not go through a link", "resumekit/watch/acting.py:stop",
         value("why_link_is_not_own()", None),
