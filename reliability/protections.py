@@ -336,7 +336,7 @@ PATCHES = (
         "test_pickle_forms.py::test_c13_a_known_name_in_another_form_than_it_is_saved_is_refused"),
     patch("one archive in a file", "resumekit/checkpoint/archive.py:records", condition("partition()", False),
         TRUST + "test_an_archive_that_torch_would_read_otherwise_than_the_kit_is_no_checkpoint"),
-    patch("another project's run is no head", "resumekit/start/consent.py:another_project", condition("==", True),
+    patch("another project's run is no head", "resumekit/start/project.py:another_project", condition("==", True),
         TRUST + "test_two_projects_in_one_runs_folder_do_not_go_on_from_each_other"),
     patch("the extractor is no part of the run", "resumekit/process/extraction.py:start",
         condition("startswith()", True),
