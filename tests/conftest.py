@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from resumekit.run import life_signs, live_marker
+from resumekit.base import run_ties
+from resumekit.run import live_marker
 from resumekit.run.liveness import OURS
 from support.commands import Kit
 from support.places import LIVE
@@ -131,5 +132,5 @@ def recovered(kit: Kit) -> Kit:
 @pytest.fixture
 def its_own_process_may_stand_for_a_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
     """It does not write into a run's output.log, as a trainer does."""
-    real = life_signs._whose
-    monkeypatch.setattr(life_signs, "_whose", lambda run, pid: OURS if pid == os.getpid() else real(run, pid))
+    real = run_ties.whose_output
+    monkeypatch.setattr(run_ties, "whose_output", lambda pid, run: OURS if pid == os.getpid() else real(pid, run))

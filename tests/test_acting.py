@@ -16,7 +16,7 @@ from resumekit.base import journal
 from resumekit.base.paths import RunPaths
 from resumekit.run import listing, status
 from resumekit.run.run_folder import Run, open_run
-from resumekit.start import make_folder
+from resumekit.start import run_record
 from resumekit.watch import acting, inspection
 from support.places import LIVE, ROOT
 from support.processes import wait_until
@@ -128,7 +128,7 @@ def test_a_child_that_the_watcher_starts_has_the_variables_that_change_how_it_tr
 ) -> None:
     for name in (*HANDED_ON, *KEPT_BACK):
         monkeypatch.setenv(name, "1")
-    recorded = make_folder.run_environment([])
+    recorded = run_record.environment([])
     assert set(HANDED_ON) <= set(recorded["values"]) and not set(KEPT_BACK) & set(recorded["values"])
     for name in (*HANDED_ON, *KEPT_BACK):
         monkeypatch.delenv(name)

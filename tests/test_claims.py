@@ -69,11 +69,11 @@ main([*argv, f"--answer-to={{os.getpid()}}"])
 """
 
 CRASHES = [
-    ("start.make_folder", "_claim_folder"),
+    ("run.new_folder", "make"),
     ("base.claims", "TempFile.sync"),
     ("base.claims", "os.link"),
     ("start.make_folder", "_claim_parent"),
-    ("start.make_folder", "run_record"),
+    ("start.run_record", "record_of"),
     ("start.make_folder", "write_atomic"),
     ("config.config", "write_resolved"),
     ("start.make_folder", "_fill"),
@@ -101,7 +101,7 @@ def test_a_launch_that_is_killed_at_any_point_needs_no_hand(kit: Kit, module: st
 
 @pytest.mark.fault("H20", by="runs.py: a folder without a trainer is no head")
 def test_a_fresh_start_that_is_killed_is_no_head(kit: Kit):
-    argv = [sys.executable, "-c", DIES_BEHIND, "start.make_folder", "_claim_folder", "start", "--experiment=T-1"]
+    argv = [sys.executable, "-c", DIES_BEHIND, "run.new_folder", "make", "start", "--experiment=T-1"]
     subprocess.run([*argv, f"--config={kit.config_file}", f"--runs={kit.runs}"], env=kit.env, capture_output=True)
     assert len(list(kit.runs.glob("T-1*"))) == 1
     assert "starting T-1 anew" in kit("run", "T-1").stderr

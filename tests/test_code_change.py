@@ -15,7 +15,7 @@ from resumekit.base.files import read_bounded
 from resumekit.process import sidecar_warnings
 from resumekit.run import live_marker
 from resumekit.run.run_folder import open_run
-from resumekit.start import code_change, code_scope, code_state
+from resumekit.start import code_change, code_scope, command_files
 from resumekit.watch import recovering
 from support.commands import Kit
 from support.lab_repo import git
@@ -198,7 +198,7 @@ def test_a_run_of_the_version_before_is_compared_as_it_was_recorded(paused: Kit)
     run = failed_run(paused)
     document = json.loads((run / "run.json").read_text())
     del document["code"]
-    document["git"]["diff_sha256"] = code_state.old_diff(folder, document["git"]["commit"])
+    document["git"]["diff_sha256"] = code_change.git.old_diff(folder, document["git"]["commit"])
     (run / "run.json").write_text(json.dumps(document))
     assert code_change.answer(code_change.ask(open_run(run))) == []
     with open(folder / "train.py", "a") as file:
@@ -282,7 +282,7 @@ def test_the_files_that_a_command_names(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text)
 
     def named(*argv: str) -> list[str]:
-        return sorted(code_change.named_files(argv, tmp_path, tmp_path, tmp_path / "runs"))
+        return sorted(command_files.named_files(argv, tmp_path, tmp_path, tmp_path / "runs"))
 
     script = ["lab/__init__.py", "lab/data.py", "lab/deep.py", "model.py", "train.py"]
     assert named("python", "train.py", "--out", "out.json", "data.txt") == script

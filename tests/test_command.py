@@ -11,7 +11,7 @@ import pytest
 
 from resumekit.base.errors import InvalidFile, ToolMissing
 from resumekit.config import schema
-from resumekit.start import choice, trainer_command
+from resumekit.start import choice, interpreter, trainer_command
 from resumekit.start.request import parse
 from support.commands import Kit
 
@@ -76,7 +76,7 @@ def test_the_program_is_looked_for_before_anything_is_started(tmp_path: Path):
             trainer_command.check_program([program], tmp_path, "/usr/bin:/bin")
     with pytest.raises(ToolMissing, match="are not expanded here: write '/"):
         trainer_command.check_program(["~/train"], tmp_path, "/usr/bin:/bin")
-    python = trainer_command.configured_python({"trainer": {"python": "~/.venv/bin/python"}}, tmp_path)
+    python = interpreter.configured_python({"trainer": {"python": "~/.venv/bin/python"}}, tmp_path)
     with pytest.raises(ToolMissing, match=re.escape(f"write '{os.path.expanduser('~/.venv/bin/python')}'")):
         trainer_command.check_program([python], tmp_path, "/usr/bin:/bin")
     (tmp_path / "run.py").chmod(0o755)
@@ -97,8 +97,8 @@ def test_the_program_is_looked_for_before_anything_is_started(tmp_path: Path):
     ],
 )
 def test_the_script_that_a_python_runs_is_told_from_its_options(words: list[str], script: str | None):
-    assert trainer_command.script_of(["/usr/bin/python3.11", *words]) == script
-    assert trainer_command.script_of(["bash", *words]) is None
+    assert interpreter.script_of(["/usr/bin/python3.11", *words]) == script
+    assert interpreter.script_of(["bash", *words]) is None
 
 
 @pytest.mark.parametrize("switch", [[], ["--dry-run"]])

@@ -15,7 +15,7 @@ from resumekit.base.errors import KitError
 from resumekit.base.files import utc_now
 from resumekit.base.paths import RunPaths
 from resumekit.run.run_folder import Run
-from resumekit.watch import eligibility, recovering
+from resumekit.watch import devices, recovering
 from support.runs import events
 
 
@@ -62,10 +62,10 @@ def test_only_the_run_s_own_gpus_are_looked_at(
     smi.write_text(f"{on}, {other.pid}, python\n")
     run = a_run(tmp_path, visible, 30.0)
     if is_free:
-        eligibility.require_free_gpus(run, {})
+        devices.require_free_gpus(run, {})
         return
     with pytest.raises(KitError, match=f"pid {other.pid} \\(python\\)") as caught:
-        eligibility.require_free_gpus(run, {})
+        devices.require_free_gpus(run, {})
     assert type(caught.value) is KitError, "one that passes by itself"
 
 
@@ -73,18 +73,18 @@ def test_what_had_shared_the_gpu_with_the_run_is_no_obstacle(
     tmp_path: Path, smi: Path, other: subprocess.Popen
 ) -> None:
     smi.write_text(f"GPU-aa, {other.pid}, python\n")
-    eligibility.require_free_gpus(a_run(tmp_path, "0", -30.0), {})
+    devices.require_free_gpus(a_run(tmp_path, "0", -30.0), {})
 
 
 def test_without_nvidia_smi_and_where_it_hangs_nothing_is_asked(
     tmp_path: Path, smi: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = a_run(tmp_path, "0", 30.0)
-    monkeypatch.setattr(eligibility, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(devices, "TIMEOUT_S", 0.2)
     (smi.parent / "bin" / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 60\n")
-    eligibility.require_free_gpus(run, {})
+    devices.require_free_gpus(run, {})
     monkeypatch.setenv("PATH", str(tmp_path))
-    eligibility.require_free_gpus(run, {})
+    devices.require_free_gpus(run, {})
 
 
 def test_a_take_up_waits_and_says_so_once_until_the_gpu_is_free(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from resumekit.start import compatibility, trainer_command
+from resumekit.start import compatibility, interpreter
 from support.commands import Kit
 from support.places import TOY
 
@@ -68,7 +68,7 @@ def test_under_a_wrapper_the_python_of_this_shell_says_nothing(kit: Kit, in_venv
     ],
 )
 def test_what_is_a_wrapper(command: list[str], argv: list[str], python: str | None, wrapped: bool) -> None:
-    assert trainer_command.is_wrapped({"trainer": {"command": command, "python": python}}, argv) is wrapped
+    assert interpreter.is_wrapped({"trainer": {"command": command, "python": python}}, argv) is wrapped
 
 
 def test_an_interpreter_that_does_not_answer_is_not_one_without_torch() -> None:

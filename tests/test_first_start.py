@@ -9,7 +9,7 @@ import pytest
 from resumekit.base.paths import RunPaths
 from resumekit.run import log_end, run_end
 from resumekit.run.run_folder import Run
-from resumekit.watch import eligibility
+from resumekit.watch import failed_start
 from support.commands import Kit
 from support.long_tests import long
 from support.processes import wait_until
@@ -55,10 +55,10 @@ def test_a_run_whose_steps_no_pattern_reads_has_begun_once_it_saves_or_has_run_f
     end = {"code": 1, "signal": None, "elapsed_s": 3.0 if how == "saves" else 36000.0}
     monkeypatch.setattr(run_end, "read", lambda _run: end)
     monkeypatch.setattr(log_end, "last_error_of", lambda _run, _code: log_end.LastError("shard_0123.tar", log_end.FILE))
-    assert eligibility.cannot_heal(run, state) is None
-    assert eligibility.cannot_heal(run, {}) is None or how == "saves"
+    assert failed_start.cannot_heal(run, state) is None
+    assert failed_start.cannot_heal(run, {}) is None or how == "saves"
     end["elapsed_s"] = 3.0
-    assert eligibility.cannot_heal(run, {}) == "a file is not there: shard_0123.tar"
+    assert failed_start.cannot_heal(run, {}) == "a file is not there: shard_0123.tar"
 
 
 @pytest.mark.parametrize(

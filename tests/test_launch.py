@@ -1,4 +1,4 @@
-"""A new run's folder, where other users may rename and plant: resumekit.start.make_folder and start.preflight."""
+"""A new run's folder, where other users may rename and plant: resumekit.start.make_folder and run.new_folder."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from resumekit import commands
 from resumekit.base import ownership
 from resumekit.base.errors import KitError
 from resumekit.base.ownership import MadeFolder
 from resumekit.base.paths import RunPaths
-from resumekit.start import launcher_answer, make_folder, preflight
+from resumekit.run import new_folder
+from resumekit.start import launcher_answer, make_folder, request
 
 NOTHING: Any = SimpleNamespace(parent=None, candidate=None, relation="fresh", step=None)
 
@@ -26,7 +26,7 @@ def made(tmp_path: Path) -> tuple[RunPaths, MadeFolder]:
     (tmp_path / "other/checkpoints/step_10.pt").write_text("precious")
     paths = RunPaths(tmp_path / "new")
     paths.run_dir.mkdir()
-    return paths, make_folder._just_made(paths.run_dir)
+    return paths, new_folder._just_made(paths.run_dir)
 
 
 def exchange(paths: RunPaths) -> None:
@@ -68,7 +68,7 @@ def test_an_exchanged_folder_is_not_filled(made: tuple[RunPaths, MadeFolder]) ->
     with pytest.raises(KitError, match="is not the folder that was made for this run"):
         ownership.refuse_exchanged(paths.run_dir, identity)
     with pytest.raises(OSError, match="exchanged"):
-        make_folder._just_made(paths.run_dir)
+        new_folder._just_made(paths.run_dir)
 
 
 @pytest.fixture
@@ -86,11 +86,11 @@ def copying(tmp_path: Path) -> tuple[Any, RunPaths, Path]:
 def test_a_checkpoint_is_copied_below_folders_that_are_made_for_it(copying: tuple[Any, RunPaths, Path]) -> None:
     choice, paths, _ = copying
     (paths.run_dir / "a").mkdir()
-    preflight.copy_checkpoint(choice, paths)
+    make_folder._copy_checkpoint(choice, paths)
     assert (paths.run_dir / "a/b/last.pt").read_bytes() == choice.candidate.path.read_bytes()
 
 
-@pytest.mark.fault("K4", by="preflight: no link is followed below the run folder, exclusive create")
+@pytest.mark.fault("K4", by="checkpoint/layout: no link is followed below the run folder, exclusive create")
 @pytest.mark.parametrize("link", ["a", "a/b", "a/b/last.pt"])
 def test_a_copy_of_a_checkpoint_follows_no_planted_link(copying: tuple[Any, RunPaths, Path], link: str) -> None:
     choice, paths, elsewhere = copying
@@ -98,12 +98,14 @@ def test_a_copy_of_a_checkpoint_follows_no_planted_link(copying: tuple[Any, RunP
     (elsewhere / "last.pt").write_text("precious")
     (paths.run_dir / link).parent.mkdir(parents=True, exist_ok=True)
     (paths.run_dir / link).symlink_to(elsewhere / "last.pt" if link.endswith(".pt") else elsewhere)
+    opened = os.listdir("/proc/self/fd")
     with pytest.raises(OSError):
-        preflight.copy_checkpoint(choice, paths)
+        make_folder._copy_checkpoint(choice, paths)
     assert (elsewhere / "last.pt").read_text() == "precious" and not list((elsewhere / "b").iterdir())
+    assert len(os.listdir("/proc/self/fd")) == len(opened), "no folder on the way stays open"
 
 
-@pytest.mark.fault("K4", by="preflight: a link that has come into a checkpoint's place is not copied from")
+@pytest.mark.fault("K4", by="checkpoint/layout: a link that has come into a checkpoint's place is not copied from")
 def test_a_link_that_has_come_into_the_place_of_a_checkpoint_is_not_copied_from(
     copying: tuple[Any, RunPaths, Path],
 ) -> None:
@@ -113,7 +115,7 @@ def test_a_link_that_has_come_into_the_place_of_a_checkpoint_is_not_copied_from(
     choice.candidate.path.unlink()
     choice.candidate.path.symlink_to(elsewhere / "id_rsa")
     with pytest.raises(KitError, match="it is a link out of its folder by now"):
-        preflight.copy_checkpoint(choice, paths)
+        make_folder._copy_checkpoint(choice, paths)
     assert not (paths.run_dir / "a").exists()
 
 
@@ -126,7 +128,7 @@ def test_a_checkpoint_that_is_no_file_any_more_is_not_waited_for(
     if kind == "a FIFO":
         os.mkfifo(choice.candidate.path)
     with pytest.raises(KitError, match="cannot be copied"):
-        preflight.copy_checkpoint(choice, paths)
+        make_folder._copy_checkpoint(choice, paths)
 
 
 @pytest.mark.parametrize("wait_s, by_name, by_position", [(0.2, b"WAIT_S=1\0", b"1\0"), (None, b"", b"")])
@@ -141,4 +143,4 @@ def test_an_answer_without_a_run_is_read_by_a_launcher_of_each_version(
 
 def test_words_of_the_trainer_are_kept_as_they_were_typed() -> None:
     words = ["--answer-to=7", "--experiment=T-1", "--", "--answer-to=x", "--launcher-pid=y"]
-    assert commands._typed(words) == words[1:]
+    assert list(request.parse(words).typed) == words[1:]

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from resumekit.base import claims, process_details, processes
+from resumekit.base import claims, process_details, processes, run_ties
 from resumekit.base.claims import FREE, HELD, MISSING, UNASKED
 from resumekit.base.processes import ALIVE, DEAD, UNKNOWN
 from resumekit.process import stopping
@@ -603,8 +603,8 @@ def test_a_trainer_that_is_seen_to_run_costs_two_stats_more(kit: Kit, monkeypatc
     state = status.read_state(seen)
     monkeypatch.setattr(life_signs, "_more", lambda *_args, **_more: pytest.fail("locks, files and /proc were asked"))
     asked: list[Any] = []
-    real = life_signs.file_at
-    monkeypatch.setattr(life_signs, "file_at", lambda *args: asked.append(args) or real(*args))
+    real = run_ties.file_at
+    monkeypatch.setattr(run_ties, "file_at", lambda *args: asked.append(args) or real(*args))
     assert life_signs.examine(seen, state).verdict.what == ALIVE
     assert len(asked) == 2
 

@@ -16,7 +16,7 @@ import pytest
 from resumekit.base import journal
 from resumekit.base.errors import KitError, Refused
 from resumekit.base.paths import RunPaths
-from resumekit.run import live_marker, trust
+from resumekit.run import live_marker, own_runs
 from resumekit.watch import acting, inspection
 from resumekit.watch import recover_command as recovery_command
 from resumekit.watch.inspection import ENDED, FOREIGN, Report
@@ -252,6 +252,6 @@ def test_the_marker_of_a_run_whose_shim_may_still_start_its_trainer_stays(tmp_pa
 @needs_root
 def test_the_owner_of_the_folder_is_asked_of_the_folder_itself(tmp_path: Path) -> None:
     run = lost_run(tmp_path / "runs")
-    assert trust.why_marked_run_is_not_own(RunPaths(run)) is None
+    assert own_runs.why_marked_run_is_not_own(RunPaths(run)) is None
     give_away(run)
-    assert "another user" in str(trust.why_run_is_not_own(RunPaths(run)))
+    assert "another user" in str(own_runs.why_run_is_not_own(RunPaths(run)))

@@ -14,7 +14,7 @@ import jsonschema
 import pytest
 
 from resumekit.base import background_command
-from resumekit.start import code_state, trainer_command
+from resumekit.start import code_state, interpreter
 from support import schema_examples
 from support.commands import Kit, killed
 from support.lab_repo import git
@@ -161,12 +161,12 @@ def test_a_git_that_does_not_say_in_time_what_is_untracked_holds_up_no_start(
 ):
     snapshot = code_state.start_snapshot(repo)
     hanging = snapshot._replace(untracked=background_command.start(["sleep", "60"], os.environ))
-    monkeypatch.setattr(code_state, "UNTRACKED_S", 0.05)
+    monkeypatch.setattr(code_state.git, "UNTRACKED_S", 0.05)
     code = code_state.finish_snapshot(hanging)
     assert code.left_out is None and code.is_known and not code.said
 
 
-@pytest.mark.fault("K1", by="code_state: git without the repository's programs")
+@pytest.mark.fault("K1", by="base/git: git without the repository's programs")
 def test_a_repository_s_own_programs_are_not_run(kit: Kit, repo: Path):
     for key in ("diff.external", "core.fsmonitor", "diff.bad.textconv", "diff.bad.command"):
         git(repo, "config", key, "touch pwned; cat")
@@ -178,7 +178,7 @@ def test_a_repository_s_own_programs_are_not_run(kit: Kit, repo: Path):
 
 @pytest.mark.fault("K8", by="code_state: a size cap")
 def test_a_large_diff_is_not_kept_but_its_digest_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(code_state, "MAX_PATCH_BYTES", 100)
+    monkeypatch.setattr(code_state.git, "MAX_PATCH_BYTES", 100)
     (tmp_path / "a").write_text("one\n")
     git(tmp_path, "init", "-q")
     git(tmp_path, "add", "a")
@@ -243,5 +243,5 @@ def test_an_interpreter_that_answers_nonsense_is_unknown(tmp_path: Path):
     fake = tmp_path / "python3"
     fake.write_text("#!/bin/sh\necho hello\n")
     fake.chmod(0o755)
-    versions = trainer_command.Versions([str(fake)], "").answer()
+    versions = interpreter.Versions([str(fake)], "").answer()
     assert versions["python"] is None and versions["torch"] is None

@@ -179,7 +179,7 @@ HOLDERS = {
         "os.lstat(folder / name)",
     ),
     "checkpoint/weights_file.py": ("open(out, 'xb')", "target.open(entry, 'w', force_zip64=True)"),
-    "start/preflight.py": ("os.open(run_dir, _NO_LINK)", "os.open(name, _NO_LINK, dir_fd=parent)"),
+    "start/preflight.py": (),
     "watch/budget.py": (),
     "run/quarantine.py": (),
     "run/stray_checkpoints.py": ("os.lstat(run.paths.session_lock)",),

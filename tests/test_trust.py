@@ -23,7 +23,7 @@ from resumekit.run import live_marker, seals, status, trust
 from resumekit.run.run_folder import Run, open_run
 from resumekit.run.run_table import RunTable
 from resumekit.run.trust import Standing
-from resumekit.start import code_state, consent
+from resumekit.start import consent, project
 from resumekit.start.request import parse
 from resumekit.watch import recovering
 from resumekit.watch.recover_command import environment_of_callers_run
@@ -775,16 +775,16 @@ def test_without_git_the_executed_words_say_whether_it_is_another_project(tmp_pa
     own, same, other = (asked(tmp_path / name, command=["x", name[:1]]) for name in ("own", "omega", "pi"))
     known = {"first_commit": "1c" * 20}  # of a repository, where the caller has none
     for git_of_it in ({}, known):
-        assert consent.another_project(run_of_root(tmp_path / "omega", same, **git_of_it), own, "T-1") is None
+        assert project.another_project(run_of_root(tmp_path / "omega", same, **git_of_it), own, "T-1") is None
         assert "other words" in str(
-            consent.another_project(run_of_root(tmp_path / "pi", other, **git_of_it), own, "T-1")
+            project.another_project(run_of_root(tmp_path / "pi", other, **git_of_it), own, "T-1")
         )
-    assert consent.another_project(run_of_root(tmp_path / "gone", other), own, "T-1") is None, (
+    assert project.another_project(run_of_root(tmp_path / "gone", other), own, "T-1") is None, (
         "an mv, or another container"
     )
     for odd in (None, 7, "\0", ["x"]):
         assert (
-            consent.another_project(Run(RunPaths(tmp_path / "T-1_toy"), {"run_id": "T-1_toy", "root": odd}), own, "T-1")
+            project.another_project(Run(RunPaths(tmp_path / "T-1_toy"), {"run_id": "T-1_toy", "root": odd}), own, "T-1")
             is None
         )
 
@@ -797,9 +797,9 @@ def test_a_shallow_clone_does_not_say_where_its_repository_begins(tmp_path: Path
         git(whole, "commit", "-q", "--allow-empty", "-m", word)
     git(tmp_path, "clone", "-q", "--depth=1", f"file://{whole}", str(shallow))
     git(whole, "worktree", "add", "-q", str(tmp_path / "tree"))
-    first = code_state.first_commit(whole)
-    assert first == git(whole, "rev-list", "--max-parents=0", "HEAD") == code_state.first_commit(tmp_path / "tree")
-    assert code_state.first_commit(shallow) is None
+    first = project.git.first_commit(whole)
+    assert first == git(whole, "rev-list", "--max-parents=0", "HEAD") == project.git.first_commit(tmp_path / "tree")
+    assert project.git.first_commit(shallow) is None
 
 
 def test_every_command_says_which_kit_it_is(kit: Kit) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from resumekit.base.errors import InvalidFile
 from resumekit.config import config, schema
-from resumekit.start import trainer_command
+from resumekit.start import interpreter, trainer_command
 from support.commands import Kit
 from support.runs import events, record
 
@@ -113,8 +113,8 @@ def test_the_python_behind_a_wrap_is_not_looked_for_on_this_side_of_it(
     python: str | None, command: list[str], asked: str
 ) -> None:
     resolved = {"trainer": {"wrap": ["uv", "run"], "command": command, "python": python, "extra_args": []}}
-    found = trainer_command.configured_python(resolved, Path("/root"))
+    found = interpreter.configured_python(resolved, Path("/root"))
     argv = trainer_command.build_argv(resolved, {"python": found}, is_resume=False)
-    words = trainer_command.asked_as(argv, Path("/here"), found, resolved)
+    words = interpreter.asked_as(argv, Path("/here"), found, resolved)
     assert words[3:] == ("/here", "uv", "run", asked)
-    assert not trainer_command.is_wrapped(resolved, argv)
+    assert not interpreter.is_wrapped(resolved, argv)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .base import terminal
-from .base.errors import DONE, FAILED, NEEDS_ACCEPT, REFUSED, USAGE, InvalidFile, KitError, UsageError, report
+from .base.errors import DONE, FAILED, USAGE, InvalidFile, KitError, UsageError, report
 from .base.imports import Any
 from .base.terminal import say, show_json, show_text, stdout_width
 
@@ -60,38 +60,16 @@ def _launch(arguments: list[str], choose: Callable[[Any], Any], prog: str) -> in
     options = parse(arguments)
     request = options.request()
     terminal.progress = lambda sentence: say(prog, sentence)
-    from .start import pipeline
-
     if request.is_dry_run:
+        from .start import pipeline, plan_report
+
         planned = pipeline.decide(request, choose, pipeline.of_a_user(request))
-        return _show(planned, is_json="json" in options.switches)
+        return plan_report.print_report(planned, is_json="json" in options.switches)
     from .start import launcher_answer, make_folder
 
-    run = make_folder.start(request, choose, prog, options.launcher_pid, [prog, *_typed(arguments)])
+    run = make_folder.start(request, choose, prog, options.launcher_pid, [prog, *options.typed])
     launcher_answer.write(run, by_position=options.is_answered_by_position)
     return DONE
-
-
-def _show(planned: Any, *, is_json: bool) -> int:
-    from .start import plan_report, preflight
-
-    choice, plan, command = planned.choice, planned.plan, []
-    if plan is None and planned.ready is not None:
-        command = preflight.trainer_argv(choice, preflight.run_paths(choice, "RUN_ID"), planned.ready)
-    if is_json:
-        show_json(plan_report.as_json(choice, plan))
-    else:
-        show_text(plan_report.as_text(choice, plan, command))
-    if plan is None:
-        return NEEDS_ACCEPT if choice.consents else DONE
-    return REFUSED if plan.refusals else NEEDS_ACCEPT if plan.consents else DONE
-
-
-def _typed(arguments: list[str]) -> list[str]:
-    """Return the arguments as the user gave them, without what the launcher adds in front of them."""
-    own = arguments.index("--") if "--" in arguments else len(arguments)
-    added = ("--answer-to=", "--launcher-pid=")
-    return [*(word for word in arguments[:own] if not word.startswith(added)), *arguments[own:]]
 
 
 def _runs(arguments: list[str]) -> int:

@@ -382,7 +382,7 @@ def lab() -> Iterator[Night]:
 
 
 @pytest.mark.long
-@pytest.mark.fault("G14", by="trust.py: a watcher has the markers of its own user, and asks who owns the folder")
+@pytest.mark.fault("G14", by="own_runs.py: a watcher has the markers of its own user, and asks who owns the folder")
 @needs_another_user
 def test_another_users_run_is_neither_stopped_nor_taken_up(lab: Night) -> None:
     hung = {"hang_minutes": HANG_MINUTES, "grace_s": 1}

@@ -137,6 +137,12 @@ def held_by_other(run: RunPaths, has_started: HasStarted, *, is_taken_over: bool
     )
 
 
+def refuse_continued(run: RunPaths, has_started: HasStarted, *, is_taken_over: bool = False) -> None:
+    """Raise Refused where another run continues this head already. The arguments are `held_by_other`'s."""
+    if sentence := held_by_other(run, has_started, is_taken_over=is_taken_over):
+        raise Refused(sentence)
+
+
 def claim_continuation(
     run: RunPaths, child_run_id: str, claimer: processes.Identity, has_started: HasStarted, *,
     is_taken_over: bool = False,
@@ -155,8 +161,7 @@ def claim_continuation(
         OSError: the folder cannot be written to.
     """
     with locked(run.lock):
-        if sentence := held_by_other(run, has_started, is_taken_over=is_taken_over):
-            raise Refused(sentence)
+        refuse_continued(run, has_started, is_taken_over=is_taken_over)
         path = run.continuation
         _require_own_folder(path.parent)
         path.unlink(missing_ok=True)  # a dead claim, or one that cannot be read

@@ -13,15 +13,15 @@ import signal
 import time
 from collections.abc import Iterator
 
-from . import process_details, values
+from . import process_details, run_ties, values
 from .imports import Any, NamedTuple
-from .process_details import ALIVE as ALIVE
-from .process_details import DEAD as DEAD
-from .process_details import RUN_ID_VARIABLE, token_carried
-from .process_details import TOKEN_VARIABLE as TOKEN_VARIABLE
-from .process_details import UNKNOWN as UNKNOWN
-from .process_details import Ties as Ties
-from .process_details import environment_variable as environment_variable
+from .run_ties import ALIVE as ALIVE
+from .run_ties import DEAD as DEAD
+from .run_ties import RUN_ID_VARIABLE, token_carried
+from .run_ties import TOKEN_VARIABLE as TOKEN_VARIABLE
+from .run_ties import UNKNOWN as UNKNOWN
+from .run_ties import Ties as Ties
+from .run_ties import environment_variable as environment_variable
 
 # The largest pid that a kernel can be told to give out; more than that would not fit pidfd_open.
 _pid = values.between(2, 1 << 22)
@@ -232,7 +232,7 @@ def session_members(leader: Identity) -> list[Identity]:
     The session's id is the leader's pid. One of it that carries the run token proves that the session is ours, or one
     without any token that is tied to the run (its wrapper has replaced the environment); no pid is given out again
     while a session of that number exists: then the others are ours too. In another session (each rank of torchrun opens
-    one) what carries the token is ours, and what carries none but is tied to the run (process_details), if it is no
+    one) what carries the token is ours, and what carries none but is tied to the run (run_ties), if it is no
     older than the leader; the shim carries the token too.
     """
     if not leader.token or leader.boot_id != boot_id():
@@ -250,7 +250,7 @@ def session_members(leader: Identity) -> list[Identity]:
             if leader.pid in (one.pid, os.getsid(one.pid)):
                 members += [] if is_anothers else [one]
             elif _is_no_older(one, leader):
-                if process_details.environment_entry(leader.token) in process_details.read_environment(one.pid):
+                if run_ties.environment_entry(leader.token) in run_ties.read_environment(one.pid):
                     elsewhere.append(one)
                 else:
                     others[one.pid], parents[one.pid] = one, parent
@@ -260,7 +260,7 @@ def session_members(leader: Identity) -> list[Identity]:
         return found
     shim = leader.ties.shim
     roots = [one.pid for one in found] + ([shim.pid] if shim and probe(shim) == ALIVE else [])
-    tied = process_details.tied(roots, others, parents, leader.token, process_details.log_of(leader.ties.output_log))
+    tied = run_ties.tied(roots, others, parents, leader.token, run_ties.log_of(leader.ties.output_log))
     return [*found, *(others[pid] for pid in sorted(tied))]
 
 
@@ -300,9 +300,9 @@ def is_under_shim(pid: int, ties: Ties | None) -> bool:
 
 def _is_tied(pid: int, ties: Ties | None) -> bool:
     """Whether a process that may be looked at writes into the run's log, or is a child of the run's shim."""
-    if ties is None or not process_details.may_be_looked_at(pid):
+    if ties is None or not run_ties.may_be_looked_at(pid):
         return False
-    return is_under_shim(pid, ties) or process_details.writes_into(pid, process_details.log_of(ties.output_log))
+    return is_under_shim(pid, ties) or run_ties.writes_into(pid, run_ties.log_of(ties.output_log))
 
 
 def carriers(token: str) -> list[int]:
@@ -318,7 +318,7 @@ def carriers(token: str) -> list[int]:
                 if (
                     seen
                     and seen[0] not in "ZX"
-                    and process_details.environment_entry(token) in process_details.read_environment(int(entry))
+                    and run_ties.environment_entry(token) in run_ties.read_environment(int(entry))
                 ):
                     found.append(int(entry))
     return found
@@ -327,7 +327,7 @@ def carriers(token: str) -> list[int]:
 def live_tokens() -> set[str]:
     """Return the run tokens that live processes can be seen to carry; one look through /proc."""
     pids = (int(entry) for entry in os.listdir("/proc") if entry.isascii() and entry.isdigit())
-    return {token for pid in pids if (token := process_details.environment_variable(pid, TOKEN_VARIABLE))}
+    return {token for pid in pids if (token := run_ties.environment_variable(pid, TOKEN_VARIABLE))}
 
 
 def _open_pidfd(pid: int) -> int | None:

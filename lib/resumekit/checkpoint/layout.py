@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..base.file_identity import FileIdentity, identity_of
@@ -336,23 +337,47 @@ def copy_whole(checkpoint: Path, folder: int, name: str, companions: tuple[str, 
     os.mkdir(name, dir_fd=folder)
     with open_checkpoint(checkpoint) as whole:
         for file in whole.files:
-            source, target_folder = whole.open_file(file), os.open(name, _FOLDER_FLAGS, dir_fd=folder)
+            source = whole.open_file(file)
             try:
-                target_folder = _made_inside(target_folder, file.split("/")[:-1])
-                copy(source, target_folder, file.rpartition("/")[2])
+                target_folder = _made_inside(os.open(name, _FOLDER_FLAGS, dir_fd=folder), file.split("/")[:-1])
+                try:
+                    copy(source, target_folder, file.rpartition("/")[2])
+                finally:
+                    os.close(target_folder)
             finally:
-                os.close(target_folder)
                 os.close(source)
 
 
-def _made_inside(folder: int, names: list[str]) -> int:
-    """Return a descriptor of a folder inside an open one, in the place of that; each that is not there is made."""
-    for name in names:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(name, dir_fd=folder)
-        inner = os.open(name, _FOLDER_FLAGS, dir_fd=folder)
+def copy_below(checkpoint: Path, top: Path, target: Path, companions: tuple[str, ...] = ()) -> None:
+    """Copy a checkpoint of any kind to a path below a folder; no link on the way there is followed.
+
+    Args:
+        checkpoint, companions: as for `copy_whole`.
+        top: the folder; those between it and `target` that are not there are made.
+        target: the path of the copy.
+
+    Raises:
+        UnreadableFile: it cannot be read, or is a link out of its folder by now: nothing is made then.
+        OSError: the copy cannot be written; what there is of it is left.
+    """
+    refuse_link_out(checkpoint)
+    folder = _made_inside(os.open(top, _FOLDER_FLAGS), target.relative_to(top).parent.parts)
+    try:
+        copy_whole(checkpoint, folder, target.name, companions)
+    finally:
         os.close(folder)
-        folder = inner
+
+
+def _made_inside(folder: int, names: Sequence[str]) -> int:
+    """Return a descriptor of a folder inside an open one, which is closed; each that is not there is made."""
+    for name in names:
+        outer = folder
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, dir_fd=outer)
+            folder = os.open(name, _FOLDER_FLAGS, dir_fd=outer)
+        finally:
+            os.close(outer)
     return folder
 
 

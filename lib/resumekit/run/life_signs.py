@@ -7,14 +7,12 @@ Try it: `bin/runs.sh EXP-01`
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import time
 from collections.abc import Iterable
 
-from ..base import claims, process_details, processes
+from ..base import claims, processes, run_ties
 from ..base.claims import FREE, HELD
-from ..base.file_identity import file_at
 from ..base.files import TempFile, UnreadableFile, read_json, utc_now
 from ..base.imports import Any, NamedTuple
 from ..base.paths import MANIFEST_SUFFIX
@@ -22,7 +20,7 @@ from ..base.processes import ALIVE, DEAD, UNKNOWN
 from ..base.values import mapping, string
 from . import run_end
 from .journal_fold import State
-from .liveness import BOOT, COPY, FRESH_S, HELPERS, HERE, HOST, NAMESPACE, OURS, UNSEEN, Evidence, Verdict, judge
+from .liveness import BOOT, FRESH_S, HELPERS, HERE, HOST, NAMESPACE, OURS, UNSEEN, Evidence, Verdict, judge
 from .run_folder import Run
 
 # A folder with more checkpoints than this is not read to its end: its own time tells of new names.
@@ -116,10 +114,11 @@ def _probe(run: Run, trainer: processes.Identity | None, place: str) -> tuple[st
     probed = processes.probe(trainer)
     if trainer is None or place != HERE or probed != ALIVE:
         return probed, OURS
-    whose = _whose(run, trainer.pid)
+    whose = run_ties.whose_output(trainer.pid, run.paths)
     shim = trainer.ties.shim if trainer.ties else None
     if whose == UNSEEN and shim is not None and processes.is_under_shim(trainer.pid, trainer.ties):
-        whose = _whose(run, shim.pid)  # its own output goes elsewhere, and its environment was replaced
+        # Its own output goes elsewhere, and its environment was replaced.
+        whose = run_ties.whose_output(shim.pid, run.paths)
     if whose == UNSEEN and (again := processes.probe(trainer)) != ALIVE:
         return again, OURS
     return probed, whose
@@ -251,7 +250,7 @@ def _more(
     lock = claims.lock_state(run.paths.session_lock)
     status_lock = FREE if is_follower else claims.lock_state(run.paths.status_lock)
     members = _members(seen, trainer, lock) if is_thorough or seen.moves_on or not seen.is_ended else 0
-    if lock == HELD and seen.place == HERE and not members and _are_helpers(run):
+    if lock == HELD and seen.place == HERE and not members and run_ties.are_helpers(run.paths, run.run_id):
         lock = HELPERS
     has_word = _has_word(run, state, lock)
     # The word itself is in the journal, and is no sign of life.
@@ -283,47 +282,6 @@ def _members(seen: Evidence, trainer: processes.Identity | None, lock: str) -> i
     return 0
 
 
-def _are_helpers(run: Run) -> bool:
-    """Whether all that is seen to hold the lock was started to outlive the trainer: with its run id, without its token.
-
-    What a wrapper in Bash starts inherits the lock; `env -u RESUMEKIT_RUN_TOKEN` says that it is no part of the run.
-    """
-    holders = process_details.lock_holders(run.paths.session_lock)
-    return bool(holders) and all(
-        processes.environment_variable(pid, "RESUMEKIT_RUN_ID") == run.run_id
-        and processes.environment_variable(pid, processes.TOKEN_VARIABLE) is None
-        for pid in holders
-    )
-
-
-def _whose(run: Run, pid: int) -> str:
-    """Say whether a live process writes into this very folder, into another one, or cannot be told."""
-    own = file_at(run.paths.output_log, _look_at_only_name)  # a link would let a folder pass for another one
-    for number in (1, 2):
-        if own is not None and own == file_at(f"/proc/{pid}/fd/{number}"):
-            return OURS
-    named = processes.environment_variable(pid, "RESUMEKIT_RUN_DIR")
-    if not named:
-        return UNSEEN
-    theirs = f"/proc/{pid}/root{named}"
-    folder = file_at(theirs)
-    if folder is None:
-        return UNSEEN
-    if folder == file_at(run.paths.run_dir):
-        return OURS
-    # One folder under two mounts may have two identities, but what is written shows in both.
-    log = f"{theirs}/{os.path.relpath(run.paths.output_log, run.paths.run_dir)}"
-    return COPY if _written(log) not in (None, _written(str(run.paths.output_log))) else UNSEEN
-
-
-def _look_at_only_name(path: os.PathLike[str] | str) -> os.stat_result:
-    """Return the lstat of a file that has no second name; OSError for one that has: it may be another run's log."""
-    found = os.lstat(path)
-    if found.st_nlink > 1:
-        raise OSError(errno.EMLINK, "it has another name", os.fspath(path))
-    return found
-
-
 def original_of(run: Run, state: State) -> str:
     """Say where the live trainer of a copied run writes: 'pid 4711, which writes into '/runs/X''."""
     trainer = run.trainer_of(state.get("launched"))
@@ -331,14 +289,6 @@ def original_of(run: Run, state: State) -> str:
         return "an unknown process"
     named = processes.environment_variable(trainer.pid, "RESUMEKIT_RUN_DIR")
     return f"pid {trainer.pid}" + (f", which writes into '{named}'" if named else "")
-
-
-def _written(path: str) -> tuple[int, int] | None:
-    try:
-        found = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return found.st_mtime_ns, found.st_size
 
 
 def _sign(path: str, name: str) -> Sign | None:

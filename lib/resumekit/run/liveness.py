@@ -6,13 +6,14 @@ from ..base import process_details, processes
 from ..base.claims import FREE, HELD, UNASKED
 from ..base.imports import NamedTuple
 from ..base.processes import ALIVE, DEAD, UNKNOWN
+from ..base.run_ties import COPY as COPY
+from ..base.run_ties import OURS as OURS
+from ..base.run_ties import UNSEEN as UNSEEN
 from .journal_fold import State
 from .run_folder import Run
 
 # Where a run was started, as seen from this process.
 HERE, NAMESPACE, BOOT, HOST = "here", "namespace", "boot", "host"
-# Whose output a live trainer writes: this folder's, another folder's (this one is a copy), or it cannot be told.
-OURS, COPY, UNSEEN = "ours", "copy", "unseen"
 # The verdict on a run whose end is written down, and that trains on all the same.
 MOVES = "moves"
 # A lock that is held by processes alone that were started to outlive the trainer: without the run's token.

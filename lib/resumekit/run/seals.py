@@ -74,12 +74,13 @@ def keep(
     try:
         if (folder := _folder(create=True)) is None:
             return None
+        path = _path(folder, record)
         content = {
             "run_id": record["run_id"], "runs_dir": str(paths.run_dir.parent), "sealed_at": utc_now(),
             "sha256": {name: file_identity.sha256(data) for name, data in contents.items()},
             "notify": notify, "root": record["root"],
         }  # fmt: skip
-        write_atomic(_path(folder, record), to_json(content), durable=True, mode=0o600)
+        write_atomic(path, to_json(content), durable=True, mode=0o600)
         _sweep(folder)
     except OSError as error:
         return f"{error.strerror}: '{error.filename}'" if since() is not None else None

@@ -13,7 +13,7 @@ from ..base import processes
 from ..base.files import UnreadableFile
 from ..checkpoint import catalog, manifest
 from ..checkpoint.form import Form
-from . import status, trust
+from . import own_runs, status, trust
 from .run_folder import Run, open_run
 
 # `paths.checkpoints` may be a folder in a folder.
@@ -27,10 +27,9 @@ def may_be_attested(run: Run) -> bool:
     """
     if not run.is_ours or not _newest_waits(run.paths.checkpoints, run.form):
         return False
-    if trust.why_run_is_not_own(run.paths) is not None or not trust.standing(run).is_callers:
+    if own_runs.why_run_is_not_own(run.paths) is not None or not trust.standing(run).is_callers:
         return False
-    is_dead = status.look(run, status.read_state(run), is_thorough=True).trainer == processes.DEAD
-    return is_dead
+    return status.look(run, status.read_state(run), is_thorough=True).trainer == processes.DEAD
 
 
 def may_be_attested_in(folder: Path) -> bool:

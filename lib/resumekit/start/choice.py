@@ -22,7 +22,7 @@ from ..run import life_signs, status
 from ..run.run_folder import Run
 from ..run.run_names import check_name
 from ..run.run_table import Recovery, RunTable
-from . import baseline, init_base, search, trainer_command
+from . import baseline, init_base, interpreter, search, trainer_command
 from .baseline import ResumeConfig, for_resume
 from .init_base import InitBase
 from .request import Request
@@ -86,6 +86,11 @@ class Choice(NamedTuple):
         if found is None:
             raise KitError(f"{self.experiment} begins from no checkpoint")
         return found
+
+    @property
+    def holder(self) -> Run | None:
+        """The run in whose folder the checkpoint lies; None without a parent, whose history it is of."""
+        return baseline.holder_of(self.chosen, self.parent, self.table) if self.parent else None
 
     @property
     def base(self) -> Run | None:
@@ -179,13 +184,7 @@ def refuse_what_cannot_be_continued(parent: Run, table: RunTable, *, is_taken_ov
     seen = _refuse_live(parent, f"stop it first, or {branch}", is_taken_over=is_taken_over)
     _refuse_orphans(parent, branch, is_taken_over=is_taken_over)
     _refuse_finished(parent, seen)
-    refuse_continued(parent, table, is_taken_over=is_taken_over)
-
-
-def refuse_continued(parent: Run, table: RunTable, *, is_taken_over: bool = False) -> None:
-    """Raise Refused if another run continues `parent` already."""
-    if sentence := claims.held_by_other(parent.paths, table.has_started, is_taken_over=is_taken_over):
-        raise Refused(sentence)
+    claims.refuse_continued(parent.paths, table.has_started, is_taken_over=is_taken_over)
 
 
 def _fresh(request: Request, table: RunTable, said: tuple[str, ...]) -> Choice:
@@ -231,8 +230,8 @@ def _also_said(request: Request, table: RunTable, resolved: dict[str, Any]) -> t
     return (
         *(Note(WARNING, f"warning: {doubt}") for doubt in doubts),
         *search.copies_said(request, table),
-        *trainer_command.override_said(resolved),
-        *trainer_command.helpers_said(),
+        *interpreter.override_said(resolved),
+        *interpreter.helpers_said(),
         *rules.without_effect(resolved, request.config_file.schema),
     )
 
@@ -255,7 +254,7 @@ def _anew(choice: Choice, head: Run, request: Request, another: str | None) -> C
             "run.sh --name NAME begins another one"
         )
     _refuse_orphans(head, "begin another with run.sh --fresh", is_taken_over=request.take_over)
-    refuse_continued(head, choice.table, is_taken_over=request.take_over)
+    claims.refuse_continued(head.paths, choice.table.has_started, is_taken_over=request.take_over)
     advice = (
         f"--accept begins anew in the place of '{head.run_id}', with your own words; run.sh --fresh begins beside it"
     )

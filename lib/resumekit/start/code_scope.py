@@ -2,7 +2,7 @@
 
 Left out are `*.md`, `docs/`, of the kit its commands, schemas and settings, its `lib/` where the trainer does not load
 with it, and what `recover.not_code` lists. What the command names counts all the same
-(`code_change.named_files`). Reads nothing.
+(`command_files.named_files`). Reads nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is executed on another user's word, and what a person is asked before: words of a config, another project, a
+"""What would be executed on another user's word, and what a person is asked before it is: the words of a config, and a
 checkpoint that a trainer unpickles.
 """
 
@@ -11,7 +11,6 @@ from pathlib import Path
 
 from ..base.errors import KitError
 from ..base.imports import Any
-from ..base.values import mapping, string
 from ..checkpoint import layout
 from ..checkpoint.form import of as form_of
 from ..checkpoint.selection import Candidate
@@ -22,7 +21,7 @@ from ..run import trust
 from ..run.run_folder import Run
 from ..run.run_table import RunTable, run_around
 from ..run.trust import SEALED, Standing
-from . import code_state, trainer_command
+from . import trainer_command
 from .request import Request
 
 # A person cannot agree to what is not shown: longer values are cut, and their length is said.
@@ -116,52 +115,6 @@ def _value(resolved: Mapping[str, Any], key: str, schema: Schema) -> Any:
             return schema.leaves.get(key, {}).get("default")
         value = value[part]
     return value
-
-
-# Whether a run belongs to another project: two projects may share a runs folder, and call their experiments alike.
-#
-# A clone, a moved folder, a worktree and a container's mount of one repository are one project: they have the same
-# first commit. Reads run.json as it was read already; asks git in the caller's own folder alone, never in one that
-# a record names. Try it: `bin/run.sh EXP-01 --dry-run` where the newest run of EXP-01 is another project's
-
-
-def another_project(run: Run, request: Request, experiment: str) -> str | None:
-    """Return how a run is another project's, for a message; None where it is the caller's own.
-
-    Args:
-        run: its run.json may be another user's.
-        experiment: what its words are compared for, where git does not say it.
-    """
-    root = run.record.get("root")
-    if not isinstance(root, str) or "\0" in root or not os.path.isdir(root) or _is_same(root, request.root):
-        return None  # it is gone, as after an `mv`, or seen from another container
-    first = string(mapping(run.record.get("git")).get("first_commit"))
-    here = None if first is None else code_state.first_commit(request.root)
-    if first is not None and here is not None:
-        if here == first:
-            return None
-        how = f"whose repository begins with commit {first[:12]}; '{request.root}' begins with {here[:12]}"
-    elif _has_same_words(run, request, experiment):
-        return None
-    else:
-        how = f"and would execute other words than the config of '{request.root}'"
-    return f"was started in '{root}', {how}"
-
-
-def _is_same(root: str, own: Path) -> bool:
-    try:
-        return os.path.samefile(root, own)
-    except OSError:
-        return False
-
-
-def _has_same_words(run: Run, request: Request, experiment: str) -> bool:
-    schema = request.config_file.schema
-    try:
-        own = executed_words(request.resolved(experiment), schema)
-    except KitError:
-        return False
-    return not differing_words(executed_words(run.config, schema), own)
 
 
 # A checkpoint that a trainer loads by itself is executed by it: whose it is, and what is in it.

@@ -16,7 +16,6 @@ from ..config.rules import SCHEDULES, base_rates
 from ..config.schema import Schema
 from ..policy.lr_scale import LrScale
 from ..run import status
-from .baseline import holder_of
 from .choice import Choice
 from .plan_rules import Component
 
@@ -192,10 +191,9 @@ def _has_a_place_of_its_own(choice: Choice) -> bool:
 
     Then only the trainer knows where the schedule stands. A policy holds for the one resume that it was given for.
     """
-    if choice.parent is None:
+    if (holder := choice.holder) is None:
         return False
-    history = choice.table.history(holder_of(choice.chosen, choice.parent, choice.table))
-    policies = [config.get(run.config or {}, "resume", {}) for run, _ in history]
+    policies = [config.get(run.config or {}, "resume", {}) for run, _ in choice.table.history(holder)]
     return any("reset" in (own.get("scheduler"), own.get("counters")) for own in policies)
 
 

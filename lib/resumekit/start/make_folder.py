@@ -1,111 +1,32 @@
-"""From a choice to a run folder: claimed, filled, with its run.json, and ready for its trainer. Bash starts it."""
+"""From a decided start to a run folder: claimed, filled and ready for its trainer. Bash starts it.
+
+One Python process decides and writes, because a second one would cost every launch as much again. Killed at any
+point, it leaves at most a folder that is listed as `never_started` and a claim that counts for nothing.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..base import claims, file_identity, kit_version, ownership, processes, redaction
+from ..base import claims, processes
 from ..base.errors import Busy, KitError, Refused
-from ..base.files import fsync_directory, fsync_file, to_json, utc_now, write_atomic, write_new
-from ..base.imports import TYPE_CHECKING, Any, NamedTuple
+from ..base.files import UnreadableFile, fsync_directory, fsync_file, to_json, utc_now, write_atomic, write_new
+from ..base.imports import Any, NamedTuple
 from ..base.ownership import MadeFolder, refuse_exchanged
-from ..base.paths import RunPaths, relative_to_run
-from ..base.redaction import redacted_text
+from ..base.paths import RunPaths
 from ..base.terminal import say
+from ..checkpoint import layout
+from ..checkpoint.form import of as form_of
 from ..config import config
-from ..run import live_marker, run_names, seals
+from ..run import live_marker, new_folder, run_names, seals
 from ..run.run_folder import Run
-from . import pipeline, preflight, trainer_command
-from .baseline import holder_of
-from .choice import CONTINUE, FRESH, Choice, refuse_continued
-from .code_state import MAX_UNTRACKED, Code
+from . import pipeline, preflight, run_record, trainer_command
+from .choice import CONTINUE, FRESH, Choice
 from .pipeline import Planned
 from .request import Request
-
-if TYPE_CHECKING:
-    from .data_state import DataState
-    from .handed_rate import HandedRate
-
-
-def run_record(
-    choice: Choice, request: Request, paths: RunPaths, *, root: Path, cwd: Path, argv: Sequence[str],
-    kit_argv: Sequence[str], code: Code, data: DataState | None, versions: Mapping[str, str | None], config_hash: str,
-    token: str, launcher: processes.Identity | None, handed: HandedRate | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """Return run.json's content, by schemas/run.schema.json; paths inside runs/ are relative, so that it may move."""
-    resolved, parent, candidate = choice.config, choice.parent, choice.candidate
-    notes = request.notes if request.notes is not None else config.get(resolved, "experiment.notes")
-    return {
-        "run_id": paths.run_dir.name,
-        "experiment": choice.experiment,
-        "name": choice.name,
-        "notes": notes and redacted_text(notes),
-        "parent_run_id": parent.run_id if parent else None,
-        "parent_step": choice.step,
-        "root_run_id": preflight.root_run_id(choice, paths),
-        "checkpoint": relative_to_run(candidate.path.absolute(), paths.run_dir) if candidate else None,
-        "init_from": choice.init.as_fields() if choice.init else None,
-        "relation": choice.relation,
-        "recovery": choice.recovery.as_fields() if choice.recovery else None,
-        "handed_rate": handed.as_fields() if handed else None,
-        "config_hash": config_hash,
-        "config_hash_version": config.HASH_VERSION,
-        "resolved_sha256": file_identity.sha256(config.as_json(resolved)),
-        "config_file": str(request.config_file.path.absolute()),
-        "config_sha256": request.config_file.sha256,
-        "settings": list(choice.settings),
-        "argv": list(argv),
-        "kit_argv": [redacted_text(word) for word in kit_argv],
-        "cwd": str(cwd),
-        "root": str(root),
-        "paths": {key: resolved["paths"][key] for key in ("checkpoints", "logs", "status")},
-        "git": {
-            "commit": code.commit, "first_commit": code.first_commit, "diff_sha256": code.diff_sha256,
-            "redacted": len(code.redacted),
-        },
-        "code": {
-            "changed": code.changed, "files": code.files,
-            "untracked": None if code.left_out is None else list(code.left_out[:MAX_UNTRACKED]),
-            "untracked_count": None if code.left_out is None else len(code.left_out),
-        },
-        "data": data.as_fields() if data else None,
-        "host": processes.host_name(),
-        "boot_id": processes.boot_id(),
-        "machine_id": processes.machine_id(),
-        "pid_namespace": processes.pid_namespace(),
-        "token": token,
-        "launcher": launcher.as_fields() if launcher else None,
-        "versions": dict(versions),
-        "environment": run_environment(resolved["trainer"]["env"]),
-        "scheduler": redaction.scheduler_variables(os.environ),
-        "seed": config.get(resolved, "training.seed"),
-        "created_at": utc_now(),
-        "kit_version": kit_version.version(),
-        "kit_digest": kit_version.digest(),
-    }  # fmt: skip
-
-
-def run_environment(extra_names: Sequence[str]) -> dict[str, Any]:
-    """Return the recorded part of the environment; of `trainer.env` the names that are set, never the values."""
-    kept = {
-        name: redacted_text(sys.executable if name == "PYTHON" else os.environ[name])
-        for name in sorted(os.environ)
-        if redaction.is_recorded_variable(name)
-    }
-    return {"values": kept, "passed": [name for name in extra_names if name in os.environ]}
-
-
-# From a decided start to a run folder: claimed, filled and ready for its trainer. Bash starts it.
-#
-# One Python process decides and writes, because a second one would cost every launch as much again. Killed at any
-# point, it leaves at most a folder that is listed as `never_started` and a claim that counts for nothing.
-
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Launch(NamedTuple):
@@ -143,7 +64,8 @@ def start(
     Args:
         choose: `choice.choose_start` or `choice.choose_resume`.
         prog: the command, whose name is put before what is said.
-        launcher_pid, kit_argv: as in `prepare`.
+        launcher_pid: the process that starts the trainer.
+        kit_argv: as in `prepare`.
 
     Raises:
         KitError: as `pipeline.decide` and `prepare`.
@@ -155,7 +77,8 @@ def start(
         said = (*choice.said, *(f"accepted: {sentence}" for sentence in agreed), choice.headline)
         for sentence in (*said, *(plan.said if plan else ())):
             say(prog, sentence)
-        launch = prepare(planned, launcher_pid, kit_argv)
+        launcher = processes.identify(launcher_pid)
+        launch = prepare(planned, launcher, kit_argv)
     _, code = planned.startable
     unsealed = f"its records could not be sealed ({launch.unsealed}): nothing takes it up by itself"
     for sentence in (*code.said, *([unsealed] if launch.unsealed else ()), f"run {launch.run_id}"):
@@ -163,34 +86,25 @@ def start(
     return launch
 
 
-def prepare(planned: Planned, launcher_pid: int, kit_argv: Sequence[str]) -> Launch:
+def prepare(planned: Planned, launcher: processes.Identity | None, kit_argv: Sequence[str]) -> Launch:
     """Make the run folder of a decided start, with everything in it that is known before the trainer starts.
 
     Args:
         planned: what `pipeline.decide` returns.
-        launcher_pid: the process that starts the trainer.
+        launcher: the process that starts the trainer; None where it has ended.
         kit_argv: the command of the kit, for run.json.
 
     Raises:
         Refused: another run continues this head already, or it cannot be claimed.
         KitError: something cannot be written; what was made for this run is taken away again.
     """
-    choice, request = planned.choice, planned.request
-    ready, _ = planned.startable
-    launcher = processes.identify(launcher_pid)
-    paths, made = _claim_folder(choice)
+    choice = planned.choice
+    wanted = preflight.run_paths(choice, _new_run_id(choice))
+    paths, made = new_folder.make(wanted)
     launch = None
     try:
-        handed = planned.plan.handed if planned.plan else None
-        argv = preflight.trainer_argv(choice, paths, ready, handed.args if handed else ())
+        launch = _launch(planned, paths, made)
         _claim_parent(choice, paths, launcher)
-        digest = config.config_hash(choice.config, request.config_file.schema)
-        head = choice.parent.paths.run_dir if choice.relation == CONTINUE and choice.parent else None
-        token = os.urandom(16).hex()
-        launch = Launch(
-            run_id=paths.run_dir.name, paths=paths, cwd=ready.cwd, token=token, config_hash=digest,
-            prove=_to_prove(choice), head=head, argv=argv, made=made,
-        )  # fmt: skip
         refuse_exchanged(paths.run_dir, made)
         launch = _fill(planned, launch, launcher, kit_argv)
         refuse_exchanged(paths.run_dir, made)
@@ -202,53 +116,29 @@ def prepare(planned: Planned, launcher_pid: int, kit_argv: Sequence[str]) -> Lau
     return launch
 
 
-def _claim_folder(choice: Choice) -> tuple[RunPaths, MadeFolder]:
-    """Make the run's folder under a name that is free; plain mkdir is what makes it ours alone.
-
-    Returns:
-        (the run's files, by what its folder is known from now on).
-    """
+def _new_run_id(choice: Choice) -> str:
     exp_name = str(run_names.RunName(choice.experiment, choice.name))
     if choice.relation == FRESH:
-        run_id = run_names.make_run_id(exp_name)
-    else:
-        run_id = run_names.make_run_id(exp_name, choice.parent.run_id if choice.parent else None, choice.step)
-    runs_dir = choice.table.runs_dir
-    try:
-        _make_runs_dir(runs_dir)
-        for number in range(1, 10000):
-            paths = preflight.run_paths(choice, run_id if number == 1 else f"{run_id}-{number}")
-            if live_marker.is_there(paths):
-                continue  # of a run whose folder was moved, and which may still train under this id
-            with contextlib.suppress(FileExistsError):
-                paths.run_dir.mkdir()
-                return paths, _just_made(paths.run_dir)
-    except OSError as error:
-        raise KitError(f"no run folder can be made in '{runs_dir}': {error.strerror}") from error
-    raise KitError(f"no free name for '{run_id}' in '{runs_dir}'")
+        return run_names.make_run_id(exp_name)
+    return run_names.make_run_id(exp_name, choice.parent.run_id if choice.parent else None, choice.step)
 
 
-def _just_made(folder: Path) -> MadeFolder:
-    """Return what the folder is that this process has just made; OSError where another one lies there by now."""
-    descriptor = os.open(folder, _FOLDER)
-    try:
-        if os.listdir(descriptor):
-            raise OSError(errno.ESTALE, "it was exchanged as soon as it was made", str(folder))
-        return ownership.made_folder_of(os.fstat(descriptor))
-    finally:
-        os.close(descriptor)
-
-
-def _make_runs_dir(runs_dir: Path) -> None:
-    """Make the folder of all runs if it is not there, and tell the lab's git to leave it alone, as pytest's cache does.
-
-    One that is there is the lab's to decide on.
-    """
-    is_new = not os.path.lexists(runs_dir)
-    runs_dir.mkdir(parents=True, exist_ok=True)
-    if is_new:
-        with contextlib.suppress(OSError):
-            write_new(runs_dir / ".gitignore", b"# made by resumekit: checkpoints are not for git\n*\n")
+def _launch(planned: Planned, paths: RunPaths, made: MadeFolder) -> Launch:
+    choice, handed = planned.choice, planned.plan.handed if planned.plan else None
+    ready, _ = planned.startable
+    # Only such a trainer waits, in its own load, for the proof of its checkpoint.
+    is_proven = (choice.candidate or choice.init) and choice.config["trainer"]["loads_with_kit"]
+    return Launch(
+        run_id=paths.run_dir.name,
+        paths=paths,
+        cwd=ready.cwd,
+        token=os.urandom(16).hex(),
+        config_hash=config.config_hash(choice.config, planned.request.config_file.schema),
+        prove=preflight.chosen_file(choice) if is_proven else None,
+        head=choice.parent.paths.run_dir if choice.relation == CONTINUE and choice.parent else None,
+        argv=preflight.trainer_argv(choice, paths, ready, handed.args if handed else ()),
+        made=made,
+    )
 
 
 def _claim_parent(choice: Choice, paths: RunPaths, launcher: processes.Identity | None) -> None:
@@ -258,10 +148,10 @@ def _claim_parent(choice: Choice, paths: RunPaths, launcher: processes.Identity 
         return
     if choice.relation == CONTINUE:
         _claim_head(choice, parent, paths.run_dir.name, launcher)
-    if candidate is None:
+    if candidate is None or (holder := choice.holder) is None:
         return
     with contextlib.suppress(OSError, Refused):  # a folder we may not write to is not pruned by a run of ours either
-        claims.pin_step(holder_of(candidate, parent, choice.table).paths, choice.step, paths.run_dir.name)
+        claims.pin_step(holder.paths, choice.step, paths.run_dir.name)
     if not os.path.lexists(candidate.path):
         raise Refused(f"'{candidate.path}' was pruned while this resume was being made: try again")
 
@@ -274,7 +164,7 @@ def _claim_head(choice: Choice, parent: Run, run_id: str, launcher: processes.Id
             parent.paths, run_id, launcher, choice.table.has_started, is_taken_over=choice.is_taken_over
         )
     except OSError as error:
-        refuse_continued(parent, choice.table, is_taken_over=choice.is_taken_over)
+        claims.refuse_continued(parent.paths, choice.table.has_started, is_taken_over=choice.is_taken_over)
         raise Refused(
             f"'{parent.run_id}' cannot be claimed ({error.strerror}): it may belong to another user; "
             "resume.sh --step N branches from it"
@@ -285,52 +175,34 @@ def _claim_head(choice: Choice, parent: Run, run_id: str, launcher: processes.Id
         stop_request.record_take_over(parent, run_id)
 
 
-def _to_prove(choice: Choice) -> Path | None:
-    """Return the checkpoint that is proven beside the trainer's start: where the trainer's own load waits for it."""
-    if (choice.candidate is None and choice.init is None) or not choice.config["trainer"]["loads_with_kit"]:
-        return None
-    return preflight.chosen_file(choice)
-
-
 def _fill(planned: Planned, launch: Launch, launcher: processes.Identity | None, kit_argv: Sequence[str]) -> Launch:
     """Write everything into the new folder; run.json first, it says what the folder is.
 
     Returns:
         The launch, with what was written and why it could not be sealed.
     """
-    choice, request, paths = planned.choice, planned.request, launch.paths
+    choice, paths = planned.choice, launch.paths
     ready, code = planned.startable
-    plan = planned.plan.as_fields() if planned.plan is not None else None
-    record = run_record(
-        choice, request, paths, root=ready.root, cwd=ready.cwd, argv=launch.argv, kit_argv=kit_argv, code=code,
-        data=ready.data, versions=ready.versions.answer(), config_hash=launch.config_hash, token=launch.token,
-        launcher=launcher, handed=planned.plan.handed if planned.plan else None,
-    )  # fmt: skip
-    sealed = {
-        paths.run_json.name: to_json(record),
-        paths.resolved_json.name: config.as_json(choice.config),
-        paths.config_copy.name: request.config_file.content,
-    }
-    if plan is not None:
-        sealed[paths.resume_plan.name] = to_json({"run_id": launch.run_id, "created_at": utc_now(), **plan})
+    record = run_record.record_of(planned, launch, launcher, kit_argv)
+    environment = _environment(launch, record["root_run_id"], ready.search_path, has_plan=planned.plan is not None)
+    command = trainer_command.as_script(launch.argv, ready.cwd, environment, launch.run_id)
+    data_files = ready.data.as_list() if ready.data is not None else None
+    sealed = _sealed(planned, launch, record)
     write_atomic(paths.run_json, sealed[paths.run_json.name], durable=True)
     for folder in (paths.checkpoints, paths.logs, paths.status.parent):
         folder.mkdir(parents=True, exist_ok=True)
     config.write_resolved(paths.run_dir, choice.config)
-    write_new(paths.config_copy, request.config_file.content)
-    if plan is not None:
-        write_new(paths.resume_plan, sealed[paths.resume_plan.name])
-    environment = _environment(launch, record["root_run_id"], ready.search_path, has_plan=plan is not None)
-    write_new(
-        paths.command_sh, trainer_command.as_script(launch.argv, ready.cwd, environment, launch.run_id), mode=0o777
-    )
+    for path in (paths.config_copy, paths.resume_plan):
+        if path.name in sealed:
+            write_new(path, sealed[path.name])
+    write_new(paths.command_sh, command, mode=0o777)
     if code.patch:
         write_new(paths.code_patch, code.patch, mode=0o600)  # a secret in no known form is in it
     if ready.dataset is not None:
         paths.dataset.symlink_to(ready.dataset)
-    if ready.data is not None:
-        write_new(paths.data_files, ready.data.as_list())
-    preflight.copy_checkpoint(choice, paths)
+    if data_files is not None:
+        write_new(paths.data_files, data_files)
+    _copy_checkpoint(choice, paths)
     write_new(paths.output_log, b"", mode=0o644)
     # From what was written, not from what lies there now: other users may be able to write into the folder.
     unsealed = seals.keep(paths, record, sealed, config.get(choice.config, "notify.command"))
@@ -353,6 +225,35 @@ def _environment(launch: Launch, root_run_id: str, search_path: str, *, has_plan
     }
 
 
+def _sealed(planned: Planned, launch: Launch, record: dict[str, Any]) -> dict[str, bytes]:
+    """Return the content of each file that a seal is about (`seals.records`), by its name."""
+    paths = launch.paths
+    contents = {
+        paths.run_json.name: to_json(record),
+        paths.resolved_json.name: config.as_json(planned.choice.config),
+        paths.config_copy.name: planned.request.config_file.content,
+    }
+    if planned.plan is not None:
+        plan = {"run_id": launch.run_id, "created_at": utc_now(), **planned.plan.as_fields()}
+        contents[paths.resume_plan.name] = to_json(plan)
+    return contents
+
+
+def _copy_checkpoint(choice: Choice, paths: RunPaths) -> None:
+    """Put the chosen checkpoint where a trainer that resumes from a fixed name looks for it.
+
+    A copy, not a link: the trainer may write into it, and the parent's file must stay as it is.
+    """
+    target = preflight.checkpoint_for_trainer(choice, paths)
+    if target is None or choice.candidate is None or target == (chosen := preflight.chosen_file(choice)):
+        return
+    form = choice.parent.form if choice.parent else form_of(choice.config.get("checkpoint"))
+    try:
+        layout.copy_below(chosen, paths.run_dir, target, form.companions_of(chosen.name))
+    except UnreadableFile as error:
+        raise KitError(f"the checkpoint '{chosen}' cannot be copied: {error}") from error
+
+
 def _make_durable(paths: RunPaths) -> None:
     """Let survive a power cut, before there is a trainer, what a recovery of this run reads, and every name.
 
@@ -367,7 +268,7 @@ def _make_durable(paths: RunPaths) -> None:
 
 def _take_back(choice: Choice, paths: RunPaths, launch: Launch | None, made: MadeFolder) -> None:
     """Remove the folder that this process has just made, its seal and its claims; no other process has seen it."""
-    if not _remove(paths.run_dir, made):
+    if not new_folder.remove(paths.run_dir, made):
         _say(f"'{paths.run_dir}' stays as it is: it could not be removed, or is not the folder made for this run")
     if launch is not None:
         seals.release({"run_id": launch.run_id, "token": launch.token})
@@ -376,39 +277,8 @@ def _take_back(choice: Choice, paths: RunPaths, launch: Launch | None, made: Mad
     run_id = paths.run_dir.name
     if choice.parent is not None and choice.relation == CONTINUE:
         claims.release_continuation(choice.parent.paths, run_id)
-    if choice.parent is not None and choice.candidate is not None and choice.step is not None:
-        claims.release_pin(holder_of(choice.candidate, choice.parent, choice.table).paths, choice.step, run_id)
-
-
-def _remove(folder: Path, made: MadeFolder) -> bool:
-    """Remove the folder that was made, and no other one that was moved to its name; False where something is left.
-
-    What lies in it is removed through its descriptor, and rmdir takes away what is empty alone.
-    """
-    try:
-        descriptor = os.open(folder, _FOLDER)
-    except OSError:
-        return not os.path.lexists(folder)
-    try:
-        if not made.is_at(os.fstat(descriptor)):
-            return False
-        for name in os.listdir(descriptor):
-            _remove_entry(f"/proc/self/fd/{descriptor}/{name}")
-        os.rmdir(folder)
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-    return True
-
-
-def _remove_entry(path: str) -> None:
-    if os.path.isdir(path) and not os.path.islink(path):
-        import shutil  # late: a start that succeeds removes nothing
-
-        shutil.rmtree(path)
-    else:
-        os.unlink(path)
+    if choice.candidate is not None and choice.step is not None and (holder := choice.holder) is not None:
+        claims.release_pin(holder.paths, choice.step, run_id)
 
 
 def _say(sentence: str) -> None:

@@ -28,7 +28,6 @@ from ..policy.plan_file import CONFIG, ENVIRONMENT, RECOVERY, VERSION
 from ..run.run_folder import Run
 from ..run.run_table import Recovery
 from . import compatibility, forecast, handed_rate, init_base, plan_rules
-from .baseline import holder_of
 from .choice import CONTINUE, Choice, require_consent
 from .code_state import Code
 from .forecast import Forecast
@@ -161,7 +160,7 @@ def make(choice: Choice, schema: Schema, ready: Ready, code: Code | None) -> Pla
         InvalidFile: the checkpoint's learning rate scale is not one, or the trainer's description fails.
     """
     candidate, parent, step = choice.chosen, choice.parent, choice.step or 0
-    holder = holder_of(candidate, parent, choice.table) if parent else None
+    holder = choice.holder
     record, versions = holder.record if holder else {}, ready.versions.comparable()
     differs = tuple(compatibility.machine_changes(record, versions, code))
     with_kit, inside = bool(config.get(choice.config, "trainer.loads_with_kit")), candidate.content

@@ -1,6 +1,7 @@
-"""A plan, told to a person or to a program: what `--dry-run` prints. Fits a terminal of 80 by 24.
+"""A decided start, told to a person or to a program: what `--dry-run` prints. Fits a terminal of 80 by 24.
 
 What is simply loaded takes one line; what is not takes one each, with its reason. Reads nothing.
+Try it: `bin/resume.sh EXP-01 --dry-run`
 """
 
 from __future__ import annotations
@@ -11,16 +12,19 @@ import shlex
 import textwrap
 from collections.abc import Iterator, Sequence
 
+from ..base.errors import DONE, NEEDS_ACCEPT, REFUSED
 from ..base.imports import Any
-from ..base.terminal import COMPARED, PASSED_OVER, WARNING, first_few, kind_of, plain
+from ..base.terminal import COMPARED, PASSED_OVER, WARNING, first_few, kind_of, plain, show_json, show_text
 from ..base.terms import KEEPS_LESS, PARTIAL
 from ..checkpoint import manifest
 from ..checkpoint.parameters import WeightFit
 from ..checkpoint.selection import Candidate
 from ..config import config
 from . import plan as plans
+from . import preflight
 from .choice import Choice
 from .forecast import STEPS_SHOWN, Rate
+from .pipeline import Planned
 from .plan import Plan
 from .plan_rules import Component, difference, show_component
 
@@ -29,6 +33,23 @@ _SHOWN = 4
 _LABEL = 13
 # What was passed over has its own lines on the page, and so has what the changes are about.
 _LISTED = (PASSED_OVER, COMPARED)
+
+
+def print_report(planned: Planned, *, is_json: bool) -> int:
+    """Print what a start would do, for a person or as JSON; return the exit code that says whether it may."""
+    choice, plan = planned.choice, planned.plan
+    if is_json:
+        page = as_json(choice, plan)
+        show_json(page)
+    else:
+        command: Sequence[str] = ()
+        if plan is None and planned.ready is not None:
+            command = preflight.trainer_argv(choice, preflight.run_paths(choice, "RUN_ID"), planned.ready)
+        page = as_text(choice, plan, command)
+        show_text(page)
+    if plan is None:
+        return NEEDS_ACCEPT if choice.consents else DONE
+    return REFUSED if plan.refusals else NEEDS_ACCEPT if plan.consents else DONE
 
 
 def as_text(choice: Choice, plan: Plan | None, command: Sequence[str] = ()) -> str:

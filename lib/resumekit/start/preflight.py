@@ -5,20 +5,17 @@ Reads the file system; writes nothing, so that --dry-run finds what the start wo
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ..base.errors import DiskFull, InvalidFile, KitError, UsageError
-from ..base.files import UnreadableFile
+from ..base.errors import DiskFull, InvalidFile, UsageError
 from ..base.imports import TYPE_CHECKING, Any, NamedTuple
 from ..base.paths import KIT_ROOT, RunPaths, checkpoint_name, unexpanded
 from ..base.redaction import secret_line, secret_word
 from ..checkpoint import layout
-from ..checkpoint.form import of as form_of
 from ..config import config
-from . import code_state, trainer_command
+from . import code_state, interpreter, trainer_command
 from .choice import Choice
 from .request import Request, root_of
 
@@ -27,7 +24,6 @@ if TYPE_CHECKING:
 
 # Room that a launch wants to find: a full disk is refused before there is half a run folder.
 MIN_FREE_BYTES = 1 << 20
-_NO_LINK = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Ready(NamedTuple):
@@ -50,7 +46,7 @@ class Ready(NamedTuple):
     dataset: Path | None
     python: str
     search_path: str
-    versions: trainer_command.Versions | trainer_command.NotAsked = trainer_command.NotAsked()
+    versions: interpreter.Versions | interpreter.NotAsked = interpreter.NotAsked()
     may_start: bool = True
     data: DataState | None = None
 
@@ -70,25 +66,25 @@ def check(choice: Choice, request: Request) -> Ready:
         root,
         _folder(root, config.get(choice.config, "trainer.cwd")),
         _dataset(root, config.get(choice.config, "data.path")),
-        trainer_command.configured_python(choice.config, root),
-        trainer_command.search_path(),
+        interpreter.configured_python(choice.config, root),
+        interpreter.search_path(),
     )
     _refuse_unresumable(choice)
-    trainer_command.check_helpers(choice.config)
+    interpreter.check_helpers(choice.config)
     # A placeholder that there is not is found by a person's start, not by the night's first cut.
     argv = trainer_argv(choice, run_paths(choice, "RUN_ID"), ready, trainer_command.lr_words(choice.config, "0"))
     search_path = os.environ.get("PATH", os.defpath)
     if not choice.config["trainer"].get("wrap"):  # what lies behind a wrapper is not to be seen from here
-        trainer_command.check_override(ready.python, search_path)
-    trainer_command.check_program(argv, ready.cwd, search_path, trainer_command.python_origin(choice.config))
+        interpreter.check_override(ready.python, search_path)
+    trainer_command.check_program(argv, ready.cwd, search_path, interpreter.python_origin(choice.config))
     if choice.recovery is None:  # a missing mailer must not keep a run from going on in the night
         trainer_command.check_notifier(config.get(choice.config, "notify.command"), root, search_path)
     _refuse_full_disk(choice.table.runs_dir)
     if choice.consents and not (request.is_accepted and not request.is_dry_run):
-        return ready._replace(versions=trainer_command.NotAsked(), may_start=False)
-    asked_as = trainer_command.asked_as(argv, ready.cwd, ready.python, choice.config)
-    is_wrapped = trainer_command.is_wrapped(choice.config, argv)
-    ready = ready._replace(versions=trainer_command.Versions(asked_as, ready.search_path, is_wrapped=is_wrapped))
+        return ready._replace(versions=interpreter.NotAsked(), may_start=False)
+    asked_as = interpreter.asked_as(argv, ready.cwd, ready.python, choice.config)
+    is_wrapped = interpreter.is_wrapped(choice.config, argv)
+    ready = ready._replace(versions=interpreter.Versions(asked_as, ready.search_path, is_wrapped=is_wrapped))
     return ready._replace(data=_data(choice, ready.dataset))
 
 
@@ -170,10 +166,10 @@ def code_of(choice: Choice, ready: Ready, snapshot: code_state.Snapshot) -> code
         ready: what `check` found.
         snapshot: what git is being asked about `paths.root`, under way since the command began.
     """
-    from . import code_change, code_scope  # late: `check` alone has no use for them
+    from . import code_scope, command_files  # late: `check` alone has no use for them
 
     argv = trainer_argv(choice, run_paths(choice, "RUN_ID"), ready)
-    files = code_change.named_files(argv, ready.cwd, ready.root, choice.table.runs_dir)
+    files = command_files.named_files(argv, ready.cwd, ready.root, choice.table.runs_dir)
     if ready.root != snapshot.root:
         snapshot = code_state.start_snapshot(ready.root)
     return code_state.finish_snapshot(snapshot, code_scope.of(choice.config, ready.root), files)
@@ -270,42 +266,3 @@ def _data(choice: Choice, dataset: Path | None) -> DataState | None:
     # What a recovery waits for has to be bounded.
     reads = config.get(choice.config, "data.fingerprint") == data_state.CONTENT and choice.recovery is None
     return data_state.look(dataset, reads=reads)
-
-
-def copy_checkpoint(choice: Choice, paths: RunPaths) -> None:
-    """Put the chosen checkpoint where a trainer that resumes from a fixed name looks for it.
-
-    A copy, not a link: the trainer may write into it, and the parent's file must stay as it is.
-    """
-    target = checkpoint_for_trainer(choice, paths)
-    if target is None or choice.candidate is None or target == chosen_file(choice):
-        return
-    chosen = chosen_file(choice)
-    form = choice.parent.form if choice.parent else form_of(choice.config.get("checkpoint"))
-    try:
-        layout.refuse_link_out(chosen)  # before anything is made
-        folder = _folder_to_copy_into(paths.run_dir, target)
-        try:
-            layout.copy_whole(chosen, folder, target.name, form.companions_of(chosen.name))
-        finally:
-            os.close(folder)
-    except UnreadableFile as error:
-        raise KitError(f"the checkpoint '{chosen}' cannot be copied: {error}") from error
-
-
-def _folder_to_copy_into(run_dir: Path, target: Path) -> int:
-    """Open the folder of a file below a run's folder, step by step; what is not there is made, and no link followed.
-
-    Returns:
-        Its descriptor; the caller closes it.
-    """
-    folder = os.open(run_dir, _NO_LINK)
-    for name in target.relative_to(run_dir).parent.parts:
-        parent = folder
-        try:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(name, dir_fd=parent)
-            folder = os.open(name, _NO_LINK, dir_fd=parent)
-        finally:
-            os.close(parent)
-    return folder

@@ -124,12 +124,20 @@ def _refuse_unexpanded(text: str, path: Path, origin: str) -> None:
 
 
 class Options(NamedTuple):
-    """The words of a command line, taken apart: values and switches by name, settings, what stood behind `--`."""
+    """The words of a command line, taken apart.
+
+    Args:
+        values, switches: by name.
+        settings: what stood behind each --set.
+        extra_args: what stood behind `--`; None if there was no `--`.
+        typed: the words as the user gave them, without what the launcher adds.
+    """
 
     values: dict[str, str]
     switches: frozenset[str]
     settings: tuple[str, ...]
     extra_args: tuple[str, ...] | None
+    typed: tuple[str, ...]
 
     @property
     def runs(self) -> Path | None:
@@ -209,7 +217,7 @@ def parse(arguments: Sequence[str]) -> Options:
     """
     at = arguments.index("--") if "--" in arguments else len(arguments)
     values: dict[str, str] = {}
-    switches, settings = set(), []
+    switches, settings, typed = set(), [], []
     for word in arguments[:at]:
         name, equals, value = word.removeprefix("--").partition("=")
         if equals and name == "set":
@@ -222,11 +230,13 @@ def parse(arguments: Sequence[str]) -> Options:
             switches.add(name)
         else:
             raise UsageError(f"unknown option '{word}'")
+        if name not in (_LAUNCHER, _OLD_LAUNCHER):
+            typed.append(word)
     extra = tuple(arguments[at + 1 :]) if at < len(arguments) else None
     for word in extra or ():
         if any("\ud800" <= letter <= "\udfff" for letter in word):
             raise UsageError(f"the trainer's argument {word!r} is not UTF-8, and could not be kept in the config")
-    return Options(values, frozenset(switches), tuple(settings), extra)
+    return Options(values, frozenset(switches), tuple(settings), extra, (*typed, *arguments[at:]))
 
 
 def _number(text: str, sentence: str) -> int:

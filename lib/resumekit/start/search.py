@@ -324,11 +324,11 @@ def _head(request: Request, table: RunTable, lineage: Lineage | None) -> tuple[R
     heads = table.heads(experiment, None if lineage is None else lineage.has)
     if not heads:
         return None, (), None
-    from . import consent  # late: a first start has no head
+    from . import project  # late: a first start has no head
 
     of_another: str | None = None
     for run in heads:  # the newest of this project; only where there is none, the newest of another
-        how = consent.another_project(run, request, experiment)
+        how = project.another_project(run, request, experiment)
         if how is None:
             return run, tuple(one for one in heads if one is not run), None
         of_another = of_another or how
@@ -378,10 +378,10 @@ def _on_another_branch(request: Request, table: RunTable, head: Run, found: Foun
         raise UsageError(
             f"step {request.step} is on several branches: name one with resume.sh --from: {listed(holders)}"
         )
-    from . import consent
+    from . import project
 
     for run, selection in there.values():
-        return Found(run, run, selection, found.others, consent.another_project(run, request, head.experiment))
+        return Found(run, run, selection, found.others, project.another_project(run, request, head.experiment))
     return found
 
 

@@ -19,7 +19,7 @@ from ..base.errors import DONE, KitError
 from ..base.imports import Any, NamedTuple
 from ..base.paths import LIB, RunPaths, live_folder
 from ..base.values import mapping
-from ..run import live_marker, status, trust
+from ..run import live_marker, own_runs, status
 from ..run.run_folder import Run
 from ..run.run_table import RunTable
 from . import watcher_files
@@ -115,7 +115,7 @@ def stop(runs_dir: Path, run_ids: Sequence[str], *, is_now: bool = False) -> lis
     from ..process.stopping import ASKED
 
     # What lies behind a link may be a run of another folder, which the name does not mean.
-    links = {name: reason for name in run_ids if (reason := trust.why_link_is_not_own(RunPaths(runs_dir / name)))}
+    links = {name: reason for name in run_ids if (reason := own_runs.why_link_is_not_own(RunPaths(runs_dir / name)))}
     command = [sys.executable, "-I", "-S", CLI, "stop"]
     how = ["TERM", "--now"] if is_now else ["TERM"]
     meant = [name for name in run_ids if name not in links]
@@ -140,7 +140,7 @@ def _about(runs_dir: Path, look: Report) -> Iterator[Action]:
             return  # its folder was moved or removed, and it trains on: the marker is all that says so
         live_marker.remove(RunPaths(runs_dir / look.run_id))
         return
-    if reason := trust.why_marked_run_is_not_own(run.paths):
+    if reason := own_runs.why_marked_run_is_not_own(run.paths):
         yield Action(look.run_id, f"left alone: {reason}")
         return
     if not run.is_ours or not run.config:
@@ -182,7 +182,7 @@ def _was_marked_here(run: Run) -> bool:
 def _about_stuck(runs_dir: Path, look: Report, memory: Memory) -> Iterator[Action]:
     """Count the passes in which nothing could be done about a run; have a person told of it, once."""
     run = RunTable(runs_dir).get(look.run_id)
-    if run is None or not run.config or trust.why_marked_run_is_not_own(run.paths) or not _was_marked_here(run):
+    if run is None or not run.config or own_runs.why_marked_run_is_not_own(run.paths) or not _was_marked_here(run):
         return
     now_s = time.time()
     wait = memory.waits.get(run.run_id, Wait(now_s))

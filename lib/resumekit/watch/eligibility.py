@@ -1,23 +1,23 @@
-"""Why a run is not taken up again by itself: each rule gives one sentence for the user who has to, or None. Among
-them: a start at a terminal that cannot succeed, and GPUs that are not free.
+"""Why a run is not taken up again by itself: each rule gives one sentence for the user who has to, or None.
+
+Beside these rules: a start at a terminal that cannot succeed (`failed_start`), GPUs that are not free (`devices`), and
+how often (`budget`).
 """
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 
-from ..base import background_command, process_details, redaction
+from ..base import redaction
 from ..base.errors import KitError
 from ..base.imports import Any
 from ..base.terms import NEVER_RECOVERED, OOM
-from ..base.values import count, epoch_s, items, mapping, seconds, string
-from ..run import log_end, run_end, status
-from ..run.journal_fold import State
+from ..base.values import count, items, mapping
+from ..run import run_end, status
 from ..run.run_folder import Run
 from ..run.throughput import is_saving
-from ..start import code_change, compatibility, trainer_command
+from ..start import code_change, compatibility
 from ..start.code_state import Code
 from .incident import Incident
 
@@ -153,162 +153,3 @@ def _environment(run: Run, incident: Incident) -> str | None:
 def is_cut(run: Run, incident: Incident) -> bool:
     """Whether this cause cuts the learning rate (`recover.cut_lr_on`)."""
     return incident.cause in items(run.setting("recover", "cut_lr_on"))
-
-
-# A start that a person makes at a terminal and that cannot succeed: it is not tried again, and its cause is said.
-#
-# A misspelt option, a module or a script that is missing, a name that does not exist: three starts and ninety
-# seconds would end the same. What may heal by itself (a device, a network, a disk) is tried again, and so is every
-# start under a scheduler or away from the terminal. Reads exit.json and the log's end.
-
-_SCHEDULERS = (
-    "SLURM_JOB_ID",
-    "PBS_JOBID",
-    "LSB_JOBID",
-    "OAR_JOB_ID",
-    "FLUX_JOB_ID",
-    "COBALT_JOBID",
-    "KUBERNETES_SERVICE_HOST",
-)
-# What has run for longer than this may have made steps that no pattern reads.
-_BEGINNING_S = 120.0
-_ALWAYS = (log_end.ARGUMENTS, log_end.IMPORT, log_end.SYNTAX)
-_OPEN = (log_end.MAY_HEAL, log_end.UNKNOWN)
-_WORDS = {
-    log_end.ARGUMENTS: "the trainer does not take its arguments",
-    log_end.IMPORT: "a module cannot be imported",
-    log_end.FILE: "a file is not there",
-    log_end.CONFIG: "the trainer does not take its config",
-    log_end.SYNTAX: "the program is not complete",
-    log_end.PROGRAM: "the trainer fails before its first step",
-}
-
-
-def cannot_heal(run: Run, state: State) -> str | None:
-    """Return why a start would end the same when it is tried again; None where it may heal, or that is not known.
-
-    Args:
-        run: what a person has started; it has ended.
-        state: its folded journal.
-    """
-    end = run_end.read(run)
-    if end is None or end.get("signal") is not None or _is_scheduled() or _has_begun(run, state, end.get("elapsed_s")):
-        return None
-    found = log_end.last_error_of(run, end["code"])
-    is_resume = run.record.get("checkpoint") is not None
-    # Of a resume the checkpoint may be the cause: then an older one may load.
-    if found is None or found.kind in _OPEN or (is_resume and found.kind not in _ALWAYS):
-        return None
-    return f"{_WORDS[found.kind]}: {found.line}{_advice(run, found)}"
-
-
-def _is_scheduled() -> bool:
-    return any(name in os.environ for name in _SCHEDULERS)
-
-
-def _has_begun(run: Run, state: State, elapsed_s: Any) -> bool:
-    """Whether a start has got anywhere: a step was seen, or a checkpoint, or it ran long enough to have made some."""
-    begun_at = run.parent_step or 0
-    if any((state.get(key) or 0) > begun_at for key in ("step", "last_checkpoint_step")):
-        return True
-    return seconds(elapsed_s) is None or elapsed_s >= _BEGINNING_S
-
-
-def _advice(run: Run, found: log_end.LastError) -> str:
-    if found.module is None:
-        return ""
-    argv = items(run.record.get("argv"))
-    program = string(argv[0]) or "" if argv else ""
-    is_python = trainer_command.is_python(program)
-    where = f" (no module named {found.module} in '{program}')" if is_python else ""
-    if found.module != "torch":
-        return where
-    return f"{where}: install torch there, or name another interpreter with trainer.python"
-
-
-# Whether a run's GPUs are free: a process that came after its end and computes there is waited for.
-#
-# What was there before the run ended had shared them with it and is no obstacle. Asks nvidia-smi, where there is
-# one, for five seconds at most; a machine without it, and one that does not answer, is asked nothing.
-
-TIMEOUT_S = 5.0
-MAX_BYTES = 1 << 20
-# A GPU still lists what was killed a moment ago.
-SETTLES_S = 10.0
-_NAMED = 3
-
-
-def require_free_gpus(run: Run, state: State) -> None:
-    """Make sure that nothing has taken a run's place on its GPUs.
-
-    Raises:
-        KitError: a process has; that may pass by itself.
-    """
-    if run.setting("recover", "needs_free_devices", True) is not True:
-        return
-    uuids = _devices(_recorded(run))
-    ended_s = _ended_s(run, state)
-    if not uuids or ended_s is None:
-        return
-    give_up = time.monotonic() + SETTLES_S
-    while others := [
-        (uuids[uuid], pid, words) for uuid, pid, words in _apps() if uuid in uuids and _came_after(pid, ended_s)
-    ]:
-        if time.monotonic() > give_up or any(_is_there(pid) for _, pid, _ in others):
-            break
-        time.sleep(1.0)
-    if others:
-        named = ", ".join(f"GPU {index}: pid {pid} ({words})" for index, pid, words in others[:_NAMED])
-        raise KitError(f"the GPUs of the run are in use by what came after its end: {named}")
-
-
-def _recorded(run: Run) -> str | None:
-    """Return CUDA_VISIBLE_DEVICES as the run had it; None where it had none: then it saw every GPU."""
-    values = mapping(mapping(run.record.get("environment")).get("values"))
-    return string(values.get("CUDA_VISIBLE_DEVICES"))
-
-
-def _devices(visible: str | None) -> dict[str, str]:
-    """Return the run's GPUs, index by uuid, as nvidia-smi counts them; none where the record names something else."""
-    rows = [row for row in _table("gpu", "index,uuid") if len(row) == 2]
-    every = {uuid: index for index, uuid in rows}
-    if visible is None:
-        return every
-    wanted = [word.strip() for word in visible.split(",") if word.strip()]
-    return {uuid: index for uuid, index in every.items() if index in wanted or any(
-        word.startswith("GPU-") and uuid.startswith(word) for word in wanted
-    )}  # fmt: skip
-
-
-def _apps() -> list[tuple[str, int, str]]:
-    """Return (uuid, pid, name) of each process that computes on a GPU."""
-    rows = _table("compute-apps", "gpu_uuid,pid,process_name")
-    return [
-        (row[0], int(row[1]), row[2][:60]) for row in rows if len(row) >= 3 and row[1].isascii() and row[1].isdigit()
-    ]
-
-
-def _table(what: str, columns: str) -> list[Sequence[str]]:
-    command = ["nvidia-smi", f"--query-{what}={columns}", "--format=csv,noheader"]
-    answer = background_command.result(background_command.start(command, os.environ), MAX_BYTES, TIMEOUT_S)
-    return [[cell.strip() for cell in line.split(",")] for line in answer.kept.decode("utf-8", "replace").splitlines()]
-
-
-def _ended_s(run: Run, state: State) -> float | None:
-    """Return when a run ended, in seconds since boot; when it was last heard of, where nothing saw its end."""
-    since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
-    at = string(mapping(run_end.read(run)).get("at"))
-    if at is not None:
-        return since_boot - (time.time() - epoch_s(at))
-    active_s = state.get("active_mono_s")
-    return None if active_s is None else since_boot - (time.monotonic() - active_s)
-
-
-def _is_there(pid: int) -> bool:
-    return os.path.exists(f"/proc/{pid}")
-
-
-def _came_after(pid: int, ended_s: float) -> bool:
-    """Whether a process is younger than the end of the run; one that cannot be seen from here is taken for that."""
-    fields = process_details.stat_fields(pid)
-    return fields is None or int(fields[19]) / os.sysconf("SC_CLK_TCK") > ended_s

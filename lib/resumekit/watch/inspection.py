@@ -22,7 +22,7 @@ from ..base.imports import Any, NamedTuple
 from ..base.paths import RunPaths
 from ..base.terminal import plain
 from ..base.values import count, string
-from ..run import life_signs, live_marker, liveness, status, throughput, trust
+from ..run import life_signs, live_marker, liveness, own_runs, status, throughput
 from ..run.journal_fold import measured_speed
 from ..run.run_folder import Run
 from ..run.run_names import parse_run_name
@@ -131,7 +131,7 @@ def look_at(runs_dir: Path, run_id: str) -> Report:
     """Look at one run, in bounded time; whatever goes wrong in it becomes a sentence."""
     try:
         with time_limit(LIMIT_S):
-            if reason := trust.why_marked_run_is_not_own(RunPaths(runs_dir / run_id)):
+            if reason := own_runs.why_marked_run_is_not_own(RunPaths(runs_dir / run_id)):
                 return Report(run_id, UNKNOWN, FOREIGN, note=f"left alone: {reason}")
             table = RunTable(runs_dir)
             run = table.get(run_id)

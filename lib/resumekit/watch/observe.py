@@ -13,7 +13,7 @@ import time
 from ..base.imports import Any, NamedTuple
 from ..base.terminal import duration
 from ..base.values import count, seconds
-from ..run import liveness, log_tail, run_table, status, throughput, trust
+from ..run import liveness, log_tail, own_runs, run_table, status, throughput
 from ..run.journal_fold import RECORDS_EDITED, State
 from ..run.run_folder import Run
 from ..run.run_table import RunTable
@@ -226,7 +226,7 @@ def lineage_speed(run: Run, table: RunTable) -> tuple[float | None, float | None
     for ancestor, _ in table.history(run)[1 : 1 + MAX_ANCESTORS]:
         if any(ancestor.record.get(key) != run.record.get(key) for key in ("config_hash", "host")):
             break
-        if trust.why_run_is_not_own(ancestor.paths) is not None or status.is_long_unread(ancestor):
+        if own_runs.why_run_is_not_own(ancestor.paths) is not None or status.is_long_unread(ancestor):
             break
         its_pace = status.read_state(ancestor).get("pace")
         speed, whole = throughput.baseline(its_pace), throughput.whole_speed(its_pace)

@@ -20,7 +20,7 @@ from ..base.errors import DONE, Refused, ToolMissing
 from ..base.ownership import state_folder
 from ..base.paths import LIB, RunPaths
 from ..base.terminal import plain
-from ..run import trust
+from ..run import own_runs, trust
 from ..run.run_folder import Run
 from ..run.run_table import RunTable
 from ..start import launcher_answer
@@ -76,7 +76,7 @@ def environment_of_callers_run(run_dir: Path) -> dict[str, str]:
     PATH, PYTHON and LD_PRELOAD of a record decide what is executed, so nothing may be started in it before this. Of a
     record that is not the caller's word nothing is taken: what is asked next says why the run is left alone.
     """
-    if reason := trust.why_marked_run_is_not_own(RunPaths(run_dir)):
+    if reason := own_runs.why_marked_run_is_not_own(RunPaths(run_dir)):
         raise Refused(f"'{plain(run_dir.name)}' is left alone: {reason}")
     examined = trust.examine(run_dir)
     if not examined.standing.is_callers:

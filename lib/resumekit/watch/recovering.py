@@ -36,7 +36,7 @@ from ..start.pipeline import Planned
 from ..start.plan import Plan
 from ..start.preflight import Ready
 from ..start.request import Request
-from . import budget, eligibility, escalation, incident, restart_point
+from . import budget, devices, eligibility, escalation, failed_start, incident, restart_point
 from .incident import Incident
 from .restart_point import Suspect
 from .rules import limits_of
@@ -106,7 +106,7 @@ def recover(run_dir: Path, launcher_pid: int, *, is_attended: bool = False) -> O
         found = incident.of(run, state, table)
         if found is None:
             return NOTHING  # a person has stopped it meanwhile
-        if is_attended and (reason := eligibility.cannot_heal(run, state)):
+        if is_attended and (reason := failed_start.cannot_heal(run, state)):
             _say(f"'{run.run_id}' is not tried again: {reason}")
             # `nohup`, cron, a terminal that was closed: then no person reads what is said here.
             escalation.call_a_person(run, found, reason, is_told=os.isatty(2))
@@ -230,12 +230,12 @@ def _take_up(examined: trust.Examined, state: State, table: RunTable, found: Inc
     choice = planned.choice
     if sentence := incident.end_leftovers(run, state):
         return _wait(run, state, "leftovers", sentence, TRY_AGAIN_S)
-    eligibility.require_free_gpus(run, state)
+    devices.require_free_gpus(run, state)
     budget.require_room(run, state, choice.candidate)
     refuse_what_cannot_be_continued(run, table)
     if _is_decided_by_a_person(run, table):
         return NOTHING
-    prepared = make_folder.prepare(planned, launcher_pid, ["recover", run.run_id])
+    prepared = make_folder.prepare(planned, processes.identify(launcher_pid), ["recover", run.run_id])
     if _is_decided_by_a_person(run, table):
         return NOTHING  # who stops a run looks for its claim after writing it down, so one of us sees the other
     factor = choice.recovery.lr_factor if choice.recovery else 1.0
