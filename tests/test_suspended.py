@@ -218,6 +218,22 @@ def test_a_suspended_trainer_is_named_and_does_not_hang(watched: Kit, monkeypatc
     assert look.verdict == HEALTHY and deeds == [] and not events(run, "abort")
 
 
+def test_each_rank_of_a_machine_is_seen_when_it_alone_is_suspended() -> None:
+    """A script, torchrun, sixteen ranks, and the workers of each: the ranks are nearer than the workers."""
+    rank = "sleep 1000 & sleep 1000 & wait"
+    ranks = f"for rank in $(seq 16); do bash -c '{rank}' & done; wait"
+    script = ["bash", "-c", 'bash -c "$1"; true', "script", ranks]
+    with subprocess.Popen(script, start_new_session=True) as process, contextlib.ExitStack() as at_the_end:
+        at_the_end.callback(os.killpg, process.pid, signal.SIGKILL)
+        trainer = processes.identify(process.pid)
+        below = lambda: process_details.children_of(process_details.children_of(process.pid)[0])  # noqa: E731
+        wait_until(lambda: process_details.children_of(process.pid) and len(below()) == 16, "sixteen ranks")
+        wait_until(lambda: all(len(process_details.children_of(pid)) == 2 for pid in below()), "their workers")
+        last = below()[-1]
+        with stopped(last):
+            wait_until(lambda: liveness.suspended_of_trainer(trainer) == [last], "it is seen")
+
+
 def test_the_time_in_which_a_trainer_was_suspended_is_neither_silence_nor_slowness() -> None:
     def told(name: str, mono_s: float, **more: Any) -> dict[str, Any]:
         return {"event": name, "mono_s": mono_s, **more}

@@ -224,12 +224,14 @@ def _reasons(codes: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
 # Which processes of a run are suspended (`kill -STOP`, Ctrl-Z, a debugger), and the command that lets them go on.
 #
 # A suspended launcher takes up no end, a suspended shim writes none down, a suspended sidecar follows nothing, and
-# a suspended trainer does not hang; only the user who suspended them can know whether that is meant. Reads /proc
-# and the sidecar's account; writes nothing. Try it: `bin/runs.sh`
+# a suspended trainer does not hang, nor do ranks that wait for a suspended one: no process is suspended but by a signal
+# or a debugger. Only the user who suspended them can know whether that is meant. Reads /proc and the sidecar's account;
+# writes nothing. Try it: `bin/runs.sh`
 
 LAUNCHER, SHIM, SIDECAR, HELPER, TRAINER = "launcher", "shim", "sidecar", "helper", "trainer"
-# So many processes of a training are looked at: a wrapper, what it wraps, not each data worker.
-MAX_OF_TRAINER = 8
+# So many processes of a training are looked at, the nearest first: wrappers, torchrun, the ranks of one machine, not
+# each data worker. The sidecar looks four times a second, at some 50 us a process.
+MAX_OF_TRAINER = 32
 
 
 class Suspended(NamedTuple):
