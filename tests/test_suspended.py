@@ -28,7 +28,7 @@ from support.processes import wait_until
 from support.recoveries import PATTERNS
 from support.runs import events
 from support.watched_runs import start
-from support.wrappers import WRAPPERS, begun, last_step, saved_steps, wrapped
+from support.wrappers import PYTHON, WRAPPERS, begun, last_step, saved_steps, wrapped
 
 SINCE = "suspended_since_s"
 
@@ -202,7 +202,7 @@ def test_a_suspended_trainer_is_named_and_does_not_hang(watched: Kit, monkeypatc
         wait_until(lambda: any(one["kind"] == "trainer_suspended" for one in events(run, "warning")), "it is journaled")
         state = status.read_state(open_run(run))
         with monkeypatch.context() as patch:  # it would have been one
-            patch.setattr(liveness, "suspended_of_trainer", lambda _trainer: [])
+            patch.setattr(liveness, "suspended_of_trainer", lambda *_: [])
             patch.setattr(status, "read_state", lambda _run: {k: v for k, v in state.items() if k != SINCE})
             assert "hang" in inspection.look_at(watched.runs, run.name).evidence
         # The first look after CONT, before the sidecar has seen it go on.
@@ -259,6 +259,28 @@ def test_a_suspended_trainer_behind_its_wrapper_is_found_and_let_go_on_by_a_stop
     seen = lambda: liveness.suspended_of(open_run(run), status.read_state(open_run(run)))  # noqa: E731
     wait_until(lambda: [one.pid for one in seen()] == [python],
                "it is suspended")  # fmt: skip
+    kit("abort-watch", "--stop", "T-1")
+    process.communicate(timeout=60)
+    assert saved_steps(run) == [last_step(run)]
+
+
+def test_a_suspended_training_whose_script_has_ended_is_named_and_is_not_over(kit: Kit) -> None:
+    """`python train.py & exit 0`: what the script has left may be held by a user for longer than a hang takes."""
+    wrapped(kit, f"{PYTHON} &\nsleep 0.3\nexit 0", "--delay", "0.05",
+            abort={"grace_s": 1, "hang_minutes": 0.03}, recover={"enabled": False})  # fmt: skip
+    process, run = begun(kit)
+    leader = processes.identity_from(events(run, "launched")[0]["trainer"])
+    wait_until(lambda: processes.probe(leader) == processes.DEAD and last_step(run) > 40, "it trains on")
+    (python,) = [member.pid for member in processes.session_members(leader)]
+    with stopped(python):
+        seen = lambda: liveness.suspended_of(open_run(run), status.read_state(open_run(run)))  # noqa: E731
+        wait_until(lambda: [one.pid for one in seen()] == [python], "it is suspended")
+        wait_until(lambda: any(one["kind"] == "trainer_suspended" for one in events(run, "warning")), "it is journaled")
+        before = last_step(run)
+        time.sleep(6)
+        assert f"kill -CONT {python}" in kit("abort-watch").stdout and not (run / "exit.json").exists()
+    wait_until(lambda: last_step(run) > before + 10, "it trains on")
+    assert not events(run, "abort")
     kit("abort-watch", "--stop", "T-1")
     process.communicate(timeout=60)
     assert saved_steps(run) == [last_step(run)]

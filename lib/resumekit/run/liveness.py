@@ -266,7 +266,7 @@ def suspended_of(run: Run, state: State, *, is_follower: bool = False) -> tuple[
         if identity is not None and processes.is_stopped(identity)
     ]
     trainer = run.trainer_of(state.get("launched"))
-    named += [Suspended(TRAINER, pid) for pid in suspended_of_trainer(trainer)]
+    named += [Suspended(TRAINER, pid) for pid in suspended_of_trainer(trainer, identities[SHIM])]
     if launcher is None or not any(one.process == LAUNCHER for one in named):
         return tuple(named)
     # Ctrl-Z suspends the launcher's whole group, subshells of it too: all of them have to go on.
@@ -274,15 +274,31 @@ def suspended_of(run: Run, state: State, *, is_follower: bool = False) -> tuple[
     return (*named, *(Suspended(HELPER, pid) for pid in sorted(others)))
 
 
-def suspended_of_trainer(trainer: processes.Identity | None) -> list[int]:
-    """Return the suspended ones of a live trainer's first process and its nearest descendants."""
+def suspended_of_trainer(trainer: processes.Identity | None, shim: processes.Identity | None = None) -> list[int]:
+    """Return the pids of the suspended ones of a trainer's first process and its nearest descendants.
+
+    Args:
+        trainer: the first process.
+        shim: its parent; where the first process has ended, what that has left is looked at, which is below the shim.
+    """
     if trainer is None:
         return []
-    pids = [trainer.pid]
-    for pid in pids:  # grows while it is walked
-        pids += process_details.children_of(pid)[: max(0, MAX_OF_TRAINER - len(pids))]
-    found = [pid for pid in pids if process_details.is_suspended(pid)]
-    return found if found and processes.probe(trainer) == processes.ALIVE else []
+    found = _suspended_from([trainer.pid])
+    if found and processes.probe(trainer) == processes.ALIVE:
+        return found
+    left = [] if shim is None else process_details.children_of(shim.pid)
+    if shim is None or trainer.pid in left:
+        return []
+    found = _suspended_from(left)
+    return found if found and processes.probe(shim) == processes.ALIVE else []
+
+
+def _suspended_from(pids: list[int]) -> list[int]:
+    """Return which of these processes and of their nearest descendants are suspended."""
+    walked = pids[:MAX_OF_TRAINER]
+    for pid in walked:  # grows while it is walked
+        walked += process_details.children_of(pid)[: max(0, MAX_OF_TRAINER - len(walked))]
+    return [pid for pid in walked if process_details.is_suspended(pid)]
 
 
 def suspended_words(found: tuple[Suspended, ...]) -> str:
