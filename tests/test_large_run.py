@@ -11,6 +11,7 @@ import pytest
 from resumekit.checkpoint import selection
 from resumekit.checkpoint.grades import attest
 from resumekit.run import status
+from resumekit.run.listing import DRAWN_LEVELS
 from resumekit.run.run_table import RunTable
 from resumekit.start import search
 from resumekit.start.request import parse
@@ -90,7 +91,9 @@ def test_a_large_run_is_listed_resumed_and_goes_on_by_opening_what_it_needs(
     listed = kit("runs").stdout
     assert len(listed.splitlines()) == 1 + size.branches * size.depth
     assert f"step {size.events - 1}/1000000" in listed.splitlines()[0]
-    assert listed.splitlines()[size.depth].index("└ ") == 2 * (size.depth - 1), "so deep"
+    deepest, levels = listed.splitlines()[size.depth], size.depth - 1
+    indent = 2 * levels if levels <= DRAWN_LEVELS else len("…") + 2 * DRAWN_LEVELS
+    assert deepest.index("└ ") == indent, "so deep, and no wider than a terminal"
 
     page = json.loads(kit("resume", "T-1", "--dry-run", "--json").stdout)
     newest_step = size.checkpoints * 5 - (size.branches - 1)

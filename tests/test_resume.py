@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from resumekit.base import processes
 from support.commands import Kit, killed
 from support.places import TOY
 from support.processes import wait_until
@@ -466,7 +466,8 @@ def test_a_checkpoint_put_back_from_a_backup_is_no_longer_in_quarantine(kit: Kit
 
 @pytest.mark.long  # the launcher waits for the log that the wrapped trainer holds open
 def test_a_trainer_that_outlives_its_wrapper_is_not_joined_by_a_second_one(kit: Kit):
-    kit.config("--save-every", "5", training={"max_steps": 20})
+    """The run lives for as long as a hang takes; what hangs beyond that has to be ended first."""
+    kit.config("--save-every", "5", training={"max_steps": 20}, abort={"hang_minutes": 0.1, "grace_s": 1})
     own = json.loads(kit.config_file.read_text())
     own["trainer"]["command"] = [
         "bash",
@@ -482,7 +483,11 @@ def test_a_trainer_that_outlives_its_wrapper_is_not_joined_by_a_second_one(kit: 
     process = kit.popen("run", "T-1")
     run = kit.started()
     wait_until(lambda: (run / "checkpoints/hrm_arc_step_10.pt").exists(), "step 10")
-    os.kill(events(run, "launched")[0]["trainer"]["pid"], signal.SIGKILL)
+    leader = processes.identity_from(events(run, "launched")[0]["trainer"])
+    assert processes.send(leader, signal.SIGKILL)
+    wait_until(lambda: processes.probe(leader) == processes.DEAD, "its wrapper has ended")
+    assert f"'{run.name}' is alive" in kit("resume", "T-1", code=6).stderr
     process.communicate(timeout=60)
+    assert kit.status(run)["state"] == "failed"
     said = kit("resume", "T-1", code=6).stderr
     assert f"'{run.name}' has ended, but processes of its trainer still run (pid " in said

@@ -28,7 +28,7 @@ from support.processes import wait_until
 from support.recoveries import PATTERNS
 from support.runs import events
 from support.watched_runs import start
-from support.wrappers import WRAPPERS, begun, last_step, saved_steps, wrapped
+from support.wrappers import PYTHON, WRAPPERS, begun, last_step, saved_steps, wrapped
 
 SINCE = "suspended_since_s"
 
@@ -202,7 +202,7 @@ def test_a_suspended_trainer_is_named_and_does_not_hang(watched: Kit, monkeypatc
         wait_until(lambda: any(one["kind"] == "trainer_suspended" for one in events(run, "warning")), "it is journaled")
         state = status.read_state(open_run(run))
         with monkeypatch.context() as patch:  # it would have been one
-            patch.setattr(liveness, "suspended_of_trainer", lambda _trainer: [])
+            patch.setattr(liveness, "suspended_of_trainer", lambda *_: [])
             patch.setattr(status, "read_state", lambda _run: {k: v for k, v in state.items() if k != SINCE})
             assert "hang" in inspection.look_at(watched.runs, run.name).evidence
         # The first look after CONT, before the sidecar has seen it go on.
@@ -216,6 +216,22 @@ def test_a_suspended_trainer_is_named_and_does_not_hang(watched: Kit, monkeypatc
     wait_until(lambda: any(one["kind"] == "clock_gap" for one in events(run, "warning")), "it goes on")
     look, deeds = one_pass(watched, Memory())
     assert look.verdict == HEALTHY and deeds == [] and not events(run, "abort")
+
+
+def test_each_rank_of_a_machine_is_seen_when_it_alone_is_suspended() -> None:
+    """A script, torchrun, sixteen ranks, and the workers of each: the ranks are nearer than the workers."""
+    rank = "sleep 1000 & sleep 1000 & wait"
+    ranks = f"for rank in $(seq 16); do bash -c '{rank}' & done; wait"
+    script = ["bash", "-c", 'bash -c "$1"; true', "script", ranks]
+    with subprocess.Popen(script, start_new_session=True) as process, contextlib.ExitStack() as at_the_end:
+        at_the_end.callback(os.killpg, process.pid, signal.SIGKILL)
+        trainer = processes.identify(process.pid)
+        below = lambda: process_details.children_of(process_details.children_of(process.pid)[0])  # noqa: E731
+        wait_until(lambda: process_details.children_of(process.pid) and len(below()) == 16, "sixteen ranks")
+        wait_until(lambda: all(len(process_details.children_of(pid)) == 2 for pid in below()), "their workers")
+        last = below()[-1]
+        with stopped(last):
+            wait_until(lambda: liveness.suspended_of_trainer(trainer) == [last], "it is seen")
 
 
 def test_the_time_in_which_a_trainer_was_suspended_is_neither_silence_nor_slowness() -> None:
@@ -243,6 +259,28 @@ def test_a_suspended_trainer_behind_its_wrapper_is_found_and_let_go_on_by_a_stop
     seen = lambda: liveness.suspended_of(open_run(run), status.read_state(open_run(run)))  # noqa: E731
     wait_until(lambda: [one.pid for one in seen()] == [python],
                "it is suspended")  # fmt: skip
+    kit("abort-watch", "--stop", "T-1")
+    process.communicate(timeout=60)
+    assert saved_steps(run) == [last_step(run)]
+
+
+def test_a_suspended_training_whose_script_has_ended_is_named_and_is_not_over(kit: Kit) -> None:
+    """`python train.py & exit 0`: what the script has left may be held by a user for longer than a hang takes."""
+    wrapped(kit, f"{PYTHON} &\nsleep 0.3\nexit 0", "--delay", "0.05",
+            abort={"grace_s": 1, "hang_minutes": 0.03}, recover={"enabled": False})  # fmt: skip
+    process, run = begun(kit)
+    leader = processes.identity_from(events(run, "launched")[0]["trainer"])
+    wait_until(lambda: processes.probe(leader) == processes.DEAD and last_step(run) > 40, "it trains on")
+    (python,) = [member.pid for member in processes.session_members(leader)]
+    with stopped(python):
+        seen = lambda: liveness.suspended_of(open_run(run), status.read_state(open_run(run)))  # noqa: E731
+        wait_until(lambda: [one.pid for one in seen()] == [python], "it is suspended")
+        wait_until(lambda: any(one["kind"] == "trainer_suspended" for one in events(run, "warning")), "it is journaled")
+        before = last_step(run)
+        time.sleep(6)
+        assert f"kill -CONT {python}" in kit("abort-watch").stdout and not (run / "exit.json").exists()
+    wait_until(lambda: last_step(run) > before + 10, "it trains on")
+    assert not events(run, "abort")
     kit("abort-watch", "--stop", "T-1")
     process.communicate(timeout=60)
     assert saved_steps(run) == [last_step(run)]

@@ -88,17 +88,24 @@ def test_a_speed_of_four_tenths_for_eleven_minutes_is_stopped_and_taken_up_at_it
 
 
 @pytest.mark.long
-@pytest.mark.fault("E4", by="rules.py: hang; stopping.py: TERM, grace, KILL")
-def test_a_trainer_in_state_t_does_not_hear_term_and_is_killed(warm_night: Night) -> None:
+@pytest.mark.fault("E4", by="liveness.py: suspended_of_trainer; observe.py: no age of a suspended trainer counts")
+def test_a_trainer_in_state_t_is_named_for_as_long_as_it_stands_and_trains_on_when_it_is_let_go(
+    warm_night: Night,
+) -> None:
     warm_night.config("--delay", "0.01", training={"max_steps": 100_000}, abort=SHORT)
     run = warm_night.start(steps=12)
     trainer = warm_night.who(run, "trainer")
     # The client of the forked trainer and the fork are stopped: no process there hears anything.
-    for pid in (trainer, forked_of(run)):
+    both = (trainer, forked_of(run))
+    for pid in both:
         os.kill(pid, signal.SIGSTOP)
-    child = warm_night.watched(lambda: warm_night.child(run), "it is taken up")
-    assert (one(run, "abort")["cause"], one(run, "exited")["signal"]) == ("hang", signal.SIGKILL)
-    assert record(child)["recovery"]["lr_factor"] == 1.0
+    said = warm_night.watched_beyond_a_hang(HANG_MINUTES)
+    assert all(f"its trainer (pid {trainer}) is suspended (state T): kill -CONT {trainer}" in line for line in said)
+    before = events(run, "step")[-1]["step"]
+    for pid in both:
+        os.kill(pid, signal.SIGCONT)
+    warm_night.watched(lambda: events(run, "step")[-1]["step"] > before + 5, "it trains on")
+    assert not events(run, "abort") and warm_night.run_dirs() == [run]
 
 
 def forked_of(run: Path) -> int:

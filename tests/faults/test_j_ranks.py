@@ -20,9 +20,10 @@ from support.places import TOY
 from support.processes import wait_until
 from support.runs import events
 
-# Each step is one sum over both ranks; rank 0 tells it and saves.
+# Each step is one sum over both ranks; rank 0 tells it and saves. Where there is a file `hang` beside the script, rank
+# 1 takes it away and sleeps for ever, and no TERM ends it, as none ends a rank whose interpreter waits for its device.
 RANK = """
-import datetime, os, sys, time
+import datetime, os, signal, sys, time
 from pathlib import Path
 
 sys.path.append({toys!r})
@@ -36,7 +37,12 @@ begun = toy_trainer.read_step(Path(sys.argv[4])) if "--resume" in sys.argv else 
 dist.init_process_group("gloo", timeout=datetime.timedelta(minutes=30))
 rank = dist.get_rank()
 print(f"rank {{rank}} is {{os.getpid()}}\\n", end="", flush=True)  # in one piece: two of them print at once
+hang = Path(__file__).with_name("hang")
 for step in range(begun + 1, steps + 1):
+    if rank == 1 and hang.exists():
+        hang.unlink()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(10**6)
     both = torch.ones(1)
     dist.all_reduce(both)
     assert both.item() == 2.0
@@ -50,6 +56,7 @@ dist.destroy_process_group()
 
 # torchrun ends its ranks with TERM, and with KILL 30 s later: who gives it less leaves them behind.
 GRACE_S = 45
+RANKS_HANG_MINUTES = 4 * HANG_MINUTES
 
 
 @pytest.fixture
@@ -84,7 +91,7 @@ def trains_under_torchrun(night: Night) -> Path:
     night.config(
         trainer={"command": [*start, "{checkpoints_dir}", "{training.max_steps}"],
                  "resume_args": ["--resume", "{checkpoint}"]},
-        training={"max_steps": 100_000}, abort={"hang_minutes": 4 * HANG_MINUTES, "grace_s": GRACE_S},
+        training={"max_steps": 100_000}, abort={"hang_minutes": RANKS_HANG_MINUTES, "grace_s": GRACE_S},
     )  # fmt: skip
     night.popen("run", "T-1")
     run = night.started()
@@ -137,15 +144,20 @@ def test_when_one_rank_is_killed_all_end_and_one_child_goes_on_whatever_port_is_
 
 
 @pytest.mark.long
-@pytest.mark.fault("J1", by="processes.py: who carries the run's token, in whatever session, ends with it")
-def test_when_torchrun_itself_is_killed_its_ranks_are_gone_before_the_next_ones_train(ranked: Night) -> None:
-    """Each rank has a session of its own, and would train on beside the child."""
+@pytest.mark.fault("J1", by="training_end.py: what has shown the steps lives on; launcher.sh: recover, when it ends")
+def test_when_torchrun_itself_is_killed_its_ranks_train_on_and_one_child_takes_up_their_end(ranked: Night) -> None:
+    """Each rank has a session of its own; nothing starts beside them, and none is left beside the child."""
     run = trains_under_torchrun(ranked)
+    ranks = ranks_of(run)
     os.kill(ranked.who(run, "trainer"), signal.SIGKILL)
+    before = events(run, "step")[-1]["step"]
+    ranked.watched(lambda: events(run, "step")[-1]["step"] > before + 100, "the ranks train on")
+    assert ranked.state(run) == "running" and ranked.run_dirs() == [run] and not events(run, "abort")
+    assert "is alive" in ranked("resume", "T-1", code=6).stderr
+    os.kill(ranks[1], signal.SIGKILL)
     child = ranked.next_of(run)
-    assert are_gone(*ranks_of(run).values())
-    assert [event["kind"] for event in events(run, "warning")] == ["orphans_killed"]
-    wait_until(lambda: len(events(child, "step")) > 2, "the next ones train")
+    assert are_gone(*ranks.values()) and one(run, "abort")["cause"] == "died"
+    assert ranked.children(run) == [child]
     ended(ranked, child)
 
 
@@ -155,13 +167,29 @@ def test_a_rank_that_hangs_is_found_by_the_step_that_does_not_come_and_all_are_e
     """With `abort.grace_s` above the 30 s that torchrun waits for its ranks; they are in sessions of their own."""
     run = trains_under_torchrun(ranked)
     ranks = ranks_of(run)
-    os.kill(ranks[1], signal.SIGSTOP)
+    (ranked.once / "hang").touch()
     ranked.watched(lambda: events(run, "abort"), "it is stopped")
     assert one(run, "abort")["cause"] == "hang"
     child = ranked.next_of(run, deadline_s=2 * GRACE_S)
-    assert are_gone(*ranks.values()), "the one that was stopped too"
+    assert are_gone(*ranks.values()), "the one that hears no TERM too"
     assert ranked.children(run) == [child]
     ended(ranked, child)
+
+
+@pytest.mark.long
+@pytest.mark.fault("J2", by="liveness.py: suspended_of_trainer; observe.py: no age of a suspended trainer counts")
+def test_one_rank_that_is_suspended_is_named_and_all_train_on_when_it_is_let_go(ranked: Night) -> None:
+    """A user's debugger holds it: the others wait for it, and no rank is ill."""
+    run = trains_under_torchrun(ranked)
+    ranks = ranks_of(run)
+    os.kill(ranks[1], signal.SIGSTOP)
+    said = ranked.watched_beyond_a_hang(RANKS_HANG_MINUTES)
+    assert all(f"kill -CONT {ranks[1]} lets it go on" in line for line in said)
+    before = events(run, "step")[-1]["step"]
+    os.kill(ranks[1], signal.SIGCONT)
+    ranked.watched(lambda: events(run, "step")[-1]["step"] > before + 20, "both train on")
+    assert not events(run, "abort") and ranked.run_dirs() == [run] and ranks_of(run) == ranks
+    ended(ranked, run)
 
 
 # What a lab submits with --signal=B:USR1@60: Bash hears it while it waits, and asks run.sh to save and end.

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,17 @@ class Night(Kit):
             return ask()
 
         return wait_until(look, what, deadline_s)
+
+    def watched_beyond_a_hang(self, hang_minutes: float) -> list[str]:
+        """Let the watcher pass for longer than a hang takes; returns what it has said in each pass, the first left out.
+
+        The first pass may come before the sidecar has seen what has just been done to the run.
+        """
+        said = [self.watch().stdout]
+        until_s = time.monotonic() + 2.5 * 60 * hang_minutes
+        while time.monotonic() < until_s:
+            said.append(self.watch().stdout)
+        return [*said[1:], self.watch().stdout]
 
     def child(self, run: Path) -> Path | None:
         """Return the run that has a trainer and recovers `run`; None while there is none."""

@@ -208,7 +208,9 @@ class _Session:
             return False
         if self._stop:
             return True
-        if self._has_written_since():
+        # A user holds it, and the rest of it may wait for that process.
+        is_suspended = any(process_details.is_suspended(member.pid) for member in self._members)
+        if self._has_written_since() or is_suspended:
             self._last_words = now
         if now - max(self._last_sign, self._last_words) >= run_end.silence_limit_s(self._run):
             return True

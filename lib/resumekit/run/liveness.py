@@ -225,12 +225,14 @@ def _reasons(codes: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
 # Which processes of a run are suspended (`kill -STOP`, Ctrl-Z, a debugger), and the command that lets them go on.
 #
 # A suspended launcher takes up no end, a suspended shim writes none down, a suspended sidecar follows nothing, and
-# a suspended trainer does not hang; only the user who suspended them can know whether that is meant. Reads /proc
-# and the sidecar's account; writes nothing. Try it: `bin/runs.sh`
+# a suspended trainer does not hang, nor do ranks that wait for a suspended one: no process is suspended but by a signal
+# or a debugger. Only the user who suspended them can know whether that is meant. Reads /proc and the sidecar's account;
+# writes nothing. Try it: `bin/runs.sh`
 
 LAUNCHER, SHIM, SIDECAR, HELPER, TRAINER = "launcher", "shim", "sidecar", "helper", "trainer"
-# So many processes of a training are looked at: a wrapper, what it wraps, not each data worker.
-MAX_OF_TRAINER = 8
+# So many processes of a training are looked at, the nearest first: wrappers, torchrun, the ranks of one machine, not
+# each data worker. The sidecar looks four times a second, at some 50 us a process.
+MAX_OF_TRAINER = 32
 
 
 class Suspended(NamedTuple):
@@ -265,7 +267,7 @@ def suspended_of(run: Run, state: State, *, is_follower: bool = False) -> tuple[
         if identity is not None and processes.is_stopped(identity)
     ]
     trainer = run.trainer_of(state.get("launched"))
-    named += [Suspended(TRAINER, pid) for pid in suspended_of_trainer(trainer)]
+    named += [Suspended(TRAINER, pid) for pid in suspended_of_trainer(trainer, identities[SHIM])]
     if launcher is None or not any(one.process == LAUNCHER for one in named):
         return tuple(named)
     # Ctrl-Z suspends the launcher's whole group, subshells of it too: all of them have to go on.
@@ -273,15 +275,31 @@ def suspended_of(run: Run, state: State, *, is_follower: bool = False) -> tuple[
     return (*named, *(Suspended(HELPER, pid) for pid in sorted(others)))
 
 
-def suspended_of_trainer(trainer: processes.Identity | None) -> list[int]:
-    """Return the suspended ones of a live trainer's first process and its nearest descendants."""
+def suspended_of_trainer(trainer: processes.Identity | None, shim: processes.Identity | None = None) -> list[int]:
+    """Return the pids of the suspended ones of a trainer's first process and its nearest descendants.
+
+    Args:
+        trainer: the first process.
+        shim: its parent; where the first process has ended, what that has left is looked at, which is below the shim.
+    """
     if trainer is None:
         return []
-    pids = [trainer.pid]
-    for pid in pids:  # grows while it is walked
-        pids += process_details.children_of(pid)[: max(0, MAX_OF_TRAINER - len(pids))]
-    found = [pid for pid in pids if process_details.is_suspended(pid)]
-    return found if found and processes.probe(trainer) == processes.ALIVE else []
+    found = _suspended_from([trainer.pid])
+    if found and processes.probe(trainer) == processes.ALIVE:
+        return found
+    left = [] if shim is None else process_details.children_of(shim.pid)
+    if shim is None or trainer.pid in left:
+        return []
+    found = _suspended_from(left)
+    return found if found and processes.probe(shim) == processes.ALIVE else []
+
+
+def _suspended_from(pids: list[int]) -> list[int]:
+    """Return which of these processes and of their nearest descendants are suspended."""
+    walked = pids[:MAX_OF_TRAINER]
+    for pid in walked:  # grows while it is walked
+        walked += process_details.children_of(pid)[: max(0, MAX_OF_TRAINER - len(walked))]
+    return [pid for pid in walked if process_details.is_suspended(pid)]
 
 
 def suspended_words(found: tuple[Suspended, ...]) -> str:
