@@ -51,6 +51,10 @@ WRAPPED = "test_wrapped.py::test_a_stop_reaches_what_a_wrapper_wraps_once_and_it
 LIVENESS = "test_liveness.py::"
 # fmt: off
 PATCHES = (
+    patch("what a framework may remove is held", "resumekit/start/holding.py:hold", left_out("hold()"),
+        "test_held.py::test_a_parent_that_has_ended_is_loaded_from_where_it_is"),
+    patch("a run lets go for an attested checkpoint alone", "resumekit/run/held.py:let_go",
+        value("ATTESTED", "'plausible'"), "test_held.py::test_it_is_let_go_for_an_attested_one_and_for_nothing_less"),
     patch("a lock of the trainer's session", "resumekit/process/session_lock.py:take",
         value("_hand_on", "os.close"), LIVENESS + "test_a_trainer_alone_in_another_container_is_seen_by_its_lock"),
     patch("another boot is dead only by proof", "resumekit/run/liveness.py:_in_another_boot",

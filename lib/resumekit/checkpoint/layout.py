@@ -3,10 +3,11 @@
 A checkpoint is opened, asked for its state, copied, kept and removed here, and nowhere else by its path; that there is
 something at a path (lexists) is true of any kind, and asked where it is needed. How its name is found is in `catalog`,
 what kind it is and what it holds in `kinds`. A save of the kit writes a file (`trainer/save_file`), and only what is
-one file is ever pinned, renamed or removed: the kit prunes no folder.
+one file is ever pinned, renamed or pruned. Of a folder the kit removes nothing but hard links that it made itself.
 
 Folders are listed in bounds and without following a link; what is no regular file in one is refused before a byte of
-it is read. Reads names and what stat says; writes where `copy`, `pin`, `rename` and `remove` are asked to.
+it is read. Reads names and what stat says; writes where `copy`, `pin`, `link_whole`, `rename` and
+`remove` are asked to.
 Try it: `python lib/resume_helper.py --ckpt_dir checkpoints --dry-run`
 """
 
@@ -18,7 +19,7 @@ import stat
 from pathlib import Path
 
 from ..base.file_identity import FileIdentity, identity_of
-from ..base.files import NO_HARD_LINKS, UnreadableFile, fsync_file, open_regular
+from ..base.files import NO_HARD_LINKS, UnreadableFile, fsync_directory, fsync_file, open_regular
 
 _FILE_KINDS = (
     (stat.S_ISDIR, "directory"),
@@ -374,6 +375,53 @@ def pin(checkpoint: Path, name: Path) -> None:
 
         shutil.copyfile(checkpoint, name)
         fsync_file(name)
+
+
+def link_whole(checkpoint: Path, folder: Path, companions: tuple[str, ...] = ()) -> None:
+    """Give each file of a checkpoint of any kind a second name below another folder: hard links, never a copy.
+
+    Args:
+        folder: nothing in it has the checkpoint's name, nor that of a file that belongs to it.
+        companions: as for `open_checkpoint`.
+
+    Raises:
+        UnreadableFile: it cannot be read, or its files were exchanged meanwhile; nothing of it is left.
+        OSError: a link cannot be made, on another file system say; nothing of it is left.
+    """
+    target = folder / checkpoint.name
+    with open_checkpoint(checkpoint, companions) as opened:
+        source, below = (checkpoint, target) if opened.is_folder else (checkpoint.parent, folder)
+        try:
+            places = {folder}
+            for name, seen in opened.files.items():
+                link = below / name
+                link.parent.mkdir(parents=True, exist_ok=True)
+                places.add(link.parent)
+                os.link(os.path.realpath(source / name), link)
+                if identity(link).version != seen.version:
+                    raise UnreadableFile(f"'{name}' changed while it was linked")
+            for place in places:
+                fsync_directory(place)
+        except BaseException:
+            remove_links(checkpoint.name, folder, companions)
+            raise
+
+
+def remove_links(name: str, folder: Path, companions: tuple[str, ...] = ()) -> None:
+    """Remove what `link_whole` made of a checkpoint of this name; what is not there is no error. Raises OSError."""
+    opened = os.open(folder, _FOLDER_FLAGS)  # no link that comes into its place is followed
+    try:
+        own = f"/proc/self/fd/{opened}/{name}"
+        if os.path.isdir(own) and not os.path.islink(own):
+            import shutil  # late: few runs hold a folder
+
+            shutil.rmtree(own)
+            return
+        for one in (name, *companions):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(one, dir_fd=opened)
+    finally:
+        os.close(opened)
 
 
 def rename(checkpoint: Path, name: Path) -> None:

@@ -95,6 +95,7 @@ class Sidecar:
         self._clock_gap = ClockGap()
         self._last_save = self._last_probe = self._last_status = self._last_notice = float("-inf")
         self._shown_state: str | None = None
+        self._let_go_at: int | None = None
 
     def run_until_end(self) -> int:
         """Follow the run; return when its end is in journal, log and status, with 7 or 8 if checks or a rule did."""
@@ -168,6 +169,7 @@ class Sidecar:
             self._new_checkpoints.look(now)
             self._tell_of_strays(now)
             self._best.look()
+            self._let_go()
             self._show(now)
             record_recovery(self._run, self._state)
             self._code.look(now, self._append)
@@ -201,6 +203,17 @@ class Sidecar:
         if sentence := self._new_checkpoints.look_for_strays(now, self._append, has_ended=has_ended):
             self._say(f"resumekit: {plain(sentence)}\n".encode("utf-8", "backslashreplace"))
 
+    def _let_go(self) -> None:
+        """Remove the links of what the run holds of its parent's, when it may have a checkpoint of its own."""
+        step = self._state.get("last_checkpoint_step")
+        if step == self._let_go_at or not os.path.lexists(self._run.paths.held):
+            return
+        from ..run import held  # late, as in _acceptance
+
+        self._let_go_at = step
+        if sentence := held.let_go(self._run):
+            self._say(f"resumekit: {plain(sentence)}\n".encode("utf-8", "backslashreplace"))
+
     def _trainer_pid(self) -> int | None:
         """Return the pid of the trainer, if it lives and can be seen from here."""
         trainer = self._run.trainer_of(self._state.get("launched"))
@@ -212,12 +225,8 @@ class Sidecar:
     def _is_over_unseen(self) -> bool:
         """Whether no process will ever say how the trainer ended: its shim is dead too, or never came."""
         has_waited = time.monotonic() - self._started > NEVER_STARTED_S
-        is_dead = self._shown_state in (
-            "lost",
-            "stopped",
-            "preempted",
-            "aborted",
-        )  # an end that was seen is none of these here
+        # An end that was seen is none of these here.
+        is_dead = self._shown_state in ("lost", "stopped", "preempted", "aborted")
         return is_dead or (self._shown_state == "never_started" and has_waited)
 
     def _sleep(self) -> None:
@@ -254,6 +263,8 @@ class Sidecar:
         if not self._read_last_lines():
             return False
         self._attester.look_last()
+        self._fold_journal()
+        self._let_go()
         self._tell_of_strays(time.monotonic(), has_ended=True)
         self._accept(has_ended=True)
         if not self._log.close(f"resumekit: {run_end.words(end)}\n".encode()):

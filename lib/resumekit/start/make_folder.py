@@ -20,6 +20,7 @@ from ..base.terminal import say
 from ..config import config
 from ..run import live_marker, run_names, seals
 from ..run.run_folder import Run
+from ..run.run_table import run_around
 from . import pipeline, preflight, trainer_command
 from .baseline import holder_of
 from .choice import CONTINUE, FRESH, Choice, refuse_continued
@@ -38,7 +39,7 @@ def run_record(
     token: str, launcher: processes.Identity | None, handed: HandedRate | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Return run.json's content, by schemas/run.schema.json; paths inside runs/ are relative, so that it may move."""
-    resolved, parent, candidate = choice.config, choice.parent, choice.candidate
+    resolved, parent = choice.config, choice.parent
     notes = request.notes if request.notes is not None else config.get(resolved, "experiment.notes")
     return {
         "run_id": paths.run_dir.name,
@@ -48,7 +49,7 @@ def run_record(
         "parent_run_id": parent.run_id if parent else None,
         "parent_step": choice.step,
         "root_run_id": preflight.root_run_id(choice, paths),
-        "checkpoint": relative_to_run(candidate.path.absolute(), paths.run_dir) if candidate else None,
+        "checkpoint": _checkpoint(choice, paths),
         "init_from": choice.init.as_fields() if choice.init else None,
         "relation": choice.relation,
         "recovery": choice.recovery.as_fields() if choice.recovery else None,
@@ -121,6 +122,7 @@ class Launch(NamedTuple):
         argv: the trainer's command.
         made: by what the processes of the run know its folder again.
         unsealed: why its records could not be sealed (`run/seals`); None where they are, or no seals are kept.
+        unheld: the sentence that says why the checkpoint could not be held (`holding`); None where that is as planned.
     """
 
     run_id: str
@@ -133,6 +135,7 @@ class Launch(NamedTuple):
     argv: list[str]
     made: MadeFolder
     unsealed: str | None = None
+    unheld: str | None = None
 
 
 def start(
@@ -158,7 +161,8 @@ def start(
         launch = prepare(planned, launcher_pid, kit_argv)
     _, code = planned.startable
     unsealed = f"its records could not be sealed ({launch.unsealed}): nothing takes it up by itself"
-    for sentence in (*code.said, *([unsealed] if launch.unsealed else ()), f"run {launch.run_id}"):
+    sentences = (launch.unheld, unsealed if launch.unsealed else None)
+    for sentence in (*code.said, *filter(None, sentences), f"run {launch.run_id}"):
         say(prog, sentence)
     return launch
 
@@ -182,14 +186,15 @@ def prepare(planned: Planned, launcher_pid: int, kit_argv: Sequence[str]) -> Lau
     launch = None
     try:
         handed = planned.plan.handed if planned.plan else None
-        argv = preflight.trainer_argv(choice, paths, ready, handed.args if handed else ())
         _claim_parent(choice, paths, launcher)
+        unheld, loaded = _hold(choice, paths)
+        argv = preflight.trainer_argv(choice, paths, ready, handed.args if handed else (), loaded)
         digest = config.config_hash(choice.config, request.config_file.schema)
         head = choice.parent.paths.run_dir if choice.relation == CONTINUE and choice.parent else None
         token = os.urandom(16).hex()
         launch = Launch(
             run_id=paths.run_dir.name, paths=paths, cwd=ready.cwd, token=token, config_hash=digest,
-            prove=_to_prove(choice), head=head, argv=argv, made=made,
+            prove=_to_prove(choice), head=head, argv=argv, made=made, unheld=unheld,
         )  # fmt: skip
         refuse_exchanged(paths.run_dir, made)
         launch = _fill(planned, launch, launcher, kit_argv)
@@ -283,6 +288,25 @@ def _claim_head(choice: Choice, parent: Run, run_id: str, launcher: processes.Id
         from ..process import stop_request  # once in the life of a host
 
         stop_request.record_take_over(parent, run_id)
+
+
+def _hold(choice: Choice, paths: RunPaths) -> tuple[str | None, Path | None]:
+    """Hold what may be removed; return (why that could not be done, what the trainer loads instead of the chosen)."""
+    if choice.candidate is None:
+        return None, None
+    from . import holding  # late: a first start holds nothing
+
+    return holding.hold(choice, paths), holding.for_trainer(choice, paths)
+
+
+def _checkpoint(choice: Choice, paths: RunPaths) -> str | None:
+    """Return the chosen checkpoint for run.json: where it lay first, also where the parent holds it."""
+    if choice.candidate is None:
+        return None
+    from ..run import held
+
+    path = choice.candidate.path.absolute()
+    return relative_to_run(held.origin_of(path, run_around(choice.table, path)), paths.run_dir)
 
 
 def _to_prove(choice: Choice) -> Path | None:

@@ -18,10 +18,9 @@ from ..base.terminal import PASSED_OVER, Note, first_few
 from ..base.values import mapping
 from ..checkpoint import catalog, proof
 from ..checkpoint.grades import ATTESTED, PROVEN, WEIGHTS
-from ..checkpoint.selection import CheckpointFolder, Selection, select
+from ..checkpoint.selection import Selection, select
 from ..config import config
-from ..run import quarantine
-from ..run.quarantine import quarantined_names
+from ..run import held, quarantine
 from ..run.run_folder import Run
 from ..run.run_names import check_experiment, check_name, parse_run_name
 from ..run.run_table import RunTable, run_around
@@ -259,6 +258,8 @@ def _steps_of(run: Run, limit: int | None) -> Iterator[int]:
         for step, _ in catalog.steps_in(run.paths.checkpoints, run.form):
             if limit is None or step <= limit:
                 yield step
+    if (own := held.step(run)) is not None and (limit is None or own <= limit):
+        yield own
 
 
 def _missing(head: Run | None, table: RunTable) -> list[str]:
@@ -374,7 +375,7 @@ def _past_damaged(table: RunTable, run: Run) -> Run:
 
 
 def _has_own(run: Run) -> bool:
-    return bool(select([_folder(run, None)], prove=False).candidates)
+    return bool(select([held.own_folder(run, None)], prove=False).candidates)
 
 
 def _select(request: Request, head: Run | None, history: list[tuple[Run, int | None]]) -> Selection:
@@ -400,17 +401,10 @@ def _select_along(
             f"'{run.run_id}' is not resumed from: its '{run.foreign_link}' is a link of another user's, which may lead "
             "to files that are yours alone; resume.sh --checkpoint PATH goes on from a file, run.sh --fresh begins anew"
         )
-    folders = [_folder(run, limit) for run, limit in history]
+    folders = held.folders_along(history)
     rate = history[0][0].max_read_mb_per_s if history else None
     proves = is_dry_run or not with_kit
     return select(folders, needs=needs, prove=proves, weights_only=with_kit, mb_per_s=rate, **asked)
-
-
-def _folder(run: Run, limit: int | None) -> CheckpointFolder:
-    own = run.paths
-    return CheckpointFolder(
-        folder=own.checkpoints, run_id=run.run_id, form=run.form, max_step=limit, quarantined=quarantined_names(own)
-    )  # fmt: skip
 
 
 def _trainer(request: Request, head: Run | None) -> dict[str, Any]:

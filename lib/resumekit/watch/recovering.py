@@ -26,7 +26,7 @@ from ..policy.config_diff import changes
 from ..process import aborting
 from ..process.attest import Attester
 from ..process.nan_guard import record_recovery
-from ..run import live_marker, run_end, status, trust
+from ..run import held, live_marker, run_end, status, trust
 from ..run.journal_fold import RECOVERY_WAITS, State
 from ..run.run_folder import Run
 from ..run.run_table import Recovery, RunTable
@@ -314,6 +314,7 @@ def _attest(run: Run) -> None:
     """Give a manifest to what came to rest without one: its sidecar may have died with the rest."""
     if not claims.is_held(run.paths.status_lock):
         Attester(run).look_last()
+        held.let_go(run)
 
 
 def _is_taken_up(run: Run, table: RunTable) -> bool:
