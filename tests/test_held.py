@@ -14,7 +14,7 @@ import pytest
 
 from resumekit.base.files import UnreadableFile
 from resumekit.base.paths import RunPaths
-from resumekit.checkpoint import form, grades, layout, manifest
+from resumekit.checkpoint import form, grades, manifest, transfer
 from resumekit.checkpoint.selection import select
 from resumekit.run import held
 from resumekit.run.quarantine import put_in_quarantine
@@ -119,7 +119,7 @@ def test_a_file_and_what_belongs_to_it_are_held(tmp_path: Path) -> None:
     paths.run_dir.mkdir()
     held.hold(tmp_path / "model_4.safetensors", ("optim_4.pt",), None, paths)
     assert inodes(paths.held).items() <= inodes(tmp_path).items() and len(inodes(paths.held)) == 2
-    layout.remove_links("model_4.safetensors", paths.held, ("optim_4.pt",))
+    transfer.remove_links("model_4.safetensors", paths.held, ("optim_4.pt",))
     assert inodes(paths.held) == {} and (tmp_path / "optim_4.pt").exists()
 
 
@@ -200,7 +200,7 @@ def test_a_link_in_the_place_of_held_is_not_followed(family: tuple[Run, Run], tm
     attested(save(child.paths.checkpoints, 8), child)
     assert held.let_go(child) is None and (elsewhere / "checkpoint-4").is_dir()
     with pytest.raises(NotADirectoryError):
-        layout.remove_links("checkpoint-4", child.paths.held)
+        transfer.remove_links("checkpoint-4", child.paths.held)
 
 
 def test_what_cannot_be_held_is_said_with_its_reason(family: tuple[Run, Run], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from ..base.files import UnreadableFile
 from ..base.imports import TYPE_CHECKING
 from ..base.paths import RunPaths, manifest_path
 from ..base.values import string
-from ..checkpoint import layout, manifest
+from ..checkpoint import layout, manifest, transfer
 from ..checkpoint.grades import ATTESTED
 from ..checkpoint.selection import CheckpointFolder, select
 from .quarantine import quarantined_names
@@ -41,7 +41,7 @@ def hold(checkpoint: Path, companions: tuple[str, ...], known: Manifest | None, 
     """
     paths.held.mkdir()
     try:
-        layout.link_whole(checkpoint, paths.held, companions)
+        transfer.link_whole(checkpoint, paths.held, companions)
         if known is not None:
             manifest.write(paths.held / checkpoint.name, known._replace(file=checkpoint.name))
     except BaseException:
@@ -93,7 +93,7 @@ def words(run: Run) -> str | None:
 
 def size_of(checkpoint: Path, companions: tuple[str, ...]) -> int:
     """Return the bytes of all its files. Raises UnreadableFile and OSError."""
-    with layout.open_checkpoint(checkpoint, companions) as opened:
+    with layout.open_checkpoint(checkpoint, companions, follow_links=True) as opened:
         return sum(seen.size for seen in opened.files.values())
 
 
@@ -105,12 +105,19 @@ def own_folder(run: Run, limit: int | None) -> CheckpointFolder:
     )  # fmt: skip
 
 
-def folders_along(history: Sequence[tuple[Run, int | None]]) -> list[CheckpointFolder]:
+def folders_along(
+    history: Sequence[tuple[Run, int | None]], *, follow_links: bool = False
+) -> list[CheckpointFolder]:  # fmt: skip
     """Return where the checkpoints of a history lie, newest run first: of each run its own, and what it holds.
 
     What is held counts where the run that wrote it belongs to the history, or has lost its folder, and only as long as
     the files are not in their first place any more: there it is the same checkpoint.
+
+    Args:
+        follow_links: `checkpoint.follow_links` of the config that a new run is made with. It and that of the newest run
+            hold for the whole history: an older one may have been made before the key was set.
     """
+    follow_links = follow_links or any(run.form.follow_links for run, _ in history[:1])
     found = []
     for run, limit in history:
         found.append(own_folder(run, limit))
@@ -130,13 +137,16 @@ def folders_along(history: Sequence[tuple[Run, int | None]]) -> list[CheckpointF
                 quarantined=quarantined_names(run.paths) | (quarantined_names(writer.paths) if writer else frozenset()),
             )
         )  # fmt: skip
-    return found
+    return [one._replace(form=one.form._replace(follow_links=True)) for one in found] if follow_links else found
 
 
 def _is_in_place(path: Path, first: Path, companions: tuple[str, ...]) -> bool:
     """Whether the files of a checkpoint that is held lie in their first place too."""
     try:
-        with layout.open_checkpoint(path, companions) as held, layout.open_checkpoint(first, companions) as there:
+        with (
+            layout.open_checkpoint(path, companions, True) as held,
+            layout.open_checkpoint(first, companions, True) as there,
+        ):
             own = {name: seen.file for name, seen in held.files.items()}
             return own == {name: seen.file for name, seen in there.files.items() if name in own}
     except (OSError, UnreadableFile):
@@ -165,7 +175,7 @@ def let_go(run: Run) -> str | None:
 
 
 def _remove(path: Path, companions: tuple[str, ...]) -> None:
-    layout.remove_links(path.name, path.parent, companions)
+    transfer.remove_links(path.name, path.parent, companions)
     manifest_path(path).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # a person has put a file in it: that stays
         path.parent.rmdir()

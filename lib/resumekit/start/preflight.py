@@ -15,7 +15,7 @@ from ..base.files import UnreadableFile
 from ..base.imports import TYPE_CHECKING, Any, NamedTuple
 from ..base.paths import KIT_ROOT, RunPaths, checkpoint_name, unexpanded
 from ..base.redaction import secret_line, secret_word
-from ..checkpoint import layout
+from ..checkpoint import layout, transfer
 from ..checkpoint.form import of as form_of
 from ..config import config
 from . import code_state, trainer_command
@@ -288,12 +288,14 @@ def copy_checkpoint(choice: Choice, paths: RunPaths) -> None:
     if target is None or choice.candidate is None or target == chosen_file(choice):
         return
     chosen = chosen_file(choice)
-    form = choice.parent.form if choice.parent else form_of(choice.config.get("checkpoint"))
+    own = form_of(choice.config.get("checkpoint"))
+    form = choice.parent.form if choice.parent else own
+    follow_links = form.follow_links or own.follow_links
     try:
-        layout.refuse_link_out(chosen)  # before anything is made
+        transfer.refuse_link_out(chosen, follow_links=follow_links)  # before anything is made
         folder = _folder_to_copy_into(paths.run_dir, target)
         try:
-            layout.copy_whole(chosen, folder, target.name, form.companions_of(chosen.name))
+            transfer.copy_whole(chosen, folder, target.name, form.companions_of(chosen.name), follow_links)
         finally:
             os.close(folder)
     except UnreadableFile as error:

@@ -379,19 +379,21 @@ def _has_own(run: Run) -> bool:
 
 
 def _select(request: Request, head: Run | None, history: list[tuple[Run, int | None]]) -> Selection:
-    asked = {"step": request.step, "best": request.best, "path": request.checkpoint}
-    trainer = _trainer(request, head)
-    if any(asked.values()) or request.step is not None or trainer.get("loads_with_kit"):
-        return _select_along(history, trainer, is_dry_run=request.is_dry_run, **asked)
+    asked: dict[str, Any] = {"step": request.step, "best": request.best, "path": request.checkpoint}
+    trainer, is_named = _trainer(request, head), any(asked.values()) or request.step is not None
+    how = {"is_dry_run": request.is_dry_run, "follow_links": request.follows_links}
+    if is_named or trainer.get("loads_with_kit"):
+        return _select_along(history, trainer, **how, **asked)
     # What the kit loads is finite by its manifest; here the journal alone knows what was saved after a NaN.
     bad = quarantine.after_nan_along(history)
-    selection = _select_along(quarantine.without_after_nan(history, bad), trainer, is_dry_run=request.is_dry_run)
+    selection = _select_along(quarantine.without_after_nan(history, bad), trainer, **how)
     return quarantine.with_after_nan(selection, history, bad) if bad else selection
 
 
 def _select_along(
-    history: list[tuple[Run, int | None]], trainer: dict[str, Any], *, is_dry_run: bool, **asked: Any
-) -> Selection:
+    history: list[tuple[Run, int | None]], trainer: dict[str, Any], *, is_dry_run: bool, follow_links: bool = False,
+    **asked: Any,
+) -> Selection:  # fmt: skip
     # A trainer with the kit's helpers proves the digest as it loads, beside its own start; others cannot. What theirs
     # need to find in a checkpoint, and how they load it, is their own business.
     with_kit = bool(trainer.get("loads_with_kit"))
@@ -401,7 +403,7 @@ def _select_along(
             f"'{run.run_id}' is not resumed from: its '{run.foreign_link}' is a link of another user's, which may lead "
             "to files that are yours alone; resume.sh --checkpoint PATH goes on from a file, run.sh --fresh begins anew"
         )
-    folders = held.folders_along(history)
+    folders = held.folders_along(history, follow_links=follow_links)
     rate = history[0][0].max_read_mb_per_s if history else None
     proves = is_dry_run or not with_kit
     return select(folders, needs=needs, prove=proves, weights_only=with_kit, mb_per_s=rate, **asked)
