@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from resumekit.base import file_systems
 from resumekit.base.files import TempFile
 from resumekit.base.paths import RunPaths, manifest_path
 from resumekit.checkpoint import form, one_pass
@@ -213,3 +214,30 @@ def test_a_copy_that_cannot_be_made_is_said_once_and_nothing_of_it_is_left(
     (warning,) = events(tmp_path, "warning")
     assert warning["kind"] == "not_kept" and "no copy of 'ckpt.pt' of step 10 is kept" in warning["message"]
     assert ("no room" if why == "no room" else "written again") in warning["message"]
+
+
+@pytest.mark.parametrize(
+    ("size", "kind", "is_asked_for", "is_kept"),
+    [
+        ("large", "nfs4", False, False),
+        ("large", "nfs4", True, True),
+        ("large", None, False, True),
+        ("small", "nfs4", False, True),
+    ],
+)
+def test_a_large_copy_over_a_network_is_kept_only_where_it_is_asked_for(
+    fixed: Any, size: str, kind: str | None, is_asked_for: bool, is_kept: bool, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    path = tmp_path / "resolved_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"checkpoint": {**config["checkpoint"], "copy_large": is_asked_for}}))
+    monkeypatch.setattr(kept_copies, "LARGE_BYTES", 0 if size == "large" else 5_000_000_000)
+    monkeypatch.setattr(file_systems, "network_type", lambda folder: kind)
+    for number in (10, 20):
+        fixed.step(number)
+    assert ("ckpt@10.pt" in names(fixed.folder)) is is_kept
+    if not is_kept:
+        (warning,) = events(tmp_path, "warning")
+        assert "of step 10 is kept: it has 0.0 GB and lies on a network file system (nfs4)" in warning["message"]
+        assert warning["message"].endswith(": checkpoint.copy_large: true has one kept all the same")

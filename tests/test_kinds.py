@@ -14,7 +14,7 @@ import pytest
 
 from resumekit.base.files import UnreadableFile
 from resumekit.base.paths import manifest_path, step_of_name
-from resumekit.checkpoint import dcp_metadata, form, grades, kinds, layout, manifest
+from resumekit.checkpoint import dcp_metadata, form, grades, kinds, layout, manifest, transfer
 from resumekit.checkpoint.selection import CheckpointFolder, Selection, select
 from support.places import ROOT
 from support.toy_trainer import write_checkpoint
@@ -360,7 +360,7 @@ def test_a_copy_for_a_trainer_that_reads_a_fixed_name_is_whole(name: str, tmp_pa
     target = tmp_path / "to"
     target.mkdir()
     folder = os.open(target, os.O_RDONLY)
-    layout.copy_whole(source, folder, "latest", companions)
+    transfer.copy_whole(source, folder, "latest", companions)
     os.close(folder)
     if source.is_dir():
         copies = {

@@ -170,9 +170,12 @@ FILE_CALLS = frozenset({
 })  # fmt: skip
 # Names that only a checkpoint's path has.
 OF_A_CHECKPOINT = re.compile(r"\b(_?best|best_path|checkpoint|checkpoint_path|candidate|chosen)\b")
+# What a checkpoint is on disk, and how it comes into another folder.
+LAYOUT = {"checkpoint/layout.py", "checkpoint/transfer.py"}
 # The modules in which any path may be a checkpoint's, with each of their calls that is none on a checkpoint.
 HOLDERS = {
-    **{f"checkpoint/{path.name}": () for path in (KIT / "checkpoint").glob("*.py") if path.stem != "layout"},
+    **{name: () for path in (KIT / "checkpoint").glob("*.py") if (name := f"checkpoint/{path.name}") not in LAYOUT},
+    "checkpoint/links.py": ("os.lstat(place)",),
     "checkpoint/manifest.py": ("temp.replace()", "os.lstat(manifest_path(checkpoint))"),
     "checkpoint/pruning.py": (  # temp files of dead writers, and manifests
         "path.unlink()", "os.lstat(path)", "manifest_path(path).unlink()", "(folder / name).unlink()",
@@ -223,7 +226,7 @@ def test_what_a_checkpoint_is_on_disk_only_the_layout_knows() -> None:
     """No other module looks at, opens, links, copies or removes one by its path: a second kind has one place to go."""
     for path in modules():
         module = str(path.relative_to(KIT))
-        if module != "checkpoint/layout.py":
+        if module not in LAYOUT:
             assert calls_on_checkpoints(module, path.read_text(encoding="utf-8")) == [], module
 
 
@@ -256,8 +259,8 @@ def test_a_trainer_is_started_seen_and_ended_in_few_places() -> None:
 
 
 # Where files are made under a name that nothing has, and named; and where it is told which file one is.
-MADE_IN = {"base/files.py", "checkpoint/layout.py", "run/live_marker.py"}
-NAMED_IN = {"base/files.py", "checkpoint/layout.py", "process/artifact_folder.py"}  # the last one: a folder
+MADE_IN = {"base/files.py", "checkpoint/transfer.py", "run/live_marker.py"}
+NAMED_IN = {"base/files.py", *LAYOUT, "process/artifact_folder.py"}  # the last one: a folder
 TOLD_IN = {"base/file_identity.py", "base/kit_version.py", "run/live_marker.py"}  # it holds its own inode
 
 

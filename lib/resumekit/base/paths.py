@@ -19,6 +19,8 @@ MANIFEST_SUFFIX = ".json"
 # Beside the folder of checkpoints: the manifests of those that are folders themselves. Inside one it would change the
 # time by which its framework tells the oldest, and beside one be counted as one.
 MANIFESTS = "manifests"
+# In a run's folder: hard links to the checkpoint of its parent's that it was resumed from, and their manifest.
+HELD = "held"
 # In checkpoint.pattern: where the step's number stands, and what may be anything.
 STEP, ANYTHING = "{step}", "{*}"
 # Beside the runs: `.live.<uid>/` with the live markers of one user.
@@ -87,6 +89,11 @@ class RunPaths(_Parts):
     def manifests(self) -> Path:
         """The manifests of checkpoints that are folders (`manifest_path`)."""
         return self.checkpoints.parent / MANIFESTS
+
+    @functools.cached_property
+    def held(self) -> Path:
+        """The checkpoint of its parent's that the run holds (`run/held`)."""
+        return self.run_dir / HELD
 
     @functools.cached_property
     def logs(self) -> Path:
@@ -198,10 +205,12 @@ def live_folder(runs_dir: Path) -> Path:
 def manifest_path(checkpoint: Path) -> Path:
     """Return where a checkpoint's manifest lies: of a file beside it, `X.pt` -> `X.pt.json`.
 
-    That of a folder lies in `manifests/`, beside the folder of checkpoints.
+    That of a folder lies in `manifests/`, beside the folder of checkpoints; of one that is held (`held/`, where no
+    framework counts what is there) beside it too.
     """
     name = checkpoint.name + MANIFEST_SUFFIX
-    return checkpoint.parent.parent / MANIFESTS / name if os.path.isdir(checkpoint) else checkpoint.with_name(name)
+    is_beside = checkpoint.parent.name == HELD or not os.path.isdir(checkpoint)
+    return checkpoint.with_name(name) if is_beside else checkpoint.parent.parent / MANIFESTS / name
 
 
 @functools.lru_cache(maxsize=1)

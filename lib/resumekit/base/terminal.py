@@ -21,7 +21,7 @@ class Note(str):
     """A sentence for a person with its kind, by which the program goes that shows it.
 
     Args:
-        kind: WARNING, PASSED_OVER or COMPARED.
+        kind: WARNING, PASSED_OVER, COMPARED or HELD.
     """
 
     kind: str
@@ -35,6 +35,7 @@ class Note(str):
 WARNING = "warning"  # to be acted on
 PASSED_OVER = "passed_over"  # about a checkpoint that was not taken
 COMPARED = "compared"  # about the run that a resume is compared with
+HELD = "held"  # about the checkpoint that the new run keeps from being removed
 
 
 def kind_of(sentence: str) -> str | None:

@@ -85,7 +85,8 @@ def config_of(folder: Path) -> dict[str, Any]:
         with contextlib.suppress(UnreadableFile, ValueError):
             config = mapping(read_json(RunPaths(run_dir).resolved_json, _MAX_CONFIG_BYTES))
             named = string(mapping(config.get("paths")).get("checkpoints"))
-            if named and Path(os.path.realpath(RunPaths(run_dir, named).checkpoints)) == real:
+            paths = RunPaths(run_dir, named or "checkpoints")
+            if named and real in (Path(os.path.realpath(paths.checkpoints)), paths.held):
                 return config
     return {}
 

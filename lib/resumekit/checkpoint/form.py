@@ -49,6 +49,7 @@ class Form(NamedTuple):
         complete_when: the file that a whole folder has; None where the kind knows by itself.
         companions: `checkpoint.with`: names of the files that belong to it, with {step} in them.
         keys: `checkpoint.keys`.
+        follow_links: `checkpoint.follow_links`.
     """
 
     pattern: str
@@ -57,6 +58,7 @@ class Form(NamedTuple):
     complete_when: str | None = None
     companions: tuple[str, ...] = ()
     keys: Keys = Keys()
+    follow_links: bool = False
 
     @property
     def is_fixed(self) -> bool:
@@ -137,6 +139,7 @@ def of(section: Any) -> Form:
         complete_when=complete,
         companions=tuple(name for name in strings(known.get("with")) if _file_name(name)),
         keys=Keys(**{name: string(names.get(name)) for name in Keys._fields}),
+        follow_links=known.get("follow_links") is True,
     )
 
 

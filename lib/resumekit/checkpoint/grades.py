@@ -104,9 +104,9 @@ def examine(
         UnreadableFile: it is not stable; the message is the one short reason.
     """
     named, older = named or form.of(None), tuple(itertools.islice(older, _OLDER))
-    layout.refuse_odd_files(path, may_be_folder=not needs)
+    layout.refuse_odd_files(path, may_be_folder=not needs, follow_links=named.follow_links)
     try:
-        with layout.open_checkpoint(path, named.companions_of(path.name)) as opened:
+        with layout.open_checkpoint(path, named.companions_of(path.name), named.follow_links) as opened:
             known = _manifest_of(path, opened, run_id) if has_manifest else None
             if known is not None and name_step not in (None, known.step):
                 raise UnreadableFile(f"step {name_step} in the name, {known.step} in its manifest")
@@ -220,20 +220,25 @@ def _require_digest(looked: Looked, opened: Opened, known: Manifest) -> None:
     raise UnreadableFile(f"{what} from its manifest")
 
 
-def base_of(path: Path, mb_per_s: float | None = None) -> tuple[Inside, str]:
+def base_of(
+    path: Path, mb_per_s: float | None = None, *, follow_links: bool | None = None
+) -> tuple[Inside, str]:  # fmt: skip
     """Return (what a checkpoint holds of which the weights alone are wanted, the digest of its bytes).
 
     It may be of any kind, a folder of weights alone too, and belong to any user. Its checksums and values are looked at
     in the same reading, for an `examine` behind it.
+
+    Args:
+        follow_links: as for `layout.open_checkpoint`.
 
     Raises:
         UnreadableFile: it cannot be read, or has no weights, or values that are not finite.
     """
     from . import kinds  # late, as in `_attested`
 
-    layout.refuse_odd_files(path, may_be_folder=True)
+    layout.refuse_odd_files(path, may_be_folder=True, follow_links=follow_links)
     try:
-        with layout.open_checkpoint(path) as opened:
+        with layout.open_checkpoint(path, follow_links=follow_links) as opened:
             inside = kinds.inspect(opened, form.of(None), has_step=True, weights_alone=True)
             looked = _look(opened, inside.contents, digest=True, checksums=True, mb_per_s=mb_per_s)
     except OSError as error:
@@ -283,8 +288,8 @@ def measured(
     from . import kinds  # late, as in `_attested`
 
     named, older = named or form.of(None), tuple(itertools.islice(older, _OLDER))
-    layout.refuse_odd_files(path, may_be_folder=True)
-    with layout.open_checkpoint(path, named.companions_of(path.name)) as opened:
+    layout.refuse_odd_files(path, may_be_folder=True, follow_links=named.follow_links)
+    with layout.open_checkpoint(path, named.companions_of(path.name), named.follow_links) as opened:
         before = opened.identity
         inside = kinds.inspect(opened, named, has_step=name_step is not None)
         step, _ = _agreed_step(name_step, None, inside.summary)
@@ -295,7 +300,7 @@ def measured(
         looked = _look(opened, inside.contents, older, **asked)
         if looked.fault or looked.sha256 is None:
             raise UnreadableFile(looked.fault or "its digest was not read")
-        with layout.open_checkpoint(path, named.companions_of(path.name)) as again:
+        with layout.open_checkpoint(path, named.companions_of(path.name), named.follow_links) as again:
             if again.identity.version != before.version or again.files.keys() != opened.files.keys():
                 raise UnreadableFile("it is still being written")
     keys = inside.summary.keys

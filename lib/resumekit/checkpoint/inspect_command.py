@@ -59,7 +59,7 @@ def inspected(place: Path, named: Form) -> dict[str, Any]:
         grade = grades.examine(place, name_step=named.step_of(place.name), has_manifest=has_manifest, **how)
     except grades.Unattested:
         grade = grades.examine(place, name_step=named.step_of(place.name), has_manifest=False, **how)
-    with layout.open_checkpoint(place, named.companions_of(place.name)) as opened:
+    with layout.open_checkpoint(place, named.companions_of(place.name), named.follow_links) as opened:
         files = {name: seen.size for name, seen in opened.files.items()}
     return _fields(place, inside, grade, files)
 

@@ -63,8 +63,8 @@ class Inside(NamedTuple):
 
 def look_inside(checkpoint: Path, named: Form) -> Inside:
     """Open a checkpoint and say what it holds. Raises UnreadableFile as `inspect`."""
-    layout.refuse_odd_files(checkpoint, may_be_folder=True)
-    with layout.open_checkpoint(checkpoint, named.companions_of(checkpoint.name)) as opened:
+    layout.refuse_odd_files(checkpoint, may_be_folder=True, follow_links=named.follow_links)
+    with layout.open_checkpoint(checkpoint, named.companions_of(checkpoint.name), named.follow_links) as opened:
         return inspect(opened, named, has_step=named.step_of(checkpoint.name) is not None)
 
 

@@ -1,25 +1,25 @@
 """What a checkpoint is on disk: a regular file, with those that belong to it, or a folder of regular files.
 
-A checkpoint is opened, asked for its state, copied, kept and removed here, and nowhere else by its path; that there is
+A checkpoint is opened, asked for its state, kept and removed here, and nowhere else by its path; that there is
 something at a path (lexists) is true of any kind, and asked where it is needed. How its name is found is in `catalog`,
-what kind it is and what it holds in `kinds`. A save of the kit writes a file (`trainer/save_file`), and only what is
-one file is ever pinned, renamed or removed: the kit prunes no folder.
+what kind it is and what it holds in `kinds`, how it comes into another folder in `transfer`. A save of the kit writes a
+file (`trainer/save_file`), and only what is one file is ever pinned, renamed or removed: the kit prunes no folder.
 
-Folders are listed in bounds and without following a link; what is no regular file in one is refused before a byte of
-it is read. Reads names and what stat says; writes where `copy`, `pin`, `rename` and `remove` are asked to.
+Folders are listed in bounds and without following a link but where `links` does; what is no regular file in one is
+refused before a byte of it is read. Reads names and what stat says; writes where `pin`, `rename` and `remove` are asked
+to.
 Try it: `python lib/resume_helper.py --ckpt_dir checkpoints --dry-run`
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
-from collections.abc import Sequence
 from pathlib import Path
 
 from ..base.file_identity import FileIdentity, identity_of
 from ..base.files import NO_HARD_LINKS, UnreadableFile, fsync_file, open_regular
+from . import links
 
 _FILE_KINDS = (
     (stat.S_ISDIR, "directory"),
@@ -28,32 +28,35 @@ _FILE_KINDS = (
     (stat.S_ISCHR, "device"),
     (stat.S_ISBLK, "device"),
 )
-_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_COPY_BYTES = 1 << 20
 # A folder of shards has a few files for each rank; with more than this, or deeper, it is no checkpoint.
 MAX_FILES, MAX_DEPTH = 20_000, 4
-_FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def refuse_odd_files(checkpoint: Path, *, may_be_folder: bool = False) -> None:
+def refuse_odd_files(checkpoint: Path, *, may_be_folder: bool = False, follow_links: bool | None = None) -> None:
     """Look before opening: opening a device can already do something.
 
     Args:
         may_be_folder: False where what loads it reads one file.
+        follow_links: `checkpoint.follow_links`; None where there is no config to say it.
 
     Raises:
-        UnreadableFile: what lies there is none, or a link out of its folder, or to another link.
+        UnreadableFile: what lies there is none, or a link out of its folder or to another link that is not to be
+            followed, or is not the caller's.
     """
     try:
         status = os.lstat(checkpoint)
         if stat.S_ISLNK(status.st_mode):
             target = os.readlink(checkpoint)
-            if os.path.basename(target) != target:
-                raise UnreadableFile(f"a link that leads out of its folder, to '{target[:120]}'")
-            status = os.stat(checkpoint)
-            if os.path.islink(checkpoint.with_name(target)):
-                raise UnreadableFile("a link to another link")
+            is_out = os.path.basename(target) != target
+            if is_out and not follow_links:
+                raise links.refused(f"a link that leads out of its folder, to '{target[:120]}'", follow_links)
+            status = links.followed(checkpoint) if is_out else os.stat(checkpoint)
+            if not is_out and os.path.islink(checkpoint.with_name(target)):
+                if not follow_links:
+                    raise links.refused("a link to another link", follow_links)
+                links.followed(checkpoint)
     except FileNotFoundError as error:
         raise UnreadableFile("a link to nothing" if os.path.islink(checkpoint) else "not there") from error
     except OSError as error:
@@ -82,11 +85,15 @@ class Opened:
         path: the checkpoint.
         descriptor: of the file, or of the folder; closed with this.
         files: name -> identity; in a folder relative to it, with '/' between folders. In the order of the names.
+        follow_links: some of them may be links, which were followed.
     """
 
-    def __init__(self, path: Path, descriptor: int, files: dict[str, FileIdentity], *, is_folder: bool) -> None:
+    def __init__(
+        self, path: Path, descriptor: int, files: dict[str, FileIdentity], *, is_folder: bool,
+        follow_links: bool | None,
+    ) -> None:  # fmt: skip
         self.path, self.is_folder, self.files = path, is_folder, files
-        self._descriptor = descriptor
+        self._descriptor, self._follow_links = descriptor, follow_links
 
     def __enter__(self) -> Opened:
         return self
@@ -107,7 +114,7 @@ class Opened:
         """
         if not self.is_folder and name == self.path.name:
             return os.dup(self._descriptor)
-        descriptor = self._open_in_folder(name) if self.is_folder else _open_beside(self.path, name)
+        descriptor = self._open_in_folder(name) if self.is_folder else _open_beside(self.path, name, self._follow_links)
         if identity_of(os.fstat(descriptor)).version != self.files[name].version:
             os.close(descriptor)
             raise UnreadableFile(f"'{name}' changed while it was read")
@@ -118,20 +125,24 @@ class Opened:
         folder = os.dup(self._descriptor)
         try:
             for one in folders:
-                parent, folder = folder, os.open(one, _FOLDER_FLAGS, dir_fd=folder)
+                parent, folder = folder, os.open(one, FOLDER_FLAGS, dir_fd=folder)
                 os.close(parent)
-            return os.open(last, _FILE_FLAGS, dir_fd=folder)
+            # Where a link is followed, the identity tells that it still leads to what was looked at.
+            flags = _FILE_FLAGS & ~os.O_NOFOLLOW if self._follow_links else _FILE_FLAGS
+            return os.open(last, flags, dir_fd=folder)
         except OSError as error:
             raise UnreadableFile(f"'{name}' cannot be read: {error.strerror}") from error
         finally:
             os.close(folder)
 
 
-def open_checkpoint(checkpoint: Path, companions: tuple[str, ...] = ()) -> Opened:
+def open_checkpoint(checkpoint: Path, companions: tuple[str, ...] = (), follow_links: bool | None = None) -> Opened:
     """Open a checkpoint of any kind.
 
     Args:
         companions: names of the files beside it that belong to it; none has any beside a folder.
+        follow_links: whether files in it, or companions, may be links of the caller's: `checkpoint.follow_links`; None
+            where there is no config to say it.
 
     Returns:
         It; the caller closes it (`with`).
@@ -145,17 +156,18 @@ def open_checkpoint(checkpoint: Path, companions: tuple[str, ...] = ()) -> Opene
         try:
             files = {checkpoint.name: identity(descriptor)}
             for name in companions:
-                files[name] = _beside(checkpoint, name)
+                files[name] = _beside(checkpoint, name, follow_links)
         except BaseException:
             os.close(descriptor)
             raise
-        return Opened(checkpoint, descriptor, files, is_folder=False)
+        return Opened(checkpoint, descriptor, files, is_folder=False, follow_links=follow_links)
     try:
         folder = os.open(checkpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise UnreadableFile(f"cannot be read: {error.strerror}") from error
     try:
-        return Opened(checkpoint, folder, dict(sorted(_files_below(folder, ""))), is_folder=True)
+        files = dict(sorted(_files_below(folder, "", follow_links)))
+        return Opened(checkpoint, folder, files, is_folder=True, follow_links=follow_links)
     except OSError as error:
         os.close(folder)
         raise UnreadableFile(f"cannot be read: {error.strerror}") from error
@@ -164,33 +176,44 @@ def open_checkpoint(checkpoint: Path, companions: tuple[str, ...] = ()) -> Opene
         raise
 
 
-def _beside(checkpoint: Path, name: str) -> FileIdentity:
-    descriptor = _open_beside(checkpoint, name)
+def _beside(checkpoint: Path, name: str, follow_links: bool | None) -> FileIdentity:
+    descriptor = _open_beside(checkpoint, name, follow_links)
     try:
         return identity_of(os.fstat(descriptor))
     finally:
         os.close(descriptor)
 
 
-def _open_beside(checkpoint: Path, name: str) -> int:
+def _open_beside(checkpoint: Path, name: str, follow_links: bool | None) -> int:
+    path = checkpoint.with_name(name)
     try:
-        return open_regular(checkpoint.with_name(name), follow_links=False)
+        if not os.path.islink(path):
+            return open_regular(path, follow_links=False)
+        if not follow_links:
+            raise links.refused("a link", follow_links)
+        links.followed(path)
+        return open_regular(path)
     except UnreadableFile as error:
         raise UnreadableFile(f"'{name}', which belongs to it (checkpoint.with): {error}") from error
 
 
-def _files_below(folder: int, prefix: str) -> list[tuple[str, FileIdentity]]:
-    """Return (name, identity) of each file below an open folder. Raises UnreadableFile and OSError."""
+def _files_below(folder: int, prefix: str, follow_links: bool | None) -> list[tuple[str, FileIdentity]]:
+    """Return (name, identity) of each file below an open folder; of a link that is followed that of its target.
+
+    Raises UnreadableFile and OSError.
+    """
     found: list[tuple[str, FileIdentity]] = []
     with os.scandir(folder) as entries:
         for entry in entries:
             name, seen = prefix + entry.name, entry.stat(follow_symlinks=False)
+            if stat.S_ISLNK(seen.st_mode):
+                seen = _of_link(folder, entry.name, name, follow_links)
             if stat.S_ISREG(seen.st_mode):
                 found.append((name, identity_of(seen)))
             elif stat.S_ISDIR(seen.st_mode) and name.count("/") + 1 < MAX_DEPTH:
-                inner = os.open(entry.name, _FOLDER_FLAGS, dir_fd=folder)
+                inner = os.open(entry.name, FOLDER_FLAGS, dir_fd=folder)
                 try:
-                    found += _files_below(inner, f"{name}/")
+                    found += _files_below(inner, f"{name}/", follow_links)
                 finally:
                     os.close(inner)
             else:
@@ -200,9 +223,20 @@ def _files_below(folder: int, prefix: str) -> list[tuple[str, FileIdentity]]:
     return found
 
 
+def _of_link(folder: int, own: str, name: str, follow_links: bool | None) -> os.stat_result:
+    """Return what stat says of the file that a link in an open folder leads to. Raises UnreadableFile."""
+    if not follow_links:
+        raise links.refused(f"'{name}' in it is a link", follow_links)
+    try:
+        seen = links.followed(f"/proc/self/fd/{folder}/{own}")
+        if stat.S_ISDIR(seen.st_mode):
+            raise UnreadableFile("a link to a folder")
+    except UnreadableFile as error:
+        raise UnreadableFile(f"'{name}' in it is {error}") from error
+    return seen
+
+
 def _what(mode: int) -> str:
-    if stat.S_ISLNK(mode):
-        return "a link"
     kind = next((name for is_kind, name in _FILE_KINDS if is_kind(mode)), "no file")
     return "a folder too deep inside" if kind == "directory" else f"not a regular file ({kind})"
 
@@ -220,6 +254,7 @@ def identity(checkpoint: Path | int, *, follow_links: bool = True) -> FileIdenti
     """Return which one it is and in which state: its size, and the times by which a change is seen.
 
     One stat for a file; a folder is listed, and its size is that of all its files, its times are the newest of theirs.
+    Links in it that are the caller's count as what they lead to.
 
     Args:
         checkpoint: its path, or what `open_one` returned.
@@ -231,7 +266,7 @@ def identity(checkpoint: Path | int, *, follow_links: bool = True) -> FileIdenti
     seen = os.stat(checkpoint, follow_symlinks=follow_links)
     if stat.S_ISDIR(seen.st_mode) and isinstance(checkpoint, Path):
         try:
-            with open_checkpoint(checkpoint) as opened:
+            with open_checkpoint(checkpoint, follow_links=True) as opened:
                 return opened.identity
         except UnreadableFile:
             return identity_of(seen)
@@ -275,110 +310,6 @@ def files_of(checkpoint: Path, companions: tuple[str, ...] = ()) -> dict[str, os
 def owners(checkpoint: Path, companions: tuple[str, ...] = ()) -> set[int]:
     """Return the user ids whose it is: those of its files, and of a link that leads to it. Raises OSError."""
     return {os.lstat(checkpoint).st_uid, *(seen.st_uid for seen in files_of(checkpoint, companions).values())}
-
-
-def open_in_folder(checkpoint: Path) -> int:
-    """Open one that was looked at as a file of its own folder, as `open_one` does.
-
-    A link that has come into its place since may lead to what the caller alone may read, and is not followed.
-
-    Raises:
-        UnreadableFile: it is missing, no regular file, may not be read, or is a link out of its folder.
-    """
-    refuse_link_out(checkpoint)
-    return open_regular(Path(os.path.realpath(checkpoint)), follow_links=False)
-
-
-def refuse_link_out(checkpoint: Path) -> None:
-    """Raise UnreadableFile where a checkpoint that was looked at is a link out of its folder by now."""
-    if Path(os.path.realpath(checkpoint)).parent != Path(os.path.realpath(checkpoint.parent)):
-        raise UnreadableFile("it is a link out of its folder by now")
-
-
-def copy(opened: int, folder: int, name: str) -> None:
-    """Copy an open checkpoint into an open folder, under a name that nothing has there.
-
-    Args:
-        opened: what `open_one` or `open_in_folder` returned.
-        folder: a descriptor.
-
-    Raises:
-        OSError: the copy cannot be written; what there is of it is left.
-    """
-    import shutil  # late: few starts copy anything
-
-    new = os.open(name, _NEW_FILE, 0o666, dir_fd=folder)
-    with os.fdopen(new, "wb") as made, os.fdopen(opened, "rb", closefd=False) as original:
-        shutil.copyfileobj(original, made, _COPY_BYTES)
-
-
-def copy_whole(checkpoint: Path, folder: int, name: str, companions: tuple[str, ...] = ()) -> None:
-    """Copy a checkpoint of any kind, with what belongs to it, into an open folder.
-
-    Args:
-        checkpoint: it is looked at as one of its own folder (`open_in_folder`).
-        folder: a descriptor; nothing in it has the name.
-        name: of the copy; a file that belongs to it keeps its own.
-        companions: as for `open_checkpoint`.
-
-    Raises:
-        UnreadableFile: it cannot be read.
-        OSError: the copy cannot be written; what there is of it is left.
-    """
-    if not os.path.isdir(checkpoint):
-        for own, target in ((checkpoint.name, name), *((one, one) for one in companions)):
-            opened = open_in_folder(checkpoint.with_name(own))
-            try:
-                copy(opened, folder, target)
-            finally:
-                os.close(opened)
-        return
-    refuse_link_out(checkpoint)
-    os.mkdir(name, dir_fd=folder)
-    with open_checkpoint(checkpoint) as whole:
-        for file in whole.files:
-            source = whole.open_file(file)
-            try:
-                target_folder = _made_inside(os.open(name, _FOLDER_FLAGS, dir_fd=folder), file.split("/")[:-1])
-                try:
-                    copy(source, target_folder, file.rpartition("/")[2])
-                finally:
-                    os.close(target_folder)
-            finally:
-                os.close(source)
-
-
-def copy_below(checkpoint: Path, top: Path, target: Path, companions: tuple[str, ...] = ()) -> None:
-    """Copy a checkpoint of any kind to a path below a folder; no link on the way there is followed.
-
-    Args:
-        checkpoint, companions: as for `copy_whole`.
-        top: the folder; those between it and `target` that are not there are made.
-        target: the path of the copy.
-
-    Raises:
-        UnreadableFile: it cannot be read, or is a link out of its folder by now: nothing is made then.
-        OSError: the copy cannot be written; what there is of it is left.
-    """
-    refuse_link_out(checkpoint)
-    folder = _made_inside(os.open(top, _FOLDER_FLAGS), target.relative_to(top).parent.parts)
-    try:
-        copy_whole(checkpoint, folder, target.name, companions)
-    finally:
-        os.close(folder)
-
-
-def _made_inside(folder: int, names: Sequence[str]) -> int:
-    """Return a descriptor of a folder inside an open one, which is closed; each that is not there is made."""
-    for name in names:
-        outer = folder
-        try:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(name, dir_fd=outer)
-            folder = os.open(name, _FOLDER_FLAGS, dir_fd=outer)
-        finally:
-            os.close(outer)
-    return folder
 
 
 def pin(checkpoint: Path, name: Path) -> None:

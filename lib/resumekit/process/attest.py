@@ -111,7 +111,7 @@ class Attester:
         form = self._run.form
         is_fixed = form.is_fixed and path.name == form.pattern
         step = None if is_fixed else form.step_of(path.name)
-        shape = _shape(path) if is_fixed or step is not None else None
+        shape = _shape(path, form.follow_links) if is_fixed or step is not None else None
         if shape is None or self._done.get(path) == shape:
             return None
         if not _is_outdated(path, shape, is_seen=path in self._done):
@@ -230,7 +230,7 @@ def _is_outdated(path: Path, shape: FileIdentity, *, is_seen: bool) -> bool:
     )
 
 
-def _shape(path: Path) -> FileIdentity | None:
+def _shape(path: Path, follow_links: bool) -> FileIdentity | None:
     with contextlib.suppress(OSError):
-        return layout.identity(path, follow_links=False).lasting
+        return layout.identity(path, follow_links=follow_links).lasting
     return None

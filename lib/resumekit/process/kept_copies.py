@@ -2,7 +2,8 @@
 
 Without one a kill in the middle of the next save would leave none. The sidecar makes it of a state that came to rest
 and is attested, as the drive allows: with room for another one to spare, and no faster than the checkpoint is read.
-Writes the copy, its manifest last; removes older copies of its own beyond `checkpoint.keep_last`.
+A large one is copied over a network only where the config says so (`checkpoint.copy_large`): each copy reads and
+writes it once more. Writes the copy, its manifest last; removes older copies of its own beyond `checkpoint.keep_last`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import time
 from pathlib import Path
 
+from ..base import file_systems
 from ..base.files import TempFile, UnreadableFile
 from ..base.paths import checkpoint_name
 from ..base.values import count
@@ -21,6 +23,8 @@ from ..run.run_folder import Run
 
 # The trainer's next save needs room too.
 _ROOM = 2
+# Above this a copy over a network may take longer than the training from one save to the next.
+LARGE_BYTES = 5_000_000_000
 _COPY_BYTES = 1 << 20
 
 
@@ -36,7 +40,8 @@ def keep(run: Run, checkpoint: Path, known: Manifest) -> Path | None:
         The copy; None where it is there already.
 
     Raises:
-        UnreadableFile: it has been written again since, or there is no room: nothing is left of a copy.
+        UnreadableFile: it has been written again since, or there is no room, or it is too large for the file system:
+            nothing is left of a copy.
         OSError: the copy cannot be written, as above.
     """
     copy = checkpoint.with_name(checkpoint_name(run.form.step_pattern, known.step))
@@ -45,6 +50,7 @@ def keep(run: Run, checkpoint: Path, known: Manifest) -> Path | None:
             return None
     except UnreadableFile:
         pass
+    _refuse_large(run, checkpoint, known)
     disk = os.statvfs(checkpoint.parent)
     if disk.f_bavail * disk.f_frsize < _ROOM * known.size:
         raise UnreadableFile(f"no room for a copy of {known.size / 1e6:,.1f} MB beside the next save")
@@ -68,6 +74,14 @@ def keep(run: Run, checkpoint: Path, known: Manifest) -> Path | None:
         run_id=run.run_id, pattern=run.form.step_pattern, best_name=run.form.best_pattern, writer=SIDECAR,
     )  # fmt: skip
     return copy
+
+
+def _refuse_large(run: Run, checkpoint: Path, known: Manifest) -> None:
+    if known.size <= LARGE_BYTES or run.setting("checkpoint", "copy_large") is True:
+        return
+    if kind := file_systems.network_type(checkpoint.parent):
+        size = f"it has {known.size / 1e9:,.1f} GB and lies on a network file system ({kind})"
+        raise UnreadableFile(f"{size}: checkpoint.copy_large: true has one kept all the same")
 
 
 def _copy(source: int, temp: TempFile, mb_per_s: float | None) -> str:

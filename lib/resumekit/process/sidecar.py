@@ -79,6 +79,7 @@ class Sidecar:
         self._attester = Attester(run)
         self._new_checkpoints = NewCheckpoints(run, saved)
         self._unseen_steps = UnseenSteps(run)
+        self._holding = _holding(run)
         self._acceptance = _acceptance(run, self._state, self._journal_offset)
         self._account = sidecar_state.Account(run)
         self._nan_guard = NanGuard(run)
@@ -170,6 +171,7 @@ class Sidecar:
             self._tell_of_strays(now)
             self._tell(self._unseen_steps.look(now, self._state, self._log.offset, self._append))
             self._best.look()
+            self._tell(self._holding.look(self._state) if self._holding else "")
             self._show(now)
             record_recovery(self._run, self._state)
             self._code.look(now, self._append)
@@ -218,12 +220,8 @@ class Sidecar:
     def _is_over_unseen(self) -> bool:
         """Whether no process will ever say how the trainer ended: its shim is dead too, or never came."""
         has_waited = time.monotonic() - self._started > NEVER_STARTED_S
-        is_dead = self._shown_state in (
-            "lost",
-            "stopped",
-            "preempted",
-            "aborted",
-        )  # an end that was seen is none of these here
+        # An end that was seen is none of these here.
+        is_dead = self._shown_state in ("lost", "stopped", "preempted", "aborted")
         return is_dead or (self._shown_state == "never_started" and has_waited)
 
     def _sleep(self) -> None:
@@ -260,6 +258,8 @@ class Sidecar:
         if not self._read_last_lines():
             return False
         self._attester.look_last()
+        self._fold_journal()
+        self._tell(self._holding.look(self._state) if self._holding else "")
         self._tell_of_strays(time.monotonic(), has_ended=True)
         self._accept(has_ended=True)
         if not self._log.close(f"resumekit: {run_end.words(end)}\n".encode()):
@@ -432,6 +432,15 @@ def _metrics(run: Run, saved: Any) -> Any:
     from .metrics_file import MetricsFollower, MetricsReader  # late: few runs have one
 
     return MetricsReader(MetricsFollower(run, saved))
+
+
+def _holding(run: Run) -> Any:
+    """Return what lets go of the checkpoint that a run holds of its parent's; None for a run that holds none."""
+    if not os.path.lexists(run.paths.held):
+        return None
+    from ..run.held import Holding  # late, as above
+
+    return Holding(run)
 
 
 def _acceptance(run: Run, state: dict[str, Any], offset: int) -> Any:

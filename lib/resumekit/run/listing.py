@@ -7,6 +7,7 @@ Try it: `bin/runs.sh`
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Container, Iterator, Sequence
 
@@ -256,6 +257,10 @@ def _detail(run: Run, seen: dict[str, Any]) -> str:
         parts.append(" ".join(words) + (f" at {best_step}" if best_step is not None else ""))
     if seen["state"] in status.LIVE and not is_unknown and speed is not None and finite(seen["eta_s"]) is not None:
         parts.append(f"{speed:.2f} steps/s, {duration(seen['eta_s'])} left")
+    if os.path.lexists(run.paths.held):
+        from . import held  # late: few runs hold a checkpoint
+
+        parts += [plain(words) for words in filter(None, [held.words(run)])]
     if finite(seen["exit_code"]):
         parts.append(f"exit {seen['exit_code']}")
     if seen.get("stopped_by"):

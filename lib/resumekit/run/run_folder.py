@@ -290,7 +290,7 @@ def run_of(run_dir: Path, record: Any) -> Run:
     names = [name for name in strings([folders.get(key) for key in keys]) if _is_inside(name)]
     if len(names) == len(keys) and _is_view(names[2]):
         paths = RunPaths(run_dir, *names)
-    for folder in (paths.checkpoints, paths.manifests, paths.logs, paths.status.parent):
+    for folder in (paths.checkpoints, paths.manifests, paths.held, paths.logs, paths.status.parent):
         if (link := _link_of_another(run_dir, folder)) is not None:
             return Run(RunPaths(run_dir), {}, foreign_link=link)
     return Run(paths, record)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..base.imports import NamedTuple
-from ..base.paths import STEP_DIGITS
+from ..base.paths import HELD, STEP_DIGITS
 from ..base.values import epoch_s, string, strings
 from ..checkpoint import layout
 from ..checkpoint.form import likely_pattern
@@ -191,7 +191,7 @@ def _files(run: Run) -> Iterator[str]:
 
 
 def _is_no_place(place: str, name: str, own: str) -> bool:
-    return name.startswith(".") or (place == own and name in ("artifacts", "claims", "dataset"))
+    return name.startswith(".") or (place == own and name in ("artifacts", "claims", "dataset", HELD))
 
 
 def _named_places(run: Run) -> Iterator[str]:

@@ -29,7 +29,8 @@ def may_be_attested(run: Run) -> bool:
         return False
     if own_runs.why_run_is_not_own(run.paths) is not None or not trust.standing(run).is_callers:
         return False
-    return status.look(run, status.read_state(run), is_thorough=True).trainer == processes.DEAD
+    is_dead = status.look(run, status.read_state(run), is_thorough=True).trainer == processes.DEAD
+    return is_dead
 
 
 def may_be_attested_in(folder: Path) -> bool:

@@ -10,9 +10,8 @@ from ..base.errors import Refused
 from ..base.imports import Any
 from ..base.values import mapping
 from ..checkpoint.grades import ATTESTED, WEIGHTS
-from ..checkpoint.selection import CheckpointFolder, Selection, select
-from ..run import quarantine
-from ..run.quarantine import quarantined_names
+from ..checkpoint.selection import Selection, select
+from ..run import held, quarantine
 from ..run.run_folder import Run
 from ..run.run_table import RunTable
 from .request import Request
@@ -44,26 +43,18 @@ def for_request(request: Request, head: Run | None, history: History) -> Selecti
         Refused: a run of the history is a link of another user's.
     """
     asked: dict[str, Any] = {"step": request.step, "best": request.best, "path": request.checkpoint}
-    trainer, is_dry_run = _trainer(request, head), request.is_dry_run
+    trainer = _trainer(request, head)
+    how: dict[str, Any] = {"is_dry_run": request.is_dry_run, "follow_links": request.follows_links}
     if any(asked.values()) or request.step is not None:
-        return _select(history, trainer, is_dry_run=is_dry_run, **asked)
-    would_be = _attested_first(head, is_dry_run=is_dry_run)
+        return _select(history, trainer, **how, **asked)
+    would_be = _attested_first(head, is_dry_run=request.is_dry_run)
     if trainer.get("loads_with_kit"):
-        return _select(history, trainer, is_dry_run=is_dry_run, would_be=would_be)
+        return _select(history, trainer, **how, would_be=would_be)
     # What the kit loads is finite by its manifest; here the journal alone knows what was saved after a NaN.
     bad = quarantine.after_nan_along(history)
     kept = quarantine.without_after_nan(history, bad)
-    selection = _select(kept, trainer, is_dry_run=is_dry_run, would_be=would_be)
+    selection = _select(kept, trainer, **how, would_be=would_be)
     return quarantine.with_after_nan(selection, history, bad) if bad else selection
-
-
-def folder_of(run: Run, limit: int | None, *, would_attest: bool = False) -> CheckpointFolder:
-    """Return a run's checkpoints as a part of a history; the arguments are CheckpointFolder's."""
-    own = run.paths
-    return CheckpointFolder(
-        folder=own.checkpoints, run_id=run.run_id, form=run.form, max_step=limit, quarantined=quarantined_names(own),
-        would_attest=would_attest,
-    )  # fmt: skip
 
 
 def _attested_first(head: Run | None, *, is_dry_run: bool) -> str | None:
@@ -81,8 +72,9 @@ def _attested_first(head: Run | None, *, is_dry_run: bool) -> str | None:
 
 
 def _select(
-    history: History, trainer: dict[str, Any], *, is_dry_run: bool, would_be: str | None = None, **asked: Any
-) -> Selection:
+    history: History, trainer: dict[str, Any], *, is_dry_run: bool, follow_links: bool = False,
+    would_be: str | None = None, **asked: Any,
+) -> Selection:  # fmt: skip
     # A trainer with the kit's helpers proves the digest as it loads, beside its own start; others cannot. What theirs
     # need to find in a checkpoint, and how they load it, is their own business.
     with_kit = bool(trainer.get("loads_with_kit"))
@@ -92,7 +84,7 @@ def _select(
             f"'{run.run_id}' is not resumed from: its '{run.foreign_link}' is a link of another user's, which may lead "
             "to files that are yours alone; resume.sh --checkpoint PATH goes on from a file, run.sh --fresh begins anew"
         )
-    folders = [folder_of(run, limit, would_attest=would_be == run.run_id) for run, limit in history]
+    folders = held.folders_along(history, follow_links=follow_links, would_attest=would_be)
     rate = history[0][0].max_read_mb_per_s if history else None
     proves = is_dry_run or not with_kit
     return select(folders, needs=needs, prove=proves, weights_only=with_kit, mb_per_s=rate, **asked)

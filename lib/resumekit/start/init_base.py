@@ -57,7 +57,7 @@ def find(path: Path, resolved: dict[str, Any]) -> InitBase:
     rate = config.get(resolved, "checkpoint.max_read_mb_per_s")
     place = Path(os.path.realpath(path))
     try:
-        inside, sha256 = grades.base_of(place, rate)
+        inside, sha256 = grades.base_of(place, rate, follow_links=bool(config.get(resolved, "checkpoint.follow_links")))
     except UnreadableFile as error:
         raise _unusable(path, str(error)) from error
     if inside.is_folder and not with_kit:

@@ -18,7 +18,7 @@ from ..base.imports import Any, NamedTuple
 from ..base.ownership import MadeFolder, refuse_exchanged
 from ..base.paths import RunPaths
 from ..base.terminal import say
-from ..checkpoint import layout
+from ..checkpoint import transfer
 from ..checkpoint.form import of as form_of
 from ..config import config
 from ..run import live_marker, new_folder, run_names, seals
@@ -42,6 +42,7 @@ class Launch(NamedTuple):
         argv: the trainer's command.
         made: by what the processes of the run know its folder again.
         unsealed: why its records could not be sealed (`run/seals`); None where they are, or no seals are kept.
+        unheld: the sentence that says why the checkpoint could not be held (`holding`); None where that is as planned.
     """
 
     run_id: str
@@ -54,6 +55,7 @@ class Launch(NamedTuple):
     argv: list[str]
     made: MadeFolder
     unsealed: str | None = None
+    unheld: str | None = None
 
 
 def start(
@@ -81,7 +83,8 @@ def start(
         launch = prepare(planned, launcher, kit_argv)
     _, code = planned.startable
     unsealed = f"its records could not be sealed ({launch.unsealed}): nothing takes it up by itself"
-    for sentence in (*code.said, *([unsealed] if launch.unsealed else ()), f"run {launch.run_id}"):
+    sentences = (launch.unheld, unsealed if launch.unsealed else None)
+    for sentence in (*code.said, *filter(None, sentences), f"run {launch.run_id}"):
         say(prog, sentence)
     return launch
 
@@ -103,8 +106,9 @@ def prepare(planned: Planned, launcher: processes.Identity | None, kit_argv: Seq
     paths, made = new_folder.make(wanted)
     launch = None
     try:
-        launch = _launch(planned, paths, made)
         _claim_parent(choice, paths, launcher)
+        unheld, loaded = _hold(choice, paths)
+        launch = _launch(planned, paths, made, loaded)._replace(unheld=unheld)
         refuse_exchanged(paths.run_dir, made)
         launch = _fill(planned, launch, launcher, kit_argv)
         refuse_exchanged(paths.run_dir, made)
@@ -123,7 +127,8 @@ def _new_run_id(choice: Choice) -> str:
     return run_names.make_run_id(exp_name, choice.parent.run_id if choice.parent else None, choice.step)
 
 
-def _launch(planned: Planned, paths: RunPaths, made: MadeFolder) -> Launch:
+def _launch(planned: Planned, paths: RunPaths, made: MadeFolder, loaded: Path | None) -> Launch:
+    """Return the launch of a decided start; `loaded` is the checkpoint that the trainer loads, None for the chosen."""
     choice, handed = planned.choice, planned.plan.handed if planned.plan else None
     ready, _ = planned.startable
     # Only such a trainer waits, in its own load, for the proof of its checkpoint.
@@ -136,7 +141,7 @@ def _launch(planned: Planned, paths: RunPaths, made: MadeFolder) -> Launch:
         config_hash=config.config_hash(choice.config, planned.request.config_file.schema),
         prove=preflight.chosen_file(choice) if is_proven else None,
         head=choice.parent.paths.run_dir if choice.relation == CONTINUE and choice.parent else None,
-        argv=preflight.trainer_argv(choice, paths, ready, handed.args if handed else ()),
+        argv=preflight.trainer_argv(choice, paths, ready, handed.args if handed else (), loaded),
         made=made,
     )
 
@@ -173,6 +178,15 @@ def _claim_head(choice: Choice, parent: Run, run_id: str, launcher: processes.Id
         from ..process import stop_request  # once in the life of a host
 
         stop_request.record_take_over(parent, run_id)
+
+
+def _hold(choice: Choice, paths: RunPaths) -> tuple[str | None, Path | None]:
+    """Hold what may be removed; return (why that could not be done, what the trainer loads instead of the chosen)."""
+    if choice.candidate is None:
+        return None, None
+    from . import holding  # late: a first start holds nothing
+
+    return holding.hold(choice, paths), holding.for_trainer(choice, paths)
 
 
 def _fill(planned: Planned, launch: Launch, launcher: processes.Identity | None, kit_argv: Sequence[str]) -> Launch:
@@ -247,9 +261,11 @@ def _copy_checkpoint(choice: Choice, paths: RunPaths) -> None:
     target = preflight.checkpoint_for_trainer(choice, paths)
     if target is None or choice.candidate is None or target == (chosen := preflight.chosen_file(choice)):
         return
-    form = choice.parent.form if choice.parent else form_of(choice.config.get("checkpoint"))
+    own = form_of(choice.config.get("checkpoint"))
+    form = choice.parent.form if choice.parent else own
+    follow_links = form.follow_links or own.follow_links
     try:
-        layout.copy_below(chosen, paths.run_dir, target, form.companions_of(chosen.name))
+        transfer.copy_below(chosen, paths.run_dir, target, form.companions_of(chosen.name), follow_links=follow_links)
     except UnreadableFile as error:
         raise KitError(f"the checkpoint '{chosen}' cannot be copied: {error}") from error
 

@@ -95,6 +95,10 @@ def decide(request: Request, choose: Callable[[Request], Choice], objections: Ob
     snapshot = code_state.start_snapshot(request.root)  # git looks while the checkpoint is chosen
     choice = choose(request)
     objections.to_choice(choice)
+    if choice.candidate is not None:
+        from . import holding  # late, as in `_plan`
+
+        choice = choice._replace(said=(*choice.said, *holding.said(choice)))
     try:
         ready = preflight.check(choice, request)
     except KitError:

@@ -14,7 +14,17 @@ from collections.abc import Iterator, Sequence
 
 from ..base.errors import DONE, NEEDS_ACCEPT, REFUSED
 from ..base.imports import Any
-from ..base.terminal import COMPARED, PASSED_OVER, WARNING, first_few, kind_of, plain, show_json, show_text
+from ..base.terminal import (
+    COMPARED,
+    HELD,
+    PASSED_OVER,
+    WARNING,
+    first_few,
+    kind_of,
+    plain,
+    show_json,
+    show_text,
+)  # fmt: skip
 from ..base.terms import KEEPS_LESS, PARTIAL
 from ..checkpoint import manifest
 from ..checkpoint.parameters import WeightFit
@@ -31,8 +41,8 @@ from .plan_rules import Component, difference, show_component
 WIDTH = 80
 _SHOWN = 4
 _LABEL = 13
-# What was passed over has its own lines on the page, and so has what the changes are about.
-_LISTED = (PASSED_OVER, COMPARED)
+# What was passed over has its own lines on the page, and so has what the changes are about; what is held is evidence.
+_LISTED = (PASSED_OVER, COMPARED, HELD)
 
 
 def print_report(planned: Planned, *, is_json: bool) -> int:
@@ -92,7 +102,8 @@ def as_json(choice: Choice, plan: Plan | None) -> str:
 def _plan_lines(plan: Plan) -> Iterator[str]:
     choice, candidate = plan.choice, plan.choice.chosen
     yield from _row("checkpoint", min(str(candidate.path), _from_here(candidate), key=len), can_break=False)
-    yield from _row("evidence", _evidence(candidate))
+    held = [sentence.partition(", until")[0] for sentence in choice.said if kind_of(sentence) == HELD]
+    yield from _row("evidence", ", ".join((_evidence(candidate), *held)))
     if choice.init:
         yield from _row("init from", f"its weights alone, at step 0; SHA-256 {choice.init.sha256[:12]}")
     passed = [one for one in choice.candidates if one.verdict == "passed"]

@@ -116,8 +116,15 @@ def chosen_file(choice: Choice) -> Path:
     return path
 
 
-def trainer_argv(choice: Choice, paths: RunPaths, ready: Ready, handed: Sequence[str] = ()) -> list[str]:
-    """Return the trainer's command line in the run folder that `paths` names; `handed` hands a cut rate over."""
+def trainer_argv(
+    choice: Choice, paths: RunPaths, ready: Ready, handed: Sequence[str] = (), held: Path | None = None
+) -> list[str]:  # fmt: skip
+    """Return the trainer's command line in the run folder that `paths` names.
+
+    Args:
+        handed: the words that hand a cut rate over.
+        held: the checkpoint that it loads in the place of the chosen one; None for that.
+    """
     values = {
         "run_id": paths.run_dir.name,
         "root_run_id": root_run_id(choice, paths),
@@ -129,7 +136,7 @@ def trainer_argv(choice: Choice, paths: RunPaths, ready: Ready, handed: Sequence
         "heartbeat_json": str(paths.heartbeat_json),
         "config_yaml": str(paths.resolved_yaml),
         "config_json": str(paths.resolved_json),
-        "checkpoint": str(checkpoint_for_trainer(choice, paths) or ""),
+        "checkpoint": str(held or checkpoint_for_trainer(choice, paths) or ""),
         "init_from": str(chosen_file(choice)) if choice.init else "",
         "step": str(choice.step or 0),
         "python": ready.python,

@@ -92,6 +92,18 @@ class Request(NamedTuple):
         return [key for path, value in parsed for key in settings.keys(path, value, schema)]
 
     @property
+    def follows_links(self) -> bool:
+        """`checkpoint.follow_links` as the file has it now, with `--set`: it holds for runs from before the key too.
+
+        Raises:
+            UsageError, InvalidFile: as config.override.
+        """
+        now = self.base
+        if any("follow_links" in setting for setting in self.settings):
+            now = config.override(now, self.settings, self.config_file.schema, "the command line")
+        return bool(config.get(now, "checkpoint.follow_links"))
+
+    @property
     def goes_back(self) -> bool:
         """Whether a place to start from is named: that makes it a branch."""
         return self.step is not None or self.best or self.checkpoint is not None or self.from_run is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from ..base import file_identity, kit_version, processes, redaction
 from ..base.files import utc_now
@@ -12,6 +13,7 @@ from ..base.imports import TYPE_CHECKING, Any
 from ..base.paths import relative_to_run
 from ..base.redaction import redacted_text
 from ..config import config
+from ..run.run_table import run_around
 from . import preflight
 from .code_state import MAX_UNTRACKED, Code
 
@@ -35,7 +37,7 @@ def record_of(
     """
     choice, request, run_dir = planned.choice, planned.request, launch.paths.run_dir
     ready, code = planned.startable
-    parent, candidate, handed = choice.parent, choice.candidate, planned.plan.handed if planned.plan else None
+    parent, handed = choice.parent, planned.plan.handed if planned.plan else None
     notes = request.notes if request.notes is not None else config.get(choice.config, "experiment.notes")
     return {
         "run_id": launch.run_id,
@@ -45,7 +47,7 @@ def record_of(
         "parent_run_id": parent.run_id if parent else None,
         "parent_step": choice.step,
         "root_run_id": preflight.root_run_id(choice, launch.paths),
-        "checkpoint": relative_to_run(candidate.path.absolute(), run_dir) if candidate else None,
+        "checkpoint": _checkpoint(choice, run_dir),
         "init_from": choice.init.as_fields() if choice.init else None,
         "relation": choice.relation,
         "recovery": choice.recovery.as_fields() if choice.recovery else None,
@@ -69,6 +71,16 @@ def record_of(
         "kit_version": kit_version.version(),
         "kit_digest": kit_version.digest(),
     }
+
+
+def _checkpoint(choice: Choice, run_dir: Path) -> str | None:
+    """Return the chosen checkpoint: where it lay first, also where the parent holds it."""
+    if choice.candidate is None:
+        return None
+    from ..run import held  # late: a first start goes on from no run
+
+    path = choice.candidate.path.absolute()
+    return relative_to_run(held.origin_of(path, run_around(choice.table, path)), run_dir)
 
 
 def _config_fields(choice: Choice, request: Request, launch: Launch) -> dict[str, Any]:

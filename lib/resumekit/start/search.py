@@ -19,7 +19,7 @@ from ..checkpoint import catalog, proof
 from ..checkpoint.grades import PROVEN
 from ..checkpoint.selection import Selection, select
 from ..config import config
-from ..run import quarantine
+from ..run import held, quarantine
 from ..run.run_folder import Run
 from ..run.run_names import check_experiment, check_name, parse_run_name
 from ..run.run_table import RunTable, run_around
@@ -244,6 +244,8 @@ def _steps_of(run: Run, limit: int | None) -> Iterator[int]:
         for step, _ in catalog.steps_in(run.paths.checkpoints, run.form):
             if limit is None or step <= limit:
                 yield step
+    if (own := held.step(run)) is not None and (limit is None or own <= limit):
+        yield own
 
 
 def _missing(head: Run | None, table: RunTable) -> list[str]:
@@ -359,7 +361,7 @@ def _past_damaged(table: RunTable, run: Run) -> Run:
 
 
 def _has_own(run: Run) -> bool:
-    return bool(select([along_history.folder_of(run, None)], prove=False).candidates)
+    return bool(select([held.own_folder(run, None)], prove=False).candidates)
 
 
 def _on_another_branch(request: Request, table: RunTable, head: Run, found: Found) -> Found:

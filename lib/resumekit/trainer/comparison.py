@@ -94,7 +94,8 @@ def _compare_runs(one: Run, other: Run, found: Comparison) -> None:
         found.add(Difference(where, COUNTERS, f"of step {left[0]:,} and of step {right[0]:,}; not compared"))
     else:
         companions = one.form.companions_of(left[1].name)
-        _compare_checkpoints(left[1], right[1], companions, found)
+        follow_links = one.form.follow_links and other.form.follow_links
+        _compare_checkpoints(left[1], right[1], companions, found, follow_links=follow_links)
 
 
 def _last_checkpoint(run: Run) -> tuple[int, Path] | None:
@@ -110,14 +111,16 @@ def _last_checkpoint(run: Run) -> tuple[int, Path] | None:
     return None
 
 
-def _compare_checkpoints(one: Path, other: Path, companions: tuple[str, ...], found: Comparison) -> None:
+def _compare_checkpoints(
+    one: Path, other: Path, companions: tuple[str, ...], found: Comparison, *, follow_links: bool | None = None
+) -> None:  # fmt: skip
     """Compare two checkpoints of any kind, and the files beside them that belong to the first one's step."""
     for left, right in ((one, other), *((one.with_name(name), other.with_name(name)) for name in companions)):
         path = left
         try:
-            with layout.open_checkpoint(left) as opened:
+            with layout.open_checkpoint(left, follow_links=follow_links) as opened:
                 path = right
-                with layout.open_checkpoint(right) as beside:
+                with layout.open_checkpoint(right, follow_links=follow_links) as beside:
                     _compare_pieces(pieces_of(opened), pieces_of(beside), found)
         except UnreadableFile as error:
             raise InvalidFile(f"'{path}' cannot be compared: {error}") from None

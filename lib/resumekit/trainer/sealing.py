@@ -59,7 +59,7 @@ def seal_checkpoint(
     place, form = Path(path), checkpoint_form()
     try:
         with deferred_signals():
-            _make_durable(place, form.companions_of(place.name))
+            _make_durable(place, form.companions_of(place.name), form.follow_links)
             measured = grades.measured(place, step, named=form)
             known = _sealed(measured, loss, metric, score if best else None)
             manifest.write(place, known)
@@ -96,9 +96,9 @@ def _refuse_arguments(step: int, metric: Any, *, best: bool) -> float | None:
     return float(score)
 
 
-def _make_durable(place: Path, companions: tuple[str, ...]) -> None:
+def _make_durable(place: Path, companions: tuple[str, ...], follow_links: bool) -> None:
     """Make every file and every name of a checkpoint survive a power cut. Raises UnreadableFile and OSError."""
-    with layout.open_checkpoint(place, companions) as opened:
+    with layout.open_checkpoint(place, companions, follow_links) as opened:
         for name in opened.files:
             descriptor = opened.open_file(name)
             try:

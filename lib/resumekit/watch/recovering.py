@@ -25,7 +25,7 @@ from ..config.yaml_document import Document
 from ..policy.config_diff import changes
 from ..process import aborting, attest
 from ..process.nan_guard import record_recovery
-from ..run import live_marker, run_end, status, trust
+from ..run import held, live_marker, run_end, status, trust
 from ..run.journal_fold import RECOVERY_WAITS, State
 from ..run.run_folder import Run
 from ..run.run_table import Recovery, RunTable
@@ -285,6 +285,7 @@ def _decided(examined: trust.Examined, state: State, table: RunTable, found: Inc
     run = examined.run
     suspect = restart_point.suspect_left_aside(run, table)
     attest.attest_what_is_left(run)
+    held.let_go(run)
     request, asked = _request(examined, table), code_change.ask(run)
 
     def object_to_code(ready: Ready, code: Code) -> None:

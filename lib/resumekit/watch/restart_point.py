@@ -16,7 +16,7 @@ from ..base.terms import EVAL, REPLAYED
 from ..base.values import count, mapping, seconds, string
 from ..checkpoint import catalog
 from ..checkpoint.selection import Selection
-from ..run import log_end, run_end, run_table, status, stray_checkpoints
+from ..run import held, log_end, run_end, run_table, status, stray_checkpoints
 from ..run.journal_fold import State
 from ..run.quarantine import put_in_quarantine, quarantined_names
 from ..run.run_folder import Run
@@ -273,6 +273,8 @@ def _steps(run: Run, table: RunTable, below: int) -> Iterator[int]:
         with contextlib.suppress(OSError):
             steps = catalog.steps_in(one.paths.checkpoints, one.form)
             found |= {step for step, _ in steps if step < below and (limit is None or step <= limit)}
+        if (own := held.step(one)) is not None and own < below and (limit is None or own <= limit):
+            found.add(own)
     yield from sorted(found)
 
 
