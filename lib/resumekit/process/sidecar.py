@@ -135,8 +135,7 @@ class Sidecar:
 
         The child holds the status lock on, and nothing that another process reads from.
         """
-        where = self._run.paths.run_dir
-        words = f"the end of '{self._run.run_id}' cannot be written down now in '{where}' (is the disk full?)"
+        words = f"the end cannot be written down now in '{self._run.paths.run_dir}' (is the disk full?)"
         say("resumekit", f"{words}: {run_end.words(end)}; it is tried again for a day")
         if os.fork():
             return exit_code(self._run, self._state, self._observed()["state"])
@@ -219,10 +218,9 @@ class Sidecar:
 
     def _is_over_unseen(self) -> bool:
         """Whether no process will ever say how the trainer ended: its shim is dead too, or never came."""
-        has_waited = time.monotonic() - self._started > NEVER_STARTED_S
         # An end that was seen is none of these here.
         is_dead = self._shown_state in ("lost", "stopped", "preempted", "aborted")
-        return is_dead or (self._shown_state == "never_started" and has_waited)
+        return is_dead or (self._shown_state == "never_started" and time.monotonic() - self._started > NEVER_STARTED_S)
 
     def _sleep(self) -> None:
         """Until the next beat, or until the shim has written down the trainer's end."""

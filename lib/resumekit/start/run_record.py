@@ -10,7 +10,7 @@ from pathlib import Path
 from ..base import file_identity, kit_version, processes, redaction
 from ..base.files import utc_now
 from ..base.imports import TYPE_CHECKING, Any
-from ..base.paths import relative_to_run
+from ..base.paths import RunPaths, relative_to_run
 from ..base.redaction import redacted_text
 from ..config import config
 from ..run.run_table import run_around
@@ -35,22 +35,16 @@ def record_of(
         launcher: the process that starts the trainer; None where it has ended.
         kit_argv: the command of the kit.
     """
-    choice, request, run_dir = planned.choice, planned.request, launch.paths.run_dir
+    choice, request = planned.choice, planned.request
     ready, code = planned.startable
-    parent, handed = choice.parent, planned.plan.handed if planned.plan else None
+    handed = planned.plan.handed if planned.plan else None
     notes = request.notes if request.notes is not None else config.get(choice.config, "experiment.notes")
     return {
         "run_id": launch.run_id,
         "experiment": choice.experiment,
         "name": choice.name,
         "notes": notes and redacted_text(notes),
-        "parent_run_id": parent.run_id if parent else None,
-        "parent_step": choice.step,
-        "root_run_id": preflight.root_run_id(choice, launch.paths),
-        "checkpoint": _checkpoint(choice, run_dir),
-        "init_from": choice.init.as_fields() if choice.init else None,
-        "relation": choice.relation,
-        "recovery": choice.recovery.as_fields() if choice.recovery else None,
+        **_lineage_fields(choice, launch.paths),
         "handed_rate": handed.as_fields() if handed else None,
         **_config_fields(choice, request, launch),
         "argv": list(launch.argv),
@@ -70,6 +64,19 @@ def record_of(
         "created_at": utc_now(),
         "kit_version": kit_version.version(),
         "kit_digest": kit_version.digest(),
+    }
+
+
+def _lineage_fields(choice: Choice, paths: RunPaths) -> dict[str, Any]:
+    parent, candidate = choice.parent, choice.candidate
+    return {
+        "parent_run_id": parent.run_id if parent else None,
+        "parent_step": choice.step,
+        "root_run_id": preflight.root_run_id(choice, paths),
+        "checkpoint": _checkpoint(choice, paths.run_dir),
+        "init_from": choice.init.as_fields() if choice.init else None,
+        "relation": choice.relation,
+        "recovery": choice.recovery.as_fields() if choice.recovery else None,
     }
 
 
