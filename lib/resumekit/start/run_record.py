@@ -68,7 +68,7 @@ def record_of(
 
 
 def _lineage_fields(choice: Choice, paths: RunPaths) -> dict[str, Any]:
-    parent, candidate = choice.parent, choice.candidate
+    parent = choice.parent
     return {
         "parent_run_id": parent.run_id if parent else None,
         "parent_step": choice.step,
