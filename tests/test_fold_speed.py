@@ -198,8 +198,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The runs that a pass starts a sidecar for; every journal of theirs is too long for a look."""
     found: list[str] = []
     monkeypatch.setattr(status, "LONG_UNREAD_BYTES", 100)
-    monkeypatch.setattr(acting.trust, "why_marked_run_is_not_own", lambda paths: None)
-    monkeypatch.setattr(inspection.trust, "why_marked_run_is_not_own", lambda paths: None)
+    monkeypatch.setattr(acting.own_runs, "why_marked_run_is_not_own", lambda paths: None)
+    monkeypatch.setattr(inspection.own_runs, "why_marked_run_is_not_own", lambda paths: None)
     monkeypatch.setattr(acting, "_start", lambda command, *more: found.append(Path(command[-1]).name))
     return found
 
@@ -241,6 +241,6 @@ def test_an_ancestor_whose_journal_is_too_long_keeps_no_look_from_its_child(
     long_run(tmp_path)
     child = made(tmp_path, "T-1_a_2", "a", parent="T-1_a_1", step=4)
     monkeypatch.setattr(status, "LONG_UNREAD_BYTES", 100)
-    monkeypatch.setattr(observe.trust, "why_run_is_not_own", lambda paths: None)
+    monkeypatch.setattr(observe.own_runs, "why_run_is_not_own", lambda paths: None)
     monkeypatch.setattr(observe.status, "read_state", lambda run: pytest.fail(f"{run.run_id} is read"))
     assert observe.lineage_speed(child, RunTable(tmp_path)) == (None, None)

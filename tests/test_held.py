@@ -91,7 +91,7 @@ def test_a_branch_outlives_the_rotation_of_its_live_parent(kit: Kit) -> None:
     assert parent_job.wait(60) == 0 and not first.exists()
     child_job.terminate()
     _, said = child_job.communicate(timeout=60)
-    assert b"held by links (0.0 MB), until the new run has a checkpoint of its own" in said
+    assert b"the checkpoint is held by links (0.0 MB), until the new run has one of its own" in said
     page = json.loads(kit("resume", child.name, "--dry-run", "--json").stdout)
     assert page["checkpoint"]["path"] == str(own) and page["checkpoint"]["run_id"] == parent.name
     assert page["checkpoint"]["grade"] == "attested"

@@ -132,6 +132,8 @@ def test_run_sh_does_not_begin_at_0_where_the_parent_s_folder_is_gone(kit: Kit) 
     kit("resume", "T-1", code=1, env={"TOY_ARGS": "--at 5 raise"})
     child = kit.run_dirs()[-1]
     shutil.move(parent, kit.folder / "elsewhere")
+    assert f"continuing '{child.name}' at step 4" in kit("run", "T-1", "--dry-run").stdout, "it holds that checkpoint"
+    shutil.rmtree(child / "held")
     said = kit("run", "T-1", "--dry-run", code=6).stderr
     assert f"'{child.name}' would be begun anew from step 0, but it went on from step 4 of '{parent.name}'" in said
     assert kit("run", "T-1", code=6).stderr and kit.run_dirs() == [child]

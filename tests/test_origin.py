@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def test_a_recovery_after_a_checkpoint_of_its_own_loads_what_is_there(kit: Kit):
     plan = plan_in(third)
     assert (plan["checkpoint"]["run_id"], plan["step"]) == (second.name, 15)
     assert plan["components"]["optimizer"]["action"] == plan["components"]["scheduler"]["action"] == "load"
-    assert keys(plan) == set() and plan["notes"] == []
+    assert keys(plan) == set() and not [note for note in plan["notes"] if "is held by links" not in note]
 
 
 def test_what_was_agreed_to_is_not_asked_again(kit: Kit):
@@ -146,6 +147,7 @@ def test_a_checkpoint_from_before_a_reset_is_reset_though_the_run_that_was_told_
     assert plan_of(kit)["components"]["optimizer"]["action"] == "load"
     for path in (second / "checkpoints").glob("hrm_arc_step_15.pt*"):
         path.unlink()
+    shutil.rmtree(kit.run_dirs()[-1] / "held")
     plan = plan_of(kit)
     assert plan["checkpoint"]["run_id"] == first.name
     assert plan["components"] == plan_in(second)["components"]

@@ -186,7 +186,7 @@ def test_a_record_does_not_say_that_a_status_is_written_over_another_file(
 
 
 @as_root
-@pytest.mark.parametrize("folder", ["logs", "checkpoints", "manifests"])
+@pytest.mark.parametrize("folder", ["logs", "checkpoints", "manifests", "held"])
 def test_a_run_in_which_another_user_has_put_a_link_for_a_folder_is_none_of_ours(
     state: Path, tmp_path: Path, folder: str
 ) -> None:

@@ -42,8 +42,11 @@ def main(argv: list[str] | None = None, may_be_attested: Callable[[Path], bool] 
         argv: the command line; None for that of the process.
         may_be_attested: whether a command that goes on from the run of a folder of checkpoints attests them first.
     """
-    options = _parser(*default_patterns())
-    return report(lambda: _main(options.parse_args(argv), may_be_attested), "resume_helper.py")
+
+    def run() -> int:
+        return _main(_parser(*default_patterns()).parse_args(argv), may_be_attested)
+
+    return report(run, "resume_helper.py")
 
 
 def as_json(selection: Selection) -> dict[str, Any]:

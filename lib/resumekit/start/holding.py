@@ -77,7 +77,7 @@ def said(choice: Choice) -> Iterator[str]:
         size = held.size_of(found.path, found.companions)
     except (OSError, UnreadableFile):
         return
-    yield Note(HELD, f"held by links ({size / 1e6:,.1f} MB), until the new run has a checkpoint of its own")
+    yield Note(HELD, f"the checkpoint is held by links ({size / 1e6:,.1f} MB), until the new run has one of its own")
 
 
 def hold(choice: Choice, paths: RunPaths) -> str | None:

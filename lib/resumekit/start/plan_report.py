@@ -102,7 +102,11 @@ def as_json(choice: Choice, plan: Plan | None) -> str:
 def _plan_lines(plan: Plan) -> Iterator[str]:
     choice, candidate = plan.choice, plan.choice.chosen
     yield from _row("checkpoint", min(str(candidate.path), _from_here(candidate), key=len), can_break=False)
-    held = [sentence.partition(", until")[0] for sentence in choice.said if kind_of(sentence) == HELD]
+    held = [
+        sentence.removeprefix("the checkpoint is ").partition(", until")[0]
+        for sentence in choice.said
+        if kind_of(sentence) == HELD
+    ]
     yield from _row("evidence", ", ".join((_evidence(candidate), *held)))
     if choice.init:
         yield from _row("init from", f"its weights alone, at step 0; SHA-256 {choice.init.sha256[:12]}")
