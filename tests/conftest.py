@@ -14,6 +14,7 @@ import pytest
 from resumekit.run import life_signs, live_marker
 from resumekit.run.liveness import OURS
 from support.commands import Kit
+from support.fork_server import ForkServer
 from support.places import LIVE
 from support.recoveries import configure
 from support.runs import events, reseal
@@ -25,6 +26,20 @@ pytest_plugins = ["support.fault_table"]
 # A shell's background job has INT ignored, and every process that a test starts would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# A file is one worker's: one that takes a minute may not be the last that is begun.
+LONGEST = (
+    "test_sabotage", "test_plan_applied", "test_b_saves", "test_recovery", "test_launcher", "test_resume",
+    "test_wrapped", "test_example_trainer", "test_a_trainer", "test_exactness", "test_k_injection", "test_torture",
+    "test_example_changes", "test_saving", "test_run", "test_trust", "test_liveness", "test_stray_checkpoints",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture
@@ -57,6 +72,12 @@ def outside_the_kit(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     with without_the_kit(monkeypatch):
         yield
+
+
+@pytest.fixture(scope="session")
+def scripts() -> ForkServer:
+    """What starts a trainer that is a test's own script, with torch and the helpers imported already."""
+    return ForkServer("support.forked_script")
 
 
 @pytest.fixture(autouse=True)
