@@ -86,7 +86,7 @@ class ForkServer:
     """The server, with these modules imported; the first of them is the one that `start` and `run` start."""
 
     def __init__(self, *modules: str) -> None:
-        # A name and no file: whoever is first has it, and nothing is left behind. Each test run of each copy has its own.
+        # A name and no file: whoever is first has it, and nothing is left behind. Each test run and copy has another.
         self.address = f"rk-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}-{os.stat(ROOT).st_ino}"
         self._module = modules[0]
         _holds.append(_hold(self.address, modules))
