@@ -34,14 +34,15 @@ night: $(READY) ## a training goes wrong twice while no person is there, and fin
 	@$(PY) examples/hrm_arc/night.py
 
 ##@ Checking
-# Side by side on two cores: half of its time a test waits for a process that it has started.
-WORKERS := 5
+# Side by side on two cores: half of its time a test waits for a process that it has started. A file stays in one worker,
+# which makes its runs once; the files come in the order of tests/conftest.py, the longest first.
+PARALLEL := -n 5 --dist loadfile --no-loadscope-reorder
 
 .PHONY: test
 test: export PYTHONDONTWRITEBYTECODE =
 test: $(READY) ## the linters and the tests, but for the long ones; what CI runs
 	@$(MAKE) -j 2 lint compiled
-	@$(PY) -m pytest -q -n $(WORKERS) --dist worksteal tests
+	@$(PY) -m pytest -q $(PARALLEL) tests
 
 .PHONY: lint
 lint: $(READY) ## ruff, mypy, shellcheck, shfmt
@@ -57,7 +58,7 @@ compiled: $(READY)
 
 .PHONY: faults
 faults: $(READY) ## every case of the fault catalogue and its table, and every long test
-	@$(PY) -m pytest -q -n $(WORKERS) --dist worksteal -m "fault or long" --fault-table tests
+	@$(PY) -m pytest -q $(PARALLEL) -m "fault or long" --fault-table tests
 
 .PHONY: frameworks
 frameworks: $(READY) ## the recipes in examples/ through kills, torn checkpoints and a NaN; ONLY="lightning dcp_fsdp"
@@ -76,7 +77,7 @@ campaign: $(READY) ## the long versions of the sampled tests (some three hours)
 	@$(PY) -m reliability.campaign_stops --stops 100 --seed 2
 	@$(PY) -m reliability.campaign_storm --minutes 20 --seed 1
 	@$(PY) -m reliability.campaign_protections
-	@$(PY) -m pytest -q -n $(WORKERS) --dist worksteal -m campaign tests
+	@$(PY) -m pytest -q $(PARALLEL) -m campaign tests
 
 .PHONY: bench
 bench: $(READY) ## ratios side by side with peers, an hour; ROWS="1 3" for some of them

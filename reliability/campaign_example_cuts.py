@@ -74,7 +74,6 @@ def main(argv: list[str] | None = None) -> int:
             phase, equal = cut_and_resume(server, folder, whole, number, rng.uniform(0, lasts_s))
             hit[f"{signal.Signals(number).name} in {phase}"] += 1
             different += not equal
-    server.close()
     for what, count in sorted(hit.items()):
         print(f"{count:4d}  {what}")
     print(f"{args.cuts} cuts, seed {args.seed}: {args.cuts - different} equal bit for bit, {different} different")

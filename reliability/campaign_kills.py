@@ -213,7 +213,6 @@ def main(argv: list[str] | None = None) -> int:
     with contextlib.ExitStack() as stack:
         folder = args.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         server = ForkServer("support.night_trainer")
-        stack.callback(server.close)
         for outcome in nights(folder, server, random.Random(args.seed), args.kills, has_wrapper=args.wrapper):
             outcomes.append(outcome)
             told = f"{outcome.kills.total()} kills, {outcome.runs} runs, {outcome.elapsed_s:.0f} s"

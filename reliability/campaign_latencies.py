@@ -113,7 +113,6 @@ def main(argv: list[str] | None = None) -> int:
         finally:
             for night in nights:
                 night.clean_up()
-            server.close()
     return 0
 
 

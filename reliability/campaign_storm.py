@@ -114,12 +114,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--keep", type=Path, help="where the runs are kept; else they are removed")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        server = ForkServer("support.night_trainer")
-        try:
-            night = Night(args.keep or Path(folder) / "night", server)
-            found = storm(night, random.Random(args.seed), args.minutes, args.scale)
-        finally:
-            server.close()
+        night = Night(args.keep or Path(folder) / "night", ForkServer("support.night_trainer"))
+        found = storm(night, random.Random(args.seed), args.minutes, args.scale)
     pauses = sorted(found.pauses_s)
     middle = f"{pauses[len(pauses) // 2]:.1f} s in the middle, {pauses[-1]:.1f} s at most" if pauses else "none"
     print(

@@ -169,7 +169,7 @@ PATCHES = (
         "test_processes.py", "test_watch.py"),
     patch("status whole or not at all", "resumekit/run/status.py:write",
         value("write_atomic", "lambda path, data: path.write_bytes(data)"),
-        "test_status.py::test_a_reader_never_sees_half_a_status"),
+        "faults/test_f_sidecar.py::test_no_reader_of_thousands_sees_half_a_status"),
     patch("what a person stopped stays so", "resumekit/run/status.py:_end_state",
         condition("_asked_state()", False), RECOVERY + "test_what_a_person_ends_is_not_taken_up", "test_stopping.py"),
     patch("hands off a paused run", "resumekit/base/paths.py:RunPaths.paused", value("paused", "'never'"),

@@ -144,7 +144,6 @@ class Stage:
 
     def close(self) -> None:
         self.kit.clean_up()
-        self.server.close()
 
 
 def outcome(run: Path | None, done: subprocess.CompletedProcess[str]) -> Outcome:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,8 @@ import pytest
 from resumekit.base import run_ties
 from resumekit.run import live_marker
 from resumekit.run.liveness import OURS
-from support.commands import Kit
+from support.commands import Kit, killed
+from support.fork_server import ForkServer
 from support.places import LIVE
 from support.recoveries import configure
 from support.runs import events, reseal
@@ -26,6 +28,21 @@ pytest_plugins = ["support.fault_table"]
 # A shell's background job has INT ignored, and every process that a test starts would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+WEIRD = 'it\'s a "weird"\n$(touch pwned) folder'
+# A file is one worker's: one that takes a minute may not be the last that is begun.
+LONGEST = (
+    "test_sabotage", "test_plan_applied", "test_b_saves", "test_recovery", "test_launcher", "test_resume",
+    "test_wrapped", "test_example_trainer", "test_a_trainer", "test_exactness", "test_k_injection", "test_torture",
+    "test_example_changes", "test_saving", "test_run", "test_trust", "test_liveness", "test_stray_checkpoints",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture
@@ -60,16 +77,16 @@ def outside_the_kit(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True)
-def own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the kit keeps in its user's state folder does not reach that of the user who runs the tests."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.getbasetemp() / "state"))
+@pytest.fixture(scope="session")
+def scripts() -> ForkServer:
+    """What starts a trainer that is a test's own script, with torch and the helpers imported already."""
+    return ForkServer("support.forked_script")
 
 
 @pytest.fixture
 def weird_tmp_path(tmp_path: Path) -> Path:
     """A folder whose name has spaces, quotes, a dollar and a newline in it."""
-    folder = tmp_path / 'it\'s a "weird"\n$(touch pwned) folder'
+    folder = tmp_path / WEIRD
     folder.mkdir()
     return folder
 
@@ -89,11 +106,34 @@ def state_of_the_test(state_of_the_session: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture
-def kit(weird_tmp_path: Path) -> Iterator[Kit]:
-    """The commands, with config and runs in a folder with a hostile name."""
-    kit = Kit(weird_tmp_path)
+def kit(request: pytest.FixtureRequest) -> Iterator[Kit]:
+    """The commands, with config and runs in a folder with a hostile name; with `dead`, a run is there already."""
+    if "dead" in request.fixturenames:
+        kit, kept = request.getfixturevalue("dead_kit")
+        request.getfixturevalue("monkeypatch").setenv("XDG_STATE_HOME", kit.env["XDG_STATE_HOME"])
+        shutil.rmtree(kit.folder.parent)
+        shutil.copytree(kept, kit.folder.parent, symlinks=True)
+    else:
+        kit = Kit(request.getfixturevalue("weird_tmp_path"))
     yield kit
     kit.clean_up()
+
+
+@pytest.fixture
+def dead(kit: Kit) -> Path:
+    """A run of T-1 that was killed at step 12 of 20, with checkpoints of steps 5 and 10, alone in the runs folder."""
+    return kit.run_dirs()[0]
+
+
+@pytest.fixture(scope="module")
+def dead_kit(tmp_path_factory: pytest.TempPathFactory) -> tuple[Kit, Path]:
+    """The kit of `dead`, whose run is made once for a file's tests, and a copy of all that it then consists of."""
+    place = tmp_path_factory.mktemp("dead")
+    kit = Kit(place / "lab" / WEIRD)
+    kit.env["XDG_STATE_HOME"] = str(place / "lab" / "state")
+    killed(kit)
+    kit.clean_up()
+    return kit, Path(shutil.copytree(place / "lab", place / "kept", symlinks=True))
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from resumekit.run.run_folder import Run
 from resumekit.trainer import saving
 from support import schema_examples
 from support.commands import Kit, sidecar_of
+from support.fork_server import ForkServer
 from support.processes import wait_until
 from support.runs import events
 from support.schemas import assert_valid
@@ -421,12 +422,12 @@ for step in range(1, steps + 1):
 
 
 @pytest.fixture
-def real(kit: Kit) -> Path:
+def real(kit: Kit, scripts: ForkServer) -> Path:
     """A trainer with the helpers whose bests are steps 3 and 9; it waits at step 5. Returns what lets it go on."""
     script, go = kit.folder / "train.py", kit.folder / "go"
     script.write_text(TRAINER)
-    argv = ["{python}", "train.py", "{checkpoints_dir}", "{training.max_steps}", "3,9", "go"]
-    kit.config(trainer={"command": argv, "loads_with_kit": True, "log_patterns": {}}, training={"max_steps": 9})
+    command = scripts.script(script, "{checkpoints_dir}", "{training.max_steps}", "3,9", "go")
+    kit.config(trainer={"command": command, "loads_with_kit": True, "log_patterns": {}}, training={"max_steps": 9})
     return go
 
 

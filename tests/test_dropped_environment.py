@@ -12,6 +12,7 @@ import pytest
 from resumekit.trainer import decisions, trainer_env
 from support.acceptance_events import PARENT, healthy, judged
 from support.commands import Kit
+from support.fork_server import ForkServer
 from support.long_tests import long
 from support.places import ROOT
 from support.runs import events
@@ -46,12 +47,12 @@ while step < 6:
 
 
 @pytest.fixture
-def lab(kit: Kit, tmp_path: Path) -> Any:
+def lab(kit: Kit, tmp_path: Path, scripts: ForkServer) -> Any:
     script = tmp_path / "train.py"
     script.write_text(TRAINER)
 
     def set_up(*wrapper: str, more: tuple[str, ...] = ()) -> Kit:
-        command = [*wrapper, "{python}", str(script), "{checkpoints_dir}", str(ROOT / "lib")]
+        command = [*wrapper, *scripts.script(script, "{checkpoints_dir}", str(ROOT / "lib"))]
         trainer = {"command": command, "resume_args": ["--resume", "{checkpoint}", *more], "loads_with_kit": True}
         kit.config(trainer=trainer, training={"max_steps": 6}, checkpoint={"pattern": "ck_{step}.pt"})
         return kit

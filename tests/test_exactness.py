@@ -107,10 +107,8 @@ TOO_LATE = ("TERM:end:1", "TERM:save.fsync:6")
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[ForkServer]:
-    server = ForkServer("support.cut_trainer", "arc_training")
-    yield server
-    server.close()
+def server() -> ForkServer:
+    return ForkServer("support.cut_trainer", "arc_training")
 
 
 def forked(server: ForkServer) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from arc_start import starting_step, step_in_name
 from hrm_optim import kind_of, set_hyperparameters
 from resumekit.trainer.averages import STALL_FAST_EVALS
 from support.example_jobs import forget, go_on, job, kit, load, save, with_changes
-from support.example_runs import CONFIG, TRAINER
+from support.example_runs import CONFIG, example_server
 from support.long_tests import every_fourth
 from support.resume_parts import same
 
@@ -359,8 +359,9 @@ def described(folder: Path, config: dict, *flags: str, code: int = 0) -> Any:
     """Run `--describe` in an empty folder; return what it printed."""
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "cwd").mkdir(exist_ok=True)
+    flags = ("--describe", "--config", str(folder / "config.json"), *flags)
     done = subprocess.run(
-        [sys.executable, str(TRAINER), "--describe", "--config", str(folder / "config.json"), *flags],
+        [sys.executable, *example_server().command("train_arc_full_nova", *flags)[1:]],
         cwd=folder / "cwd", capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == code, done.stderr

@@ -15,7 +15,7 @@ import torch
 from arc_start import starting_step
 from hrm_optim import kind_of
 from support.example_jobs import go_on, job, load, save, with_changes
-from support.example_runs import TRAINER
+from support.example_runs import example_server
 from support.resume_parts import same
 
 RAMP = {"from_step": 5, "steps": 3, "factor": 0.8, "warm_restart": False}
@@ -109,11 +109,10 @@ def test_the_status_names_the_optimizer_its_swap_and_the_scale_of_the_coming_ste
     path, _ = parent
     plan = write_plan(tmp_path, RAMP, optimizer__model="swap", scheduler="refit")
     (tmp_path / "config.json").write_text(json.dumps(with_changes(optimizer={"swap_at": 5, "swap_to": "lion"})))
+    flags = ["--config", "config.json", "--resume", str(path), "--max_steps", "7"]
+    flags += ["--status_json_path", str(tmp_path / "status.json"), "--checkpoint_dir", str(tmp_path / "checkpoints")]
     done = subprocess.run(
-        [
-            sys.executable, str(TRAINER), "--config", "config.json", "--resume", str(path), "--max_steps", "7",
-            "--status_json_path", str(tmp_path / "status.json"), "--checkpoint_dir", str(tmp_path / "checkpoints"),
-        ],
+        [sys.executable, *example_server().command("train_arc_full_nova", *flags)[1:]],
         cwd=tmp_path, env=os.environ | {"RESUMEKIT_PLAN": str(plan)}, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

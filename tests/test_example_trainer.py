@@ -40,9 +40,7 @@ from support.resume_parts import same
 
 @pytest.fixture(scope="module")
 def server():
-    forking = example_server()
-    yield forking
-    forking.close()
+    return example_server()
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ from resumekit.run.run_table import RunTable
 from resumekit.start.along_history import search_stable
 from resumekit.trainer import checkpoint_content
 from support.commands import Kit
+from support.fork_server import ForkServer
 from support.named_runs import made
 
 NAN, INF = float("nan"), float("inf")
@@ -343,11 +344,13 @@ for step in range(step + 1, step + 31):
 """
 
 
-def test_a_resume_of_a_plain_trainer_passes_over_a_nan_and_says_so(kit: Kit, tmp_path: Path) -> None:
+def test_a_resume_of_a_plain_trainer_passes_over_a_nan_and_says_so(
+    kit: Kit, tmp_path: Path, scripts: ForkServer
+) -> None:
     (tmp_path / "train.py").write_text(TRAINER)
     config = json.loads(kit.config_file.read_text())
     config["trainer"] = {
-        "command": ["{python}", str(tmp_path / "train.py"), "{checkpoints_dir}"], "resume_args": ["{checkpoint}"],
+        "command": scripts.script(tmp_path / "train.py", "{checkpoints_dir}"), "resume_args": ["{checkpoint}"],
         "log_patterns": {"step": "step ([0-9]+)", "loss": "loss ([0-9.]+)"},
     }  # fmt: skip
     config |= {"checkpoint": {"pattern": "model_{step}.pt", "max_read_mb_per_s": 500}, "recover": {"enabled": False}}

@@ -98,11 +98,9 @@ class Lab:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    server = ForkServer("support.probed_example")
     kit = Kit(tmp_path_factory.mktemp("lab"))
-    yield Lab(kit, server)
+    yield Lab(kit, ForkServer("support.probed_example"))
     kit.clean_up()
-    server.close()
 
 
 class Seen:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from support.commands import Kit
+from support.fork_server import ForkServer
 from support.long_tests import long
 from support.places import ROOT
 from support.runs import events
@@ -64,20 +65,20 @@ torch.save({{
     "best_val_loss": 1.0,
 }}, os.path.join(args.checkpoints, f"model_{{step}}.pt"))
 """
-COMMAND = ["{python}", "-u", "TRAINER", "--exp_name", "{experiment.name}", "--status_json_path", "{heartbeat_json}",
-           "--checkpoints", "{checkpoints_dir}"]  # fmt: skip
+FLAGS = ["--exp_name", "{experiment.name}", "--status_json_path", "{heartbeat_json}",
+         "--checkpoints", "{checkpoints_dir}"]  # fmt: skip
 RESUMED = ["--resume", "{checkpoint}", "--resume_step", "{step}", "--parent_run_id", "{parent_run_id}"]
 
 
 @pytest.fixture
-def lab(kit: Kit, tmp_path: Path) -> Any:
+def lab(kit: Kit, tmp_path: Path, scripts: ForkServer) -> Any:
     """Write the trainer, and a config that says how it is started; return what writes the config."""
     script = tmp_path / "train.py"
     script.write_text(TRAINER.format(lib=str(ROOT / "lib")))
 
     def configure(resume_args: list[str], **optimizer: Any) -> None:
-        command = [str(script).replace("{", "{{").replace("}", "}}") if word == "TRAINER" else word for word in COMMAND]
-        trainer = {"command": command, "resume_args": resume_args, "loads_with_kit": True, "schedule_with_kit": False,
+        trainer = {"command": scripts.script(script, *FLAGS), "resume_args": resume_args, "loads_with_kit": True,
+                   "schedule_with_kit": False,
                    "log_patterns": {"step": "step ([0-9]+)", "loss": "loss ([0-9.]+)"}}  # fmt: skip
         kit.config(
             trainer=trainer, training={"max_steps": 1000}, checkpoint={"pattern": "model_{step}.pt"},

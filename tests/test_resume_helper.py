@@ -207,12 +207,12 @@ save_checkpoint(sys.argv[3], bundle.global_step + 1, model=model, optimizer=opti
 write_status(); write_status.close()
 """
     status, folder = tmp_path / "status.json", tmp_path / "checkpoints"
-    for resume, step in (("", 1), (folder / "hrm_arc_step_1.pt", 2)):
-        command = [sys.executable, "-c", program, str(resume), str(status), str(folder)]
-        env = {name: value for name, value in os.environ.items() if not name.startswith("RESUMEKIT")}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
-        assert done.returncode == 0, done.stderr
-        assert (folder / f"hrm_arc_step_{step}.pt.json").exists()
-    assert done.stdout.startswith("Loaded checkpoint @step=1, epoch=0, best_val=inf, lr=")
+    twice = f"import sys\nfor sys.argv[1] in sys.argv[1], sys.argv[4]: exec({program!r})"
+    command = [sys.executable, "-c", twice, "", str(status), str(folder), str(folder / "hrm_arc_step_1.pt")]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RESUMEKIT")}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in folder.glob("*.json")} == {f"hrm_arc_step_{step}.pt.json" for step in (1, 2)}
+    assert "\nLoaded checkpoint @step=1, epoch=0, best_val=inf, lr=" in done.stdout
     value = json.loads(status.read_text())
     assert value["global_step"] == 1 and re.fullmatch(r"EXP-03_[0-9]{8}-[0-9]{4}", value["run_id"])

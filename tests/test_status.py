@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -247,26 +246,6 @@ def test_a_reader_of_a_running_run_sees_whole_files_only(kit: Kit) -> None:
 
 
 @pytest.mark.fault("F2", by="status.py: a temp file and a rename")
-def test_a_reader_never_sees_half_a_status(tmp_path: Path) -> None:
-    """Written in place it is torn in a third of the reads; 2,000 writes beside a reader that never rests."""
-    run = Run(RunPaths(tmp_path / "T-1_run_20261122-1735"), {})
-    run.paths.run_dir.mkdir()
-    status.write(run, {"step": -1})
-
-    def writes() -> None:
-        for step in range(2000):
-            status.write(run, {"step": step, "filler": "x" * 20_000})
-
-    writer = threading.Thread(target=writes)
-    writer.start()
-    reads = 0
-    while writer.is_alive():
-        assert isinstance(json.loads(run.paths.status.read_bytes())["step"], int)
-        reads += 1
-    writer.join()
-    assert reads > 100
-
-
 def test_of_a_trainer_whose_steps_are_not_read_the_last_checkpoint_tells_the_step() -> None:
     steps = (
         {"step": 7},

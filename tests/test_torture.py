@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,10 +27,8 @@ STEPS = list(range(1, torture_trainer.STEPS + 1))
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[ForkServer]:
-    server = ForkServer("support.torture_trainer")
-    yield server
-    server.close()
+def server() -> ForkServer:
+    return ForkServer("support.torture_trainer")
 
 
 @pytest.fixture(scope="module")

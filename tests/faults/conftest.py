@@ -19,10 +19,8 @@ def night(weird_tmp_path: Path) -> Iterator[Night]:
 
 
 @pytest.fixture(scope="session")
-def warm_server() -> Iterator[ForkServer]:
-    server = ForkServer("support.night_trainer")
-    yield server
-    server.close()
+def warm_server() -> ForkServer:
+    return ForkServer("support.night_trainer")
 
 
 @pytest.fixture

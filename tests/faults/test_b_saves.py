@@ -30,13 +30,13 @@ EVERY_LAUNCH_STATE = 8
 @pytest.mark.fault("B15", by="save_file.py, saving.py: fsync of data, manifest and folders in order; prune last")
 def test_any_call_of_a_save_may_go_wrong_and_the_power_may_be_cut_anywhere() -> None:
     """A sample of the calls x {SIGKILL, EIO, ENOSPC once and for good, EDQUOT, short write}; some disks that a power
-    cut could leave; and each of the mistakes that are made on purpose is seen. All of the calls and disks: long.
+    cut could leave; and every second of the mistakes that are made on purpose is seen. All of them: long.
     """
     rows = campaign("--sample", str(POINTS), "--seed", "1")
     assert_good(rows)
     assert rows["calls x faults"]["looked_at"] >= POINTS - 4  # what a thread reads varies
     assert sum(name.startswith("power cut") for name in rows) == 4
-    assert sum(name.startswith("mistake") for name in rows) == 13
+    assert sum(name.startswith("mistake") for name in rows) == 7
 
 
 @needs_compiler

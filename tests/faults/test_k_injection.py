@@ -19,7 +19,7 @@ from resumekit.base.errors import KitError
 from resumekit.config import config, schema
 from resumekit.run.run_table import RunTable
 from resumekit.watch import inspection
-from support.commands import Kit, killed, said_by
+from support.commands import Kit, said_by
 from support.hostile_names import COMMANDS, PAYLOADS, canaries, plan
 from support.places import LIVE
 from support.runs import events
@@ -133,8 +133,10 @@ def poison(run: Path, payload: str, only: str | None = None) -> None:
 @pytest.mark.fault("K1", by="runs, status: typed values, NUL-separated answers")
 @pytest.mark.fault("F8", by="values: a number is a number or nothing")
 @pytest.mark.parametrize("payload", EACH)
-def test_a_payload_in_every_field_of_a_run_folder_is_shown_or_refused_and_not_run(kit: Kit, payload: str) -> None:
-    run = killed(kit)
+def test_a_payload_in_every_field_of_a_run_folder_is_shown_or_refused_and_not_run(
+    kit: Kit, payload: str, dead: Path
+) -> None:
+    run = dead
     kit("resume", "T-1", code=137, env={"TOY_ARGS": "--at 14 kill"})
     child = kit.run_dirs()[-1]
     (child / "heartbeat.json").write_text(json.dumps({"global_step": 1, "optimizer": "x", "lr": 0.1}))
@@ -156,9 +158,10 @@ def test_a_payload_in_every_field_of_a_run_folder_is_shown_or_refused_and_not_ru
 
 @pytest.mark.fault("K1", by="runs, status: typed values, NUL-separated answers")
 @pytest.mark.parametrize("name", [*KEPT, "journal.jsonl"])
-def test_payloads_in_one_file_of_a_run_alone_are_not_run(kit: Kit, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_payloads_in_one_file_of_a_run_alone_are_not_run(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch, name: str, dead: Path
+) -> None:
     """The others are whole, so that more of what reads it is reached than where everything is foreign."""
-    killed(kit)
     kit("resume", "T-1", code=137, env={"TOY_ARGS": "--at 14 kill"})
     run = kit.run_dirs()[-1]
     (run / "heartbeat.json").write_text(json.dumps({"global_step": 1, "optimizer": "x", "lr": 0.1}))

@@ -1,9 +1,13 @@
 """Trainers that start in 30 ms: a server imports torch and their modules once, and forks each of them.
 
+There is one server for all workers of a test run: importing torch, and what its first optimizer pulls in, costs three
+seconds of a core. The first `ForkServer` starts it; it ends when the last process that has made one has ended.
+
 A trainer's module needs `main(argv)`; whatever else the server shall have imported is named beside it. Two ways to a
 trainer: `ForkServer.command` is a command line for the launcher, of a client that hands its descriptors, environment,
 folder and arguments to the server, passes signals on, and ends as the trainer does (when the client is killed the
-trainer is); `ForkServer.start` and `run` are for a test that needs no launcher.
+trainer is); `ForkServer.start` and `run` are for a test that needs no launcher. `script` is the command line of a
+trainer that is a script of the test's own, not a module.
 Try it: `python -m pytest tests/test_sabotage.py tests/test_torture.py`
 """
 
@@ -21,6 +25,8 @@ LIMIT_S = 120.0
 TESTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ROOT = os.path.dirname(TESTS)
 
+_holds: list[socket.socket] = []  # what keeps the server alive, until this process ends
+
 
 def ask(
     address: str, module: str, argv: list[str], environment: dict[str, str], cwd: str, streams: list[int]
@@ -35,7 +41,7 @@ def ask(
 
     channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_JOB_BYTES)
-    channel.connect(address)
+    channel.connect(f"\0{address}")
     job = {"module": module, "argv": argv, "cwd": cwd, "environment": environment}
     socket.send_fds(channel, [json.dumps(job).encode()], streams)
     return channel
@@ -80,19 +86,19 @@ class ForkServer:
     """The server, with these modules imported; the first of them is the one that `start` and `run` start."""
 
     def __init__(self, *modules: str) -> None:
-        import subprocess  # late, as below: the client has to be quick
-        import tempfile
-
-        self._folder = tempfile.TemporaryDirectory(prefix="rk-")  # not a test's own: a socket's path has to be short
-        self._module, self.address = modules[0], os.path.join(self._folder.name, "socket")
-        line = [sys.executable, os.path.abspath(__file__), "--serve", self.address, *modules]
-        self._process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert self._process.stdout.readline() == b"ready\n", "the server did not start"
+        # A name and no file: whoever is first has it, and nothing is left behind. Each test run and copy has another.
+        self.address = f"rk-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}-{os.stat(ROOT).st_ino}"
+        self._module = modules[0]
+        _holds.append(_hold(self.address, modules))
 
     def command(self, module: str, *argv: str) -> list[str]:
         """Return the command line of a trainer for `trainer.command`; braces in `argv` are the launcher's places."""
         own = [os.path.abspath(__file__), self.address, module]
         return ["{python}", "-I", "-S", *(word.replace("{", "{{").replace("}", "}}") for word in own), *argv]
+
+    def script(self, path: os.PathLike, *argv: str) -> list[str]:
+        """Return the command line of a trainer that is a script, for a server that has `support.forked_script`."""
+        return self.command("support.forked_script", os.fspath(path), *argv)
 
     def start(self, run_dir: os.PathLike, *argv: str, **environment: str) -> Trainer:
         """Start a trainer in its run folder, which is made if missing; it prints into `output.log`.
@@ -114,40 +120,60 @@ class ForkServer:
         code = self.start(run_dir, *argv, **environment).wait()
         return code if code >= 0 else 128 - code
 
-    def close(self) -> None:
-        """End the server and every trainer of it."""
-        self._process.stdin.close()
-        self._process.wait(timeout=30)
-        self._folder.cleanup()
+
+def _hold(address: str, modules: tuple[str, ...]) -> socket.socket:
+    """Have the server import modules, and start it if it is not there; it lives for as long as this is open."""
+    import json
+    import subprocess  # late: the client has to be quick
+    import time
+
+    deadline = time.monotonic() + LIMIT_S
+    process = None
+    while True:
+        hold = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with contextlib.suppress(ConnectionError):  # not there yet, or its last holder has just gone
+            hold.connect(f"\0{address}")
+            hold.send(json.dumps({"modules": modules}).encode())
+            if answer := hold.recv(MAX_JOB_BYTES):
+                assert answer == b"ready", answer.decode()
+                return hold
+        hold.close()
+        assert time.monotonic() < deadline, "the server did not start"
+        if process is None or process.poll() is not None:
+            kept = {name: value for name, value in os.environ.items() if not name.startswith("RESUMEKIT_")}
+            line = [sys.executable, os.path.abspath(__file__), "--serve", address]
+            process = subprocess.Popen(line, env=kept, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        time.sleep(0.02)
 
 
-def serve(address: str, modules: list[str]) -> None:
-    """Fork trainers until stdin closes; one thread, so that a fork copies no lock that is held."""
-    import importlib
+def serve(address: str) -> None:
+    """Fork trainers until nothing holds the server any more; one thread, so that a fork copies no lock that is held."""
     import select
 
-    sys.path[:1] = [ROOT, TESTS, os.path.join(ROOT, "examples", "hrm_arc"), os.path.join(ROOT, "lib")]
-    importlib.import_module("torch._dynamo")  # which the first optimizer would pull in
-    trainers = {name: importlib.import_module(name) for name in modules}
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    listener.bind(address)
-    listener.listen(64)
+    if (listener := _listen(address)) is None:
+        return
     poller = select.poll()
-    for watched in (0, listener.fileno()):
-        poller.register(watched, select.POLLIN)
+    poller.register(listener.fileno(), select.POLLIN)
+    holds: dict[int, socket.socket] = {}
     running: dict[int, tuple[socket.socket, int, int]] = {}  # descriptor (channel or pidfd) -> channel, pidfd, pid
-    print("ready", flush=True)
     while True:
         for ready, _ in poller.poll():
-            if ready == 0:
-                for _, _, pid in running.values():
-                    os.kill(pid, signal.SIGKILL)
-                return
             if ready == listener.fileno():
-                if (begun := _fork(listener, trainers)) is not None:
+                begun = _accept(listener)
+                if isinstance(begun, socket.socket):
+                    holds[begun.fileno()] = begun
+                    poller.register(begun.fileno(), select.POLLIN)
+                elif begun is not None:
                     for watched in (begun[0].fileno(), begun[1]):
                         running[watched] = begun
                         poller.register(watched, select.POLLIN)
+            elif ready in holds:
+                poller.unregister(ready)
+                holds.pop(ready).close()
+                if not holds:
+                    for _, _, pid in running.values():
+                        os.kill(pid, signal.SIGKILL)
+                    return
             elif ready in running:
                 channel, pidfd, pid = running[ready]
                 has_ended = ready == pidfd
@@ -159,6 +185,21 @@ def serve(address: str, modules: list[str]) -> None:
                 if has_ended:
                     _report(channel, pid)
                     os.close(pidfd)
+
+
+def _listen(address: str) -> socket.socket | None:
+    """Take the name, then import torch, while who has asked waits; None where another server has the name."""
+    import importlib
+
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        listener.bind(f"\0{address}")
+    except OSError:  # another worker's server has come first
+        return None
+    listener.listen(64)
+    sys.path[:1] = [ROOT, TESTS, os.path.join(ROOT, "examples", "hrm_arc"), os.path.join(ROOT, "lib")]
+    importlib.import_module("torch._dynamo")  # which the first optimizer would pull in
+    return listener
 
 
 def _pass_on(channel: socket.socket, pid: int) -> bool:
@@ -177,17 +218,21 @@ def _report(channel: socket.socket, pid: int) -> None:
         channel.send(bytes([os.WTERMSIG(status) if by_signal else os.WEXITSTATUS(status), by_signal]))
 
 
-def _fork(listener: socket.socket, trainers: dict[str, object]) -> tuple[socket.socket, int, int] | None:
-    """Fork the trainer that is asked for; return (channel, pidfd, pid)."""
+def _accept(listener: socket.socket) -> socket.socket | tuple[socket.socket, int, int] | None:
+    """Return the channel of one who holds the server, or (channel, pidfd, pid) of the trainer that is asked for."""
     import json
 
     channel, _ = listener.accept()
+    uid = int.from_bytes(channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[4:8], sys.byteorder)
     message, descriptors, _, _ = socket.recv_fds(channel, MAX_JOB_BYTES, 3)
-    if not message:
+    if not message or uid != os.getuid():
         return None
+    job = json.loads(message)
+    if "modules" in job:
+        return _import(channel, job["modules"])
     pid = os.fork()
     if pid == 0:
-        _become(trainers, json.loads(message), descriptors)
+        _become(job, descriptors)
     for descriptor in descriptors:
         os.close(descriptor)
     with contextlib.suppress(OSError):  # the client has been killed already
@@ -195,7 +240,22 @@ def _fork(listener: socket.socket, trainers: dict[str, object]) -> tuple[socket.
     return channel, os.pidfd_open(pid), pid
 
 
-def _become(trainers: dict[str, object], job: dict, descriptors: list[int]) -> None:
+def _import(channel: socket.socket, modules: list[str]) -> socket.socket:
+    import importlib
+    import traceback
+
+    answer = b"ready"
+    try:
+        for name in modules:
+            importlib.import_module(name)
+    except Exception:
+        answer = traceback.format_exc().encode()
+    with contextlib.suppress(OSError):
+        channel.send(answer)
+    return channel
+
+
+def _become(job: dict, descriptors: list[int]) -> None:
     code = 1
     try:
         for target, descriptor in enumerate(descriptors):
@@ -204,7 +264,7 @@ def _become(trainers: dict[str, object], job: dict, descriptors: list[int]) -> N
         os.environ.clear()
         os.environ.update(job["environment"])
         os.chdir(job["cwd"])
-        code = trainers[job["module"]].main(job["argv"])
+        code = sys.modules[job["module"]].main(job["argv"])
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException as error:  # whatever it is, it is in the log, and the server lives on
@@ -217,6 +277,6 @@ def _become(trainers: dict[str, object], job: dict, descriptors: list[int]) -> N
 
 if __name__ == "__main__":
     if sys.argv[1] == "--serve":
-        serve(sys.argv[2], sys.argv[3:])
+        serve(sys.argv[2])
     else:
         raise SystemExit(client(sys.argv[1], sys.argv[2], sys.argv[3:]))
