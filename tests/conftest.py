@@ -107,9 +107,9 @@ def state_of_the_test(state_of_the_session: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture
 def kit(request: pytest.FixtureRequest) -> Iterator[Kit]:
-    """The commands, with config and runs in a folder with a hostile name; with `dead`, a run is there already."""
-    if "dead" in request.fixturenames:
-        kit, kept = request.getfixturevalue("dead_kit")
+    """The commands, with config and runs in a folder with a hostile name; with `killed_run`, a run is there already."""
+    if "killed_run" in request.fixturenames:
+        kit, kept = request.getfixturevalue("killed_kit")
         request.getfixturevalue("monkeypatch").setenv("XDG_STATE_HOME", kit.env["XDG_STATE_HOME"])
         shutil.rmtree(kit.folder.parent)
         shutil.copytree(kept, kit.folder.parent, symlinks=True)
@@ -120,15 +120,15 @@ def kit(request: pytest.FixtureRequest) -> Iterator[Kit]:
 
 
 @pytest.fixture
-def dead(kit: Kit) -> Path:
+def killed_run(kit: Kit) -> Path:
     """A run of T-1 that was killed at step 12 of 20, with checkpoints of steps 5 and 10, alone in the runs folder."""
     return kit.run_dirs()[0]
 
 
 @pytest.fixture(scope="module")
-def dead_kit(tmp_path_factory: pytest.TempPathFactory) -> tuple[Kit, Path]:
-    """The kit of `dead`, whose run is made once for a file's tests, and a copy of all that it then consists of."""
-    place = tmp_path_factory.mktemp("dead")
+def killed_kit(tmp_path_factory: pytest.TempPathFactory) -> tuple[Kit, Path]:
+    """The kit of `killed_run`, whose run is made once for a file's tests, and a copy of all that it then consists of."""
+    place = tmp_path_factory.mktemp("killed")
     kit = Kit(place / "lab" / WEIRD)
     kit.env["XDG_STATE_HOME"] = str(place / "lab" / "state")
     killed(kit)

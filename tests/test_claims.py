@@ -84,8 +84,8 @@ CRASHES = [
     "H20", by="make_folder.py: listed as never_started; claims.py: a dead claimer's claim counts for nothing"
 )
 @pytest.mark.parametrize("module, name", CRASHES, ids=[name for _, name in CRASHES])
-def test_a_launch_that_is_killed_at_any_point_needs_no_hand(kit: Kit, module: str, name: str, dead: Path):
-    head = dead
+def test_a_launch_that_is_killed_at_any_point_needs_no_hand(kit: Kit, module: str, name: str, killed_run: Path):
+    head = killed_run
     argv = [sys.executable, "-c", DIES_BEHIND, module, name, "resume", "--experiment=T-1"]
     places = [f"--config={kit.config_file}", f"--runs={kit.runs}"]
     assert subprocess.run([*argv, *places], env=kit.env, capture_output=True).returncode == -9

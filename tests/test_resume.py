@@ -57,23 +57,23 @@ def test_the_history_of_a_resumed_run_ends_at_the_step_it_was_resumed_at(kit: Ki
 
 
 @pytest.mark.parametrize("option", ["--step", "--best", "--checkpoint", "--from"])
-def test_each_way_to_name_a_place_is_a_branch_from_it(kit: Kit, option: str, dead: Path):
-    best = dead / "checkpoints/hrm_arc_best.pt"
-    shutil.copy(dead / "checkpoints/hrm_arc_step_5.pt", best)
-    value = {"--step": ["5"], "--best": [], "--checkpoint": [str(best)], "--from": [dead.name]}[option]
+def test_each_way_to_name_a_place_is_a_branch_from_it(kit: Kit, option: str, killed_run: Path):
+    best = killed_run / "checkpoints/hrm_arc_best.pt"
+    shutil.copy(killed_run / "checkpoints/hrm_arc_step_5.pt", best)
+    value = {"--step": ["5"], "--best": [], "--checkpoint": [str(best)], "--from": [killed_run.name]}[option]
     kit("resume", "T-1", option, *value)
     own = newest(kit)
     step = 10 if option == "--from" else 5
-    assert (own["relation"], own["parent_run_id"], own["parent_step"]) == ("branch", dead.name, step)
+    assert (own["relation"], own["parent_run_id"], own["parent_step"]) == ("branch", killed_run.name, step)
     assert own["argv"][-1].endswith({"--step": "step_5.pt", "--from": "step_10.pt"}.get(option, "best.pt"))
 
 
-def test_a_branch_to_another_experiment_keeps_the_name_of_its_base_and_is_compared_with_it(kit: Kit, dead: Path):
-    kit("resume", "T-2", "--from", dead.name)
+def test_a_branch_to_another_experiment_keeps_the_name_of_its_base_and_is_compared_with_it(kit: Kit, killed_run: Path):
+    kit("resume", "T-2", "--from", killed_run.name)
     own = newest(kit)
-    assert own["run_id"].startswith("T-2_toy_resume@10_") and own["parent_run_id"] == dead.name
+    assert own["run_id"].startswith("T-2_toy_resume@10_") and own["parent_run_id"] == killed_run.name
     kit.config("--save-every", "5", experiments={"T-2": {"name": "other", "model": {"hidden_size": 4}}})
-    said = kit("resume", "T-2", "--from", dead.name, code=6).stderr
+    said = kit("resume", "T-2", "--from", killed_run.name, code=6).stderr
     assert "model.hidden_size: null -> 4: the weights have another shape" in said
 
 
@@ -97,7 +97,7 @@ def test_a_checkpoint_of_another_model_is_refused(kit: Kit):
     ],
 )
 def test_changes_that_cost_nothing_or_only_the_data_position_are_made(
-    kit: Kit, setting: str, relation: str, dead: Path
+    kit: Kit, setting: str, relation: str, killed_run: Path
 ):
     kit("resume", "T-1", "--set", setting)
     own = newest(kit)
@@ -119,7 +119,7 @@ def test_changes_that_cost_nothing_or_only_the_data_position_are_made(
     ],
 )
 def test_a_plan_that_may_not_start_says_why_in_one_sentence(
-    kit: Kit, args: list[str], code: int, words: str, dead: Path
+    kit: Kit, args: list[str], code: int, words: str, killed_run: Path
 ):
     said = kit("resume", "T-1", *args, code=code).stderr
     assert words in said and said.count("\n") == 1
@@ -128,17 +128,17 @@ def test_a_plan_that_may_not_start_says_why_in_one_sentence(
     assert len(kit.run_dirs()) == 1
 
 
-def test_consent_that_is_given_starts_the_run_and_stands_in_its_plan(kit: Kit, dead: Path):
+def test_consent_that_is_given_starts_the_run_and_stands_in_its_plan(kit: Kit, killed_run: Path):
     kit("resume", "T-1", "--accept", "--set", "training.seed=9")
     plan = json.loads((kit.run_dirs()[-1] / "resume_plan.json").read_text())
     assert plan["verdict"] == "needs consent" and "another seed" in plan["consents"][0]
 
 
-def test_consent_does_not_help_a_refused_plan(kit: Kit, dead: Path):
+def test_consent_does_not_help_a_refused_plan(kit: Kit, killed_run: Path):
     kit("resume", "T-1", "--accept", "--set", "model.hidden_size=64", code=6)
 
 
-def test_what_one_resume_was_told_to_reset_the_next_one_is_not(kit: Kit, dead: Path):
+def test_what_one_resume_was_told_to_reset_the_next_one_is_not(kit: Kit, killed_run: Path):
     told = ["--set", "resume.optimizer=reset", "--set", "resume.scheduler=reset", "--accept"]
     kit("resume", "T-1", *told, code=137, env={"TOY_ARGS": "--at 17 kill"})
     kit("resume", "T-1")
@@ -149,13 +149,13 @@ def test_what_one_resume_was_told_to_reset_the_next_one_is_not(kit: Kit, dead: P
     assert [(one["optimizer"], one["scheduler"]) for one in actions] == [("reset", "reset"), ("load", "load")]
 
 
-def test_a_planned_swap_is_refused_at_its_step_and_not_before(kit: Kit, dead: Path):
+def test_a_planned_swap_is_refused_at_its_step_and_not_before(kit: Kit, killed_run: Path):
     config = json.loads(kit.config_file.read_text())
     config["optimizer"] = {"name": "adamw", "swap_at": 10, "swap_to": "lion"}
     for name in ("resolved_config.json",):
-        own = json.loads((dead / name).read_text())
+        own = json.loads((killed_run / name).read_text())
         own["optimizer"].update(config["optimizer"])
-        (dead / name).write_text(json.dumps(own))
+        (killed_run / name).write_text(json.dumps(own))
     kit.config_file.write_text(json.dumps(config))
     assert "this trainer sets its own learning rate" in kit("resume", "T-1", code=6).stderr
     kit("resume", "T-1", "--step", "5")
@@ -333,11 +333,11 @@ def test_a_checkpoint_that_fails_its_proof_is_quarantined_and_the_next_one_taken
         assert result.stderr.count("quarantined, taking the next one") == 2
 
 
-def test_a_damaged_file_that_lies_in_no_run_ends_in_the_trainer_s_code_not_in_a_loop(kit: Kit, dead: Path):
+def test_a_damaged_file_that_lies_in_no_run_ends_in_the_trainer_s_code_not_in_a_loop(kit: Kit, killed_run: Path):
     elsewhere = kit.folder / "inbox"
     elsewhere.mkdir()
     for name in ("hrm_arc_step_10.pt", "hrm_arc_step_10.pt.json"):
-        shutil.copy(dead / "checkpoints" / name, elsewhere)
+        shutil.copy(killed_run / "checkpoints" / name, elsewhere)
     damage(elsewhere / "hrm_arc_step_10.pt")
     script = GATED.replace("{", "{{").replace("}", "}}")
     trainer = {"command": ["{python}", "-c", script], "loads_with_kit": True}
@@ -348,13 +348,13 @@ def test_a_damaged_file_that_lies_in_no_run_ends_in_the_trainer_s_code_not_in_a_
     assert not (kit.folder / "quarantine.json").exists()
 
 
-def test_a_trainer_without_the_helpers_is_started_on_proven_bytes_only(kit: Kit, dead: Path):
-    damage(dead / "checkpoints/hrm_arc_step_10.pt")
+def test_a_trainer_without_the_helpers_is_started_on_proven_bytes_only(kit: Kit, killed_run: Path):
+    damage(killed_run / "checkpoints/hrm_arc_step_10.pt")
     kit("resume", "T-1")
     assert newest(kit)["parent_step"] == 5 and len(kit.run_dirs()) == 2, "no trainer saw the damaged one"
 
 
-def test_a_trainer_that_reads_a_fixed_name_gets_a_copy_of_its_own(kit: Kit, dead: Path):
+def test_a_trainer_that_reads_a_fixed_name_gets_a_copy_of_its_own(kit: Kit, killed_run: Path):
     own = kit.run_dirs()[0]
     config = json.loads((own / "resolved_config.json").read_text())
     config["trainer"].update(checkpoint_in="checkpoints/last.pt", resume_args=["--resume", "{checkpoint}"])
@@ -367,7 +367,7 @@ def test_a_trainer_that_reads_a_fixed_name_gets_a_copy_of_its_own(kit: Kit, dead
     assert copy.read_bytes() == (own / "checkpoints/hrm_arc_step_10.pt").read_bytes() and copy.stat().st_nlink == 1
 
 
-def test_a_trainer_that_is_never_told_is_refused(kit: Kit, dead: Path):
+def test_a_trainer_that_is_never_told_is_refused(kit: Kit, killed_run: Path):
     said = kit("resume", "T-1", "--set", "trainer.resume_args=[]", code=4).stderr
     assert "this trainer is never told which checkpoint to load" in said
 
@@ -395,12 +395,12 @@ toy.write_checkpoint(pathlib.Path(sys.argv[1]), 7)
 """
 
 
-def test_events_of_the_parent_are_left_as_they_were(kit: Kit, dead: Path):
-    before, journal = tree(dead), events(dead)
+def test_events_of_the_parent_are_left_as_they_were(kit: Kit, killed_run: Path):
+    before, journal = tree(killed_run), events(killed_run)
     kit("resume", "T-1")
-    after = tree(dead)
+    after = tree(killed_run)
     added = set(after) - set(before)
-    assert {a for a in added if not a.startswith("claims")} <= {"lock"} and events(dead) == journal
+    assert {a for a in added if not a.startswith("claims")} <= {"lock"} and events(killed_run) == journal
     changed = {name for name in before if before[name] != after[name]}
     held = "checkpoints/hrm_arc_step_10.pt"
     assert changed <= {".", held}, "only the folder itself, which got the claim and the lock"
@@ -409,10 +409,10 @@ def test_events_of_the_parent_are_left_as_they_were(kit: Kit, dead: Path):
 
 
 def test_a_key_with_a_default_that_a_lab_has_added_since_does_not_make_a_branch_of_a_continuation(
-    kit: Kit, monkeypatch: pytest.MonkeyPatch, dead: Path
+    kit: Kit, monkeypatch: pytest.MonkeyPatch, killed_run: Path
 ):
     """It changes every hash; a requeued job must still be refused beside the live run, not start a second trainer."""
-    run = dead
+    run = killed_run
     copied = kit.folder / "kit"
     for part in ("bin", "lib", "schemas", "config.yaml", "VERSION"):
         source = Path(__file__).resolve().parent.parent / part

@@ -57,8 +57,8 @@ def test_git_leaves_a_runs_folder_that_the_kit_made_alone(kit: Kit, is_there: bo
     assert ("runs/" in git(kit.folder, "status", "--porcelain").split()) == is_there
 
 
-def test_continues_a_killed_run_from_its_latest_checkpoint_and_says_so(kit: Kit, dead: Path):
-    first = dead
+def test_continues_a_killed_run_from_its_latest_checkpoint_and_says_so(kit: Kit, killed_run: Path):
+    first = killed_run
     result = kit("run", "T-1")
     second = kit.run_dirs()[-1]
     assert (
@@ -72,7 +72,7 @@ def test_continues_a_killed_run_from_its_latest_checkpoint_and_says_so(kit: Kit,
     assert next(e["step"] for e in events(second, "step")) == 11
 
 
-def test_fresh_begins_anew_whatever_there_is(kit: Kit, dead: Path):
+def test_fresh_begins_anew_whatever_there_is(kit: Kit, killed_run: Path):
     kit("run", "T-1", "--fresh")
     newest = kit.run_dirs()[-1]
     assert record(newest)["relation"] == "fresh" and "resume@" not in newest.name
@@ -89,8 +89,8 @@ def test_a_second_run_of_the_same_minute_gets_a_number(kit: Kit):
 
 
 @pytest.mark.parametrize("place", ["a run of this folder", "no run at all"])
-def test_resume_takes_the_named_file(kit: Kit, place: str, dead: Path):
-    first = dead
+def test_resume_takes_the_named_file(kit: Kit, place: str, killed_run: Path):
+    first = killed_run
     named = first / "checkpoints/hrm_arc_step_5.pt"
     if place == "no run at all":
         elsewhere = kit.folder / "from a friend.pt"

@@ -296,9 +296,9 @@ def test_words_are_compared_as_they_stand_and_texts_that_a_placeholder_puts_into
     assert found == ["trainer.command"]
 
 
-def test_names_that_the_kit_makes_paths_of_are_words(kit: Kit, dead: Path) -> None:
+def test_names_that_the_kit_makes_paths_of_are_words(kit: Kit, killed_run: Path) -> None:
     """`bash -c "... {checkpoints_dir}"` is the caller's own command; what stands for the placeholder must be too."""
-    run = dead
+    run = killed_run
     rewritten(run, lambda config: config["paths"].update(checkpoints="ck$(touch sung)"))
     page = " ".join(kit("resume", "T-1", "--dry-run", code=None).stdout.split())
     plain = Standing(trust.OTHERS, "it is another user's")
@@ -308,15 +308,17 @@ def test_names_that_the_kit_makes_paths_of_are_words(kit: Kit, dead: Path) -> No
     assert not (kit.folder / "sung").exists(), page
 
 
-def test_what_no_user_can_have_written_is_compared_all_the_same(kit: Kit, dead: Path) -> None:
+def test_what_no_user_can_have_written_is_compared_all_the_same(kit: Kit, killed_run: Path) -> None:
     """A copy of another user's folder is the copier's own, before their first seal: not a word of it is theirs."""
-    config = json.loads((dead / "resolved_config.json").read_text())
+    config = json.loads((killed_run / "resolved_config.json").read_text())
     config["trainer"]["command"] = [str(canary(kit)), "command"]
     request = parse(["--experiment=T-1", f"--config={kit.folder / 'config.yaml'}"]).request()
-    asked = consent.word_consents(open_run(dead), Standing(trust.OWN), config, request, "T-1", "advice")
+    asked = consent.word_consents(open_run(killed_run), Standing(trust.OWN), config, request, "T-1", "advice")
     assert len(asked) == 2 and "canary" in asked[0] and "no launcher of this user's sealed it" in asked[0]
-    assert consent.word_consents(open_run(dead), Standing(trust.SEALED), config, request, "T-1", "advice") == ()
-    same = consent.word_consents(open_run(dead), Standing(trust.OWN), open_run(dead).config, request, "T-1", "advice")
+    assert consent.word_consents(open_run(killed_run), Standing(trust.SEALED), config, request, "T-1", "advice") == ()
+    same = consent.word_consents(
+        open_run(killed_run), Standing(trust.OWN), open_run(killed_run).config, request, "T-1", "advice"
+    )
     assert same == ()
 
 
@@ -383,9 +385,9 @@ def test_what_another_users_run_says_is_executed_only_with_consent(kit: Kit) -> 
 @as_root
 @pytest.mark.parametrize("words", [{"command": ["not/here"]}, {"cwd": "not/here"}], ids=str)
 def test_words_of_another_user_that_could_not_start_here_are_asked_for_all_the_same(
-    kit: Kit, words: dict[str, Any], dead: Path
+    kit: Kit, words: dict[str, Any], killed_run: Path
 ) -> None:
-    run = dead
+    run = killed_run
     rewritten(run, lambda config: config["trainer"].update(words))
     for more in (["--dry-run"], ["--dry-run", "--json"], []):
         done = kit("run", "T-1", *more, code=5)
@@ -404,8 +406,8 @@ def test_with_consent_it_is_executed_and_with_reresolve_the_callers_own(kit: Kit
 
 
 @as_root
-def test_a_colleagues_run_with_the_callers_own_words_goes_on_without_a_question(kit: Kit, dead: Path) -> None:
-    run = dead
+def test_a_colleagues_run_with_the_callers_own_words_goes_on_without_a_question(kit: Kit, killed_run: Path) -> None:
+    run = killed_run
     rewritten(run, lambda config: config["training"].update(max_steps=14))
     plan = json.loads(kit("run", "T-1", "--dry-run", "--json").stdout)
     assert (plan["verdict"], plan["relation"], plan["parent_run_id"]) == ("ready", "continue", run.name)
@@ -430,8 +432,8 @@ def test_a_colleagues_head_without_a_checkpoint_is_neither_passed_over_nor_taken
     assert record(kit.run_dirs()[-1])["parent_run_id"] == run.name and not (kit.folder / "sung").exists()
 
 
-def test_a_record_that_was_edited_in_the_callers_own_run_needs_consent(kit: Kit, dead: Path) -> None:
-    run = dead
+def test_a_record_that_was_edited_in_the_callers_own_run_needs_consent(kit: Kit, killed_run: Path) -> None:
+    run = killed_run
     config = json.loads((run / "resolved_config.json").read_text())
     config["trainer"]["command"] = [str(canary(kit))]
     (run / "resolved_config.json").write_text(json.dumps(config))
@@ -551,9 +553,9 @@ def holding(path: Path, step: int, value: bytes, *, top: str = "archive") -> Non
 
 @as_root
 def test_a_checkpoint_of_another_users_is_loaded_by_a_trainer_of_its_own_only_if_it_is_plain_data(
-    kit: Kit, dead: Path
+    kit: Kit, killed_run: Path
 ) -> None:
-    run = dead
+    run = killed_run
     newest = run / "checkpoints/hrm_arc_step_10.pt"
     (run / "checkpoints/hrm_arc_step_10.pt.json").unlink(missing_ok=True)
     holding(newest, 10, NAMESPACE)

@@ -134,9 +134,9 @@ def poison(run: Path, payload: str, only: str | None = None) -> None:
 @pytest.mark.fault("F8", by="values: a number is a number or nothing")
 @pytest.mark.parametrize("payload", EACH)
 def test_a_payload_in_every_field_of_a_run_folder_is_shown_or_refused_and_not_run(
-    kit: Kit, payload: str, dead: Path
+    kit: Kit, payload: str, killed_run: Path
 ) -> None:
-    run = dead
+    run = killed_run
     kit("resume", "T-1", code=137, env={"TOY_ARGS": "--at 14 kill"})
     child = kit.run_dirs()[-1]
     (child / "heartbeat.json").write_text(json.dumps({"global_step": 1, "optimizer": "x", "lr": 0.1}))
@@ -159,7 +159,7 @@ def test_a_payload_in_every_field_of_a_run_folder_is_shown_or_refused_and_not_ru
 @pytest.mark.fault("K1", by="runs, status: typed values, NUL-separated answers")
 @pytest.mark.parametrize("name", [*KEPT, "journal.jsonl"])
 def test_payloads_in_one_file_of_a_run_alone_are_not_run(
-    kit: Kit, monkeypatch: pytest.MonkeyPatch, name: str, dead: Path
+    kit: Kit, monkeypatch: pytest.MonkeyPatch, name: str, killed_run: Path
 ) -> None:
     """The others are whole, so that more of what reads it is reached than where everything is foreign."""
     kit("resume", "T-1", code=137, env={"TOY_ARGS": "--at 14 kill"})
