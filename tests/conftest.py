@@ -127,7 +127,7 @@ def killed_run(kit: Kit) -> Path:
 
 @pytest.fixture(scope="module")
 def killed_kit(tmp_path_factory: pytest.TempPathFactory) -> tuple[Kit, Path]:
-    """The kit of `killed_run`, whose run is made once for a file's tests, and a copy of all that it then consists of."""
+    """The kit of `killed_run`, whose run is made once for a file, and a copy of all that it then consists of."""
     place = tmp_path_factory.mktemp("killed")
     kit = Kit(place / "lab" / WEIRD)
     kit.env["XDG_STATE_HOME"] = str(place / "lab" / "state")
