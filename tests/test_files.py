@@ -277,3 +277,12 @@ def test_only_the_temp_files_of_a_target_are_swept_with_it(tmp_path: Path) -> No
         path.touch()
     files.unlink_temps([target])
     assert sorted(os.listdir(tmp_path)) == sorted(kept)
+
+
+@pytest.mark.parametrize("kind", ["missing", "a fifo"])
+def test_a_file_that_cannot_be_synced_is_an_error_of_the_disk(tmp_path: Path, kind: str) -> None:
+    """Whoever writes a file handles OSError: a save that could not go on for another error would end the training."""
+    if kind == "a fifo":
+        os.mkfifo(tmp_path / "file")
+    with pytest.raises(OSError):
+        files.fsync_file(tmp_path / "file")

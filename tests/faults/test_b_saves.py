@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from reliability import power_loss, power_protocols, syscalls
 from reliability.save_crashes import kill_during_saves
 from reliability.save_rows import CAMPAIGN, assert_good, campaign, needs_compiler
 from support.commands import Kit, killed
+from support.places import ROOT
 
 POINTS = 12
 EVERY_LAUNCH_STATE = 8
@@ -73,8 +73,9 @@ def test_b18_a_hundred_kills_leave_nothing(tmp_path: Path, in_a_new_process: Non
 def test_the_recorder_sees_every_call_that_strace_sees(tmp_path: Path) -> None:
     log, stage = tmp_path / "strace", tmp_path / "stage"
     tracer = [str(syscalls.strace()), "-f", "-y", "-s", "0", "-o", str(log), "-e", f"trace={syscalls.STRACED}"]
-    command = [sys.executable, str(CAMPAIGN), "--only", "list", "--stage", str(stage)]
-    subprocess.run([*tracer, *command], check=True, capture_output=True)
+    subprocess.run(
+        [*tracer, *CAMPAIGN, "--only", "list", "--stage", str(stage)], check=True, cwd=ROOT, capture_output=True
+    )
     folders = sorted(stage.glob("runs-*"))
     assert len(folders) == 4
     for folder in folders:

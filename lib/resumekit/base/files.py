@@ -241,8 +241,17 @@ def fsync_directory(folder: Path) -> None:
 
 
 def fsync_file(path: Path) -> None:
-    """Make the content of `path` survive a power cut; its name is the folder's."""
-    descriptor = open_regular(path)
+    """Make the content of `path`, a regular file, survive a power cut; its name is the folder's.
+
+    Raises:
+        OSError: it cannot be opened (a disk that fails), is no regular file by now, or cannot be synced.
+    """
+    try:
+        descriptor = open_regular(path)
+    except UnreadableFile as error:  # who writes a file handles what the disk says of it, and nothing else
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from None
+        raise OSError(errno.EINVAL, str(error), str(path)) from error
     try:
         os.fsync(descriptor)
     finally:
