@@ -156,7 +156,7 @@ def patch_save(cut: Cut) -> None:
     cut.after(save_file.DurableFile, "publish", "save.manifest")
     cut.before(saving, "_link_best", "save.best")
     cut.after(layout, "pin", "save.best.linked")
-    cut.before(saving.manifest, "write", "save.best.manifest")
+    cut.after(layout, "rename", "save.best.manifest")  # the best has its name, and its manifest not yet
     cut.before(saving, "_succeeded", "save.synced")
     cut.before(saving.pruning, "prune", "save.prune")
     cut.before(pruning, "manifest_path", "save.pruned")
