@@ -1,8 +1,9 @@
 """What one sequential reading of a checkpoint's bytes tells: digest, checksums, and which tensors are not finite.
 
-The digest of a big file is computed in a thread of its own: the look at the values, which takes a fifth of its time, of
-16-bit numbers a third, costs a busy core and no minute. What a pass found is remembered in the caller's own state folder, by the file's device, inode, size and times, for a day and until the machine is started
-anew: a dry run and the resume after it read the bytes once. Writes nothing else.
+The digest of a big file is computed in a thread of its own, beside the look at the values, which takes a fifth of its
+time, of 16-bit numbers a third. What a pass found is remembered in the caller's own state folder, by the file's device,
+inode, size and times, for a day and until the machine is started anew: a dry run and the resume after it read the bytes
+once. Writes nothing else.
 Measure it: `python benchmarks/bench.py 11 --quick`
 """
 
