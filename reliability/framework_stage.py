@@ -87,10 +87,16 @@ class Stage(Night):
         run = self.begin("cut", pace_s=self.recipe.pace_s)
         self.reaches(run, 5 * EVERY + 10)
         self.kill_all_of(run)
+        # What the kernel has not buried yet is no death: two commands would be told different things.
+        wait_until(lambda: self.shown(run) not in LIVE | {"unknown"}, f"{run.name} is seen to be dead")
         # Where the machine is slow, some are: five seconds at rest are enough.
         for manifest in [*run.glob("manifests/*.json"), *run.glob("checkpoints/*.json")]:
             manifest.unlink()
         return run
+
+    def shown(self, run: Path) -> str:
+        """Return the state of a run as runs.sh shows it."""
+        return json.loads(self("runs", run.name, "--json").stdout)[0]["state"]
 
     def step_of(self, run: Path) -> int:
         """Return the last step that a run's trainer has done, by its own count."""
