@@ -80,38 +80,37 @@ def said(choice: Choice) -> Iterator[str]:
     yield Note(HELD, f"the checkpoint is held by links ({size / 1e6:,.1f} MB), until the new run has one of its own")
 
 
-def hold(choice: Choice, paths: RunPaths) -> str | None:
+def hold(choice: Choice, paths: RunPaths) -> tuple[str | None, Path | None]:
     """Hold the checkpoint of a choice in the folder of the new run.
 
     Returns:
-        The sentence that says why it is not held, though that was foreseen; None for any other.
+        (the sentence that says why it is not held, though that was foreseen; None for any other,
+        what is held where the trainer is to load that; None where it loads the chosen one).
 
     Raises:
         Refused: it was removed meanwhile.
     """
     found = foreseen(choice)
     if found is None or found.why_not is not None:
-        return None
+        return None, None
     try:
         held.hold(found.path, found.companions, choice.chosen.known, paths)
     except (OSError, UnreadableFile) as error:
         if not os.path.lexists(found.path):
             raise Refused(f"'{found.path}' was removed while this resume was being made: try again") from error
-        return _not_held(found, getattr(error, "strerror", None) or str(error))
-    return None
+        return _not_held(found, getattr(error, "strerror", None) or str(error)), None
+    return None, paths.held / found.path.name if _is_for_trainer(choice, found.writer) else None
 
 
-def for_trainer(choice: Choice, paths: RunPaths) -> Path | None:
-    """Return the held checkpoint where the trainer is to load that one: its parent lives, and may remove its own.
+def _is_for_trainer(choice: Choice, writer: Run) -> bool:
+    """Whether the trainer is to load what is held: the run that wrote it lives, and may remove its own.
 
-    Not where the parent has ended: a trainer that is started again by its own launcher (torchrun) may look for the
+    Not where that has ended: a trainer that is started again by its own launcher (torchrun) may look for the
     checkpoint when it is held no longer.
     """
-    found, trainer = foreseen(choice), choice.config["trainer"]
-    if found is None or trainer["loads_with_kit"] or trainer.get("checkpoint_in"):
-        return None
-    path = paths.held / found.path.name
-    return path if os.path.lexists(path) and status.current(found.writer)["state"] in status.LIVE else None
+    trainer = choice.config["trainer"]
+    loads_another = trainer["loads_with_kit"] or trainer.get("checkpoint_in")
+    return not loads_another and status.current(writer)["state"] in status.LIVE
 
 
 def _not_held(found: Foreseen, why: str) -> str:

@@ -186,7 +186,7 @@ def _hold(choice: Choice, paths: RunPaths) -> tuple[str | None, Path | None]:
         return None, None
     from . import holding  # late: a first start holds nothing
 
-    return holding.hold(choice, paths), holding.for_trainer(choice, paths)
+    return holding.hold(choice, paths)
 
 
 def _fill(planned: Planned, launch: Launch, launcher: processes.Identity | None, kit_argv: Sequence[str]) -> Launch:
