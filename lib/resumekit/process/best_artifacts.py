@@ -136,9 +136,8 @@ class BestArtifacts:
         self._done = mark
         temp = None
         try:
-            layout.refuse_odd_files(
-                self._best, follow_links=self._run.form.follow_links
-            )  # a link out of its folder may lead to what its owner alone may read
+            # A link out of its folder may lead to what its owner alone may read.
+            layout.refuse_odd_files(self._best, follow_links=self._run.form.follow_links)
             descriptor = layout.open_one(self._best)  # held: no pruning takes these bytes away any more
             try:
                 source = self._source(descriptor)
