@@ -7,6 +7,8 @@ import json
 import os
 import random
 import struct
+import threading
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import torch
 
 from resumekit import commands
 from resumekit.base import answer_cache, terminal
+from resumekit.base.files import UnreadableFile
 from resumekit.base.paths import manifest_path
 from resumekit.checkpoint import archive, finiteness, form, grades, manifest, one_pass, proof
 from resumekit.checkpoint.selection import CheckpointFolder, select
@@ -29,6 +32,7 @@ from support.fork_server import ForkServer
 from support.named_runs import made
 
 NAN, INF = float("nan"), float("inf")
+SHA256 = hashlib.sha256
 DTYPES = [one for one in (*one_pass.FORMS, *one_pass._ONE_NAN) if hasattr(torch, one) and one != "complex32"]
 
 
@@ -93,10 +97,13 @@ def holding(value: float, *shape: int, dtype: torch.dtype = torch.float32) -> to
     return found
 
 
-@pytest.mark.parametrize("buffer_bytes", [64, 1000, 1 << 20])
+@pytest.mark.parametrize(
+    ("buffer_bytes", "thread_from"), [(64, 1 << 60), (1000, 1 << 60), (1 << 20, 1 << 60), (1000, 0)]
+)
 def test_one_pass_finds_digest_and_every_value_wherever_a_buffer_ends(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, buffer_bytes: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, buffer_bytes: int, thread_from: int
 ) -> None:
+    monkeypatch.setattr(one_pass, "_THREAD_FROM_BYTES", thread_from)
     monkeypatch.setattr(one_pass, "BUFFER_BYTES", buffer_bytes)
     monkeypatch.setattr(archive, "BUFFER_BYTES", buffer_bytes)
     table = holding(NAN, 40, 30)
@@ -114,6 +121,63 @@ def test_one_pass_finds_digest_and_every_value_wherever_a_buffer_ends(
     nan = dict.fromkeys(("turned", "half", "beside", "one", "complex"), one_pass.NAN)
     expected = nan | dict.fromkeys(("mask", "wide"), one_pass.INFINITE)
     assert found.nonfinite == {f"model.{name}": kind for name, kind in expected.items()}
+
+
+class SlowHash:
+    """A SHA-256 that takes its time for the first blocks, and notes the threads in which it is asked."""
+
+    threads: set[int]
+    act: Any = None
+
+    def __init__(self) -> None:
+        self._hash, self._left = SHA256(), 5
+
+    def update(self, block: memoryview) -> None:
+        SlowHash.threads.add(threading.get_ident())
+        if self._left > 0:
+            self._left -= 1
+            time.sleep(0.02)
+        if SlowHash.act is not None:
+            SlowHash.act()
+        self._hash.update(block)
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
+
+
+@pytest.fixture
+def slow_hash(monkeypatch: pytest.MonkeyPatch) -> type[SlowHash]:
+    monkeypatch.setattr(one_pass, "_THREAD_FROM_BYTES", 0)
+    monkeypatch.setattr(one_pass, "BUFFER_BYTES", 1000)
+    monkeypatch.setattr(hashlib, "sha256", SlowHash)
+    SlowHash.threads, SlowHash.act = set(), None
+    return SlowHash
+
+
+def test_a_block_of_a_big_file_is_hashed_before_its_room_is_read_into_again(
+    tmp_path: Path, slow_hash: type[SlowHash]
+) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(random.Random(1).randbytes(10_500))
+    assert read_alone(path).sha256 == SHA256(path.read_bytes()).hexdigest()
+    assert len(slow_hash.threads) == 1 and threading.get_ident() not in slow_hash.threads
+
+
+def test_a_big_file_that_is_cut_while_it_is_hashed_is_refused(tmp_path: Path, slow_hash: type[SlowHash]) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(bytes(10_500))
+    slow_hash.act = lambda: os.truncate(path, 3000)
+    with pytest.raises(UnreadableFile, match="cut short"):
+        read_alone(path)
+
+
+def read_alone(path: Path) -> one_pass.Found:
+    """Read a file's digest alone; nothing is remembered."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return one_pass.read(descriptor, path.name, digest=True, keeps=False)
+    finally:
+        os.close(descriptor)
 
 
 def test_a_pass_finds_the_record_that_differs_from_its_checksum(tmp_path: Path) -> None:
