@@ -12,10 +12,19 @@ import shlex
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from ..base import terminal
 from ..base.errors import DONE, NEEDS_ACCEPT, REFUSED
 from ..base.imports import Any
-from ..base.terminal import COMPARED, HELD, PASSED_OVER, WARNING, first_few, kind_of, plain
+from ..base.terminal import (
+    COMPARED,
+    HELD,
+    PASSED_OVER,
+    WARNING,
+    first_few,
+    kind_of,
+    plain,
+    show_json,
+    show_text,
+)  # fmt: skip
 from ..base.terms import KEEPS_LESS, PARTIAL
 from ..checkpoint import manifest
 from ..checkpoint.parameters import WeightFit
@@ -32,7 +41,7 @@ from .plan_rules import Component, difference, show_component
 WIDTH = 80
 _SHOWN = 4
 _LABEL = 13
-# What was passed over has its own lines on the page, and so have what the changes are about and what is held.
+# What was passed over has its own lines on the page, and so has what the changes are about; what is held is evidence.
 _LISTED = (PASSED_OVER, COMPARED, HELD)
 
 
@@ -41,13 +50,13 @@ def print_report(planned: Planned, *, is_json: bool) -> int:
     choice, plan = planned.choice, planned.plan
     if is_json:
         page = as_json(choice, plan)
-        terminal.show_json(page)
+        show_json(page)
     else:
         command: Sequence[str] = ()
         if plan is None and planned.ready is not None:
             command = preflight.trainer_argv(choice, preflight.run_paths(choice, "RUN_ID"), planned.ready)
         page = as_text(choice, plan, command)
-        terminal.show_text(page)
+        show_text(page)
     if plan is None:
         return NEEDS_ACCEPT if choice.consents else DONE
     return REFUSED if plan.refusals else NEEDS_ACCEPT if plan.consents else DONE
@@ -93,9 +102,12 @@ def as_json(choice: Choice, plan: Plan | None) -> str:
 def _plan_lines(plan: Plan) -> Iterator[str]:
     choice, candidate = plan.choice, plan.choice.chosen
     yield from _row("checkpoint", min(str(candidate.path), _from_here(candidate), key=len), can_break=False)
-    yield from _row("evidence", _evidence(candidate))
-    for sentence in (one for one in choice.said if kind_of(one) == HELD):
-        yield from _row("held", sentence.removeprefix("the checkpoint is held "))
+    held = [
+        sentence.removeprefix("the checkpoint is ").partition(", until")[0]
+        for sentence in choice.said
+        if kind_of(sentence) == HELD
+    ]
+    yield from _row("evidence", ", ".join((_evidence(candidate), *held)))
     if choice.init:
         yield from _row("init from", f"its weights alone, at step 0; SHA-256 {choice.init.sha256[:12]}")
     passed = [one for one in choice.candidates if one.verdict == "passed"]
