@@ -186,6 +186,12 @@ def _stop(arguments: list[str]) -> int:
     )  # fmt: skip
 
 
+def _job_end(arguments: list[str]) -> int:
+    from .watch import requeue
+
+    return requeue.after_the_last_run(Path(arguments[0]), int(arguments[1]))
+
+
 def _version(arguments: list[str]) -> int:
     from .base import kit_version
 
@@ -208,4 +214,5 @@ _VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "version": (_version, "version"),
     "take-up": (_take_up, "take-up"),
     "escalate": (_escalate, "escalate"),
+    "job-end": (_job_end, "job-end"),
 }
