@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .base import terminal
+from .base import slurm, terminal
 from .base.errors import DONE, FAILED, USAGE, InvalidFile, KitError, UsageError, report
 from .base.imports import Any
 from .base.terminal import say, show_json, show_text, stdout_width
@@ -60,6 +60,10 @@ def _launch(arguments: list[str], choose: Callable[[Any], Any], prog: str) -> in
     options = parse(arguments)
     request = options.request()
     terminal.progress = lambda sentence: say(prog, sentence)
+    if own := slurm.allocation():
+        from .start import in_job  # late: outside of a job nothing of it counts
+
+        choose = in_job.chooser(choose, own)
     if request.is_dry_run:
         from .start import pipeline, plan_report
 

@@ -16,6 +16,8 @@ from .run_folder import Run
 HERE, NAMESPACE, BOOT, HOST = "here", "namespace", "boot", "host"
 # The verdict on a run whose end is written down, and that trains on all the same.
 MOVES = "moves"
+# The verdict on a run that a scheduler's word has declared dead.
+JOB = "job"
 # A lock that is held by processes alone that were started to outlive the trainer: without the run's token.
 HELPERS = "helpers"
 # A file that has changed within so many seconds is a sign of life. The sidecar renews status.json each minute.
@@ -93,7 +95,7 @@ _WORDS = {
     "processes": "its processes are gone",
     "reboot": "its host has been started anew, its lock is free, and none of its files changes",
     "lock_free": "its trainer's lock is free, on this very host and boot, and none of its files changes",
-    "job": "the scheduler says that its job is over, or has begun anew",
+    JOB: "the scheduler says that its job is over, or has begun anew",
     "word": "a person has said that it is dead (--take-over), and nothing of it has changed since",
     "session_lock": "a process holds its trainer's lock",
     "status_lock": "its sidecar is at work",
@@ -140,7 +142,7 @@ def _before_the_start(seen: Evidence) -> Verdict:
     if seen.place == HERE and seen.trainer == ALIVE and seen.whose != COPY:
         return _alive("process")
     if seen.is_job_over and seen.place in (BOOT, HOST):
-        return _dead("job")
+        return _dead(JOB)
     is_coming = seen.launcher == ALIVE or seen.session_lock == HELD or (seen.launcher == UNKNOWN and seen.is_fresh)
     return _alive("starting") if is_coming or seen.members else _dead("no_trainer")
 
@@ -174,7 +176,7 @@ def _in_another_namespace(seen: Evidence) -> Verdict:
     if HELD in (seen.session_lock, seen.status_lock):
         return _alive(_sign_of(seen), "place")
     if seen.is_job_over:
-        return _dead("job")
+        return _dead(JOB)
     if seen.is_fresh:
         return _unknown("fresh", WAIT, "place")
     if seen.session_lock in (FREE, HELPERS):
@@ -185,7 +187,7 @@ def _in_another_namespace(seen: Evidence) -> Verdict:
 def _in_another_boot(seen: Evidence) -> Verdict:
     """A reboot, most of the time; or a clone of this machine with its name, which trains on the same disk."""
     if seen.is_job_over:
-        return _dead("job")
+        return _dead(JOB)
     if HELD in (seen.session_lock, seen.status_lock) or seen.is_fresh or seen.members:
         if seen.has_word and not seen.is_fresh and not seen.members:
             return _dead("word")
@@ -199,7 +201,7 @@ def _in_another_boot(seen: Evidence) -> Verdict:
 def _on_another_host(seen: Evidence) -> Verdict:
     """Neither its processes nor its locks say anything: a network drive loses locks."""
     if seen.is_job_over:
-        return _dead("job")
+        return _dead(JOB)
     if seen.is_fresh or seen.members:
         return _alive("fresh" if seen.is_fresh else "members", "place")
     if seen.has_word:
