@@ -68,7 +68,7 @@ def _as_requeued(request: Request, own: Allocation) -> Request | None:
 
 def _newest_from(run: Run, table: RunTable) -> Run:
     """Return the run that goes on from this one, or from what does."""
-    for _ in range(len(table.names())):
+    for _ in range(len(table.names)):
         child_id = string((claims.continuation_of(run.paths) or {}).get("run_id"))
         child = table.get(child_id) if child_id else None
         if child is None or not child.has_started:
