@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from resumekit.base import slurm
+from resumekit.base import claims, processes, slurm
 from resumekit.base.errors import REFUSED, TO_BE_CONTINUED
+from resumekit.base.paths import RunPaths
 from resumekit.base.slurm import Allocation, Job
 from resumekit.process import job_end
 from support.commands import Kit
@@ -299,6 +300,30 @@ def test_a_run_of_a_node_that_has_died_is_continued_by_slurm_s_word(
     assert json.loads((second / "run.json").read_text())["parent_run_id"] == first.name
     (word,) = events(first, "taken_over")
     assert (word["by"], word["child_run_id"]) == ("slurm (job 77)", second.name)
+
+
+def test_a_claim_that_a_dead_node_has_left_counts_for_nothing(
+    kit: Kit, fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The node died when the next run had its folder and its claim, and no trainer."""
+    process, first = trains(kit, fake.environment())
+    process.send_signal(signal.SIGUSR1)
+    ended(process)
+    for name, value in fake.environment(restarts=1).items():
+        monkeypatch.setenv(name, value)
+    claimer = processes.Identity("n9", "00000000-0000-4000-8000-000000000000", 4711, 1, None)
+    claims.claim_continuation(RunPaths(first), "T-1_toy_resume@5_20261130-2342", claimer, lambda _: False)
+    fake.says(restarts=1)
+    sentence = claims.held_by_other(RunPaths(first), lambda _: False)
+    assert sentence and "n9" in sentence, "of its own allocation it may be starting"
+    monkeypatch.setenv("SLURM_JOB_ID", "78")
+    assert claims.held_by_other(RunPaths(first), lambda _: False), "its job runs"
+    fake.says(restarts=2)
+    assert claims.held_by_other(RunPaths(first), lambda _: False) is None
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    fake.is_down()
+    assert claims.held_by_other(RunPaths(first), lambda _: False) is None
 
 
 def elsewhere(run: Path) -> None:
