@@ -30,11 +30,12 @@ from . import (
     verification,
     weights,
 )
-from .checkpoint_content import OWN_KEYS, changed_versions, rank, require_states, version_costs, versions
+from .checkpoint_content import OWN_KEYS, changed_versions, require_states, version_costs, versions
 from .decisions import Wishes
 from .fit_check import Matched
 from .optimizer_state import LION, held_optimizers, is_state, match_optimizers, named_optimizers, unwrapped
 from .proven_content import counters_of, read_proven
+from .ranks import rank
 from .resume_bundle import ResumeBundle
 from .trainer_env import guard_output, journal_event, run_dir
 from .verification import Loaded

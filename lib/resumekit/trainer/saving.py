@@ -23,8 +23,8 @@ from ..base.paths import MAX_STEP, STEP_DIGITS, RunPaths, checkpoint_name, manif
 from ..checkpoint import layout, manifest, pruning
 from ..checkpoint.manifest import Manifest
 from . import checkpoint_content, learning_rate
-from .checkpoint_content import rank
 from .optimizer_state import unwrapped
+from .ranks import rank
 from .save_file import DurableFile, deferred_signals
 from .trainer_env import checkpoint_patterns, end_if_taken_over, journal_event, lineage, run_dir
 
