@@ -251,7 +251,7 @@ def _has_group() -> bool:
 
 
 def _refusal(number: int, sentence: str) -> dict[str, Any]:
-    return {"rank": number, "kind": KitError.__name__, "message": sentence, "is_whole": True}
+    return {"rank": number, "error": KitError.__name__, "message": sentence, "is_whole": True}
 
 
 def _told(error: BaseException | None) -> Any:
@@ -259,12 +259,12 @@ def _told(error: BaseException | None) -> Any:
     if error is None:
         return None
     message = str(error) if isinstance(error, KitError) else f"{type(error).__name__}: {str(error)[:1000]}"
-    return {"kind": type(error).__name__, "message": plain(message), "is_whole": False}
+    return {"error": type(error).__name__, "message": plain(message), "is_whole": False}
 
 
 def _raised(refusal: dict[str, Any], what: str) -> KitError:
     """Return the error of a rank, as it is raised in all; `is_whole` ones name the rank already."""
-    kind = getattr(errors, str(refusal["kind"]), KitError)
+    kind = getattr(errors, str(refusal["error"]), KitError)
     is_ours = isinstance(kind, type) and issubclass(kind, KitError)
     message = refusal["message"]
     if not refusal["is_whole"]:
