@@ -199,7 +199,17 @@ def test_one_rank_alone_that_becomes_two_gets_new_generators(server: ForkServer,
     assert load["report"]["data_position"] == "rederive: world_size: 1 at the save, 2 now"
 
 
-def test_a_restart_inside_torchrun_goes_on_from_the_newest_checkpoint_bit_for_bit(whole: Path, tmp_path: Path) -> None:
+def test_a_trainer_that_is_started_again_in_its_place_goes_on_from_its_own_newest_checkpoint_bit_for_bit(
+    server: ForkServer, whole: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    train(server, folder, "--ranks", "all", CUT="step:10:1")
+    assert train(server, folder, "--ranks", "all", TORCHELASTIC_RESTART_COUNT="1") == [0, 0]
+    assert_went_on(folder, whole)
+
+
+@pytest.mark.long
+def test_a_restart_inside_torchrun_goes_on_bit_for_bit(whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     command = [
@@ -212,6 +222,10 @@ def test_a_restart_inside_torchrun_goes_on_from_the_newest_checkpoint_bit_for_bi
         timeout=LIMIT_S,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
+    assert_went_on(folder, whole)
+
+
+def assert_went_on(folder: Path, whole: Path) -> None:
     assert_same(folder, whole)
     (warning,) = (one for one in events(folder, "warning") if one["kind"] == "restarted_in_place")
     assert warning["message"] == (
