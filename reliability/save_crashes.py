@@ -49,10 +49,11 @@ def die_at_call(number: int, work: Callable[[], None]) -> bool:
     return code == KILLED
 
 
-def kill_during_saves(folder: Path, count: int, seed: int) -> dict[str, int]:
+def kill_during_saves(folder: Path, count: int, seed: int, *, background: bool = False) -> dict[str, int]:
     """Kill `count` children at random moments while they save step after step; return what was found.
 
-    Each child goes on behind the newest step and acknowledges every step whose save has returned.
+    Each child goes on behind the newest step and acknowledges every step whose save has returned, with `background`
+    every step whose save was over when the next one, in the background too, had begun.
 
     Returns:
         Counts: 'torn' (a final name with a manifest that does not prove it, or a file that is not sound), 'lost' (the
@@ -68,14 +69,15 @@ def kill_during_saves(folder: Path, count: int, seed: int) -> dict[str, int]:
     found = {"torn": 0, "lost": 0, "temp": 0, "swept": 0, "saves": 0}
     proven, last = 0, 0
     for _ in range(count):
-        steps = _killed_child(folder, last, dice.uniform(0.0, window_s))
+        steps = _killed_child(folder, last, dice.uniform(0.0, window_s), background)
         found["saves"] += len(steps)
-        in_flight = max(steps, default=last) + 1
+        # One more may be durable before the child could acknowledge it.
+        in_flight = [max(steps, default=last) + way for way in (1, 2)[: 1 + background]]
         selection = select([CheckpointFolder(folder)])
         bad = [one for one in selection.candidates if one.verdict == "passed" and "no manifest" not in one.reason]
         found["torn"] += len(bad)
         step = selection.chosen.step if selection.chosen else 0
-        found["lost"] += step not in (max(steps, default=proven), in_flight)
+        found["lost"] += step not in (max(steps, default=proven), *in_flight)
         found["temp"] += len(leftovers(folder))
         found["swept"] += len(pruning.sweep(folder))
         # A file whose manifest did not come any more keeps its name; the next child goes on behind it.
@@ -84,7 +86,7 @@ def kill_during_saves(folder: Path, count: int, seed: int) -> dict[str, int]:
     return found
 
 
-def _killed_child(folder: Path, last: int, delay_s: float) -> list[int]:
+def _killed_child(folder: Path, last: int, delay_s: float, background: bool) -> list[int]:
     """Fork a child that saves the steps after `last`; kill it after `delay_s`; return the steps it acknowledged."""
     reader, writer = os.pipe()
     pid = os.fork()
@@ -95,8 +97,12 @@ def _killed_child(folder: Path, last: int, delay_s: float) -> list[int]:
             os.write(writer, b"0\n")
             for step in range(last + 1, last + 10_000):
                 train(model, optimizer)
-                if save_checkpoint(folder, step, model=model, optimizer=optimizer, keep_last=3, log_fn=quiet):
-                    os.write(writer, b"%d\n" % step)
+                usual = {"keep_last": 3, "log_fn": quiet, "background": background}
+                if (
+                    save_checkpoint(folder, step, model=model, optimizer=optimizer, **usual)
+                    and step - background > last
+                ):
+                    os.write(writer, b"%d\n" % (step - background))
         finally:
             os._exit(1)
     os.close(writer)
