@@ -497,7 +497,7 @@ def test_a_signal_while_it_is_waited_for_is_handed_on_when_it_is_over(
 
 def test_a_kill_at_any_moment_leaves_no_torn_candidate(tmp_path: Path) -> None:
     found = kill_during_saves(tmp_path / "checkpoints", KILLS, seed=3, background=True)
-    assert (found["torn"], found["lost"], found["left"]) == (0, 0, 0), found
+    assert (found["torn"], found["lost"], found["mixed"], found["left"]) == (0, 0, 0, 0), found
 
 
 def test_a_gpu_s_memory_is_pinned_and_counted_as_torch_takes_it() -> None:
