@@ -33,6 +33,7 @@ from support.checkpoint_tools import IO_ERROR, NO_SPACE, failing, leftovers, os_
 from support.journal_events import event
 from support.places import LIB
 from support.processes import DEADLINE_S, wait_until
+from support.rank_groups import in_ranks
 from support.runs import events
 from support.schemas import assert_valid
 
@@ -286,6 +287,41 @@ def test_another_rank_than_0_copies_nothing(job: Job, monkeypatch: pytest.Monkey
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert job.save(1) is None
     assert background_save._in_flight is None and background_save._kept == {}
+
+
+def test_what_all_ranks_save_is_written_by_rank_0_beside_the_training_with_what_each_has(tmp_path: Path) -> None:
+    def act(rank: int) -> Any:
+        real, is_open = saving._write, threading.Event()
+        saving._write = lambda *arguments: is_open.wait(DEADLINE_S) and real(*arguments)
+        state, own = {"of": [rank]}, Job(tmp_path)
+        path = own.save(3, ranks="all", data_state=state)
+        state["of"].append("later")
+        seen = path.exists(), background_save._in_flight is not None
+        is_open.set()
+        background_save.wait()
+        return seen
+
+    assert in_ranks(2, act) == [(False, True), (False, False)]
+    states = torch.load(tmp_path / "hrm_arc_step_3.pt", weights_only=True)["rank_states"]
+    assert [one["data_state"] for one in states] == [{"of": [0]}, {"of": [1]}]
+
+
+def test_a_disk_that_fails_twice_in_the_thread_of_rank_0_ends_all_ranks_at_their_next_save(tmp_path: Path) -> None:
+    def act(rank: int) -> Any:
+        def fail(*_arguments: Any) -> None:
+            raise OSError(IO_ERROR, "Input/output error")
+
+        saving._write, own = fail, Job(tmp_path)
+        for step in (1, 2):
+            own.save(step, ranks="all")
+            own.step()  # no rank ends alone
+        try:
+            own.save(3, ranks="all")
+        except KitError as error:
+            return str(error)
+
+    answers = in_ranks(2, act)
+    assert answers[0] == answers[1] and "that is 2 in a row, the disk is failing" in answers[0]
 
 
 def test_the_memory_of_a_copy_is_kept_for_the_next_and_let_go_where_the_state_has_shrunk(job: Job) -> None:

@@ -15,7 +15,7 @@ import math
 import operator
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ..base.errors import KitError, disk_error_cause
@@ -24,9 +24,9 @@ from ..base.imports import Any, NamedTuple
 from ..base.paths import MAX_STEP, STEP_DIGITS, RunPaths, checkpoint_name, manifest_path, relative_to_run
 from ..checkpoint import layout, manifest, pruning
 from ..checkpoint.manifest import Manifest
-from . import background_save, checkpoint_content, learning_rate
-from .checkpoint_content import rank
-from .optimizer_state import unwrapped
+from . import background_save, checkpoint_content, learning_rate, rank_states, restart
+from .optimizer_state import named_optimizers, unwrapped
+from .ranks import agreed, are_all, exchange, rank, world_size
 from .save_file import DurableFile, deferred_signals
 from .trainer_env import checkpoint_patterns, end_if_taken_over, journal_event, lineage, run_dir
 
@@ -83,12 +83,14 @@ def save_checkpoint(
     keep_every: int | None = None,
     pattern: str | None = None,
     best_pattern: str | None = None,
+    ranks: str | None = None,
     background: bool = False,
     log_fn: Callable[[str], Any] = print,
 ) -> Path | None:
     """Save everything that makes the next step what it is; call it between two optimizer steps.
 
-    In a training of several ranks it is rank 0 that saves; any other one writes nothing and returns None.
+    In a training of several ranks it is rank 0 that saves. Without `ranks` any other one writes nothing, waits for
+    nobody and returns None.
 
     Args:
         directory: the checkpoint folder; made if it is not there.
@@ -108,6 +110,8 @@ def save_checkpoint(
         keep_every: steps that this divides are kept for good.
         pattern, best_pattern: file names, with {step} in the first; None for `checkpoint.pattern` and
             `checkpoint.best_pattern` of the run's config, which is where the launcher looks for them.
+        ranks: 'all' where every rank makes this call: rank 0 writes the random number generators and the data_state of
+            each, and all go on together, with the same result. None: the generators of rank 0 alone.
         background: copy the values and return; a thread writes them while training goes on. A save waits for the one
             before it, and so does the end of the interpreter. How it went is said with the next optimizer step or
             save. Where memory has no room for the copy, it is said once, and the save blocks.
@@ -117,40 +121,61 @@ def save_checkpoint(
         failed (disk full, ...): that is said, journalled, and training can go on.
 
     Raises:
-        KitError: something in it could not be loaded again, or the disk failed twice in a row.
+        KitError: something in it could not be loaded again, or the disk failed twice in a row; with ranks='all' in
+            every rank, and where a rank does not come within the process group's timeout.
     """
-    started = time.monotonic()
-    _refuse_arguments(step, best, last_fast_eval)
-    _refuse_values(extra=extra, epoch=epoch, best_val_loss=best_val_loss, keep_last=keep_last, keep_every=keep_every)
+    started, is_of_all = time.monotonic(), are_all("save_checkpoint", ranks)
     folder = Path(directory)
     own_pattern, own_best_pattern = checkpoint_patterns()
     pattern, best_pattern = pattern or own_pattern, best_pattern or own_best_pattern
     target = folder / checkpoint_name(pattern, step)
-    optimizer, scheduler = unwrapped(optimizer), unwrapped(scheduler)
-    kinds = {"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "ema": ema, "swa": swa}
-    counters = {
-        "epoch": epoch,
-        "best_val_loss": best_val_loss,
-        **learning_rate.scale_fields(optimizer, lr_scale, lr_ramp),
-    }
     is_first_rank = rank() == 0
-    background_save.wait()
-    if is_first_rank:
-        end_if_taken_over()
-        journal_event("saving", step=step, **({"background": True} if background else {}))
-    content = checkpoint_content.collect(step, model=model, data_state=data_state, extra=extra, **kinds, **counters)
-    if not is_first_rank:
-        return None
-    job = _Job(
-        target=target, best_path=folder / best_pattern, content=content, loss=loss, last_fast_eval=last_fast_eval,
-        masks=checkpoint_content.masks_of(model), best=best, keep=pruning.Keep(keep_last, keep_every), pattern=pattern,
-        started_s=started,
-    )  # fmt: skip
-    return _begin_in_background(job, optimizer, log_fn) if background else _save(job, log_fn)
+    with agreed(f"the save of step {step}", is_of_all=is_of_all):
+        _refuse_arguments(step, best, last_fast_eval)
+        _refuse_values(
+            extra=extra, epoch=epoch, best_val_loss=best_val_loss, keep_last=keep_last, keep_every=keep_every
+        )
+        optimizer, scheduler = unwrapped(optimizer), unwrapped(scheduler)
+        kinds = {"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "ema": ema, "swa": swa}
+        counters = {
+            "epoch": epoch,
+            "best_val_loss": best_val_loss,
+            **learning_rate.scale_fields(optimizer, lr_scale, lr_ramp),
+        }
+        background_save.wait()
+        if is_first_rank:
+            end_if_taken_over()
+            restart.refuse_second_content(step)
+            journal_event("saving", step=step, **({"background": True} if background else {}))
+        content = checkpoint_content.collect(step, model=model, data_state=data_state, extra=extra, **kinds, **counters)
+
+    def save(whole: dict[str, Any]) -> bool:
+        job = _Job(
+            target=target, best_path=folder / best_pattern, content=whole, loss=loss, last_fast_eval=last_fast_eval,
+            masks=checkpoint_content.masks_of(model), best=best, keep=pruning.Keep(keep_last, keep_every),
+            pattern=pattern, started_s=started,
+        )  # fmt: skip
+        if not background:
+            return _save(job, log_fn)
+        # What all ranks have saved is said at their next save: at a step it would be raised in rank 0 alone.
+        said_by = [] if is_of_all and world_size() > 1 else named_optimizers(optimizer).values()
+        return _begin_in_background(job, said_by, log_fn)
+
+    if not is_of_all:
+        return target if is_first_rank and save(content) else None
+    is_saved = exchange(
+        f"the writing of step {step}",
+        rank_states.own_of(content),
+        act=lambda all_own: save(rank_states.with_all(content, all_own)),
+    )
+    return target if is_saved else None
 
 
-def _begin_in_background(job: _Job, optimizer: Any, log_fn: Callable[[str], Any]) -> Path | None:
-    """Copy what is saved and have a thread save it; where there is no memory for the copy, save it here."""
+def _begin_in_background(job: _Job, said_by: Iterable[Any], log_fn: Callable[[str], Any]) -> bool:
+    """Copy what is saved and have a thread save it; where there is no memory for the copy, save it here.
+
+    The next step of the optimizers `said_by` says how it went. Returns as `_save`; True where the thread has begun.
+    """
     step = job.content["global_step"]
     try:
         with deferred_signals():
@@ -161,17 +186,16 @@ def _begin_in_background(job: _Job, optimizer: Any, log_fn: Callable[[str], Any]
                 best=copy.deepcopy(job.best),
             )
             job = job._replace(blocked_s=time.monotonic() - job.started_s)
-            optimizers = optimizer.values() if isinstance(optimizer, dict) else [optimizer]
-            background_save.begin(step, functools.partial(_save, job), optimizers, log_fn)
+            background_save.begin(step, functools.partial(_save, job), said_by, log_fn)
     except background_save.TooLittleMemory as error:
         _tell_of_too_little_memory(str(error), log_fn)
         journal_event("saving", step=step)
         return _save(job, log_fn)
-    return job.target
+    return True
 
 
-def _save(job: _Job, log_fn: Callable[[str], Any]) -> Path | None:
-    """Write it, link the best, say how it went, and prune."""
+def _save(job: _Job, log_fn: Callable[[str], Any]) -> bool:
+    """Write it, link the best, say how it went, and prune; False where the disk failed."""
     target, content, best = job.target, job.content, job.best
     try:
         with deferred_signals():
@@ -179,7 +203,7 @@ def _save(job: _Job, log_fn: Callable[[str], Any]) -> Path | None:
             best_error = _link_best(target, job.best_path, known, best) if best and known.finite else None
     except OSError as error:
         _failed(target, content["global_step"], error, content, log_fn)
-        return None
+        return False
     _succeeded(target, known, time.monotonic() - job.started_s, job.blocked_s, log_fn)
     if content["data_state"] is None:
         _tell_of_no_data_state(log_fn)
@@ -190,7 +214,7 @@ def _save(job: _Job, log_fn: Callable[[str], Any]) -> Path | None:
     pruning.prune_own(
         target.parent, job.keep, run_dir(), run_id=known.run_id, pattern=job.pattern, best_name=best_name
     )  # fmt: skip
-    return target
+    return True
 
 
 def _refuse_arguments(step: int, best: Any, last_fast_eval: Any) -> None:
@@ -294,6 +318,7 @@ def _write_new(
             optimizer_name=content["optimizer_name"],
             weights=("raw", *(kind for kind in ("ema", "swa") if content[f"{kind}_state_dict"] is not None)),
             step_completed=True,
+            rng_ranks=rank_states.rng_ranks(content),
             finite=not nonfinite,
             nonfinite=nonfinite,
             last_fast_eval=last_fast_eval,
