@@ -160,6 +160,13 @@ def test_the_file_is_equal_bit_for_bit_to_that_of_a_blocking_save(tmp_path: Path
         assert (one.folder / name).read_bytes() == (other.folder / name).read_bytes()
 
 
+def test_a_default_device_of_the_trainer_s_is_not_that_of_the_copy(job: Job) -> None:
+    with torch.device("meta"):
+        path = job.save(1)
+        background_save.wait()
+    assert path is not None and manifest.read(path).finite is True
+
+
 def test_it_is_told_when_it_begins_and_when_it_is_durable(job: Job, run_dir: Path, gate: threading.Event) -> None:
     job.save(1)
     job.step()

@@ -140,10 +140,10 @@ def copied(content: dict[str, Any]) -> dict[str, Any]:
         if key in plain:
             storage = copies[tensor.untyped_storage()._cdata]
             place = tensor.storage_offset(), tensor.size(), tensor.stride()
-            twin = torch.empty(0, dtype=tensor.dtype).set_(storage, *place)
+            twin = torch.empty(0, dtype=tensor.dtype, device="cpu").set_(storage, *place)
         else:
             twin = tensor if tensor.is_meta else tensor.detach().to("cpu", copy=True)
-        if isinstance(tensor, torch.nn.Parameter):
+        if type(tensor) is torch.nn.Parameter:
             twin = torch.nn.Parameter(twin, requires_grad=tensor.requires_grad)
         elif twin is not tensor:
             twin.requires_grad_(tensor.requires_grad)
@@ -225,7 +225,7 @@ def _new_memory(kind: _Kind) -> Any:
 
     size, is_pinned = kind
     try:
-        return torch.empty(size, dtype=torch.uint8, pin_memory=is_pinned).untyped_storage()
+        return torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=is_pinned).untyped_storage()
     except (RuntimeError, MemoryError) as error:  # torch says so by a RuntimeError
         raise TooLittleMemory(f"{size / 1e6:,.0f} MB for the copy could not be had: {error}") from None
 
@@ -260,7 +260,7 @@ def _prepare() -> None:
     _is_prepared = True
     import torch  # as above
 
-    values = {"model_state_dict": {"a": torch.zeros(1)}, "optimizer_state_dict": None}
+    values = {"model_state_dict": {"a": torch.zeros(1, device="cpu")}, "optimizer_state_dict": None}
     torch.save(values, io.BytesIO())
     nonfinite({**values, "ema_state_dict": None, "swa_state_dict": None})
     os.register_at_fork(after_in_child=_forget)
