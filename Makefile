@@ -67,6 +67,7 @@ frameworks: $(READY) ## the recipes in examples/ through kills, torn checkpoints
 .PHONY: campaign
 campaign: $(READY) ## the long versions of the sampled tests (some three hours)
 	@$(PY) -m reliability.campaign_checkpoints --kills 300 --mutants 2000 --seed 1
+	@$(MAKE) background-kills
 	@$(PY) -m reliability.campaign_example_cuts --cuts 60 --seed 1
 	@$(PY) -m reliability.campaign_healthy_resumes --count 200 --seed 1
 	@$(PY) -m reliability.campaign_saves --seed 1
@@ -83,6 +84,10 @@ campaign: $(READY) ## the long versions of the sampled tests (some three hours)
 .PHONY: ranks
 ranks: $(READY) ## 40 cuts of a DDP training of two ranks, each resumed and compared bit for bit (two minutes)
 	@$(PY) -m reliability.campaign_ranks --cuts 40 --seed 1
+
+.PHONY: background-kills
+background-kills: $(READY) ## 300 kills while a save is written beside the training (a minute)
+	@$(PY) -m reliability.campaign_checkpoints --kills 300 --background --mutants 0 --damaged 0 --seed 1
 
 .PHONY: bench
 bench: $(READY) ## ratios side by side with peers, an hour; ROWS="1 3" for some of them

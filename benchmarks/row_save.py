@@ -1,4 +1,4 @@
-"""Row 5: a save with digest, manifest and every fsync, against torch.save and one fsync.
+"""Row 5: a save with digest, manifest and every fsync, against torch.save and one fsync; then `row_background`.
 
 Both in this process, in turn, each to a new file on the same disk. What was saved is removed outside the time.
 Try it: `python benchmarks/bench.py 5 --quick`
@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import row_background
 from comparison import compare
 from harness import AGAIN, OURS, THEIRS, Variant, clocked, measure
 from lab import KIT, PROGRAMS
@@ -29,6 +30,7 @@ def run(settings: Settings) -> Findings:
     found = Findings()
     for row, megabytes, rounds in QUICK if settings.is_quick else FULL:
         _measure(settings.scratch / f"save-{megabytes}", row, megabytes, min(rounds, settings.rounds), found)
+    row_background.run(settings, found)
     return found
 
 

@@ -53,7 +53,8 @@ def in_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
     from resumekit.trainer import saving
 
     torch.set_num_threads(1)
-    fresh = {"_saved": {}, "_swept": set(), "_io_errors": 0, "_has_told_of_no_data_state": False}
+    told = dict.fromkeys(("_has_told_of_no_data_state", "_has_told_of_too_little_memory"), False)
+    fresh = {"_saved": {}, "_swept": set(), "_io_errors": 0, **told}
     for name, value in fresh.items():
         monkeypatch.setattr(saving, name, value)
     for name in (name for name in list(os.environ) if name.startswith("RESUMEKIT_") or name in ("WORLD_SIZE", "RANK")):

@@ -76,6 +76,55 @@ def test_a_missing_listing_is_no_evidence(tmp_path: Path) -> None:
     assert process_details.oom_kills(None) is None and process_details.oom_kills(tmp_path / "none") is None
 
 
+MEMINFO = "MemTotal:       16000 kB\nMemAvailable:    8000 kB\n"
+KB = 1024
+# listing, files, and how many kB are left
+ROOM = {
+    "v2, its own limit": (
+        "0::/job/7\n",
+        {"job/7/memory.max": f"{6000 * KB}\n", "job/7/memory.current": f"{5000 * KB}\n",
+         "job/7/memory.stat": f"anon 9\ninactive_file {300 * KB}\nactive_file 9\n"},
+        1300,
+    ),
+    "v2, the limit of one above": (
+        "0::/job/7\n",
+        {"job/7/memory.max": "max\n", "job/7/memory.current": f"{100 * KB}\n",
+         "job/memory.max": f"{2000 * KB}\n", "job/memory.current": f"{1500 * KB}\n"},
+        500,
+    ),
+    "v2, the machine has less": (
+        "0::/job\n", {"job/memory.max": f"{90000 * KB}\n", "job/memory.current": "0\n"}, 8000,
+    ),
+    "v2, a limit that is passed": ("0::/job\n", {"job/memory.max": "1000\n", "job/memory.current": "2000\n"}, 0),
+    "v1": (
+        "4:memory:/a/b\n",
+        {"memory/a/b/memory.limit_in_bytes": f"{3000 * KB}\n", "memory/a/b/memory.usage_in_bytes": f"{2900 * KB}\n",
+         "memory/a/b/memory.stat": f"inactive_file 1\ntotal_inactive_file {200 * KB}\n"},
+        300,
+    ),
+    "v1, without a limit": (
+        "4:memory:/a\n",
+        {"memory/a/memory.limit_in_bytes": "9223372036854771712\n", "memory/a/memory.usage_in_bytes": "1\n"},
+        8000,
+    ),
+    "outside of the namespace": ("0::/../other\n", {"memory.max": "1\n", "memory.current": "1\n"}, 8000),
+    "nonsense": ("0::/\n", {"memory.max": "much\n", "memory.current": "\n"}, 8000),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ROOM)
+def test_what_is_left_is_what_the_machine_and_each_cgroup_leave(tmp_path: Path, case: str) -> None:
+    listing, files, expected = ROOM[case]
+    (tmp_path / "meminfo").write_text(MEMINFO)
+    places = cgroups(tmp_path, listing, files)
+    assert process_details.available_bytes(**places, meminfo=tmp_path / "meminfo") == expected * KB
+
+
+def test_where_nothing_says_what_is_left_it_is_not_known(tmp_path: Path) -> None:
+    assert process_details.available_bytes(tmp_path / "none", tmp_path, tmp_path / "none") is None
+    assert process_details.available_bytes() is not None, "this machine says it"
+
+
 def shim(run_dir: Path, command: str, *, before: str = "") -> dict[str, Any]:
     """Run a shell command as the trainer under the real shim; return exit.json."""
     run_dir.mkdir(exist_ok=True)

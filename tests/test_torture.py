@@ -82,6 +82,15 @@ def test_with_all_of_its_state_it_goes_on_bit_for_bit(server: ForkServer, runs: 
     assert differences(runs / "all", runs / "whole") == []
 
 
+def test_with_saves_beside_the_training_it_goes_on_bit_for_bit(server: ForkServer, runs: Path) -> None:
+    train(server, runs / "beside", code=143, STOP_AFTER=str(STOP_AFTER), BACKGROUND="1")
+    begun = events(runs / "beside", "saving")
+    assert [one["step"] for one in begun if one.get("background")] == [3, 6, 8]
+    path = runs / "beside" / "checkpoints" / checkpoint(runs).name
+    train(server, runs / "on from beside", "--resume", str(path), BACKGROUND="1")
+    assert differences(runs / "on from beside", runs / "whole") == []
+
+
 @pytest.mark.parametrize("item", every_fourth(torture_trainer.FORGET))
 def test_without_one_item_it_goes_on_differently(item: str, server: ForkServer, runs: Path) -> None:
     train(server, runs / f"without {item}", "--resume", str(checkpoint(runs)), LEAVE_OUT=item)

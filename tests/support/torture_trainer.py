@@ -3,6 +3,7 @@
 Half precision with a GradScaler, BatchNorm, dropout, EMA and SWA, a sampler with a memory, two data workers that draw
 random numbers, Python's and numpy's random numbers, early stopping, a stop inside an accumulation window.
 `STOP_AFTER=<n>`: TERM (or STOP_BY) to itself after n micro-batches. `LEAVE_OUT=<item>`: fresh again after a load.
+`BACKGROUND=1`: its saves are written beside the training.
 Try it: `STOP_AFTER=35 python tests/support/torture_trainer.py --dir /tmp/torture; echo $?`
 """
 
@@ -26,6 +27,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from resume_helper import journal_event, load_resume_bundle, save_checkpoint
+from resumekit.trainer import background_save
 
 SAMPLES, BATCH, WINDOW, STEPS, EVERY = 30, 3, 4, 13, 3  # 10 micro-batches in an epoch, 4 in an optimizer step
 COMPONENTS = ("optimizer", "scheduler", "scaler", "ema", "swa")
@@ -156,7 +158,8 @@ class Torture:
         extra["sampler"] = (sampler.permutation, sampler.epoch, sampler.generator.get_state(), self.seed_base)
         parts = {name: getattr(self, name) for name in COMPONENTS}
         counters = {"epoch": self.epoch, "best_val_loss": self.best, "lr_scale": self.lr_scale}
-        save_checkpoint(folder, self.step, model=self.model, **parts, **counters, extra=extra)
+        background = "BACKGROUND" in os.environ
+        save_checkpoint(folder, self.step, model=self.model, **parts, **counters, extra=extra, background=background)
 
     def load(self, path: str) -> None:
         parts = {name: getattr(self, name) for name in COMPONENTS}
@@ -218,7 +221,9 @@ def main(argv: list[str] | None = None) -> int:
         job.load(args.resume)
     if out := os.environ.get("LEAVE_OUT"):
         FORGET[out](job, fresh)
-    return job.train(args.dir)
+    code = job.train(args.dir)
+    background_save.wait()  # what a fork server has started does not end as an interpreter does
+    return code
 
 
 if __name__ == "__main__":

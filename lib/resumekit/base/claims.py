@@ -41,9 +41,9 @@ def open_lock(path: Path) -> int:
 
 @contextlib.contextmanager
 def held(descriptor: int, path: Path, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
-    """Hold the lock of an open file and close it at the end.
+    """Hold the lock of an open file, let go of it at the end, and close the file.
 
-    The descriptor is closed on exec, so that no child keeps the lock.
+    The descriptor is closed on exec, so that no child keeps the lock; nor does a child that was forked meanwhile.
 
     Raises:
         Busy: another process holds it for longer than `wait_s` seconds.
@@ -56,6 +56,8 @@ def held(descriptor: int, path: Path, wait_s: float = LOCK_WAIT_S) -> Iterator[N
             time.sleep(0.02)
         yield
     finally:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
 

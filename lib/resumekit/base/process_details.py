@@ -1,4 +1,6 @@
-"""What /proc tells of a process beside its identity, and whether the kernel has killed for want of memory."""
+"""What /proc tells of a process beside its identity, whether the kernel has killed for want of memory, and how much
+there is left.
+"""
 
 from __future__ import annotations
 
@@ -175,7 +177,8 @@ def _holds(pid: str, number: str, lock: tuple[int, int]) -> bool:
         return False
 
 
-# Whether the kernel has killed for want of memory: the `oom_kill` counter of this process's memory cgroup.
+# Memory: how much is left, and whether the kernel has killed for want of it, by the `oom_kill` counter of this
+# process's memory cgroup.
 #
 # It counts the killed processes that belonged to the cgroup, whether its own limit or the whole machine's memory
 # ran out. Reads /proc/self/cgroup and the counter, with v2 and v1 cgroups alike; writes nothing. Source: Linux,
@@ -183,6 +186,7 @@ def _holds(pid: str, number: str, lock: tuple[int, int]) -> bool:
 
 _LISTING = Path("/proc/self/cgroup")
 _MOUNT = Path("/sys/fs/cgroup")
+_MEMINFO = Path("/proc/meminfo")
 _MAX_BYTES = 1 << 16
 # `local` leaves out the cgroups below, where others may live.
 _V2_FILES, _V1_FILES = ("memory.events.local", "memory.events"), ("memory.oom_control",)
@@ -196,17 +200,20 @@ def oom_kill_counter(listing: Path = _LISTING, mount: Path = _MOUNT) -> Path | N
     Returns:
         None where nothing counts (no memory controller, no /sys, a kernel before 4.13).
     """
+    folders, is_v2 = _memory_folders(listing, mount)
+    files = (folder / name for folder in folders for name in (_V2_FILES if is_v2 else _V1_FILES))
+    return next((file for file in files if oom_kills(file) is not None), None)
+
+
+def _memory_folders(listing: Path, mount: Path) -> tuple[list[Path], bool]:
+    """Return the folders of this process's memory cgroup and of those above it, and whether they are v2's."""
     places = dict(_hierarchies(listing))
-    names: tuple[str, ...] = _V2_FILES
-    root, inside = mount, places.get("")
-    if "memory" in places:
-        root, inside, names = mount / "memory", places["memory"], _V1_FILES
+    is_v2 = "memory" not in places
+    root, inside = (mount, places.get("")) if is_v2 else (mount / "memory", places["memory"])
     parts = [part for part in (inside or "").split("/") if part]
     if inside is None or ".." in parts:  # it lies outside of what this namespace shows
-        return None
-    folders = (root.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1))
-    files = (folder / name for folder in folders for name in names)
-    return next((file for file in files if oom_kills(file) is not None), None)
+        return [], is_v2
+    return [root.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1)], is_v2
 
 
 def oom_kills(file: Path | None) -> int | None:
@@ -216,6 +223,31 @@ def oom_kills(file: Path | None) -> int | None:
         if name == "oom_kill" and number.isdecimal():
             return int(number)
     return None
+
+
+def available_bytes(listing: Path = _LISTING, mount: Path = _MOUNT, meminfo: Path = _MEMINFO) -> int | None:
+    """Return how much memory this process may still take without swapping: what the machine has left, or the one of
+    its cgroups that leaves least. What a cgroup holds of files that were not read lately counts as free.
+
+    Returns:
+        Bytes, 0 where a limit is passed already; None where nothing says.
+    """
+    folders, is_v2 = _memory_folders(listing, mount)
+    names = ("memory.max", "memory.current") if is_v2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    files = "inactive_file" if is_v2 else "total_inactive_file"
+    found = [room * 1024 for room in _numbers(meminfo, "MemAvailable:")]
+    for folder in folders:
+        limits, used = (_numbers(folder / name) for name in names)
+        if limits and used:
+            found.append(limits[0] - used[0] + sum(_numbers(folder / "memory.stat", files)))
+    return max(0, min(found)) if found else None
+
+
+def _numbers(file: Path, name: str = "") -> list[int]:
+    """Return the number of a file's first line, or of each line that begins with a name; none where there is none."""
+    words = [line.split() for line in _read(file)]
+    places = [line[1:2] for line in words if line[:1] == [name]] if name else [line[:1] for line in words[:1]]
+    return [int(place[0]) for place in places if place and place[0].isdecimal()]
 
 
 def _hierarchies(listing: Path) -> list[tuple[str, str]]:

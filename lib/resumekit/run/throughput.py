@@ -275,7 +275,8 @@ saved = fields(
 # What a save under way means for a run: no step is expected until it is over, whether the trainer tells phases or
 # not.
 #
-# `save_checkpoint` journals `saving` when it begins; its own `checkpoint`, or the warning `save_failed`, ends it.
+# `save_checkpoint` journals `saving` when it begins; its own `checkpoint`, or the warning `save_failed`, ends it. One
+# in the background says so, and tells `saving` once more when the trainer has to wait for it.
 # That is no phase: a trainer that names none stays one that names none, and an evaluation in which it saves stays
 # one. Part of the fold; reads and writes nothing. Try it: `python -m pytest tests/test_save_wait.py`
 
@@ -286,9 +287,16 @@ SAVE_FAILED = "save_failed"
 
 
 def on_save_begun(state: State, event: Event) -> None:
-    """Take in that a save begins; one that was broken off before, and told nothing, is forgotten."""
-    if (mono_s := seconds(event.get("mono_s"))) is not None:
-        state.update(saving_since_s=mono_s, active_mono_s=max(mono_s, state.get("active_mono_s", 0.0)))
+    """Take in that a save begins; one that was broken off before, and told nothing, is forgotten.
+
+    Beside a save in the background steps are expected: training stands for it only from when it is waited for.
+    """
+    if (mono_s := seconds(event.get("mono_s"))) is None:
+        return
+    state.pop("saving_since_s", None)
+    state["active_mono_s"] = max(mono_s, state.get("active_mono_s", 0.0))
+    if event.get("background") is not True:
+        state["saving_since_s"] = mono_s
 
 
 def on_save_over(state: State, event: Event) -> None:

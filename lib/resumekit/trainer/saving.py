@@ -8,23 +8,25 @@ Try it: `save_checkpoint("checkpoints", step, model=model, optimizer=optimizer)`
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
+import functools
 import math
 import operator
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ..base.errors import KitError, disk_error_cause
 from ..base.files import UnreadableFile, fsync_directory, fsync_parents, temp_path, utc_now
-from ..base.imports import Any
+from ..base.imports import Any, NamedTuple
 from ..base.paths import MAX_STEP, STEP_DIGITS, RunPaths, checkpoint_name, manifest_path, relative_to_run
 from ..checkpoint import layout, manifest, pruning
 from ..checkpoint.manifest import Manifest
-from . import checkpoint_content, learning_rate, rank_states, restart
-from .optimizer_state import unwrapped
-from .ranks import agreed, are_all, exchange, rank
+from . import background_save, checkpoint_content, learning_rate, rank_states, restart
+from .optimizer_state import named_optimizers, unwrapped
+from .ranks import agreed, are_all, exchange, rank, world_size
 from .save_file import DurableFile, deferred_signals
 from .trainer_env import checkpoint_patterns, end_if_taken_over, journal_event, lineage, run_dir
 
@@ -36,6 +38,26 @@ _swept: set[str] = set()
 _saved: dict[str, Manifest] = {}
 _io_errors = 0
 _has_told_of_no_data_state = False
+_has_told_of_too_little_memory = False
+
+
+class _Job(NamedTuple):
+    """A save, as the arguments of `save_checkpoint` say it; `blocked_s` is how long a background one stopped training.
+
+    `started_s` is on the monotonic clock.
+    """
+
+    target: Path
+    best_path: Path
+    content: dict[str, Any]
+    loss: Any
+    masks: frozenset[str]
+    last_fast_eval: dict[str, Any] | None
+    best: dict[str, Any] | None
+    keep: pruning.Keep
+    pattern: str
+    started_s: float
+    blocked_s: float | None = None
 
 
 def save_checkpoint(
@@ -62,6 +84,7 @@ def save_checkpoint(
     pattern: str | None = None,
     best_pattern: str | None = None,
     ranks: str | None = None,
+    background: bool = False,
     log_fn: Callable[[str], Any] = print,
 ) -> Path | None:
     """Save everything that makes the next step what it is; call it between two optimizer steps.
@@ -89,10 +112,13 @@ def save_checkpoint(
             `checkpoint.best_pattern` of the run's config, which is where the launcher looks for them.
         ranks: 'all' where every rank makes this call: rank 0 writes the random number generators and the data_state of
             each, and all go on together, with the same result. None: the generators of rank 0 alone.
+        background: copy the values and return; a thread writes them while training goes on. A save waits for the one
+            before it, and so does the end of the interpreter. How it went is said with the next optimizer step or
+            save. Where memory has no room for the copy, it is said once, and the save blocks.
 
     Returns:
-        The checkpoint, durable and with its manifest; None where the save failed (disk full, ...): that is said,
-        journalled, and training can go on.
+        The checkpoint, durable and with its manifest (with `background`: where it will be); None where the save
+        failed (disk full, ...): that is said, journalled, and training can go on.
 
     Raises:
         KitError: something in it could not be loaded again, or the disk failed twice in a row; with ranks='all' in
@@ -116,39 +142,79 @@ def save_checkpoint(
             "best_val_loss": best_val_loss,
             **learning_rate.scale_fields(optimizer, lr_scale, lr_ramp),
         }
+        background_save.wait()
         if is_first_rank:
             end_if_taken_over()
             restart.refuse_second_content(step)
-            journal_event("saving", step=step)
+            journal_event("saving", step=step, **({"background": True} if background else {}))
         content = checkpoint_content.collect(step, model=model, data_state=data_state, extra=extra, **kinds, **counters)
 
-    def save(content: dict[str, Any]) -> bool:
-        try:
-            with deferred_signals():
-                known = _write(target, content, loss, checkpoint_content.masks_of(model), last_fast_eval)
-                best_error = _link_best(target, folder / best_pattern, known, best) if best and known.finite else None
-        except OSError as error:
-            _failed(target, step, error, content, log_fn)
-            return False
-        _succeeded(target, known, time.monotonic() - started, log_fn)
-        if data_state is None:
-            _tell_of_no_data_state(log_fn)
-        if best_error is not None:
-            older = f"step {step} is saved, but '{best_pattern}' still is an older one: {best_error}"
-            _warn("best_failed", older, log_fn)
-        keep = pruning.Keep(keep_last, keep_every)
-        pruning.prune_own(folder, keep, run_dir(), run_id=known.run_id, pattern=pattern, best_name=best_pattern)
-        return True
+    def save(whole: dict[str, Any]) -> bool:
+        job = _Job(
+            target=target, best_path=folder / best_pattern, content=whole, loss=loss, last_fast_eval=last_fast_eval,
+            masks=checkpoint_content.masks_of(model), best=best, keep=pruning.Keep(keep_last, keep_every),
+            pattern=pattern, started_s=started,
+        )  # fmt: skip
+        if not background:
+            return _save(job, log_fn)
+        # What all ranks have saved is said at their next save: at a step it would be raised in rank 0 alone.
+        said_by = [] if is_of_all and world_size() > 1 else named_optimizers(optimizer).values()
+        return _begin_in_background(job, said_by, log_fn)
 
     if not is_of_all:
         return target if is_first_rank and save(content) else None
-    own = rank_states.own_of(content)
     is_saved = exchange(
         f"the writing of step {step}",
-        own,
+        rank_states.own_of(content),
         act=lambda all_own: save(rank_states.with_all(content, all_own)),
     )
     return target if is_saved else None
+
+
+def _begin_in_background(job: _Job, said_by: Iterable[Any], log_fn: Callable[[str], Any]) -> bool:
+    """Copy what is saved and have a thread save it; where there is no memory for the copy, save it here.
+
+    The next step of the optimizers `said_by` says how it went. Returns as `_save`; True where the thread has begun.
+    """
+    step = job.content["global_step"]
+    try:
+        with deferred_signals():
+            job = job._replace(
+                content=background_save.copied(job.content),
+                loss=None if job.loss is None else float(job.loss),
+                last_fast_eval=copy.deepcopy(job.last_fast_eval),
+                best=copy.deepcopy(job.best),
+            )
+            job = job._replace(blocked_s=time.monotonic() - job.started_s)
+            background_save.begin(step, functools.partial(_save, job), said_by, log_fn)
+    except background_save.TooLittleMemory as error:
+        _tell_of_too_little_memory(str(error), log_fn)
+        journal_event("saving", step=step)
+        return _save(job, log_fn)
+    return True
+
+
+def _save(job: _Job, log_fn: Callable[[str], Any]) -> bool:
+    """Write it, link the best, say how it went, and prune; False where the disk failed."""
+    target, content, best = job.target, job.content, job.best
+    try:
+        with deferred_signals():
+            known = _write(target, content, job.loss, job.masks, job.last_fast_eval)
+            best_error = _link_best(target, job.best_path, known, best) if best and known.finite else None
+    except OSError as error:
+        _failed(target, content["global_step"], error, content, log_fn)
+        return False
+    _succeeded(target, known, time.monotonic() - job.started_s, job.blocked_s, log_fn)
+    if content["data_state"] is None:
+        _tell_of_no_data_state(log_fn)
+    if best_error is not None:
+        message = f"step {known.step} is saved, but '{job.best_path.name}' still is an older one: {best_error}"
+        _warn("best_failed", message, log_fn)
+    best_name = job.best_path.name
+    pruning.prune_own(
+        target.parent, job.keep, run_dir(), run_id=known.run_id, pattern=job.pattern, best_name=best_name
+    )  # fmt: skip
+    return True
 
 
 def _refuse_arguments(step: int, best: Any, last_fast_eval: Any) -> None:
@@ -321,14 +387,21 @@ def _sweep_once(folder: Path) -> None:
         _swept.add(key)
 
 
-def _succeeded(target: Path, known: Manifest, seconds: float, log_fn: Callable[[str], Any]) -> None:
+def _succeeded(
+    target: Path, known: Manifest, seconds: float, blocked_s: float | None, log_fn: Callable[[str], Any]
+) -> None:
+    """Say that a step is durable, `seconds` after the call; one in the background has blocked training for less."""
     global _io_errors
     _io_errors = 0
     folder = run_dir()
     shown = relative_to_run(target, folder) if folder else str(target)
-    fields = {"sha256": known.sha256, "size": known.size, "seconds": round(seconds, 6), "finite": known.finite}
+    waited_s = seconds if blocked_s is None else blocked_s
+    fields = {"sha256": known.sha256, "size": known.size, "seconds": round(waited_s, 6), "finite": known.finite}
+    if blocked_s is not None:
+        fields["written_s"] = round(seconds, 6)
     journal_event("checkpoint", step=known.step, path=shown, **fields)
-    log_fn(f"[checkpoint] step={known.step} saved as {target.name} ({known.size / 1e6:,.1f} MB, {seconds:.2f} s)")
+    took = f"{waited_s:.2f} s" if blocked_s is None else f"{waited_s:.2f} s, durable after {seconds:.2f} s"
+    log_fn(f"[checkpoint] step={known.step} saved as {target.name} ({known.size / 1e6:,.1f} MB, {took})")
     if known.nonfinite:
         names = ", ".join(known.nonfinite)
         _warn(
@@ -348,6 +421,15 @@ def _tell_of_no_data_state(log_fn: Callable[[str], Any]) -> None:
         "data follow from the step alone"
     )
     _warn(NO_DATA_STATE, message, log_fn)
+
+
+def _tell_of_too_little_memory(reason: str, log_fn: Callable[[str], Any]) -> None:
+    """Say, once in a process, that saves block though they were to be written beside the training."""
+    global _has_told_of_too_little_memory
+    if not _has_told_of_too_little_memory:
+        _has_told_of_too_little_memory = True
+        message = f"save_checkpoint with background=True blocks: {reason}; give the job more memory, or save without it"
+        _warn("background_memory", message, log_fn)
 
 
 def _warn(kind: str, message: str, log_fn: Callable[[str], Any]) -> None:
