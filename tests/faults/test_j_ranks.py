@@ -16,46 +16,10 @@ import pytest
 
 from reliability.oracle import Oracle
 from support.nights import HANG_MINUTES, Night, one, proven_steps, record
-from support.places import TOY
 from support.processes import wait_until
+from support.ranks import GRACE_S, are_gone, ranks_of, sections_of
 from support.runs import events
 
-# Each step is one sum over both ranks; rank 0 tells it and saves. Where there is a file `hang` beside the script, rank
-# 1 takes it away and sleeps for ever, and no TERM ends it, as none ends a rank whose interpreter waits for its device.
-RANK = """
-import datetime, os, signal, sys, time
-from pathlib import Path
-
-sys.path.append({toys!r})
-import toy_trainer
-import torch
-import torch.distributed as dist
-
-torch.set_num_threads(1)
-folder, steps = Path(sys.argv[1]), int(sys.argv[2])
-begun = toy_trainer.read_step(Path(sys.argv[4])) if "--resume" in sys.argv else 0
-dist.init_process_group("gloo", timeout=datetime.timedelta(minutes=30))
-rank = dist.get_rank()
-print(f"rank {{rank}} is {{os.getpid()}}\\n", end="", flush=True)  # in one piece: two of them print at once
-hang = Path(__file__).with_name("hang")
-for step in range(begun + 1, steps + 1):
-    if rank == 1 and hang.exists():
-        hang.unlink()
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        time.sleep(10**6)
-    both = torch.ones(1)
-    dist.all_reduce(both)
-    assert both.item() == 2.0
-    if rank == 0:
-        print("step", step, "loss", 1 / step, flush=True)
-        if step % 10 == 0:
-            toy_trainer.write_checkpoint(folder / f"hrm_arc_step_{{step}}.pt", step)
-    time.sleep(0.02)
-dist.destroy_process_group()
-"""
-
-# torchrun ends its ranks with TERM, and with KILL 30 s later: who gives it less leaves them behind.
-GRACE_S = 45
 RANKS_HANG_MINUTES = 4 * HANG_MINUTES
 
 
@@ -83,36 +47,15 @@ def is_one_run_s(fault: str) -> bool:
     return fault.startswith("O5: two trainers at once") and len(set(re.findall(r"'(T-1_[^']+)'", fault))) == 1
 
 
-def trains_under_torchrun(night: Night) -> Path:
-    """Start a run of two ranks; return it when both train."""
-    script = night.once / "rank.py"
-    script.write_text(RANK.format(toys=str(TOY.parent)))
-    start = ["{python}", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    night.config(
-        trainer={"command": [*start, "{checkpoints_dir}", "{training.max_steps}"],
-                 "resume_args": ["--resume", "{checkpoint}"]},
-        training={"max_steps": 100_000}, abort={"hang_minutes": RANKS_HANG_MINUTES, "grace_s": GRACE_S},
-    )  # fmt: skip
+def trains_under_torchrun(night: Night, *, is_launched: bool = False) -> Path:
+    """Start a run of two ranks, by a command of the lab's or by trainer.launcher; return it when both train."""
+    config = sections_of(night.once / "rank.py", is_launched=is_launched)
+    config["abort"]["hang_minutes"] = RANKS_HANG_MINUTES
+    night.config(**config)
     night.popen("run", "T-1")
     run = night.started()
     wait_until(lambda: len(events(run, "step")) > 20, "both ranks train")
     return run
-
-
-def ranks_of(run: Path) -> dict[int, int]:
-    """Return rank -> pid, as each has said it."""
-    said = re.findall(rb"rank (\d) is (\d+)", (run / "logs" / "output.log").read_bytes())
-    return {int(rank): int(pid) for rank, pid in said}
-
-
-def are_gone(*pids: int) -> bool:
-    def is_gone(pid: int) -> bool:
-        try:
-            return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] in (b"Z", b"X")
-        except OSError:
-            return True
-
-    return all(map(is_gone, pids))
 
 
 def ended(night: Night, run: Path) -> None:
@@ -124,19 +67,23 @@ def ended(night: Night, run: Path) -> None:
 @pytest.mark.long
 @pytest.mark.fault("J1", by="torchrun: one rank ends all; launcher.sh: recover, once")
 @pytest.mark.fault("J6", by="torchrun --standalone: a port of its own, each time")
-def test_when_one_rank_is_killed_all_end_and_one_child_goes_on_whatever_port_is_taken(ranked: Night) -> None:
+@pytest.mark.parametrize("is_launched", [False, True])
+def test_when_one_rank_is_killed_all_end_and_one_child_goes_on_whatever_port_is_taken(
+    ranked: Night, is_launched: bool
+) -> None:
     with socket.socket() as stale:
         with contextlib.suppress(OSError):  # else another process holds torch's usual port already
             stale.bind(("", 29500))
             stale.listen()
-        run = trains_under_torchrun(ranked)
+        run = trains_under_torchrun(ranked, is_launched=is_launched)
         ranks = ranks_of(run)
         os.kill(ranks[1], signal.SIGKILL)
         child = ranked.next_of(run)
     assert are_gone(*ranks.values()), "no process is left of the session that was"
     told = one(run, "abort")
     assert (told["cause"], one(run, "exited")["code"]) == ("died", 1)
-    assert any("Signal 9 (SIGKILL)" in line for line in told["log_lines"]), "torchrun names it"
+    assert "with code 1: rank 1 was killed by signal 9" in told["evidence"]
+    assert one(run, "exited")["failed_rank"] == {"rank": 1, "signal": 9}
     assert record(child)["parent_step"] in range(10, 1000, 10) and sorted(ranks_of(child)) == [0, 1]
     ranked.watch(code=0)
     assert ranked.children(run) == [child]
@@ -145,13 +92,20 @@ def test_when_one_rank_is_killed_all_end_and_one_child_goes_on_whatever_port_is_
 
 @pytest.mark.long
 @pytest.mark.fault("J1", by="training_end.py: what has shown the steps lives on; launcher.sh: recover, when it ends")
-def test_when_torchrun_itself_is_killed_its_ranks_train_on_and_one_child_takes_up_their_end(ranked: Night) -> None:
-    """Each rank has a session of its own; nothing starts beside them, and none is left beside the child."""
-    run = trains_under_torchrun(ranked)
+@pytest.mark.parametrize("is_launched", [False, True])
+def test_when_torchrun_itself_is_killed_its_ranks_train_on_and_one_child_takes_up_their_end(
+    ranked: Night, is_launched: bool
+) -> None:
+    """Each rank has a session of its own; nothing starts beside them, and none is left beside the child.
+
+    The lines of those that the kit started went through torchrun: there the checkpoints show that they train.
+    """
+    run = trains_under_torchrun(ranked, is_launched=is_launched)
     ranks = ranks_of(run)
+    shown = "checkpoint" if is_launched else "step"
     os.kill(ranked.who(run, "trainer"), signal.SIGKILL)
     before = events(run, "step")[-1]["step"]
-    ranked.watched(lambda: events(run, "step")[-1]["step"] > before + 100, "the ranks train on")
+    ranked.watched(lambda: events(run, shown)[-1]["step"] > before + 100, "the ranks train on")
     assert ranked.state(run) == "running" and ranked.run_dirs() == [run] and not events(run, "abort")
     assert "is alive" in ranked("resume", "T-1", code=6).stderr
     os.kill(ranks[1], signal.SIGKILL)
@@ -163,9 +117,12 @@ def test_when_torchrun_itself_is_killed_its_ranks_train_on_and_one_child_takes_u
 
 @pytest.mark.long
 @pytest.mark.fault("J2", by="rules.py: hang, a step needs all ranks; stopping.py: a grace longer than torchrun's own")
-def test_a_rank_that_hangs_is_found_by_the_step_that_does_not_come_and_all_are_ended(ranked: Night) -> None:
+@pytest.mark.parametrize("is_launched", [False, True])
+def test_a_rank_that_hangs_is_found_by_the_step_that_does_not_come_and_all_are_ended(
+    ranked: Night, is_launched: bool
+) -> None:
     """With `abort.grace_s` above the 30 s that torchrun waits for its ranks; they are in sessions of their own."""
-    run = trains_under_torchrun(ranked)
+    run = trains_under_torchrun(ranked, is_launched=is_launched)
     ranks = ranks_of(run)
     (ranked.once / "hang").touch()
     ranked.watched(lambda: events(run, "abort"), "it is stopped")

@@ -169,6 +169,11 @@ class RunPaths(_Parts):
         return self.run_dir / "exit.json"
 
     @functools.cached_property
+    def rank_error(self) -> Path:
+        """What torchrun itself says of the end of its ranks (TORCHELASTIC_ERROR_FILE)."""
+        return self.run_dir / "torchrun_error.json"
+
+    @functools.cached_property
     def heartbeat_json(self) -> Path:
         return self.run_dir / "heartbeat.json"
 

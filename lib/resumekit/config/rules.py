@@ -13,7 +13,7 @@ from ..base.errors import KitError
 from ..base.imports import Any, NamedTuple
 from ..base.terms import NONFINITE
 from ..base.values import finite
-from . import settings
+from . import launcher_rules, settings
 from .schema import Schema
 from .yaml_scalars import show
 
@@ -44,6 +44,8 @@ def broken(config: Config, schema: Schema) -> Iterator[Broken]:
     for rule in (_command, _copy, _replay, _schedule, _swap, _names, _patterns, _metrics_file):
         if found := rule(config):
             yield found
+    if refused := launcher_rules.launcher_refused(config):
+        yield Broken(*refused)
     yield from _divisors(config, schema)
     if found := _lr_args(config, schema):
         yield found
@@ -87,7 +89,8 @@ def unchecked(config: Config, schema: Schema) -> Iterator[str]:
 
 def doubtful(config: Config) -> tuple[str, ...]:
     """Return one sentence for each rule that a config breaks and trains all the same: a warning, no refusal."""
-    return tuple(sentence for rule in (_cadence, _warmup, _nan) if (sentence := rule(config)))
+    rules = (_cadence, _warmup, _nan, launcher_rules.restarts_doubted)
+    return tuple(sentence for rule in rules if (sentence := rule(config)))
 
 
 def base_rates(config: Config, schema: Schema) -> dict[str, float]:

@@ -186,11 +186,13 @@ def _told(data: bytes, step: int, patterns: Patterns) -> list[int]:
     if not patterns:
         return []
     from ..run.log_patterns import found_steps  # late, as in `Run.log_patterns`
+    from ..run.rank_lines import without_rank
 
     number = "|".join({str(step), f"{step:,}", f"{step:_}"}).encode()
     ends = []
     for match in re.finditer(rb"(?m)^[0-9a-f]+ (.*(?<![0-9])(?:%b)(?![0-9]).*\n)" % number, data):
-        if any(one["step"] == step for one in found_steps(match[1], patterns)):
+        steps = found_steps(match[1], patterns) or found_steps(without_rank(match[1]), patterns)
+        if any(one["step"] == step for one in steps):
             ends.append(match.end())
     return ends
 

@@ -16,6 +16,7 @@ from ..run.run_folder import Run
 if TYPE_CHECKING:
     from ..run.log_patterns import LastDrawing
     from ..run.log_reader import LogReader, Told
+    from ..run.rank_lines import RankLines
 
 # Of `trainer.log_patterns`: on a line of their own too.
 SCORES = ("eval", "best")
@@ -42,6 +43,7 @@ class LogNumbers:
         self._read = mapping(saved.get("log"))
         self._last_step = count(self._read.get("step"))
         self._reader: LogReader | None = None
+        self._ranks: RankLines | None = None
         self._bar: LastDrawing | None = None
         self._is_open = self._format != "none"
         # When a line that the step's pattern matches was last another one.
@@ -109,17 +111,21 @@ class LogNumbers:
         """
         if not self._patterns:
             return []
-        from ..run import log_patterns  # late, as in `Run.log_patterns`
+        from ..run import log_patterns, rank_lines  # late, as in `Run.log_patterns`
 
+        if self._ranks is None:
+            self._ranks = rank_lines.RankLines(self._read)
+        lines, of_others = self._ranks.of_curve(lines, self._patterns)
         told: list[bytes] = []
-        found = log_patterns.found_steps(lines, self._patterns, told)
+        found = [self._ranks.with_others(one) for one in log_patterns.found_steps(lines, self._patterns, told)]
         self._see_step_lines(told, without, is_new=is_new)
         if self._scores:
             scores = log_patterns.found_scores(lines, self._scores, self._patterns, self._last_step)
             self._last_step = found[-1]["step"] if found else self._last_step
-            self._read = {"step": self._last_step}
             found += scores
-        return found
+        if self._scores or self._ranks.account:
+            self._read = {"step": self._last_step, **self._ranks.account}
+        return [*found, *of_others]
 
     def _see_step_lines(self, told: list[bytes], without: bytes | None, *, is_new: bool) -> None:
         for line in told:

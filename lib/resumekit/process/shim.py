@@ -56,6 +56,7 @@ _AWAITED = (signal.SIGCHLD, *_OF_THE_JOB)
 _SAY_AGAIN_S = 1.0
 _OUTPUT_LOG = "RESUMEKIT_OUTPUT_LOG"
 _ROOT_RUN_ID = "RESUMEKIT_ROOT_RUN_ID"
+_RANK_ERROR = "TORCHELASTIC_ERROR_FILE"
 _SET_CHILD_SUBREAPER = 36  # prctl(2)
 # More than exit.json ever has.
 _END_BYTES = 2048
@@ -91,6 +92,7 @@ def main(argv: list[str]) -> int:
     if not _speak_into(log, run, made):
         return _NOT_STARTED
     _name_root(run)
+    os.environ[_RANK_ERROR] = str(run.rank_error)  # torchrun's own; it names another one to each of its ranks
     for number in _SHIM_IGNORES:
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError):  # the leader of a group cannot; then a signal to that group is taken for more
@@ -116,7 +118,8 @@ def main(argv: list[str]) -> int:
     end = process_details.end_of(job.wait_for(pid)) | {"pid": pid}
     end = _outlasted(run, leader, end, job, is_subreaper=is_subreaper)
     end |= {"at": utc_now(), "elapsed_s": time.monotonic() - started}
-    if end["code"] == _KILLED and before is not None and (process_details.oom_kills(counter) or 0) > before:
+    is_killed = end["code"] == _KILLED or (end.get("failed_rank") or {}).get("signal") == signal.SIGKILL
+    if is_killed and before is not None and (process_details.oom_kills(counter) or 0) > before:
         end["oom_kill"] = True  # evidence, and only where there is some: others send KILL too
     _write_end(run, reserved, end)
     return FAILED if end["code"] == 0 and "error" in end else int(end["code"])

@@ -20,7 +20,7 @@ from ..base import journal, process_details
 from ..base.imports import Any, NamedTuple
 from ..base.processes import Identity
 from ..base.values import count
-from ..run import log_end, run_end
+from ..run import rank_end, run_end
 from ..run.journal_fold import is_waiting, measured_speed
 from ..run.run_folder import Run, open_run
 from ..run.throughput import is_saving
@@ -65,8 +65,8 @@ def stopped_by(run_dir: Path, end: dict[str, Any]) -> str | None:
 
 
 def judged(run_dir: Path, end: dict[str, Any]) -> dict[str, Any]:
-    """Return an end with what its code does not say, as `log_end.judged_end`."""
-    return log_end.judged_end(open_run(run_dir), end)
+    """Return an end with what its code does not say, as `rank_end.judged_end`."""
+    return rank_end.judged_end(open_run(run_dir), end)
 
 
 def outlast(run_dir: Path, leader: Identity, end: dict[str, Any], shim_view: ShimView) -> dict[str, Any]:
@@ -284,4 +284,4 @@ class _Session:
         by = self._stop or run_end.stopped_by(end)
         if by in run_end.STOPS and run_end.stopped_by(end) is None:
             end["by"] = by
-        return log_end.judged_end(self._run, end)
+        return rank_end.judged_end(self._run, end)

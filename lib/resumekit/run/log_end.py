@@ -49,6 +49,8 @@ _HEALS = re.compile(
     rb"|too many|rate limit|refused|reset by peer|resolve|busy|stale|input/output|network|http|socket|port\b|lock",
     re.IGNORECASE,
 )
+# What a rank dies of because another one has.
+_LOST = re.compile(rb"connection (?:was )?(?:closed|reset|aborted)|broken pipe|remote process exited", re.IGNORECASE)
 _KINDS = {
     **dict.fromkeys((b"ModuleNotFoundError", b"ImportError"), IMPORT),
     **dict.fromkeys((b"FileNotFoundError", b"NotADirectoryError"), FILE),
@@ -119,7 +121,8 @@ def error_in_lines(lines: Sequence[bytes], code: int) -> LastError | None:
     causes = [(at, name) for at, name in found if name not in _WRAPPERS]
     if causes:
         # Of several ranks the first to fail is the cause; the others lose their connection to it.
-        at, name = causes[0] if any(name == _TORCHRUN for _, name in found) else causes[-1]
+        own = [cause for cause in causes if not is_lost_connection(lines[cause[0]])] or causes
+        at, name = own[0] if any(name == _TORCHRUN for _, name in found) else causes[-1]
         return LastError(shown_error(lines[at]), _kind(name, lines[at]))
     if code == 2 and (line := _last(lines, _ARGPARSE)):
         return LastError(shown_error(line), ARGUMENTS)
@@ -132,6 +135,16 @@ def error_in_lines(lines: Sequence[bytes], code: int) -> LastError | None:
 def last_error_in(lines: Sequence[bytes]) -> tuple[int, bytes] | None:
     """Return (index, name) of the last exception that is more than a wrapper's complaint; None without one."""
     return next((one for one in reversed(_exceptions(lines)) if one[1] not in _WRAPPERS), None)
+
+
+def is_lost_connection(line: bytes) -> bool:
+    """Whether an exception's line says that another process is gone."""
+    return _LOST.search(line[: log_tail.LINE_BYTES]) is not None
+
+
+def without_ranks(line: bytes) -> bytes:
+    """Return a line without the ranks that it may begin with."""
+    return _RANK.sub(b"", line)
 
 
 def ends_traceback(line: bytes) -> bool:

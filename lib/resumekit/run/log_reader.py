@@ -13,19 +13,18 @@ import re
 
 from ..base.imports import Any, NamedTuple
 from ..base.paths import MAX_STEP
-from ..base.values import count, items, mapping, string
+from ..base.values import count, mapping, string
 from . import log_patterns
 from .log_formats import AUTO, FORMATS, NONE, YIELDS, Format
 from .log_patterns import MAX_LINE_BYTES
+from .rank_lines import SURE_TOLD, RankLosses, as_rank
 
 # A format is looked for in so much of a log, its bars included.
 LOOKED_AT_BYTES = 2 << 20
-# Ranks and metrics of which an account is kept.
-MAX_RANKS, MAX_METRICS = 64, 20
+# Metrics of which an account is kept.
+MAX_METRICS = 20
 # A value whose step is still to come gets the one before it, if so many readings have not brought another.
 MAX_WAITS = 2
-# Two tellings that are not finite, without a step: the same as `health.SURE_TOLD`.
-SURE_TOLD = 2
 _SHOWN_BYTES = 120
 
 # What a launcher of several processes puts before each line: torchrun, mpirun --tag-output, srun --label.
@@ -87,10 +86,8 @@ class LogReader:
         self._marks = _marks() if self.is_looking else None
         self._words = {word.encode() for one in FORMATS.values() for word in one.words}
         self._pending = b""
-        self._rank = _text(string(known.get("rank")) or "") or None
-        # Of each rank whose last loss was not finite how many were, and since which step.
-        bad_ranks = [one for one in items(known.get("bad_ranks"))[:MAX_RANKS] if isinstance(one, str)]
-        self._bad_ranks: dict[bytes, tuple[int, int | None]] = {_text(one): (1, None) for one in bad_ranks}
+        self._rank = as_rank(string(known.get("rank")) or "") or None
+        self._bad_ranks = RankLosses(known.get("bad_ranks"))
         self.step = count(known.get("step"))
         self._total, self._is_total_sure = count(known.get("total")), known.get("is_total_sure") is True
         self._said_total: int | None = None
@@ -122,11 +119,10 @@ class LogReader:
     @property
     def account(self) -> dict[str, Any]:
         """Return what a successor goes on from, as plain values."""
-        ranks = sorted(self._bad_ranks)[:MAX_RANKS]
         return {
             "format": self.format, "looked_at": self._looked_at, "step": self.step, "total": self._total,
             "is_total_sure": self._is_total_sure, "rank": (self._rank or b"").decode("ascii", "replace"),
-            "bad_ranks": [one.decode("ascii", "replace") for one in ranks],
+            "bad_ranks": self._bad_ranks.account,
         }  # fmt: skip
 
     def feed(self, chunk: bytes) -> list[Told]:
@@ -223,21 +219,9 @@ class LogReader:
 
     def _of_other_rank(self, rank: bytes, line: bytes, use: _Compiled) -> list[Told]:
         """Take the loss of a rank that does not make the curve; two in a row that are not finite are told at once."""
-        loss = use.patterns["loss"].read(line)
-        if loss is None:
-            return []
-        if math.isfinite(loss):
-            self._bad_ranks.pop(rank, None)
-            return []
-        if rank not in self._bad_ranks and len(self._bad_ranks) >= MAX_RANKS:
-            return []
         steps = log_patterns.found_steps(line, use.patterns)
-        step = steps[0]["step"] if steps else self.step
-        told, first = self._bad_ranks.get(rank, (0, step))
-        first = step if first is None else first
-        self._bad_ranks[rank] = (told + 1, first)
-        is_sure = told + 1 == SURE_TOLD and first is not None
-        return [("nonfinite", {"step": first, "what": f"loss of {rank.decode().strip()}"})] if is_sure else []
+        bad = self._bad_ranks.take(rank, use.patterns["loss"].read(line), steps[0]["step"] if steps else self.step)
+        return [("nonfinite", bad)] if bad else []
 
     def _stepped(self, fields: dict[str, Any], use: _Compiled) -> Told:
         self.step = fields["step"]
@@ -373,10 +357,6 @@ def metric_name(name: str) -> str:
     """Return the name of an evaluation's metric in one form: `val loss` and torchtitan's `loss` are val_loss."""
     key = re.sub(r"\W+", "_", name.strip())[:80]
     return key if re.match("eval|val|test|perplexity|accuracy", key, re.IGNORECASE) else f"val_{key}"
-
-
-def _text(saved: str) -> bytes:
-    return saved.encode("ascii", "replace")[:_SHOWN_BYTES]
 
 
 def _whole(text: bytes | None) -> int | None:

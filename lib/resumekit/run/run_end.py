@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..base.files import UnreadableFile, read_json, utc_now
 from ..base.imports import Any
 from ..base.terminal import plain
-from ..base.values import above_zero, between, integer, mapping, one_of, seconds, string
+from ..base.values import above_zero, between, count, integer, mapping, one_of, seconds, string
 from .journal_fold import State
 from .run_folder import Run
 
@@ -62,6 +62,8 @@ def words(end: dict[str, Any] | None) -> str:
     by_signal = f"; signal {end['signal']}" if integer(end.get("signal")) else ""
     by_signal += f"; on {end['by']}" if _stop(end.get("by")) else ""
     died_of = error(end)
+    rank = rank_words(end)
+    by_signal += f"; {plain(rank)}" if rank else ""
     by_signal += f"; but: {plain(died_of)}" if died_of else ""
     by_signal += "; killed for want of memory" if is_oom_kill(end) else ""
     elapsed_s = seconds(end.get("elapsed_s"))
@@ -74,7 +76,27 @@ def fields(end: dict[str, Any] | None) -> dict[str, Any]:
     seen = {key: end.get(key) if end else None for key in ("code", "signal", "elapsed_s", "pid")}
     by = {"by": end["by"]} if end and _stop(end.get("by")) else {}
     by |= {"error": error(end)} if error(end) else {}
+    by |= {"failed_rank": failed} if (failed := failed_rank(end)) else {}
     return {**seen, **by, **({"oom_kill": True} if is_oom_kill(end) else {})}
+
+
+def failed_rank(end: dict[str, Any] | None) -> dict[str, Any]:
+    """Return which rank brought a training down, and its code, signal or error; {} where that is not known."""
+    found = mapping(end.get("failed_rank")) if end is not None else {}
+    read = {"rank": count, "code": _code, "signal": between(1, 64), "error": string}
+    kept = {key: value for key, reader in read.items() if (value := reader(found.get(key))) is not None}
+    return kept if "rank" in kept else {}
+
+
+def rank_words(end: dict[str, Any] | None) -> str:
+    """Say how the rank that brought a training down ended: 'rank 1 was killed by signal 9'; '' if not known."""
+    failed = failed_rank(end)
+    if not failed:
+        return ""
+    if "error" in failed:
+        return f"rank {failed['rank']}: {failed['error']}"
+    how = f"was killed by signal {failed['signal']}" if "signal" in failed else f"ended with code {failed.get('code')}"
+    return f"rank {failed['rank']} {how}"
 
 
 def is_oom_kill(end: dict[str, Any] | None) -> bool:

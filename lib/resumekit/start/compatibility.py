@@ -139,7 +139,7 @@ def ask_for_shapes(choice: Choice, ready: Ready) -> WeightFit | None:
     with tempfile.TemporaryDirectory(prefix="resumekit-describe-") as folder:
         own = preflight.run_paths(choice, "RUN_ID")._replace(run_dir=Path(folder))
         config.write_resolved(own.run_dir, choice.config)
-        shapes = _shapes(_run([*preflight.trainer_argv(choice, own, ready), *arguments], ready, own))
+        shapes = _shapes(_run([*preflight.trainer_argv(choice, own, ready, is_alone=True), *arguments], ready, own))
     saved = {name: tuple(shape) for name, (shape, _) in choice.chosen.content.tensors.items()}
     return compare_weights(saved, shapes)
 

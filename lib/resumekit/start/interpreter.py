@@ -16,6 +16,7 @@ from ..base import background_command, imports, paths
 from ..base.errors import InvalidFile, ToolMissing
 from ..base.imports import Any
 from ..base.terminal import WARNING, Note
+from . import torchrun
 
 TIMEOUT_S = 20.0
 # One user's interpreter where the config, with the trainer.python of another one, is shared.
@@ -141,7 +142,8 @@ def python_origin(resolved: Mapping[str, Any]) -> str:
     trainer = resolved["trainer"]
     if trainer.get("wrap"):
         return "trainer.wrap"
-    return "trainer.python" if trainer["command"][0] == "{python}" and trainer.get("python") else "trainer.command"
+    is_named = trainer["command"][0] == "{python}" or torchrun.is_launched(resolved)
+    return "trainer.python" if is_named and trainer.get("python") else "trainer.command"
 
 
 def is_wrapped(resolved: Mapping[str, Any], argv: Sequence[str]) -> bool:

@@ -72,11 +72,14 @@ def check(choice: Choice, request: Request) -> Ready:
     _refuse_unresumable(choice)
     interpreter.check_helpers(choice.config)
     # A placeholder that there is not is found by a person's start, not by the night's first cut.
-    argv = trainer_argv(choice, run_paths(choice, "RUN_ID"), ready, trainer_command.lr_words(choice.config, "0"))
+    own, handed = run_paths(choice, "RUN_ID"), trainer_command.lr_words(choice.config, "0")
+    started, argv = (trainer_argv(choice, own, ready, handed, is_alone=is_alone) for is_alone in (False, True))
     search_path = os.environ.get("PATH", os.defpath)
     if not choice.config["trainer"].get("wrap"):  # what lies behind a wrapper is not to be seen from here
         interpreter.check_override(ready.python, search_path)
     trainer_command.check_program(argv, ready.cwd, search_path, interpreter.python_origin(choice.config))
+    if started[0] != argv[0]:
+        trainer_command.check_program(started, ready.cwd, search_path, "trainer.launcher")
     if choice.recovery is None:  # a missing mailer must not keep a run from going on in the night
         trainer_command.check_notifier(config.get(choice.config, "notify.command"), root, search_path)
     _refuse_full_disk(choice.table.runs_dir)
@@ -117,13 +120,15 @@ def chosen_file(choice: Choice) -> Path:
 
 
 def trainer_argv(
-    choice: Choice, paths: RunPaths, ready: Ready, handed: Sequence[str] = (), held: Path | None = None
+    choice: Choice, paths: RunPaths, ready: Ready, handed: Sequence[str] = (), held: Path | None = None,
+    *, is_alone: bool = False,
 ) -> list[str]:  # fmt: skip
     """Return the trainer's command line in the run folder that `paths` names.
 
     Args:
         handed: the words that hand a cut rate over.
         held: the checkpoint that it loads in the place of the chosen one; None for that.
+        is_alone: as in `trainer_command.build_argv`.
     """
     values = {
         "run_id": paths.run_dir.name,
@@ -148,6 +153,7 @@ def trainer_argv(
         is_resume=_is_resume(choice),
         is_init=choice.init is not None and not _is_resume(choice),
         handed=handed,
+        is_alone=is_alone,
     )
 
 
@@ -175,7 +181,7 @@ def code_of(choice: Choice, ready: Ready, snapshot: code_state.Snapshot) -> code
     """
     from . import code_scope, command_files  # late: `check` alone has no use for them
 
-    argv = trainer_argv(choice, run_paths(choice, "RUN_ID"), ready)
+    argv = trainer_argv(choice, run_paths(choice, "RUN_ID"), ready, is_alone=True)
     files = command_files.named_files(argv, ready.cwd, ready.root, choice.table.runs_dir)
     if ready.root != snapshot.root:
         snapshot = code_state.start_snapshot(ready.root)

@@ -14,9 +14,10 @@ from pathlib import Path
 from ..base import paths
 from ..base.errors import InvalidFile, ToolMissing
 from ..base.imports import Any
+from ..config import launcher_rules
 from ..config.rules import WHOLE_CONFIG
 from ..config.yaml_scalars import show
-from . import interpreter
+from . import interpreter, torchrun
 
 # Sections that the kit itself acts on; in all others, and in `checkpoint.every` and its kin, the trainer has to.
 _SECTIONS_OF_THE_KIT = {
@@ -83,9 +84,9 @@ def untold(config: Mapping[str, Any], keys: Sequence[str]) -> str | None:
 
 def build_argv(
     config: Mapping[str, Any], values: Mapping[str, str], *, is_resume: bool, is_init: bool = False,
-    handed: Sequence[str] = (),
+    handed: Sequence[str] = (), is_alone: bool = False,
 ) -> list[str]:  # fmt: skip
-    """Return the trainer's argv: wrap, command, resume_args on a resume, then extra_args as they stand.
+    """Return the trainer's argv: wrap, launcher, command, resume_args on a resume, then extra_args as they stand.
 
     Args:
         config: the resolved config.
@@ -93,15 +94,27 @@ def build_argv(
         is_resume: the run starts from a checkpoint.
         is_init: it begins with the weights of one: init_args, too.
         handed: what comes last: a trainer takes an option's last value (`handed_rate`).
+        is_alone: one process of it, without the launcher: to ask the trainer something.
+
+    Raises:
+        InvalidFile: as `fill` and `torchrun.torchrun_words`; an argument cannot be one.
     """
     trainer = config["trainer"]
-    parts = [(part, "trainer.wrap") for part in trainer.get("wrap") or ()]
-    parts += [(part, "trainer.command") for part in trainer["command"]]
+
+    def filled(words: Sequence[str] | None, key: str) -> list[str]:
+        return [fill(word, values, config, f"trainer.{key}") for word in words or ()]
+
+    argv, command = filled(trainer.get("wrap"), "wrap"), trainer["command"]
+    if torchrun.is_launched(config):
+        command = launcher_rules.script_words(command) or command
+        options = filled(trainer["launcher"]["args"], "launcher.args")
+        starter = [values["python"]] if is_alone else torchrun.torchrun_words(config, values, options)
+        argv = [*([] if is_alone else torchrun.node_words(config)), *argv, *starter]
+    argv += filled(command, "command")
     if is_resume:
-        parts += [(part, "trainer.resume_args") for part in trainer["resume_args"]]
+        argv += filled(trainer["resume_args"], "resume_args")
     if is_init:
-        parts += [(part, "trainer.init_args") for part in trainer.get("init_args") or ()]
-    argv = [fill(part, values, config, source) for part, source in parts]
+        argv += filled(trainer.get("init_args"), "init_args")
     argv += [*trainer["extra_args"], *handed]
     if odd := next((part for part in argv if "\0" in part), None):
         raise InvalidFile(f"the trainer's argument {odd!r} holds a NUL character, which no command line can carry")

@@ -13,7 +13,7 @@ import time
 from ..base.imports import Any, NamedTuple
 from ..base.terminal import duration
 from ..base.values import count, seconds
-from ..run import liveness, log_tail, own_runs, run_table, status, throughput
+from ..run import liveness, log_tail, own_runs, run_end, run_table, status, throughput
 from ..run.journal_fold import RECORDS_EDITED, State
 from ..run.run_folder import Run
 from ..run.run_table import RunTable
@@ -181,7 +181,7 @@ def observation(run: Run, state: State, view: View, table: RunTable, limits: Lim
         lineage_speed=speed,
         lineage_whole=whole,
         fruitless=fruitless_starts(run, state, table, limits.max_attempts) if has_ended else 0,
-        log_ooms=log_ooms(run, math.inf) if has_ended else _log_ooms_now(run, state, limits, now_s),
+        log_ooms=ooms_at_end(run, view.end) if has_ended else _log_ooms_now(run, state, limits, now_s),
         last_words=_last_words(run, view.end) if has_ended else "",
         free_bytes=free_bytes,
         free_inodes=free_inodes,
@@ -288,6 +288,12 @@ def _starts(run: Run, state: State, table: RunTable) -> list[_Start]:
         further = count(run.setting("recover", "replay_steps")) if "aborted" in seen else 0
         starts.append(_Start(begun, max(begun, reached), max(begun, saved), further or 0))
     return starts
+
+
+def ooms_at_end(run: Run, end: dict[str, Any] | None) -> int:
+    """Return `log_ooms` of a run that is over; torchrun's banner of many ranks stands behind the words of the first."""
+    error = run_end.failed_rank(end).get("error", "")
+    return log_ooms(run, math.inf) or int(_OOM.search(error.encode("utf-8", "replace")) is not None)
 
 
 def _log_ooms_now(run: Run, state: State, limits: Limits, now_s: float | None) -> int:

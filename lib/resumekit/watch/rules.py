@@ -183,7 +183,9 @@ def _ended(state: State, limits: Limits, sight: Observation) -> Iterator[Finding
     signal = (sight.end or {}).get("signal")
     how = f"by signal {signal}" if signal else f"with code {code}" if code is not None else "and how is not known"
     last_words = run_end.error(sight.end) or sight.last_words
-    if run_end.has_failed(sight.end) and not signal and last_words:
+    if rank := run_end.rank_words(sight.end):
+        how += f": {rank[:MAX_WORDS]}"
+    elif run_end.has_failed(sight.end) and not signal and last_words:
         how += f", its last line: '{last_words[:MAX_WORDS]}'"
     memory = f"; {sight.log_ooms} lines of its log's last speak of memory" if sight.log_ooms else ""
     if run_end.is_oom_kill(sight.end):
