@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .base import terminal
-from .base.errors import DONE, FAILED, USAGE, InvalidFile, KitError, UsageError, report
+from .base.errors import DONE, FAILED, USAGE, InvalidFile, KitError, NeedsAccept, UsageError, report
 from .base.imports import Any
 from .base.terminal import say, show_json, show_text, stdout_width
 
@@ -60,6 +60,8 @@ def _launch(arguments: list[str], choose: Callable[[Any], Any], prog: str) -> in
     options = parse(arguments)
     request = options.request()
     terminal.progress = lambda sentence: say(prog, sentence)
+    if request.job is not None:
+        return _start_of_a_job(options, request, choose, prog)
     if request.is_dry_run:
         from .start import pipeline, plan_report
 
@@ -70,6 +72,29 @@ def _launch(arguments: list[str], choose: Callable[[Any], Any], prog: str) -> in
     run = make_folder.start(request, choose, prog, options.launcher_pid, [prog, *options.typed])
     launcher_answer.write(run, by_position=options.is_answered_by_position)
     return DONE
+
+
+def _start_of_a_job(options: Any, request: Any, choose: Callable[[Any], Any], prog: str) -> int:
+    """Start what job.sh of a submitted job asks for; what needs consent now was agreed to then, or is told of."""
+    from .start import later_start, launcher_answer, make_folder
+
+    try:
+        settled = later_start.settled(request)
+        run = make_folder.start(settled, choose, prog, options.launcher_pid, [prog, *options.typed])
+    except NeedsAccept as error:
+        from .watch import held_job
+
+        held_job.tell(request, request.job, error)
+        raise
+    launcher_answer.write(run, by_position=options.is_answered_by_position)
+    return DONE
+
+
+def _submit(arguments: list[str]) -> int:
+    from .start import submit
+
+    terminal.progress = lambda sentence: say("submit.sh", sentence)
+    return submit.main(arguments)
 
 
 def _runs(arguments: list[str]) -> int:
@@ -196,6 +221,7 @@ def _version(arguments: list[str]) -> int:
 _VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "start": (_start, "run.sh"),
     "resume": (_resume, "resume.sh"),
+    "submit": (_submit, "submit.sh"),
     "runs": (_runs, "runs.sh"),
     "watch": (_watch, "abort-watch.sh"),
     "install-watch": (_install_watch, "watch_installer.sh"),
