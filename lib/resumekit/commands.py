@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .base import terminal
+from .base import slurm, terminal
 from .base.errors import DONE, FAILED, USAGE, InvalidFile, KitError, NeedsAccept, UsageError, report
 from .base.imports import Any
 from .base.terminal import say, show_json, show_text, stdout_width
@@ -60,8 +60,10 @@ def _launch(arguments: list[str], choose: Callable[[Any], Any], prog: str) -> in
     options = parse(arguments)
     request = options.request()
     terminal.progress = lambda sentence: say(prog, sentence)
-    if request.job is not None:
-        return _start_of_a_job(options, request, choose, prog)
+    if own := slurm.allocation():
+        from .start import in_job  # late: outside of a job nothing of it counts
+
+        choose = in_job.chooser(choose, own)
     if request.is_dry_run:
         from .start import pipeline, plan_report
 
@@ -69,22 +71,13 @@ def _launch(arguments: list[str], choose: Callable[[Any], Any], prog: str) -> in
         return plan_report.print_report(planned, is_json="json" in options.switches)
     from .start import launcher_answer, make_folder
 
-    run = make_folder.start(request, choose, prog, options.launcher_pid, [prog, *options.typed])
-    launcher_answer.write(run, by_position=options.is_answered_by_position)
-    return DONE
-
-
-def _start_of_a_job(options: Any, request: Any, choose: Callable[[Any], Any], prog: str) -> int:
-    """Start what job.sh of a submitted job asks for; what needs consent now was agreed to then, or is told of."""
-    from .start import later_start, launcher_answer, make_folder
-
     try:
-        settled = later_start.settled(request)
-        run = make_folder.start(settled, choose, prog, options.launcher_pid, [prog, *options.typed])
+        run = make_folder.start(request, choose, prog, options.launcher_pid, [prog, *options.typed])
     except NeedsAccept as error:
-        from .watch import held_job
+        if request.job is not None:
+            from .watch import held_job
 
-        held_job.tell(request, request.job, error)
+            held_job.tell(request, request.job, error)
         raise
     launcher_answer.write(run, by_position=options.is_answered_by_position)
     return DONE
@@ -211,6 +204,12 @@ def _stop(arguments: list[str]) -> int:
     )  # fmt: skip
 
 
+def _job_end(arguments: list[str]) -> int:
+    from .watch import requeue
+
+    return requeue.after_the_last_run(Path(arguments[0]), int(arguments[1]))
+
+
 def _version(arguments: list[str]) -> int:
     from .base import kit_version
 
@@ -234,4 +233,5 @@ _VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "version": (_version, "version"),
     "take-up": (_take_up, "take-up"),
     "escalate": (_escalate, "escalate"),
+    "job-end": (_job_end, "job-end"),
 }
