@@ -45,7 +45,7 @@ def may_wait(run: Run) -> bool:
     if mapping(run.record.get("scheduler")).get("name") != "slurm" or os.path.lexists(run.paths.continuation):
         return False
     with contextlib.suppress(OSError):
-        return status.current(run)["state"] != "finished"
+        return bool(status.current(run)["state"] != "finished")
     return False
 
 
