@@ -10,7 +10,7 @@
 source "${BASH_SOURCE[0]%/*}/command_line.sh"
 
 # Exit codes with a name of their own; the trainer's code passes through untouched.
-readonly KIT_FAILED=1 KIT_CHECKS_FAILED=7 KIT_STOPPED_BY_RULE=8
+readonly KIT_FAILED=1 KIT_REFUSED=6 KIT_CHECKS_FAILED=7 KIT_STOPPED_BY_RULE=8
 # A sidecar's word that a person has to be told of a run that ended with code 0; no command ends with it.
 readonly KIT_ENDED_EARLY=9
 # A sidecar's word that another folder lies in the place of the run's.
@@ -27,7 +27,11 @@ kit_start() { # <verb>: ask Python what to do, then do it, or with --dry-run onl
   if ((KIT_IS_DRY_RUN)); then
     exec "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit_cli.py" "$1" --dry-run "${question[@]:1}"
   fi
+  if ((KIT_DETACHED)) && kit_is_in_batch_job; then
+    die "$KIT_REFUSED" "--detach in a batch job: the job ends with its script, and the trainer with the job; leave --detach out"
+  fi
   kit_ask "${question[@]}" || exit "$?"
+  if [[ -z ${KIT_FIELD[RUN_ID]:-} ]]; then return 0; fi # Python has said why there is nothing to start
   if ((KIT_DETACHED)); then
     kit_detach
   else
@@ -56,6 +60,10 @@ kit_read_answer() { # <NAME=VALUE>... ARGV=<n> <word>...: fill KIT_FIELD and KIT
   [[ -n ${KIT_FIELD[RUN_ID]:-} && -n ${KIT_FIELD[RUN_DIR]:-} && -n ${KIT_FIELD[CWD]:-} && -n ${KIT_FIELD[TOKEN]:-} &&
     -n ${KIT_FIELD[CONFIG_HASH]:-} && -n ${KIT_FIELD[OUTPUT_LOG]:-} && -n ${KIT_FIELD[MADE]:-} &&
     ${KIT_FIELD[ARGV]:-} == "$#" ]]
+}
+
+kit_is_in_batch_job() { # whether a scheduler's script started this, with no user at a terminal
+  [[ -n ${SLURM_JOB_ID:-}${PBS_JOBID:-}${LSB_JOBID:-} && ! -t 0 ]]
 }
 
 kit_detach() { # supervise in a session of its own; return when the trainer runs, print the run id
@@ -95,10 +103,20 @@ kit_supervise() { # the run of KIT_FIELD, and every run that takes its place; re
     code=0 KIT_SIDECAR_CODE=0
     kit_supervise_one || code=$?
     # A sidecar loop that had to be killed may not have told that a rule has ended the run.
-    ((code || KIT_SIDECAR_CODE)) || return 0
-    kit_recover "$KIT_RUN_DIR" || return "$code"
+    ((code || KIT_SIDECAR_CODE)) || break
+    kit_recover "$KIT_RUN_DIR" || break
     KIT_IS_RECOVERY=1
   done
+  kit_end_job "$code"
+}
+
+kit_end_job() { # <code>: in a scheduler's job let Python decide whether it is requeued; return what the launcher ends with
+  local code=0
+  # The scheduler's next signals are for a run that is over.
+  if [[ -z ${SLURM_JOB_ID:-} || ! -d $KIT_RUN_DIR ]]; then return "$1"; fi
+  kit_hold_signals
+  "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit_cli.py" job-end "$KIT_RUN_DIR" "$1" || code=$?
+  return "$code"
 }
 
 kit_recover() { # <run-dir>: let Python decide whether the run is taken up; true if KIT_FIELD is what to supervise now

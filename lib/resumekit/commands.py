@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .base import terminal
+from .base import slurm, terminal
 from .base.errors import DONE, FAILED, USAGE, InvalidFile, KitError, UsageError, report
 from .base.imports import Any
 from .base.terminal import say, show_json, show_text, stdout_width
@@ -60,6 +60,10 @@ def _launch(arguments: list[str], choose: Callable[[Any], Any], prog: str) -> in
     options = parse(arguments)
     request = options.request()
     terminal.progress = lambda sentence: say(prog, sentence)
+    if own := slurm.allocation():
+        from .start import in_job  # late: outside of a job nothing of it counts
+
+        choose = in_job.chooser(choose, own)
     if request.is_dry_run:
         from .start import pipeline, plan_report
 
@@ -186,6 +190,12 @@ def _stop(arguments: list[str]) -> int:
     )  # fmt: skip
 
 
+def _job_end(arguments: list[str]) -> int:
+    from .watch import requeue
+
+    return requeue.after_the_last_run(Path(arguments[0]), int(arguments[1]))
+
+
 def _version(arguments: list[str]) -> int:
     from .base import kit_version
 
@@ -208,4 +218,5 @@ _VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "version": (_version, "version"),
     "take-up": (_take_up, "take-up"),
     "escalate": (_escalate, "escalate"),
+    "job-end": (_job_end, "job-end"),
 }

@@ -20,6 +20,8 @@ REFUSED = 6
 CHECKS_FAILED = 7
 STOPPED_BY_RULE = 8
 ENDED_EARLY = 9  # of the sidecar, to its launcher: a person has to be told; no command ends with it
+# Of a launcher in a scheduler's job: the run is to go on in another job (EX_TEMPFAIL of sysexits.h).
+TO_BE_CONTINUED = 75
 TOOL_MISSING = 127
 
 
@@ -77,6 +79,13 @@ class Refused(KitError):
     """The plan is refused, or another head is alive."""
 
     exit_code = REFUSED
+
+
+class NothingToDo(KitError):
+    """What was asked for is done or under way already: in a scheduler's job that is no failure."""
+
+    exit_code = DONE
+    code = "nothing_to_do"
 
 
 class Busy(Refused):

@@ -17,7 +17,9 @@ from .files import UnreadableFile, open_regular, read_end, utc_now
 from .imports import Any
 
 # These are fsynced: after a power cut they say which run, which checkpoint and which end there was.
-DURABLE_EVENTS = frozenset({"launched", "checkpoint", "abort", "recovery", "stopped", "taken_over", "exited"})
+DURABLE_EVENTS = frozenset(
+    {"launched", "checkpoint", "abort", "recovery", "stopped", "job_ends", "taken_over", "exited"}
+)
 # A line above this is no event of ours; a reader skips it instead of taking it into memory.
 MAX_LINE_BYTES = 1 << 20
 # Of another user's journal no more is read at once; what a sidecar has read of it before does not count.

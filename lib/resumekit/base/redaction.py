@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from . import slurm
 from .imports import Any, NamedTuple
 from .values import mapping, strings
 
@@ -194,8 +195,13 @@ def is_recorded_variable(name: str) -> bool:
     return name in NAMES or (name.startswith(_PREFIXES) and not any(word in name.upper() for word in _SECRET))
 
 
-def scheduler_variables(environment: Mapping[str, str]) -> dict[str, str | None] | None:
-    """Return which scheduler's job this environment is of, as {name, job}; None outside of any."""
+def scheduler_variables(environment: Mapping[str, str]) -> dict[str, str | int | None] | None:
+    """Return which scheduler's job this environment is of, as {name, job}; None outside of any.
+
+    Of Slurm's also how often it was requeued before, and the cluster.
+    """
+    if own := slurm.allocation(environment):
+        return {"name": "slurm", "job": own.job, "restarts": own.restarts, "cluster": own.cluster}
     for name, variable in _JOBS.items():
         if job := environment.get(variable):
             return {"name": name, "job": None if name == "kubernetes" else job[:_MAX_JOB_CHARACTERS]}

@@ -27,6 +27,8 @@ ENDED = frozenset({
 })  # fmt: skip
 # The state of a job that the controller does not know any more.
 GONE = "GONE"
+# By so much the clocks of two machines of a cluster may differ.
+CLOCKS_DIFFER_S = 600.0
 RUNNING, PENDING, COMPLETING = "RUNNING", "PENDING", "COMPLETING"
 
 
@@ -140,7 +142,8 @@ def is_over(job: Job, *, restarts: int, begun_s: float, is_same_cluster: bool) -
         return is_same_cluster
     if job.state == COMPLETING or not is_same_cluster:
         return False
-    is_another = job.submit_s is not None and job.submit_s > begun_s  # requeued, or an id that is used again
+    # Requeued, or an id that is used again; the clocks of controller and node may differ.
+    is_another = job.submit_s is not None and job.submit_s > begun_s + CLOCKS_DIFFER_S
     return job.state in ENDED or job.restarts > restarts or is_another
 
 

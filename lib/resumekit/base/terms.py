@@ -73,6 +73,20 @@ REPLAYED = frozenset({NONFINITE, DIVERGED})
 NEVER_RECOVERED = frozenset({CRASH_LOOP, CHECKS_FAILED})
 
 
+# Why a scheduler ends the job that a run is in, by the scheduler's own word (process/job_end).
+#
+# The words stand in the `job_ends` event and in status.json; docs/slurm.md has the table for people.
+
+CANCELLED, PREEMPTED, REQUEUED, TIME_LIMIT = "cancelled", "preempted", "requeued", "time_limit"
+# By USR1 or USR2 while the job goes on; by a TERM alone while it goes on; the scheduler does not say.
+WARNED_JOB, SIGNALLED, UNKNOWN_CAUSE = "warned", "signalled", "unknown"
+JOB_CAUSES = (CANCELLED, PREEMPTED, REQUEUED, TIME_LIMIT, WARNED_JOB, SIGNALLED, UNKNOWN_CAUSE)
+# A user wants it ended: it is never requeued.
+STOPPED_JOB = frozenset({CANCELLED, SIGNALLED})
+# The run is to go on, and the scheduler does not see to it by itself.
+TO_BE_REQUEUED = frozenset({PREEMPTED, TIME_LIMIT, WARNED_JOB})
+
+
 # One check of a resumed run: what was expected, what was found, and the verdict.
 #
 # The trainer's helpers and the sidecar write each as a `check` event into the journal; the status adds them up.

@@ -80,6 +80,7 @@ class Sidecar:
         self._new_checkpoints = NewCheckpoints(run, saved)
         self._unseen_steps = UnseenSteps(run)
         self._holding = _holding(run)
+        self._wall_time = _wall_time(run)
         self._acceptance = _acceptance(run, self._state, self._journal_offset)
         self._account = sidecar_state.Account(run)
         self._nan_guard = NanGuard(run)
@@ -176,6 +177,8 @@ class Sidecar:
             self._code.look(now, self._append)
             if self._shown_state in status.LIVE:  # what is over may be continued, and is not stopped for that
                 self._obedience.look(self._state, now)
+                if self._wall_time:
+                    self._wall_time.look(self._state, now)
         if not has_ended:
             self._accept(has_ended=False)
             self._nan_guard.stop_if_nonfinite(self._state, now)
@@ -439,6 +442,15 @@ def _holding(run: Run) -> Any:
     from ..run.held import Holding  # late, as above
 
     return Holding(run)
+
+
+def _wall_time(run: Run) -> Any:
+    """Return what stops a run before its job's time is over; None for a run that no job of Slurm has started."""
+    if mapping(run.record.get("scheduler")).get("name") != "slurm":
+        return None
+    from .wall_time import of_run  # late, as above
+
+    return of_run(run)
 
 
 def _acceptance(run: Run, state: dict[str, Any], offset: int) -> Any:

@@ -15,7 +15,7 @@ from ..base.files import UnreadableFile, read_json, to_json, utc_now, write_atom
 from ..base.imports import Any
 from ..base.terminal import plain
 from ..base.values import mapping, string
-from ..run import life_signs, status
+from ..run import life_signs, liveness, status
 from ..run.journal_fold import State
 from ..run.liveness import HERE
 from ..run.run_folder import Run
@@ -153,22 +153,30 @@ def _user(uid: int) -> str:
 # finds it. Try it: `bin/resume.sh EXP-01 --take-over`
 
 
-def record_take_over(parent: Run, child_run_id: str) -> None:
+def record_take_over(parent: Run, child_run_id: str, *, has_word: bool) -> None:
     """Journal `taken_over` in a run that has just been claimed, where it is not seen to be dead.
+
+    Args:
+        parent: the run.
+        child_run_id: the run that has claimed it.
+        has_word: a person says that it is dead; without, only the word of its scheduler is written down.
 
     Raises:
         Refused: it has shown a sign of life meanwhile.
         KitError: it cannot be written. The caller takes its claim back.
     """
     sight = life_signs.examine(parent, status.read_state(parent), is_thorough=True)
-    if sight.verdict.what == processes.DEAD:
-        return  # no word was needed
-    if not sight.verdict.can_take_over:
+    by = caller()
+    if sight.verdict.code == liveness.JOB:
+        by = f"slurm (job {plain(str(mapping(parent.record.get('scheduler')).get('job')))})"
+    elif sight.verdict.what == processes.DEAD or not has_word:
+        return  # no word was needed, or none was said
+    elif not sight.verdict.can_take_over:
         raise Refused(f"'{parent.run_id}' has shown a sign of life just now: {sight.verdict.words}")
     sign = life_signs.last_sign(parent, is_of_trainer=True)
     try:
         journal.append(
-            parent.paths.journal, "taken_over", parent.run_id, by=caller(), host=processes.host_name(),
+            parent.paths.journal, "taken_over", parent.run_id, by=by, host=processes.host_name(),
             child_run_id=child_run_id, evidence=f"{sight.verdict.words}; {life_signs.age_words(sight, parent)}",
             last_sign_s=sign.at_s if sign else None, session_lock=sight.evidence.session_lock,
         )  # fmt: skip

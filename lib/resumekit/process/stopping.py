@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ..base import claims, journal, process_details, processes
+from ..base import claims, journal, process_details, processes, slurm
 from ..base.errors import DONE, FAILED
 from ..base.terminal import say
 from ..base.values import seconds, string, strings, wait_s
@@ -23,7 +23,7 @@ from ..run import life_signs, liveness, run_end, run_table, status
 from ..run.journal_fold import State
 from ..run.liveness import HERE, OURS
 from ..run.run_folder import Run, open_run
-from . import stop_signals, survivors
+from . import job_end, stop_signals, survivors
 from .survivors import PATIENCE, SETTLE_S, Progress, Survivors, signal_for
 
 # How long a trainer that is just being started is waited for before a stop gives up on it.
@@ -75,13 +75,26 @@ def stop(
     if signal_name in _passed_on(run):
         return _pass_on(run, trainer, signal_name, has_heard=has_heard)
     is_over = trainer is None and _awaits_recovery(run)
+    # INT is a user's at a terminal: no scheduler sends it.
+    asked = job_end.Asked(run, signal_name) if is_launcher_s and signal_name != "INT" else None
     if trainer is not None or is_over:
         _write_down(run, signal_name, trainer, is_now=is_now)
     if is_over:
         return _stop_the_next(run, signal_name, is_now=is_now)
     if is_now or trainer is None:
         return _end_now(run, trainer)
-    return _alone(run, lambda: _end(run, trainer, signal_name, has_heard=has_heard))
+    return _told_why(asked, lambda: _alone(run, lambda: _end(run, trainer, signal_name, has_heard=has_heard)))
+
+
+def _told_why(asked: job_end.Asked | None, end: Callable[[], int]) -> int:
+    """End a run, and journal why its job ends: at once where the scheduler says so at once, else after the end."""
+    if asked is None:
+        return end()
+    asked.note(job_end.FIRST_WAIT_S)
+    try:
+        return end()
+    finally:
+        asked.note(slurm.TIMEOUT_S)
 
 
 def kill_what_is_left(run: Run, state: State) -> int:

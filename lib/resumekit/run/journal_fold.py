@@ -208,6 +208,9 @@ def _checkpoint(state: State, event: Event) -> None:
     _take(state, event, "step", count, "last_checkpoint_step")
     if step is not None and mono_s is not None:
         state["symptoms"] = health.on_save(state.get("symptoms", {}), event, step, mono_s)
+    taken_s = number(event.get("seconds"))
+    if taken_s is not None and taken_s > state.get("longest_save_s", 0.0):
+        state["longest_save_s"] = taken_s
     if event.get("writer") is None:  # the sidecar's attester tells of files that it finds
         throughput.on_save_over(state, event)
 
@@ -299,6 +302,12 @@ def _stopped(state: State, event: Event) -> None:
     _take(state, event, "asked_by", text, "stop_asked_by")
 
 
+def _job_ends(state: State, event: Event) -> None:
+    cause = event.get("cause")
+    if cause in terms.JOB_CAUSES:  # the last one: what Slurm did not say at the signal it may have said at the end
+        state["job_ends"] = {"cause": cause, "reason": text(event.get("reason"))}
+
+
 def _taken_over(state: State, event: Event) -> None:
     typed = {"by": text, "host": text, "child_run_id": text, "at": at, "last_sign_s": number, "session_lock": text}
     state["taken_over"] = {key: of(event.get(key)) for key, of in typed.items()}
@@ -313,7 +322,7 @@ _FOLDS: dict[str, Callable[[State, Event], None]] = {
     "launched": _launched, "resumed": _resumed, "step": _step, "phase": _phase, "eval": _eval, "best": _best,
     "checkpoint": _checkpoint, "heartbeat": _heartbeat, "warning": _warning, "stopped": _stopped,
     "exited": _exited, "check": _check, "swap": _swap, "abort": _abort, "recovery": _recovery,
-    "saving": throughput.on_save_begun, "taken_over": _taken_over,
+    "saving": throughput.on_save_begun, "taken_over": _taken_over, "job_ends": _job_ends,
     "log_format": _log_format, "nonfinite": _fault, "oom": _fault, "eval_crashed": _fault,
 }  # fmt: skip
 

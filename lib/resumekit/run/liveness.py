@@ -16,6 +16,8 @@ from .run_folder import Run
 HERE, NAMESPACE, BOOT, HOST = "here", "namespace", "boot", "host"
 # The verdict on a run whose end is written down, and that trains on all the same.
 MOVES = "moves"
+# The verdict on a run that a scheduler's word has declared dead.
+JOB = "job"
 # A lock that is held by processes alone that were started to outlive the trainer: without the run's token.
 HELPERS = "helpers"
 # A file that has changed within so many seconds is a sign of life. The sidecar renews status.json each minute.
@@ -37,6 +39,7 @@ class Evidence(NamedTuple):
         is_fresh: a file of the run has changed within FRESH_S.
         moves_on: the end is written down, and a file of the trainer's has changed since.
         has_word: a person has said that it is dead (`--take-over`), and nothing has changed since.
+        is_job_over: the scheduler says that the job which it ran in is over, or has begun anew.
     """
 
     place: str
@@ -52,6 +55,7 @@ class Evidence(NamedTuple):
     is_fresh: bool = False
     has_word: bool = False
     moves_on: bool = False
+    is_job_over: bool = False
 
 
 class Verdict(NamedTuple):
@@ -91,6 +95,7 @@ _WORDS = {
     "processes": "its processes are gone",
     "reboot": "its host has been started anew, its lock is free, and none of its files changes",
     "lock_free": "its trainer's lock is free, on this very host and boot, and none of its files changes",
+    JOB: "the scheduler says that its job is over, or has begun anew",
     "word": "a person has said that it is dead (--take-over), and nothing of it has changed since",
     "session_lock": "a process holds its trainer's lock",
     "status_lock": "its sidecar is at work",
@@ -108,8 +113,9 @@ def judge(seen: Evidence) -> Verdict:
 
     The rules: a sign of life (process, member of its session, held lock, changing file) is never outvoted by the lack
     of another one; DEAD needs a proof: an end that was written down, processes that would be seen, a free lock of the
-    same host and boot, or a person's word that nothing has contradicted since. Where processes are seen, files that
-    have just changed prove nothing: a trainer that dies leaves such files.
+    same host and boot, the word of the scheduler that ran it, or a person's word that nothing has contradicted since.
+    Where processes are seen, files that have just changed prove nothing: a trainer that dies leaves such files. Nor
+    do they where a scheduler has ended its job: the claim of what goes on keeps a trainer that comes back from saving.
     """
     if seen.is_ended:
         return _after_the_end(seen)
@@ -126,7 +132,7 @@ def _after_the_end(seen: Evidence) -> Verdict:
         return _alive(MOVES)
     if seen.members or (seen.place == HERE and seen.trainer == ALIVE and seen.whose == OURS):
         return _alive("members")
-    if seen.session_lock == HELD:
+    if seen.session_lock == HELD and not (seen.is_job_over and seen.place in (BOOT, HOST)):
         return _dead("word") if seen.has_word else _unknown("session_lock", _end_holder(seen), can_take_over=True)
     return _dead("ended")
 
@@ -135,6 +141,8 @@ def _before_the_start(seen: Evidence) -> Verdict:
     """No trainer is known of; one whose journal was lost is named by the status."""
     if seen.place == HERE and seen.trainer == ALIVE and seen.whose != COPY:
         return _alive("process")
+    if seen.is_job_over and seen.place in (BOOT, HOST):
+        return _dead(JOB)
     is_coming = seen.launcher == ALIVE or seen.session_lock == HELD or (seen.launcher == UNKNOWN and seen.is_fresh)
     return _alive("starting") if is_coming or seen.members else _dead("no_trainer")
 
@@ -167,6 +175,8 @@ def _in_another_namespace(seen: Evidence) -> Verdict:
         return _alive("members", "place")
     if HELD in (seen.session_lock, seen.status_lock):
         return _alive(_sign_of(seen), "place")
+    if seen.is_job_over:
+        return _dead(JOB)
     if seen.is_fresh:
         return _unknown("fresh", WAIT, "place")
     if seen.session_lock in (FREE, HELPERS):
@@ -176,6 +186,8 @@ def _in_another_namespace(seen: Evidence) -> Verdict:
 
 def _in_another_boot(seen: Evidence) -> Verdict:
     """A reboot, most of the time; or a clone of this machine with its name, which trains on the same disk."""
+    if seen.is_job_over:
+        return _dead(JOB)
     if HELD in (seen.session_lock, seen.status_lock) or seen.is_fresh or seen.members:
         if seen.has_word and not seen.is_fresh and not seen.members:
             return _dead("word")
@@ -188,6 +200,8 @@ def _in_another_boot(seen: Evidence) -> Verdict:
 
 def _on_another_host(seen: Evidence) -> Verdict:
     """Neither its processes nor its locks say anything: a network drive loses locks."""
+    if seen.is_job_over:
+        return _dead(JOB)
     if seen.is_fresh or seen.members:
         return _alive("fresh" if seen.is_fresh else "members", "place")
     if seen.has_word:

@@ -58,7 +58,7 @@ RECOVERY: dict[str, Reader] = {
 }  # fmt: skip
 # Every key of a state, with the type that a fold gives it.
 _TYPES: dict[str, Reader] = {
-    **dict.fromkeys(("loss", "lr", "lr_scale", "best_eval_acc", "waited_s", "saved_s"), number),
+    **dict.fromkeys(("loss", "lr", "lr_scale", "best_eval_acc", "waited_s", "saved_s", "longest_save_s"), number),
     "steps_per_sec": speed,
     **dict.fromkeys(("step_mono_s", "first_step_mono_s", "waiting_since_s", "saving_since_s", "active_mono_s",
                      "suspended_since_s",
@@ -87,6 +87,7 @@ _TYPES: dict[str, Reader] = {
     ),
     "recovery": fields({key: short_text if of is text else of for key, of in RECOVERY.items()}),
     "stopped": fields({"by": short_text, "at": at, "has_handler": flag}),
+    "job_ends": fields({"cause": one_of(terms.JOB_CAUSES), "reason": short_text}),
     "taken_over": fields({
         **dict.fromkeys(("by", "host", "child_run_id", "session_lock"), short_text), "at": at, "last_sign_s": number,
     }),

@@ -167,6 +167,7 @@ def observe(run: Run, state: State, view: View) -> dict[str, Any]:
         "checks": terms.checks_summary(state.get("checks", {})),
         "recovery": state.get("recovery"),
         "stopped_by": stop_of(state, view.end) if is_now in ("stopped", "preempted") else None,
+        "job_cause": job_cause(state) if is_now in ("stopped", "preempted") else None,
         "suspended": [one._asdict() for one in view.suspended],
         "liveness": view.trainer,
         "last_heard_at": view.last_heard_at,
@@ -228,6 +229,12 @@ def stop_of(state: State, end: dict[str, Any] | None) -> str | None:
     return (state.get("stopped") or {}).get("by") or run_end.stopped_by(end)
 
 
+def job_cause(state: State) -> str | None:
+    """Return why a scheduler ended the run's job, one of terms.JOB_CAUSES; None where none did."""
+    cause: str | None = (state.get("job_ends") or {}).get("cause")
+    return cause
+
+
 def has_scheduler(run: Run) -> bool:
     """Whether a scheduler's job started the run, by run.json; one from before that field may name Slurm's job."""
     values = mapping(mapping(run.record.get("environment")).get("values"))
@@ -241,7 +248,11 @@ def _codes(value: Any) -> frozenset[int]:
 def _asked_state(state: State) -> str | None:
     """Name the end of a run that was asked for; None where none was."""
     stopped = state.get("stopped")
-    return None if not stopped else "preempted" if stopped.get("by") in _WARNINGS else "stopped"
+    if not stopped:
+        return None
+    if (cause := job_cause(state)) is not None:
+        return "stopped" if cause in terms.STOPPED_JOB else "preempted"
+    return "preempted" if stopped.get("by") in _WARNINGS else "stopped"
 
 
 def _end_state(state: State, end: dict[str, Any], max_steps: int | None, shows_steps: bool, stopped: str | None) -> str:
@@ -252,6 +263,8 @@ def _end_state(state: State, end: dict[str, Any], max_steps: int | None, shows_s
         return asked
     if state.get("aborted"):
         return "aborted"
+    if stopped and job_cause(state) in terms.STOPPED_JOB:
+        stopped = "stopped"
     if code == 0 and stopped:
         return stopped
     if run_end.error(end):

@@ -174,10 +174,10 @@ def _claim_head(choice: Choice, parent: Run, run_id: str, launcher: processes.Id
             f"'{parent.run_id}' cannot be claimed ({error.strerror}): it may belong to another user; "
             "resume.sh --step N branches from it"
         ) from error
-    if choice.is_taken_over:
+    if choice.is_taken_over or isinstance(parent.record.get("scheduler"), dict):
         from ..process import stop_request  # once in the life of a host
 
-        stop_request.record_take_over(parent, run_id)
+        stop_request.record_take_over(parent, run_id, has_word=choice.is_taken_over)
 
 
 def _hold(choice: Choice, paths: RunPaths) -> tuple[str | None, Path | None]:
