@@ -3,7 +3,7 @@
 #
 # Usage: run.sh EXP [--fresh | --resume PATH | --init-from PATH] [--name NAME] [--set KEY=VALUE]...
 #               [--notes TEXT] [--runs DIR] [--config FILE] [--accept] [--take-over] [--detach]
-#               [--dry-run [--json]] [-- TRAINER ARGS...]
+#               [--job DIR [--agreed SHA256]] [--dry-run [--json]] [-- TRAINER ARGS...]
 #        run.sh --version
 #
 # One command for the first start and for the hundredth. With no run of EXP, or none that has a
@@ -25,6 +25,8 @@
 #   --take-over      say that a run is dead of which that cannot be told from here (its host is gone),
 #                    and go on from it; not taken where it is seen to be alive
 #   --detach         leave the terminal altogether; print the run id and return
+#   --job DIR        this is a start of the job that submit.sh has put into that folder: job.sh says so
+#   --agreed SHA256  of what was agreed to when it was submitted; nothing else is, and nothing asked
 #   --dry-run        say what would be done, and touch nothing (--json: for programs)
 #   --version        print which kit this is, with a digest of its code
 #   --               everything behind it goes to the trainer (trainer.extra_args)
@@ -55,7 +57,7 @@ source "${KIT_SELF%/*}/../lib/launcher.sh"
 
 main() { # <argument>...
   kit_setup "$KIT_SELF" "$@"
-  KIT_SWITCHES=' --fresh --accept --take-over --detach --dry-run --json ' KIT_OPTIONS=' --resume --init-from --name --set --notes --runs --config '
+  KIT_SWITCHES=' --fresh --accept --take-over --detach --dry-run --json ' KIT_OPTIONS=' --resume --init-from --name --set --notes --runs --config --job --agreed '
   KIT_EXPERIMENT=needed
   kit_parse_options "$@"
   kit_start start

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .base import slurm, terminal
-from .base.errors import DONE, FAILED, USAGE, InvalidFile, KitError, UsageError, report
+from .base.errors import DONE, FAILED, USAGE, InvalidFile, KitError, NeedsAccept, UsageError, report
 from .base.imports import Any
 from .base.terminal import say, show_json, show_text, stdout_width
 
@@ -71,9 +71,23 @@ def _launch(arguments: list[str], choose: Callable[[Any], Any], prog: str) -> in
         return plan_report.print_report(planned, is_json="json" in options.switches)
     from .start import launcher_answer, make_folder
 
-    run = make_folder.start(request, choose, prog, options.launcher_pid, [prog, *options.typed])
+    try:
+        run = make_folder.start(request, choose, prog, options.launcher_pid, [prog, *options.typed])
+    except NeedsAccept as error:
+        if request.job is not None:
+            from .watch import held_job
+
+            held_job.tell(request, request.job, error)
+        raise
     launcher_answer.write(run, by_position=options.is_answered_by_position)
     return DONE
+
+
+def _submit(arguments: list[str]) -> int:
+    from .start import submit
+
+    terminal.progress = lambda sentence: say("submit.sh", sentence)
+    return submit.main(arguments)
 
 
 def _runs(arguments: list[str]) -> int:
@@ -206,6 +220,7 @@ def _version(arguments: list[str]) -> int:
 _VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "start": (_start, "run.sh"),
     "resume": (_resume, "resume.sh"),
+    "submit": (_submit, "submit.sh"),
     "runs": (_runs, "runs.sh"),
     "watch": (_watch, "abort-watch.sh"),
     "install-watch": (_install_watch, "watch_installer.sh"),

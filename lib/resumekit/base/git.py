@@ -1,7 +1,8 @@
 """What git says of a folder: asked in a process of its own, beside our work, with a limit on time and size.
 
 A repository's own settings run no program here (no external diff, no text conversion, no monitor), and git writes
-nothing. A git that is missing, fails or takes too long gives no answer, and that is no error.
+nothing but the worktrees that it is told to make. A git that is missing, fails or takes too long gives no answer, and
+that is no error.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ MAX_LIST_BYTES = 16 << 20
 TIMEOUT_S = 20.0
 # So long a start waits for the names of untracked files.
 UNTRACKED_S = 2.0
+# So long git may take to check a tree out.
+WRITE_S = 600.0
 _SUBMODULE = b"160000"
 _COMMIT = "[0-9a-f]{40,64}"
 
@@ -69,6 +72,62 @@ def untracked(question: Question | None) -> list[str] | None:
     if answer.sha256 is None or answer.size > MAX_LIST_BYTES:
         return None
     return [os.fsdecode(name) for name in answer.kept.split(b"\0") if name]
+
+
+def top_folder(root: Path) -> Path | None:
+    """Return the folder of the repository that `root` lies in; None where there is none, or git does not say."""
+    if not has_repository(root):
+        return None
+    text = _told(root, ["rev-parse", "--show-toplevel"])
+    return Path(os.fsdecode(text.rstrip(b"\n"))) if text else None
+
+
+def others(top: Path) -> list[str] | None:
+    """Return what git does not track below a repository's folder, ignored or not, folders as a whole; None: not known.
+
+    A folder has a '/' at its end. git reads no folder of which it tracks nothing.
+    """
+    return _names(top, ["ls-files", "--others", "--directory", "-z"])
+
+
+def submodules(top: Path) -> list[str] | None:
+    """Return the folders of a repository's submodules; None where git does not say."""
+    lines = _names(top, ["ls-files", "--stage", "-z"])
+    if lines is None:
+        return None
+    return [name for line in lines if line.startswith(_SUBMODULE.decode()) for name in [line.partition("\t")[2]]]
+
+
+def add_worktree(top: Path, folder: Path, commit: str) -> bool:
+    """Check a commit out into a new folder, as a worktree of the repository; False where git does not do it.
+
+    git writes `.git/worktrees/` of the repository, and runs none of its hooks.
+    """
+    words = ["worktree", "add", "--detach", "--quiet", str(folder), commit]
+    return _told(top, ["-c", "core.hooksPath=/dev/null", *words], timeout_s=WRITE_S) is not None
+
+
+def remove_worktree(top: Path, folder: Path) -> None:
+    """Remove a worktree with all that is in it, as far as git does."""
+    _told(top, ["worktree", "remove", "--force", "--force", str(folder)], timeout_s=WRITE_S)
+
+
+def take_into_index(folder: Path, names: Sequence[str]) -> bool:
+    """Let a worktree's index have some files as they lie there now, or not have those that are gone."""
+    listed = b"".join(os.fsencode(name) + b"\0" for name in names)
+    words = ["update-index", "--add", "--remove", "-z", "--stdin"]
+    return not names or _told(folder, words, listed, WRITE_S) is not None
+
+
+def _names(top: Path, words: list[str]) -> list[str] | None:
+    text = _told(top, words)
+    return None if text is None else [os.fsdecode(name) for name in text.split(b"\0") if name]
+
+
+def _told(root: Path, words: list[str], stdin: bytes = b"", timeout_s: float = TIMEOUT_S) -> bytes | None:
+    """Return what git prints; None where it fails, takes too long or prints more than MAX_LIST_BYTES."""
+    answer = background_command.result(_git(root, words, stdin), MAX_LIST_BYTES, timeout_s)
+    return None if answer.sha256 is None or answer.size > MAX_LIST_BYTES else answer.kept
 
 
 def ask_diff(root: Path) -> Question | None:

@@ -21,6 +21,8 @@ MANIFEST_SUFFIX = ".json"
 MANIFESTS = "manifests"
 # In a run's folder: hard links to the checkpoint of its parent's that it was resumed from, and their manifest.
 HELD = "held"
+# Beside the runs: the folders of submitted jobs (`run/job_folder`).
+JOBS = ".jobs"
 # In checkpoint.pattern: where the step's number stands, and what may be anything.
 STEP, ANYTHING = "{step}", "{*}"
 # Beside the runs: `.live.<uid>/` with the live markers of one user.
@@ -200,6 +202,11 @@ class RunPaths(_Parts):
 def live_folder(runs_dir: Path) -> Path:
     """Return the folder of the caller's own live markers: two users of one runs folder do not share one."""
     return runs_dir / f"{SHARED_LIVE}.{os.geteuid()}"
+
+
+def jobs_folder(runs_dir: Path) -> Path:
+    """Return where the folders of submitted jobs lie, beside the runs that they start."""
+    return runs_dir / JOBS
 
 
 def manifest_path(checkpoint: Path) -> Path:

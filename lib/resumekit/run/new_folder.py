@@ -36,7 +36,7 @@ def make(wanted: RunPaths) -> tuple[RunPaths, MadeFolder]:
     """
     runs_dir, run_id = wanted.run_dir.parent, wanted.run_dir.name
     try:
-        _make_runs_dir(runs_dir)
+        make_runs_dir(runs_dir)
         for number in range(1, _MOST_NUMBERS):
             paths = wanted if number == 1 else wanted._replace(run_dir=runs_dir / f"{run_id}-{number}")
             if live_marker.is_there(paths):
@@ -60,7 +60,7 @@ def _just_made(folder: Path) -> MadeFolder:
         os.close(descriptor)
 
 
-def _make_runs_dir(runs_dir: Path) -> None:
+def make_runs_dir(runs_dir: Path) -> None:
     """Make the folder of all runs if it is not there, and tell the lab's git to leave it alone, as pytest's cache does.
 
     One that is there is the lab's to decide on.

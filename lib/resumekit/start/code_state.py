@@ -128,7 +128,9 @@ def finish_snapshot(snapshot: Snapshot, scope: Scope | None = None, files: Mappi
     left_out = git.untracked(snapshot.untracked)
     diff = git.diff(asked_diff)
     if left_out is not None:
-        left_out = sorted(name for name in left_out if scope is None or scope.has(name))
+        # A link to a folder, of data or an environment, is no file of code.
+        is_code = [name for name in left_out if not os.path.isdir(root / name)]
+        left_out = sorted(name for name in is_code if scope is None or scope.has(name))
     code = Code(
         commit=commit, patch=b"", diff_sha256=None, redacted=(), changed=changed, files=files, untracked=untracked,
         is_known=snapshot.changed is None or changed is not None, first_commit=first,

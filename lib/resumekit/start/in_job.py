@@ -12,7 +12,8 @@ from ..base import claims
 from ..base.errors import NothingToDo, Refused
 from ..base.slurm import Allocation
 from ..base.values import mapping, string
-from ..run import status
+from ..run import job_folder, status
+from ..run.job_folder import JobFolder
 from ..run.run_folder import Run
 from ..run.run_table import RunTable
 from . import search
@@ -50,8 +51,11 @@ def chooser(choose: Callable[[Request], Choice], own: Allocation) -> Callable[[R
 
 
 def _as_requeued(request: Request, own: Allocation) -> Request | None:
-    """Return the request to go on with what this job has trained before it was requeued; None where it has not."""
-    if own.restarts == 0:
+    """Return the request to go on with what this job has trained before it was requeued; None where it has not.
+
+    The links of a chain, and whatever else starts the same job.sh, are one job.
+    """
+    if own.restarts == 0 and request.job is None:
         return None
     table = search.table_of(request)
     runs = [run for run in _of_job(request, table, own) if run.has_started]
@@ -62,7 +66,7 @@ def _as_requeued(request: Request, own: Allocation) -> Request | None:
         raise Refused(f"'{run.run_id}' needs attention: a requeued job does not go on from it (run it anew by hand)")
     return request._replace(
         experiment=run.run_id, name=None, fresh=False, init_from=None, step=None, best=False, checkpoint=None,
-        from_run=None, reresolve=False,
+        from_run=None, reresolve=False, take_over=False,
     )  # fmt: skip
 
 
@@ -84,7 +88,7 @@ def _of_job(request: Request, table: RunTable, own: Allocation) -> list[Run]:
     known = [run for run in table.of_experiment(experiment) if request.name is None or run.name == request.name]
     if lineage is not None and request.name is None and not request.goes_back:
         known = [run for run in known if lineage.has(run)]
-    return [run for run in known if _is_of(run, own)]
+    return [run for run in known if _is_of(run, own) or _is_of_folder(run, request.job)]
 
 
 def _of_this_step(request: Request, own: Allocation) -> Run | None:
@@ -102,3 +106,8 @@ def _is_of(run: Run, own: Allocation) -> bool:
     scheduler = mapping(run.record.get("scheduler"))
     known = (scheduler.get("name"), scheduler.get("job"), scheduler.get("cluster"))
     return known == ("slurm", own.job, own.cluster)
+
+
+def _is_of_folder(run: Run, job: JobFolder | None) -> bool:
+    """Whether a run was started by a submitted job, under whatever id."""
+    return job is not None and run.record.get("job_folder") == job_folder.as_recorded(job.path, run.paths.run_dir)

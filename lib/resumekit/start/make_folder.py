@@ -75,7 +75,7 @@ def start(
     with pipeline.one_start_at_a_time(request):
         planned = pipeline.decide(request, choose, pipeline.of_a_user(request))
         choice, plan = planned.choice, planned.plan
-        agreed = plan.consents if plan is not None else choice.consents  # what --accept was said to stands on record
+        agreed = planned.consents  # what --accept was said to stands on record
         said = (*choice.said, *(f"accepted: {sentence}" for sentence in agreed), choice.headline)
         for sentence in (*said, *(plan.said if plan else ())):
             say(prog, sentence)

@@ -47,6 +47,11 @@ class Planned(NamedTuple):
     plan: Plan | None
 
     @property
+    def consents(self) -> tuple[str, ...]:
+        """What a person must agree to before it is started."""
+        return tuple(self.plan.consents if self.plan is not None else self.choice.consents)
+
+    @property
     def startable(self) -> tuple[Ready, Code]:
         """What a start needs beside choice and plan. Raises KitError for what a dry run has decided."""
         if self.ready is None or self.code is None:
@@ -77,8 +82,8 @@ def of_a_user(request: Request) -> Objections:
     if request.is_dry_run:
         return Objections()
     return Objections(
-        to_choice=lambda choice: require_consent(choice.consents, is_accepted=request.is_accepted),
-        to_plan=lambda plan: plan.require(request.is_accepted),
+        to_choice=lambda choice: require_consent(choice.consents, is_accepted=request.is_agreed(choice.consents)),
+        to_plan=lambda plan: plan.require(request.is_agreed(plan.consents)),
     )
 
 
@@ -117,7 +122,7 @@ def decide(request: Request, choose: Callable[[Request], Choice], objections: Ob
 
 def _is_asked_about(choice: Choice, request: Request) -> bool:
     """Whether a dry run shows the question for consent instead of what stands against the start on this machine."""
-    return request.is_dry_run and bool(choice.consents) and not request.is_accepted
+    return request.is_dry_run and bool(choice.consents) and not request.is_agreed(choice.consents)
 
 
 def _plan(request: Request, choice: Choice, ready: Ready, code: Code | None) -> Plan | None:
@@ -139,8 +144,9 @@ def one_start_at_a_time(request: Request) -> Iterator[None]:
     if request.fresh or request.goes_back:
         yield
         return
-    # The config file is locked: it is there, and nothing has to be made before it is known that a run will be.
-    path = request.config_file.path
+    # The config file is locked: it is there, and nothing has to be made before it is known that a run will be. A job's
+    # own is a copy, which no other job locks.
+    path = (request.job.config_file if request.job else None) or request.config_file.path
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # a file system without locks
             stack.enter_context(claims.held(_open_to_lock(path), path, START_WAIT_S))

@@ -80,7 +80,7 @@ def check(choice: Choice, request: Request) -> Ready:
     if choice.recovery is None:  # a missing mailer must not keep a run from going on in the night
         trainer_command.check_notifier(config.get(choice.config, "notify.command"), root, search_path)
     _refuse_full_disk(choice.table.runs_dir)
-    if choice.consents and not (request.is_accepted and not request.is_dry_run):
+    if choice.consents and not (request.is_agreed(choice.consents) and not request.is_dry_run):
         return ready._replace(versions=interpreter.NotAsked(), may_start=False)
     asked_as = interpreter.asked_as(argv, ready.cwd, ready.python, choice.config)
     is_wrapped = interpreter.is_wrapped(choice.config, argv)

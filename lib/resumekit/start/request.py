@@ -17,12 +17,13 @@ from ..base.paths import STEP_DIGITS
 from ..config import config, settings
 from ..config.config import ConfigFile
 from ..config.yaml_scalars import show
+from ..run.job_folder import JobFolder
 
 # The process id of the launcher that reads the answer; a launcher of version 0.1.0 gives it by the second name.
 _LAUNCHER, _OLD_LAUNCHER = "answer-to", "launcher-pid"
 _VALUES = (
     "experiment", "config", "runs", "name", "notes", "step", "checkpoint", "resume", "from", "init-from",
-    _LAUNCHER, _OLD_LAUNCHER,
+    "job", "agreed", _LAUNCHER, _OLD_LAUNCHER,
 )  # fmt: skip
 _SWITCHES = ("fresh", "best", "reresolve", "dry-run", "json", "accept", "watch", "take-over")
 _NAMES_A_CHECKPOINT = ("step", "best", "checkpoint", "resume", "init-from")
@@ -45,6 +46,8 @@ class Request(NamedTuple):
         reresolve: take the config as the file has it now.
         is_accepted: `--accept`: a person agrees to what needs consent.
         take_over: a person says that a head which cannot be told alive or dead is dead.
+        job: the folder of the submitted job that this is a start of; None outside of any.
+        agreed: what was agreed to when that job was submitted.
     """
 
     experiment: str
@@ -79,6 +82,12 @@ class Request(NamedTuple):
         return resolved
 
     take_over: bool = False
+    job: JobFolder | None = None
+    agreed: frozenset[str] = frozenset()
+
+    def is_agreed(self, consents: Sequence[str]) -> bool:
+        """Whether a person agrees to all of it: by `--accept`, or to these very sentences when a job was submitted."""
+        return self.is_accepted or (self.job is not None and self.agreed.issuperset(consents))
 
     @property
     def keys_set(self) -> list[str]:
@@ -181,6 +190,7 @@ class Options(NamedTuple):
         step, values = self.values.get("step"), self.values
         file = config.load_config(self.config)
         base = config.resolve(file.document, schema=file.schema)
+        job = None if "job" not in values else JobFolder(Path(values["job"]).absolute())
         return Request(
             experiment=values.get("experiment", ""),
             config_file=file,
@@ -201,6 +211,8 @@ class Options(NamedTuple):
             is_dry_run="dry-run" in self.switches,
             is_accepted="accept" in self.switches,
             take_over="take-over" in self.switches,
+            job=job,
+            agreed=job.agreed(values["agreed"]) if job and "agreed" in values else frozenset(),
         )
 
     def _path(self, name: str) -> Path | None:
@@ -217,6 +229,8 @@ class Options(NamedTuple):
         named = [name for name in _NAMES_A_CHECKPOINT if name in self.values or name in self.switches]
         if len(named) > 1:
             raise UsageError(f"--{named[0]} and --{named[1]} exclude each other: each names the checkpoint")
+        if "agreed" in self.values and "job" not in self.values:
+            raise UsageError("--agreed goes with --job")
         if "json" in self.switches and "dry-run" not in self.switches:
             raise UsageError("--json goes with --dry-run")
 

@@ -13,6 +13,7 @@ from ..base.imports import TYPE_CHECKING, Any
 from ..base.paths import RunPaths, relative_to_run
 from ..base.redaction import redacted_text
 from ..config import config
+from ..run import job_folder
 from ..run.run_table import run_around
 from . import preflight
 from .code_state import MAX_UNTRACKED, Code
@@ -59,6 +60,7 @@ def record_of(
         "launcher": launcher.as_fields() if launcher else None,
         "versions": dict(ready.versions.answer()),
         "environment": environment(choice.config["trainer"]["env"]),
+        "job_folder": _job_folder(planned, launch.paths),
         "scheduler": redaction.scheduler_variables(os.environ),
         "seed": config.get(choice.config, "training.seed"),
         "created_at": utc_now(),
@@ -78,6 +80,16 @@ def _lineage_fields(choice: Choice, paths: RunPaths) -> dict[str, Any]:
         "relation": choice.relation,
         "recovery": choice.recovery.as_fields() if choice.recovery else None,
     }
+
+
+def _job_folder(planned: Planned, paths: RunPaths) -> str | None:
+    """Return the submitted job's folder; what takes a run of it up belongs to it too."""
+    job, choice = planned.request.job, planned.choice
+    if job is not None:
+        return job_folder.as_recorded(job.path, paths.run_dir)
+    if choice.recovery is None or choice.parent is None or (of_parent := job_folder.of_run(choice.parent)) is None:
+        return None
+    return job_folder.as_recorded(of_parent.path, paths.run_dir)
 
 
 def _checkpoint(choice: Choice, run_dir: Path) -> str | None:

@@ -20,7 +20,7 @@ from . import interpreter
 
 # Sections that the kit itself acts on; in all others, and in `checkpoint.every` and its kin, the trainer has to.
 _SECTIONS_OF_THE_KIT = {
-    "experiment", "trainer", "checkpoint", "status", "resume", "abort", "recover", "notify", "paths",
+    "experiment", "trainer", "checkpoint", "status", "resume", "abort", "recover", "notify", "cluster", "paths",
 }  # fmt: skip
 _KEYS_OF_THE_KIT = {"data.path"}
 _KEYS_OF_THE_TRAINER = {"checkpoint.every", "checkpoint.keep_last", "checkpoint.keep_every"}

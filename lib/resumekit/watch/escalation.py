@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from ..base import journal
 from ..base.claims import locked, try_lock
@@ -166,23 +166,32 @@ def _notify(run: Run, event: dict[str, Any]) -> None:
     command = listed(string)(run.setting("notify", "command"))
     if not command:
         return
-    line = json.dumps(event).encode() + b"\n"
-    root = string(run.record.get("root"))
+    if wrong := notify(command, event, string(run.record.get("root"))):
+        with contextlib.suppress(OSError, KitError):
+            message = plain(f"notify.command ('{command[0]}') {wrong}")
+            journal.append(run.paths.journal, "warning", run.run_id, kind="notify_failed", message=message)
+
+
+def notify(command: Sequence[str], event: Mapping[str, Any], root: str | None) -> str:
+    """Run `notify.command` with an event on its standard input; return what it did wrong, in words, '' for nothing.
+
+    Args:
+        command: its words.
+        event: becomes a line of JSON.
+        root: the folder that it runs in, where that is one.
+    """
     import subprocess  # late: each recovery imports this module, and few tell a user
 
     try:
         done = subprocess.run(
-            command, input=line, timeout=NOTIFY_S, cwd=root if root is not None and os.path.isdir(root) else None,
+            command, input=json.dumps(event).encode() + b"\n", timeout=NOTIFY_S,
+            cwd=root if root is not None and os.path.isdir(root) else None,
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False,
         )  # fmt: skip
-        # curl names its URL, with the key in it.
-        said = redact(done.stderr[-2000:])[0][-200:].decode("utf-8", "replace")
-        wrong = f"ended with code {done.returncode}: {said}" if done.returncode else ""
     except subprocess.TimeoutExpired:
-        wrong = f"did not end within {NOTIFY_S:.0f} s"
+        return f"did not end within {NOTIFY_S:.0f} s"
     except (OSError, ValueError) as error:
-        wrong = f"could not be started: {getattr(error, 'strerror', None) or error}"
-    if wrong:
-        with contextlib.suppress(OSError, KitError):
-            message = plain(f"notify.command ('{command[0]}') {wrong}")
-            journal.append(run.paths.journal, "warning", run.run_id, kind="notify_failed", message=message)
+        return f"could not be started: {getattr(error, 'strerror', None) or error}"
+    # curl names its URL, with the key in it.
+    said = redact(done.stderr[-2000:])[0][-200:].decode("utf-8", "replace")
+    return f"ended with code {done.returncode}: {said}" if done.returncode else ""
