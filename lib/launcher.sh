@@ -89,7 +89,7 @@ os.execvp(sys.argv[1], sys.argv[1:])' \
 kit_supervise() { # the run of KIT_FIELD, and every run that takes its place; return the last trainer's code, or 7, or 8
   local code
   KIT_RUN_DIR="${KIT_FIELD[RUN_DIR]}" KIT_SIGNALS=0 KIT_WARNINGS=0 KIT_INT_US='' KIT_IS_RECOVERY="${KIT_IS_RECOVERY:-0}"
-  KIT_MESSAGE_JOBS=() KIT_HELD=()
+  KIT_MESSAGE_JOBS=() KIT_HELD=() KIT_WATCHER_PIPE=''
   kit_hold_signals # the first run is to be there before it is ended
   trap 'kit_on_hangup' HUP
   trap '' PIPE # `run.sh | head`: a reader that has gone away ends nothing here
@@ -102,6 +102,7 @@ kit_supervise() { # the run of KIT_FIELD, and every run that takes its place; re
   while :; do
     code=0 KIT_SIDECAR_CODE=0
     kit_supervise_one || code=$?
+    kit_end_watcher
     # A sidecar loop that had to be killed may not have told that a rule has ended the run.
     ((code || KIT_SIDECAR_CODE)) || break
     kit_recover "$KIT_RUN_DIR" || break
@@ -180,6 +181,7 @@ kit_supervise_one() { # the run of KIT_FIELD, with KIT_ARGV as its trainer; retu
   shim=$!
   kit_keep_sidecar &
   sidecar_loop=$!
+  kit_start_watcher
   kit_let_signals
   kit_wait_for "$shim" || code=$?
   if [[ ! -d $KIT_RUN_DIR ]]; then
@@ -216,6 +218,7 @@ kit_supervise_one() { # the run of KIT_FIELD, with KIT_ARGV as its trainer; retu
   if ((code != 0 && KIT_SIGNALS == 0)) && [[ -n $KIT_CHECKPOINT ]] && kit_checkpoint_is_damaged; then
     kit_say "the checkpoint failed its proof: quarantined, taking the next one"
     # What a person asked for is asked for again; what recovers a run is decided anew behind this.
+    kit_end_watcher
     ((KIT_IS_RECOVERY)) || exec "$KIT_COMMAND" "${KIT_ARGUMENTS[@]}"
   fi
   return "$code"
@@ -259,6 +262,33 @@ kit_keep_sidecar() { # start the sidecar again until it has written down the end
     if ((SECONDS - started >= 60)); then pause_s=1; fi
     sleep "$pause_s"
     if ((pause_s < 32)); then pause_s=$((pause_s * 2)); fi
+  done
+}
+
+kit_start_watcher() { # have the run looked at by the rules of abort: until kit_end_watcher, or until this process is gone
+  KIT_WATCHER_PIPE=''
+  [[ -n ${KIT_FIELD[WATCH_S]:-} ]] || return 0
+  # Last of a run's processes: one that is started later holds this end of the pipe as well.
+  exec {KIT_WATCHER_PIPE}> >(kit_keep_watcher "${KIT_FIELD[WATCH_S]}")
+}
+
+kit_end_watcher() {
+  [[ -n $KIT_WATCHER_PIPE ]] || return 0
+  exec {KIT_WATCHER_PIPE}>&-
+  KIT_WATCHER_PIPE=''
+}
+
+kit_keep_watcher() { # <seconds>: look at the run that often; ends with the pipe that is its stdin
+  trap '' INT TERM HUP USR1 USR2
+  exec >/dev/null
+  local code
+  while :; do
+    # A pause before the first look too: a short run needs none, and a trainer's start is not slowed.
+    code=0
+    read -r -t "$1" || code=$?
+    ((code > 128)) || return 0
+    nice -n 10 "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit_cli.py" watch-own "$KIT_RUN_DIR" "$1" && return 0
+    # It was killed, or failed: another one after the next pause.
   done
 }
 

@@ -125,6 +125,12 @@ def _watch(arguments: list[str]) -> int:
     return command.main(arguments)
 
 
+def _watch_own(arguments: list[str]) -> int:
+    from .watch import own_watcher
+
+    return own_watcher.main(arguments)
+
+
 def _install_watch(arguments: list[str]) -> int:
     from .watch import install
 
@@ -223,6 +229,7 @@ _VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "submit": (_submit, "submit.sh"),
     "runs": (_runs, "runs.sh"),
     "watch": (_watch, "abort-watch.sh"),
+    "watch-own": (_watch_own, "watch-own"),
     "install-watch": (_install_watch, "watch_installer.sh"),
     "sidecar": (_sidecar, "sidecar"),
     "prove": (_prove, "prove"),

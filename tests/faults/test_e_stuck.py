@@ -132,6 +132,16 @@ def test_a_deadlock_under_a_living_heartbeat_is_found_by_the_age_of_its_step(war
     assert beats, "it was beating when it was stopped"
 
 
+@pytest.mark.fault("E5", by="own_watcher.py: the launcher's own watcher, where nothing calls another one")
+def test_a_hang_is_ended_and_taken_up_where_no_cron_calls_a_watcher(warm_night: Night) -> None:
+    abort = {**SHORT, "watch_every_s": 1}
+    warm_night.config("--delay", "0.01", "--at", "25", "hang", abort=abort, training={"max_steps": 60})
+    warm_night("run", "T-1", code=0)
+    run, child = warm_night.run_dirs()
+    assert (one(run, "abort")["cause"], record(child)["parent_step"]) == ("hang", 20)
+    assert (warm_night.state(run), warm_night.state(child)) == ("aborted", "finished")
+
+
 @pytest.mark.long
 @pytest.mark.fault("E6", by="rules.py: hang; stopping.py: KILL to its session")
 def test_a_hang_that_holds_the_interpreters_lock_is_found_and_killed(warm_night: Night) -> None:
@@ -234,6 +244,16 @@ def test_an_evaluation_that_hangs_has_a_limit_of_its_own(warm_night: Night) -> N
     told = one(run, "abort")
     assert told["cause"] == "eval" and "an evaluation has been going on" in told["evidence"]
     assert record(child)["recovery"]["skip_eval_step"] == 30
+
+
+@pytest.mark.long
+@pytest.mark.fault("E11", by="own_watcher.py: the launcher's own watcher, where nothing calls another one")
+def test_an_evaluation_that_hangs_is_ended_where_no_cron_calls_a_watcher(warm_night: Night) -> None:
+    abort = {**SHORT, "hang_minutes": 60, "watch_every_s": 1}
+    warm_night.config("--delay", "0.01", "--at", "31", "evalhang", abort=abort, training={"max_steps": 60})
+    warm_night("run", "T-1", code=0)
+    run, child = warm_night.run_dirs()
+    assert (one(run, "abort")["cause"], warm_night.state(child)) == ("eval", "finished")
 
 
 @pytest.mark.long

@@ -43,6 +43,7 @@ class Launch(NamedTuple):
         made: by what the processes of the run know its folder again.
         unsealed: why its records could not be sealed (`run/seals`); None where they are, or no seals are kept.
         unheld: the sentence that says why the checkpoint could not be held (`holding`); None where that is as planned.
+        watch_every_s: `abort.watch_every_s`.
     """
 
     run_id: str
@@ -56,6 +57,7 @@ class Launch(NamedTuple):
     made: MadeFolder
     unsealed: str | None = None
     unheld: str | None = None
+    watch_every_s: float | None = None
 
 
 def start(
@@ -143,6 +145,7 @@ def _launch(planned: Planned, paths: RunPaths, made: MadeFolder, loaded: Path | 
         head=choice.parent.paths.run_dir if choice.relation == CONTINUE and choice.parent else None,
         argv=preflight.trainer_argv(choice, paths, ready, handed.args if handed else (), loaded),
         made=made,
+        watch_every_s=config.get(choice.config, "abort.watch_every_s"),
     )
 
 

@@ -225,9 +225,14 @@ def _about_live(run: Run, state: dict[str, Any], view: status.View, look: Report
 
 def _note_warnings(run: Run, state: dict[str, Any], look: Report) -> None:
     """Write each kind of warning down once, where runs.sh shows it: what cron says is not read."""
-    for one in look.findings:
-        if one.verdict == WARNING and one.cause not in state.get("warned_of", ()):
-            journal.append(run.paths.journal, "warning", run.run_id, kind=one.cause, message=one.evidence)
+    warnings = [one for one in look.findings if one.verdict == WARNING]
+    if all(one.cause in state.get("warned_of", ()) for one in warnings):
+        return
+    with claims.locked(run.paths.lock):  # another watcher, the launcher's or cron's, looks at this moment
+        warned_of = status.read_state(run).get("warned_of", ())
+        for one in warnings:
+            if one.cause not in warned_of:
+                journal.append(run.paths.journal, "warning", run.run_id, kind=one.cause, message=one.evidence)
 
 
 def _about_over(run: Run, state: dict[str, Any], view: status.View) -> Iterator[Action]:

@@ -113,8 +113,6 @@ def _folded(sentence: str) -> str:
 
 PROG = "abort-watch.sh"
 MAX_EVERY_S = 86_400
-# With --quiet: a line each minute for a run of another host would fill cron's log.
-_NOT_WORTH_A_LINE = (inspection.HEALTHY, inspection.PAUSED, inspection.REMOTE)
 _SWITCHES = {"--json": "is_json", "--observe": "is_observed", "--quiet": "is_quiet",
              "--stop": "is_stop", "--now": "is_now", "--log": "is_logged"}  # fmt: skip
 
@@ -282,7 +280,7 @@ def _show(looks: Sequence[inspection.Report], asked: Asked) -> int:
 
 
 def _shown(looks: Sequence[inspection.Report], asked: Asked) -> Sequence[inspection.Report]:
-    return [one for one in looks if one.verdict not in _NOT_WORTH_A_LINE] if asked.is_quiet else looks
+    return [one for one in looks if one.verdict not in inspection.NOT_WORTH_A_LINE] if asked.is_quiet else looks
 
 
 def _code(looks: Sequence[inspection.Report]) -> int:

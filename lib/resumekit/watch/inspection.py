@@ -35,6 +35,8 @@ LIMIT_S = 10.0
 # What looks sick is looked at again after so long: a machine that has just woken up, a trainer that ends this moment.
 SECOND_LOOK_S = 2.0
 HEALTHY, ENDED, PAUSED, REMOTE, FOREIGN, UNKNOWN = "well", "ended", "paused", "remote", "foreign", "unknown"
+# With --quiet: a line each minute for a run of another host would fill cron's log.
+NOT_WORTH_A_LINE = (HEALTHY, PAUSED, REMOTE)
 
 
 class TooSlow(Exception):
@@ -90,7 +92,12 @@ def one_pass(runs_dir: Path, wanted: Sequence[str] = ()) -> list[Report]:
     Raises:
         KitError: the markers cannot be read.
     """
-    looks = [look_at(runs_dir, run_id) for run_id in live_runs(runs_dir, wanted)]
+    return look_at_all(runs_dir, live_runs(runs_dir, wanted))
+
+
+def look_at_all(runs_dir: Path, run_ids: Iterable[str]) -> list[Report]:
+    """Look at these runs once, and at those that look sick a second time."""
+    looks = [look_at(runs_dir, run_id) for run_id in run_ids]
     if any(one.verdict == SICK for one in looks):
         time.sleep(SECOND_LOOK_S)
         looks = [confirmed(one, look_at(runs_dir, one.run_id)) if one.verdict == SICK else one for one in looks]
