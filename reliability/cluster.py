@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
+import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -32,6 +34,10 @@ FAILURES = (
 )  # fmt: skip
 
 
+# What is up, for a Ctrl-C.
+_UP: list[Cluster] = []
+
+
 def put_through(
     tracker: str, names: Sequence[str], folder: Path, end_s: float = float("inf")
 ) -> dict[str, tuple[str, float]]:
@@ -44,9 +50,9 @@ def put_through(
         CannotHave: this machine cannot have such a Slurm.
     """
     outcomes: dict[str, tuple[str, float]] = {}
-    with contextlib.ExitStack() as stack:
-        cluster = Cluster(folder / "slurm", tracker)
-        stack.callback(lambda: cluster.down())
+    cluster = Cluster(folder / "slurm", tracker)
+    _UP.append(cluster)
+    try:
         for name in names:
             began = time.monotonic()
             if began > end_s:
@@ -56,8 +62,10 @@ def put_through(
             outcomes[name] = said, took_s
             print(f"{tracker:9} {name:20} {took_s:6.1f} s  {said}", flush=True)
             if said != "ok":
-                cluster.down()
-                cluster = Cluster(folder / "slurm", tracker)
+                cluster.bring_up()
+    finally:
+        cluster.down()
+        _UP.remove(cluster)
     return outcomes
 
 
@@ -117,13 +125,30 @@ def main(argv: list[str] | None = None) -> int:
     return int(failed > 0)
 
 
+@contextlib.contextmanager
+def ended_at_once() -> Iterator[None]:
+    """Let a Ctrl-C or a TERM bring down what is up, with the jobs on it, and end this process."""
+
+    def end(number: int, _frame: object) -> None:
+        for cluster in _UP:
+            cluster.down()
+        os._exit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def of_trackers(
     trackers: Sequence[str], names: Sequence[str], folder: Path, jobs: int, end_s: float
 ) -> tuple[dict[str, dict[str, tuple[str, float]]], dict[str, str]]:
     """Run scenarios under several trackers side by side; return what came of each, and why one was left out."""
     found: dict[str, dict[str, tuple[str, float]]] = {}
     left_out: dict[str, str] = {}
-    with ThreadPoolExecutor(jobs) as pool:
+    with ended_at_once(), ThreadPoolExecutor(jobs) as pool:
         futures = {one: pool.submit(put_through, one, names, folder / one, end_s) for one in dict.fromkeys(trackers)}
         for tracker, future in futures.items():
             try:

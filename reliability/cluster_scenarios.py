@@ -5,6 +5,7 @@ Each is a row of the table in docs/reliability.md. Try it: `python -m reliabilit
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -31,13 +32,12 @@ def requeue(stage: Stage) -> None:
     stage.ended_as(first, "preempted", "requeued", "preempted")
 
 
-def twice_at_once(stage: Stage) -> None:
-    """A step of a second, and TERM for every process of the job, and again: one stop is one stop."""
-    stage.config("--save-s", "1", training={"max_steps": 60})
+def slow_steps(stage: Stage) -> None:
+    """TERM for every process of a job whose steps take half a second: one stop is one stop, and no step is lost."""
+    stage.config("--delay", "0.5", training={"max_steps": 20})
     job = stage.submit()
-    first = stage.reaches(15)
+    first = stage.reaches(6)
     stage.cluster.ask("scontrol", "requeue", job)
-    stage.signal_all(job, signal.SIGTERM)
     lineage = stage.finishes(job, runs=2)
     stage.goes_on(lineage)
     stage.ended_as(first, "preempted")
@@ -292,12 +292,38 @@ def names(stage: Stage) -> None:
         assert record(run)["parent_run_id"] is None
 
 
+def frozen(stage: Stage) -> None:
+    """bin/submit.sh: the checkout is broken while the job trains; it goes on with the code of its submission."""
+    lab = stage.makes_lab()
+    job = stage("submit", "T-1").stdout.strip()
+    stage.reaches(25)
+    (lab / "train.py").write_text("raise SystemExit('this is not the code that was submitted')\n")
+    shutil.rmtree(lab / "kit" / "lib")
+    stage.cluster.ask("scontrol", "requeue", job)
+    stage.goes_on(stage.finishes(job, runs=2))
+
+
+def sweep(stage: Stage) -> None:
+    """bin/submit.sh --array-set: a lineage for each value, each requeued once."""
+    stage.config("--lr", "{optimizer.lr}", training={"max_steps": 80})
+    job = stage("submit", "T-1", "--array-set", "optimizer.lr=1e-3,3e-4").stdout.strip()
+    names = wait_until(lambda: found if len(found := stage.names()) == 2 else None, "both tasks have begun")
+    for number, name in enumerate(names):
+        stage.reaches(15, name=name)
+        stage.cluster.ask("scontrol", "requeue", f"{job}_{number}")
+    wait_until(lambda: not stage.cluster.queue(), "the array is over")
+    for name in names:
+        lineage = stage.lineage(name)
+        assert len(lineage) == 2 and stage.state(lineage[-1]) == "finished", [run.name for run in lineage]
+        stage.goes_on(lineage)
+
+
 # ---- without cron, and from the login node
 
 
 def hang(stage: Stage) -> None:
     """A hang: ended by the launcher's own watcher, and taken up in the same allocation."""
-    stage.config("--at", "25", f"once={stage.folder / 'hung'}:hang", abort={"hang_minutes": 0.05})
+    stage.config("--at", "25", f"once={stage.folder / 'hung'}:hang", abort={"hang_minutes": 0.05, "watch_every_s": 1})
     job = stage.submit()
     lineage = stage.finishes(job, runs=2)
     stage.goes_on(lineage, is_lossless=False)
@@ -343,7 +369,7 @@ def stop_at_login(stage: Stage) -> None:
 
 def others_watcher(stage: Stage) -> None:
     """A job's watcher takes up nothing of another job: a run that was killed there is that job's."""
-    stage.config(training={"max_steps": 150}, abort={"hang_minutes": 0.05})
+    stage.config(training={"max_steps": 150}, abort={"watch_every_s": 1})
     stage.submit("--name", "other", sbatch=("-w", "node2"))
     job = stage.submit("--name", "dead", sbatch=("--no-requeue", "-w", "node1"))
     stage.reaches(25, name="dead")
@@ -357,8 +383,9 @@ def others_watcher(stage: Stage) -> None:
 SCENARIOS: dict[str, Callable[[Stage], None]] = {
     one.__name__: one
     for one in (
-        requeue, twice_at_once, usr1, preempted, grace, wall_time, no_requeue, long_last_step, no_exec, dead_node,
+        requeue, slow_steps, usr1, preempted, grace, wall_time, no_requeue, long_last_step, no_exec, dead_node,
         node_comes_back, gone_job, other_job_lives, scancel, scancel_in_any_state, finished, detach, no_progress,
-        fresh_again, branch_again, two_tasks, names, hang, login_node, dead_at_login, stop_at_login, others_watcher,
+        fresh_again, branch_again, two_tasks, names, frozen, sweep, hang,
+        login_node, dead_at_login, stop_at_login, others_watcher,
     )
 }  # fmt: skip

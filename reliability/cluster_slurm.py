@@ -38,13 +38,18 @@ class Cluster:
     def __init__(self, folder: Path, tracker: str) -> None:
         self.folder, self.tracker = folder, tracker
         self._held_s: dict[str, float] = {}
-        done = self._script("up", str(folder), tracker)
+        self.env: dict[str, str] = {}
+        self.bring_up()
+
+    def bring_up(self) -> None:
+        """Bring it up, anew where it is up already."""
+        done = self._script("up", str(self.folder), self.tracker)
         if done.returncode == CANNOT:
             raise CannotHave(done.stderr.strip().removeprefix("slurm.sh: "))
         if done.returncode != 0:
             self.down()
             raise RuntimeError(f"the Slurm does not come up: {done.stderr.strip()}")
-        self.env = environment(folder / "env.sh")
+        self.env = environment(self.folder / "env.sh")
 
     def down(self) -> None:
         """End all of it, in whatever state it is."""

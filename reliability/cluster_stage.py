@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import shlex
+import shutil
 import signal
 import threading
 import time
@@ -19,8 +20,9 @@ from typing import Any
 
 from reliability import live_trainers
 from reliability.cluster_slurm import NODES, Cluster
+from support.lab_repo import copy_kit, git
 from support.nights import Night, record
-from support.places import ROOT
+from support.places import ROOT, TOY
 from support.processes import marked_pids, wait_until
 from support.runs import events
 
@@ -42,7 +44,7 @@ class Stage(Night):
     """
 
     def __init__(self, folder: Path, cluster: Cluster, look: Look) -> None:
-        self.cluster, self.look = cluster, look
+        self.cluster, self.look, self.kit_root = cluster, look, ROOT
         super().__init__(folder)
         self.env.update(cluster.env)
         look.watch(self.runs)
@@ -66,6 +68,26 @@ class Stage(Night):
         pace = ["--every", str(EVERY), "--delay", str(delay_s)]
         command = ["{python}", str(NIGHT_TRAINER), *where, *pace]
         self.config(trainer={"command": command, "loads_with_kit": True}, training={"max_steps": steps})
+
+    def makes_lab(self) -> Path:
+        """Make a lab's repository with a trainer and a copy of the kit, whose commands are called from now on."""
+        lab = self.folder / "lab"
+        lab.mkdir()
+        copy_kit(lab / "kit")
+        shutil.copy(TOY, lab / "train.py")
+        for words in (("init", "-q"), ("add", "."), ("commit", "-q", "-m", "a lab")):
+            git(lab, *words)
+        config = json.loads(self.config_file.read_text())
+        config["trainer"]["command"][1] = "train.py"
+        config["paths"] = {"root": ".."}
+        self.config_file, self.kit_root = lab / "kit" / "config.yaml", lab / "kit"
+        self.config_file.write_text(json.dumps(config))
+        git(lab, "commit", "-q", "-a", "-m", "its config")
+        return lab
+
+    def argv(self, command: str, *args: str) -> list[str]:
+        words = super().argv(command, *args)
+        return [str(self.kit_root / "bin" / f"{command}.sh"), *words[1:]]
 
     # ---- jobs
 
@@ -148,6 +170,10 @@ class Stage(Night):
         """Return the runs of a name, oldest first."""
         return [run for run in self.run_dirs() if record(run).get("name") == name]
 
+    def names(self) -> list[str]:
+        """Return the names of the runs that there are."""
+        return sorted({record(run)["name"] for run in self.run_dirs()})
+
     def last_step(self, run: Path) -> int:
         """Return the last step that a run's trainer has printed."""
         with contextlib.suppress(OSError):
@@ -157,8 +183,11 @@ class Stage(Night):
         return 0
 
     def outputs(self) -> str:
-        """Return the ends of what the jobs have printed."""
-        return " / ".join(path.read_text(errors="replace")[-600:] for path in sorted(self.folder.glob("job-*.out")))
+        """Return the last lines of what the jobs have printed, but for the steps."""
+        texts = [path.read_text(errors="replace").splitlines() for path in sorted(self.folder.glob("job-*.out"))]
+        return " / ".join(line for text in texts for line in text if not line.startswith(("step ", "saved step ")))[
+            -900:
+        ]
 
     def finishes(self, job: str, runs: int | None = None, name: str = "toy") -> list[Path]:
         """Wait until a job is COMPLETED, and hold that its last run has finished; return the lineage."""
