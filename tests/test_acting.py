@@ -136,3 +136,20 @@ def test_a_child_that_the_watcher_starts_has_the_variables_that_change_how_it_tr
     handed = acting.environment_of(Run(RunPaths(tmp_path), {"environment": more}))
     assert set(HANDED_ON) - {"NCCL_DEBUG"} <= set(handed) and not set(KEPT_BACK) & set(handed)
     assert "NCCL_DEBUG" not in handed, "of a record that was edited"
+
+
+def test_a_child_that_the_watcher_starts_is_of_the_watcher_s_job_and_never_of_the_record_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SLURM_JOB_ID", "SLURM_JOB_PARTITION", "SLURM_ARRAY_TASK_ID"):
+        monkeypatch.setenv(name, "48123")
+    recorded = run_record.environment([])
+    assert recorded["values"]["SLURM_JOB_ID"] == "48123", "where it ran is kept"
+    run = Run(RunPaths(tmp_path), {"environment": recorded})
+    for name in ("SLURM_JOB_ID", "SLURM_JOB_PARTITION", "SLURM_ARRAY_TASK_ID"):
+        monkeypatch.delenv(name)
+    assert not [name for name in acting.environment_of(run) if name.startswith("SLURM")]
+    here = {"SLURM_JOB_ID": "5", "SLURM_NTASKS": "2", "PMI_RANK": "0", "PMIX_ID": "1", "PBS_JOBID": "7"}
+    for name, value in here.items():
+        monkeypatch.setenv(name, value)
+    assert {k: v for k, v in acting.environment_of(run).items() if k.startswith(("SLURM", "PMI", "PBS"))} == here

@@ -188,11 +188,20 @@ _JOBS = {
 }  # fmt: skip
 _GRID_ENGINE = ("SGE_TASK_ID", "JOB_ID")  # JOB_ID alone may be of any program
 _MAX_JOB_CHARACTERS = 100
+# What a scheduler, or the process manager of MPI, says of a job and of one process in it.
+_OF_A_JOB = (
+    "SLURM", "PMI", "OMPI_", "PBS_", "LSB_", "FLUX_", "OAR_", "COBALT_", "_CONDOR_", "SGE_", "KUBERNETES_",
+)  # fmt: skip
 
 
 def is_recorded_variable(name: str) -> bool:
     """Return whether a run's record keeps the value of a variable: of a known name, or with a known beginning."""
     return name in NAMES or (name.startswith(_PREFIXES) and not any(word in name.upper() for word in _SECRET))
+
+
+def is_of_a_job(name: str) -> bool:
+    """Return whether a variable says of which job a process is: recorded it is true, set again elsewhere it is not."""
+    return name.startswith(_OF_A_JOB) or name in _GRID_ENGINE
 
 
 def scheduler_variables(environment: Mapping[str, str]) -> dict[str, str | int | None] | None:

@@ -263,13 +263,15 @@ def _take_up(run: Run) -> None:
 def environment_of(run: Run) -> dict[str, str]:
     """Return the environment that a run was started with, as it is recorded; of `trainer.env` what is set here.
 
-    PATH, PYTHON and LD_PRELOAD are in it: only for a run whose record is known to be the caller's.
+    So is what a scheduler says of its job: that of the caller, never the record's, with which srun would start in
+    another allocation. PATH, PYTHON and LD_PRELOAD are in it: only for a run whose record is known to be the caller's.
     """
     recorded = run.record.get("environment")
-    kept = mapping(mapping(recorded).get("values"))
-    environment = {k: v for k, v in kept.items() if redaction.is_recorded_variable(k) and isinstance(v, str)}
-    names = redaction.passed_variables(recorded)
-    return {"PATH": os.defpath, **environment, **{name: os.environ[name] for name in names if name in os.environ}}
+    kept = {k: v for k, v in mapping(mapping(recorded).get("values")).items() if redaction.is_recorded_variable(k)}
+    environment = {k: v for k, v in kept.items() if isinstance(v, str) and not redaction.is_of_a_job(k)}
+    passed = redaction.passed_variables(recorded)
+    here = {k: v for k, v in os.environ.items() if k in passed or redaction.is_of_a_job(k)}
+    return {"PATH": os.defpath, **environment, **here}
 
 
 def _start_sidecar(run: Run) -> bool:

@@ -27,7 +27,7 @@ from ..run.journal_fold import measured_speed
 from ..run.run_folder import Run
 from ..run.run_names import parse_run_name
 from ..run.run_table import RunTable
-from . import observe, rules
+from . import allocation, observe, rules
 from .rules import SICK, SUSPENDED, WARNING, Finding, limits_of
 
 # One run may take so long to look at; a disk that does not answer must not hide the others.
@@ -236,6 +236,8 @@ def _judge(run: Run, table: RunTable) -> Report:
         child = str((claims.continuation_of(run.paths) or {}).get("run_id"))
         # Until its child has a trainer the claim may still become void: the marker stays.
         return Report(run.run_id, name, ENDED if table.has_started(child) else HEALTHY, **known, note=sentence)
+    if name in status.TAKEN_UP and (sentence := allocation.why_not_callers(run)):
+        return Report(run.run_id, name, WARNING, **known, note=f"left alone: {sentence}")
     limits = limits_of(run.setting)
     seen = observe.observation(run, state, view, table, limits)
     found = tuple(rules.findings(state, limits, seen))

@@ -36,7 +36,7 @@ from ..start.pipeline import Planned
 from ..start.plan import Plan
 from ..start.preflight import Ready
 from ..start.request import Request
-from . import budget, devices, eligibility, escalation, failed_start, incident, restart_point
+from . import allocation, budget, devices, eligibility, escalation, failed_start, incident, restart_point
 from .incident import Incident
 from .restart_point import Suspect
 from .rules import limits_of
@@ -99,7 +99,7 @@ def recover(run_dir: Path, launcher_pid: int, *, is_attended: bool = False) -> O
         if found is None:
             _tell_of_an_early_end(run, state, table)
             return NOTHING
-        if _is_taken_up(run, table):
+        if _is_taken_up(run, table) or _is_of_another_job(run):
             return NOTHING
         aborting.note(run, found.cause, found.evidence, first_bad_step=found.first_bad_step)
         state = status.read_state(run)
@@ -312,6 +312,14 @@ def _is_decided_by_a_person(run: Run, table: RunTable) -> bool:
 
 def _is_taken_up(run: Run, table: RunTable) -> bool:
     return claims.held_by_other(run.paths, table.has_started) is not None
+
+
+def _is_of_another_job(run: Run) -> bool:
+    """Say why the caller may not take a run up that is of another scheduler's job; whether that is so."""
+    reason = allocation.why_not_callers(run)
+    if reason:
+        _say(f"'{run.run_id}' is left alone: {reason}")
+    return reason is not None
 
 
 def _backoff_left_s(run: Run, found: Incident) -> float:
