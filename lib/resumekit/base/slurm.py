@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 
 from . import background_command
 from .background_command import Question
@@ -19,6 +20,15 @@ TIMEOUT_S = 5.0
 _MAX_ANSWER_BYTES = 1 << 20
 # `scontrol` writes what it does not know to stderr, and ends with 1 as it does where no controller answers.
 _WITH_ERRORS = ("/bin/sh", "-c", '"$@" 2>&1 || :', "sh")
+# The cluster, then several jobs, one after the other; nothing where there is no Slurm.
+_EACH = (
+    "/bin/sh", "-c",
+    'command -v scontrol >/dev/null || exit 0; scontrol show config; '
+    'for job; do echo "=job=$job="; scontrol show job -o "$job" 2>&1; done; :', "sh",
+)  # fmt: skip
+# So many jobs at once, and for so many seconds what was said of them counts: a picture is drawn anew each two.
+MOST_TOGETHER = 200
+KEPT_S = 30.0
 _INVALID_JOB = "Invalid job id specified"
 # A job in one of these has no process left, by Slurm's word; one that is COMPLETING still has.
 ENDED = frozenset({
@@ -62,6 +72,7 @@ class Job(NamedTuple):
         end_s: when its time is over, or when it has ended; seconds since the epoch, None where that is not said.
         preempt_s: when it was preempted; None where it was not.
         submit_s: when it was submitted, or requeued last.
+        uid: whose it is.
     """
 
     job: str
@@ -72,6 +83,7 @@ class Job(NamedTuple):
     end_s: float | None = None
     preempt_s: float | None = None
     submit_s: float | None = None
+    uid: int | None = None
 
 
 def allocation(environ: Mapping[str, str] | None = None) -> Allocation | None:
@@ -98,6 +110,11 @@ def start_asking(job: str) -> Question | None:
 def answer(question: Question | None, job: str, timeout_s: float = TIMEOUT_S) -> Job | None:
     """Return what Slurm says of a job; None where it says nothing within `timeout_s` seconds."""
     text = background_command.result(question, _MAX_ANSWER_BYTES, timeout_s).kept.decode("utf-8", "replace")
+    return _said_of(job, text)
+
+
+def _said_of(job: str, text: str) -> Job | None:
+    """Return a job out of what `scontrol show job` printed; None where that says nothing of it."""
     for line in text.splitlines():  # of an array's first task Slurm lists the whole array
         if (found := _job_of(line)) and found.job == job:
             return found
@@ -105,8 +122,45 @@ def answer(question: Question | None, job: str, timeout_s: float = TIMEOUT_S) ->
 
 
 def ask(job: str, timeout_s: float = TIMEOUT_S) -> Job | None:
-    """Return what Slurm says of a job now; None where it says nothing."""
+    """Return what Slurm says of a job now, or has just said to `ask_together`; None where it says nothing."""
+    if _together is not None and job in _together.jobs and _together.age_s < KEPT_S:
+        return _together.jobs[job]
     return answer(start_asking(job), job, timeout_s)
+
+
+def ask_together(jobs: Iterable[str], timeout_s: float = TIMEOUT_S) -> None:
+    """Ask Slurm of many jobs in one go; for KEPT_S seconds `ask` and `cluster_name` answer from that.
+
+    Asks nothing where all of them have been asked about within that time.
+
+    Args:
+        jobs: their ids; of more than MOST_TOGETHER nothing is known of the last ones.
+        timeout_s: for all of them; where Slurm does not answer within it, nothing is known of any.
+    """
+    global _together
+    wanted = dict.fromkeys(filter(_is_job, jobs))
+    if not wanted or (_together is not None and _together.age_s < KEPT_S and set(wanted) <= set(_together.jobs)):
+        return
+    asked = background_command.start([*_EACH, *list(wanted)[:MOST_TOGETHER]], _environ())
+    text = background_command.result(asked, _MAX_ANSWER_BYTES, timeout_s).kept.decode("utf-8", "replace")
+    parts = re.split(r"^=job=([0-9]+)=\n", text, flags=re.MULTILINE)
+    said = {job: _said_of(job, of_job) for job, of_job in zip(parts[1::2], parts[2::2], strict=True)}
+    _together = _Together({**dict.fromkeys(wanted), **said}, _cluster_in(parts[0]), time.monotonic())
+
+
+class _Together(NamedTuple):
+    """What `ask_together` was told: of each job, None for nothing; the cluster's name; and when."""
+
+    jobs: dict[str, Job | None]
+    cluster: str | None
+    at_s: float
+
+    @property
+    def age_s(self) -> float:
+        return time.monotonic() - self.at_s
+
+
+_together: _Together | None = None
 
 
 def cluster_name(timeout_s: float = TIMEOUT_S) -> str | None:
@@ -114,7 +168,12 @@ def cluster_name(timeout_s: float = TIMEOUT_S) -> str | None:
     known = allocation()
     if known and known.cluster:
         return known.cluster
-    text = _told(["scontrol", "show", "config"], timeout_s) or ""
+    if _together is not None and _together.age_s < KEPT_S:
+        return _together.cluster
+    return _cluster_in(_told(["scontrol", "show", "config"], timeout_s) or "")
+
+
+def _cluster_in(text: str) -> str | None:
     match = re.search(r"^ClusterName\s*=\s*(\S+)", text, re.MULTILINE)
     return match[1] if match else None
 
@@ -156,6 +215,7 @@ def _job_of(line: str) -> Job | None:
         job=known["JobId"], state=known["JobState"], restarts=_count(known.get("Restarts")),
         reason=known.get("Reason", "None"), may_requeue=known.get("Requeue") == "1", end_s=_time(known.get("EndTime")),
         preempt_s=_time(known.get("PreemptTime")), submit_s=_time(known.get("SubmitTime")),
+        uid=_uid(known.get("UserId")),
     )  # fmt: skip
 
 
@@ -175,6 +235,12 @@ def _is_job(job: str) -> bool:
 
 def _count(text: str | None) -> int:
     return int(text) if text and text.isascii() and text.isdigit() and len(text) < 10 else 0
+
+
+def _uid(text: str | None) -> int | None:
+    """Return the number in 'ada(1001)'."""
+    match = re.search(r"\(([0-9]{1,10})\)$", text or "")
+    return int(match[1]) if match else None
 
 
 def _time(text: str | None) -> float | None:

@@ -13,7 +13,7 @@ from ..base import claims, journal, processes
 from ..base.errors import KitError, Refused
 from ..base.files import UnreadableFile, read_json, to_json, utc_now, write_atomic
 from ..base.imports import Any
-from ..base.terminal import plain
+from ..base.terminal import plain, say
 from ..base.values import mapping, string
 from ..run import life_signs, liveness, status
 from ..run.journal_fold import State
@@ -42,6 +42,20 @@ def ask(run: Run, state: State) -> str:
         f"'{run.run_id}' cannot be signalled from here: its own launcher is asked to stop it "
         f"('{run.paths.stop_request.name}' in its folder)"
     )
+
+
+def have_it_stopped(run: Run, state: State) -> bool:
+    """Ask, and wait; whether its sidecar obeys. What stands against it is said."""
+    try:
+        say("resumekit", ask(run, state))
+    except OSError as error:
+        words = f"cannot be signalled from here, nor be asked to stop: {error.strerror} (its folder)"
+        say("resumekit", f"'{run.run_id}' {words}")
+        return False
+    if is_obeyed(run):
+        return True
+    say("resumekit", f"'{run.run_id}': {why_it_is_not_obeyed(run)}")
+    return False
 
 
 def is_obeyed(run: Run) -> bool:

@@ -203,18 +203,13 @@ def _out_of_reach(run: Run, trainer: processes.Identity | None) -> int | None:
 
 
 def _ask(run: Run, state: State) -> int:
-    """Ask through the run's folder; ASKED where its sidecar obeys."""
-    from . import stop_request  # what can be signalled needs none
+    """Have its scheduler end its job, or ask through the run's folder; ASKED where its launcher is stopping it."""
+    from . import job_stop, stop_request  # what can be signalled needs none
 
-    try:
-        _say(stop_request.ask(run, state))
-    except OSError as error:
-        _say(f"'{run.run_id}' cannot be signalled from here, nor be asked to stop: {error.strerror} (its folder)")
-        return FAILED
-    if stop_request.is_obeyed(run):
-        return ASKED
-    _say(f"'{run.run_id}': {stop_request.why_it_is_not_obeyed(run)}")
-    return FAILED
+    if (said := job_stop.cancel(run)) is None:
+        return ASKED if stop_request.have_it_stopped(run, state) else FAILED
+    _say(said)
+    return ASKED
 
 
 def _stop_the_next(run: Run, signal_name: str, *, is_now: bool) -> int:

@@ -263,6 +263,23 @@ def _more(
     return seen, max(changes, default=None)
 
 
+def ask_about_jobs(runs: Iterable[Run]) -> None:
+    """Ask Slurm, once, of the jobs of those runs of whose end nothing is written down and whose processes are not seen.
+
+    What `examine` asks of each of them is answered from that for a while.
+    """
+    known = (
+        (run, mapping(run.record.get("scheduler")))
+        for run in runs
+        if run.record.get("scheduler") is not None and place_of(run, None) != HERE
+    )
+    slurm.ask_together(
+        str(scheduler.get("job"))
+        for run, scheduler in known
+        if scheduler.get("name") == "slurm" and not os.path.lexists(run.paths.exit_json)
+    )
+
+
 def is_job_over(run: Run) -> bool:
     """Whether Slurm says that the job which started a run has ended or was requeued; False where it says nothing.
 

@@ -15,8 +15,8 @@ from ..base import processes, terms
 from ..base.errors import UsageError
 from ..base.imports import Any
 from ..base.terminal import duration, plain
-from ..base.values import finite, string
-from . import liveness, status
+from ..base.values import finite, mapping, string
+from . import life_signs, liveness, status
 from .run_folder import Run
 from .run_table import RunTable
 
@@ -38,7 +38,9 @@ def choose(table: RunTable, wanted: str | None) -> list[Row]:
     Raises:
         UsageError: there is no such run or experiment.
     """
-    return [(run, state_of(run)) for run in _in_tree_order(table, runs_of(table, wanted))]
+    runs = _in_tree_order(table, runs_of(table, wanted))
+    life_signs.ask_about_jobs(runs)
+    return [(run, state_of(run)) for run in runs]
 
 
 def show(table: RunTable, wanted: str | None, width: int | None = None) -> str:
@@ -53,7 +55,9 @@ def show(table: RunTable, wanted: str | None, width: int | None = None) -> str:
     """
     runs = _in_tree_order(table, runs_of(table, wanted))
     hidden = _folded(table, runs, wanted)
-    return as_text(table, [(run, state_of(run)) for run in runs if run.run_id not in hidden], width)
+    shown = [run for run in runs if run.run_id not in hidden]
+    life_signs.ask_about_jobs(shown)
+    return as_text(table, [(run, state_of(run)) for run in shown], width)
 
 
 def state_of(run: Run) -> dict[str, Any]:
@@ -251,6 +255,8 @@ def _detail(run: Run, seen: dict[str, Any]) -> str:
         parts.append(_last_heard(run, seen))
     elif seen["state"] in status.LIVE and finite(seen["pid"]):
         parts.append(f"pid {seen['pid']}" + _elsewhere(seen))
+    if seen["state"] in (*status.LIVE, "preempted") and (job := _job_of(run)) is not None:
+        parts.append(job)
     score, best_step, speed = (finite(seen[key]) for key in ("best_eval_acc", "best_step", "steps_per_sec"))
     if score is not None:
         words = ["best", *filter(None, [plain(seen["best_metric"] or "")[:40]]), f"{score:.4f}"]
@@ -297,7 +303,18 @@ def _last_heard(run: Run, seen: dict[str, Any]) -> str:
 
 def _elsewhere(seen: dict[str, Any]) -> str:
     host = string(seen["host"])
-    return "" if host is None or host == processes.host_name() else plain(f" on host {host[:100]}")
+    if host is None or host == processes.host_name():
+        return ""
+    heard = seen["last_heard_at"]
+    sign = "" if heard is None else f", last heard of {heard[:19].replace('T', ' ')} UTC"
+    return plain(f" on host {host[:100]}") + sign
+
+
+def _job_of(run: Run) -> str | None:
+    """Name the scheduler's job that a run was started in; None where none was."""
+    scheduler = mapping(run.record.get("scheduler"))
+    name, job = string(scheduler.get("name")), string(scheduler.get("job"))
+    return None if name is None or job is None else plain(f"{name} job {job[:100]}")
 
 
 def _recovery(run: Run, seen: dict[str, Any]) -> list[str]:

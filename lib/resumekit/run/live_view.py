@@ -14,12 +14,13 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ..base import slurm
 from ..base.errors import DONE, UsageError
 from ..base.file_identity import identity_at
 from ..base.files import utc_now
 from ..base.imports import Any, NamedTuple
 from ..base.terminal import plain
-from . import listing, live_marker, status
+from . import life_signs, listing, live_marker, status
 from .journal_fold import State, fold
 from .run_folder import Run, open_run
 from .run_table import RunTable
@@ -177,6 +178,7 @@ class LiveView:
         self._passed_over: set[str] = set()  # markers of runs that are not wanted, or gone
         self._ended: dict[str, Seen] = {}
         self._folds: dict[str, tuple[State, int]] = {}
+        self._asked_at = float("-inf")  # of Slurm, by the monotonic clock
         if wanted:
             listing.runs_of(RunTable(runs_dir), wanted)  # a misspelt name is said before anything is drawn
 
@@ -203,6 +205,7 @@ class LiveView:
         """
         markers = self._markers()
         self._list(markers)
+        self._ask_about_jobs(markers)
         marked = [self._see(name) for name in markers if name in self._made]
         marked.sort(key=lambda one: (one.run.created_at, one.run.run_id), reverse=True)
         marked.sort(key=lambda one: one.status["state"] not in status.LIVE)
@@ -217,6 +220,13 @@ class LiveView:
         self._ended = {name: seen for name, seen in self._ended.items() if name in shown}
         self._folds = {name: known for name, known in self._folds.items() if name in shown}
         return marked, others, len(self._made)
+
+    def _ask_about_jobs(self, markers: set[str]) -> None:
+        """Ask Slurm of the live runs of other hosts, all at once, as often as what it has said grows old."""
+        if time.monotonic() - self._asked_at < slurm.KEPT_S:
+            return
+        life_signs.ask_about_jobs(open_run(self.runs_dir / name) for name in markers if name in self._made)
+        self._asked_at = time.monotonic()
 
     def _markers(self) -> set[str]:
         """The ids with a marker of any user's; who has a folder of markers changes with the runs folder alone."""

@@ -150,7 +150,9 @@ def choose_start(request: Request) -> Choice:
     search.refuse_moved(request, table, lineage)
     found = search.search(request, table, lineage)
     head = found.head
-    _refuse_starting(table, search.experiment_of(request, table), lineage)
+    # Where a run is named, a start of another name stands against nothing either.
+    own = lineage or (None if head is None else search.Lineage(head.name, True))
+    _refuse_starting(table, search.experiment_of(request, table), own)
     if head is None:
         return _first(request, table, lineage)
     if search.has_checkpoints(found, table):

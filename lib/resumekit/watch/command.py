@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from ..base.errors import DONE, FAILED, STOPPED_BY_RULE, Busy, KitError, UsageError
@@ -238,14 +238,30 @@ def _logged_pass(runs_dir: Path, asked: Asked) -> int:
 def _stop(runs_dir: Path, asked: Asked) -> int:
     if not asked.wanted:
         raise UsageError("--stop ends runs: say which (EXP or RUN_ID)")
-    known = inspection.live_runs(runs_dir, asked.wanted, of_all_users=True)
-    live = sorted({*known, *_live_of_others(runs_dir, asked.wanted)})
-    if not live:
-        _say("nothing to stop: none of them is live")
-        return FAILED
     from . import acting
 
-    return DONE if _told(acting.stop(runs_dir, live, is_now=asked.is_now)) else FAILED
+    known = inspection.live_runs(runs_dir, asked.wanted, of_all_users=True)
+    live = sorted({*known, *_live_of_others(runs_dir, asked.wanted)})
+    deeds = acting.stop(runs_dir, live, is_now=asked.is_now) if live else []
+    deeds += _cancelled(runs_dir, asked.wanted, set(live))
+    if not deeds:
+        _say("nothing to stop: none of them is live")
+        return FAILED
+    return DONE if _told(deeds) else FAILED
+
+
+def _cancelled(runs_dir: Path, wanted: Sequence[str], live: Collection[str]) -> list[Action]:
+    """Have Slurm cancel what waits in its queue to go on with a wanted run: a requeued job, the next of a chain."""
+    from ..process import job_stop
+    from ..run.run_table import RunTable
+    from .acting import Action
+
+    table = RunTable(runs_dir)
+    found = map(table.get, inspection.chosen(table, table.names, wanted))
+    ended = [run for run in found if run is not None and run.is_ours and run.run_id not in live]
+    waiting = [run for run in ended if job_stop.may_wait(run)]
+    said = [(run.run_id, job_stop.cancel(run)) for run in waiting]
+    return [Action(run_id, words) for run_id, words in said if words is not None]
 
 
 def _live_of_others(runs_dir: Path, wanted: Sequence[str]) -> list[str]:
