@@ -131,7 +131,8 @@ def ended_at_once() -> Iterator[None]:
 
     def end(number: int, _frame: object) -> None:
         for cluster in _UP:
-            cluster.down()
+            with contextlib.suppress(Exception):  # the others are brought down all the same
+                cluster.down()
         os._exit(128 + number)
 
     before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from support.places import ROOT
@@ -78,10 +79,11 @@ class Cluster:
 
     def processes(self, node: str) -> list[int]:
         """Return the pids, as this machine counts them, of all that runs on a node."""
-        leader = int((self.folder / f"node.{node}.pid").read_text())
+        words = (b"unshare", node.encode(), os.fsencode(self.folder.resolve()))
+        leader = next(pid for pid in _pids() if {*words} <= {*_argv(pid)})
         children = Path(f"/proc/{leader}/task/{leader}/children").read_text().split()
         world = _world(int(children[0]))
-        return [int(pid) for pid in filter(str.isdigit, os.listdir("/proc")) if _world(int(pid)) == world]
+        return [pid for pid in _pids() if _world(pid) == world]
 
     # ---- its clients, as a user has them at the login node
 
@@ -149,6 +151,16 @@ def fields(line: str) -> dict[str, str]:
 def task_of(job: dict[str, str]) -> str | None:
     """Return '4_2' for the second task of the array 4; None for a job of its own."""
     return f"{job['ArrayJobId']}_{job['ArrayTaskId']}" if "ArrayJobId" in job and "ArrayTaskId" in job else None
+
+
+def _pids() -> Iterator[int]:
+    return map(int, filter(str.isdigit, os.listdir("/proc")))
+
+
+def _argv(pid: int) -> list[bytes]:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    return []
 
 
 def _world(pid: int) -> str | None:

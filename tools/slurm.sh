@@ -174,7 +174,6 @@ boot() { # <dir> <node>: its PID 1 is a shell, whose end is the end of all that 
       slurmd -D ${3:+-d "$3"} -N "$1" &
       wait "$!"' - "$node" "$dir" "${UNPACKED:+$UNPACKED/usr/sbin/slurmstepd}" \
     </dev/null >/dev/null 2>"$dir/node.$node.err" &
-  printf '%s\n' "$!" >"$dir/node.$node.pid"
   disown
 }
 
@@ -199,23 +198,31 @@ enter() { # <dir>: the environment of a Slurm that is up
 
 power_off() { # <dir> <node>: KILL its PID 1, and wait until nothing of it is left
   local pid first
-  pid="$(cat -- "$1/node.$2.pid" 2>/dev/null)" || return 0
-  rm -f -- "$1/node.$2.pid"
-  if ! is_node "$pid" "$2"; then return; fi
-  first="$(cat -- "/proc/$pid/task/$pid/children" 2>/dev/null)" || true
-  # shellcheck disable=SC2086 # one pid, or none
-  kill -KILL ${first:-"$pid"} 2>/dev/null || true
-  while is_node "$pid" "$2"; do
+  while pid="$(pid_of unshare "- $2 $1 ")"; do
+    first="$(cat -- "/proc/$pid/task/$pid/children" 2>/dev/null)" || true
+    # shellcheck disable=SC2086 # one pid, or none
+    kill -KILL ${first:-"$pid"} 2>/dev/null || true
     thaw "$2"
     sleep 0.05
   done
-  if [[ -d $FREEZER/slurm_$2 ]]; then find "$FREEZER/slurm_$2" -depth -type d -exec rmdir {} + 2>/dev/null || true; fi
+  if [[ -d $FREEZER/slurm_$2 && -w $FREEZER/cgroup.procs ]]; then
+    find "$FREEZER/slurm_$2" -depth -type d -exec rmdir {} + 2>/dev/null || true
+  fi
 }
 
-is_node() { # <pid> <node>: whether that is the `unshare` of a node still: pids are used again
-  local argv
-  mapfile -d '' -t argv 2>/dev/null <"/proc/$1/cmdline" || return
-  [[ ${argv[0]:-} == unshare && " ${argv[*]} " == *" - $2 "* ]]
+pid_of() { # <program> <words>: print the pid of a process of it with these words in a row, or with this in its environment
+  local file argv
+  for file in /proc/[0-9]*/cmdline; do
+    mapfile -d '' -t argv 2>/dev/null <"$file" || continue
+    if [[ ${argv[0]:-} != "$1" ]]; then continue; fi
+    mapfile -d '' -t -O "${#argv[@]}" argv 2>/dev/null <"${file%cmdline}environ" || continue
+    if [[ " ${argv[*]} " == *" $2"* ]]; then
+      file="${file#/proc/}"
+      printf '%s' "${file%/cmdline}"
+      return
+    fi
+  done
+  return 1
 }
 
 thaw() { # <node>: what is frozen does not die
@@ -236,7 +243,7 @@ return_power() { # <dir> <node>
   wait_for_node "$1" "$2"
 }
 
-down() { # <dir>: in whatever state it is; the jobs first, for these may write while they end
+down() { # <dir>: whatever is left of it, in whatever state it is; the jobs first, for these may write while they end
   local dir="$1" node tries pid signal=TERM
   if [[ -e $dir/slurm.conf ]]; then
     export SLURM_CONF="$dir/slurm.conf"
@@ -248,21 +255,13 @@ down() { # <dir>: in whatever state it is; the jobs first, for these may write w
     fi
   fi
   for node in "${NODES[@]}"; do power_off "$dir" "$node"; done
-  if pid="$(cat -- "$dir/slurmctld.pid" 2>/dev/null)"; then
-    for ((tries = 0; tries < 100; tries++)); do
-      if ! is_controller "$pid"; then break; fi
-      if ((tries == 50)); then signal=KILL; fi
-      kill "-$signal" "$pid" 2>/dev/null || true
-      sleep 0.1
-    done
-  fi
+  for ((tries = 0; tries < 100; tries++)); do
+    pid="$(pid_of slurmctld "SLURM_CONF=$dir/slurm.conf ")" || break
+    if ((tries == 50)); then signal=KILL; fi
+    kill "-$signal" "$pid" 2>/dev/null || true
+    sleep 0.1
+  done
   rm -f -- "$dir/env.sh" "$dir/slurm.conf" "$dir/slurmctld.pid"
-}
-
-is_controller() { # <pid>
-  local argv
-  mapfile -d '' -t argv 2>/dev/null <"/proc/$1/cmdline" || return
-  [[ ${argv[0]:-} == slurmctld ]]
 }
 
 main() { # <verb> [argument]...
@@ -279,10 +278,10 @@ main() { # <verb> [argument]...
         up) up "${@:2}" ;;
         down)
           find_programs || true
-          down "$2"
+          down "$(readlink -m -- "$2")"
           ;;
-        cut) cut "$2" "$3" ;;
-        return) return_power "$2" "$3" ;;
+        cut) cut "$(readlink -f -- "$2")" "$3" ;;
+        return) return_power "$(readlink -f -- "$2")" "$3" ;;
       esac
       ;;
     *) usage "no such verb '${1:-}'" ;;
