@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Callable
 
 from reliability.cluster_stage import EVERY, STEP_S, Stage
 from support.nights import proven_steps, record
+from support.places import TOY
 from support.processes import wait_until
 from support.runs import events
 
@@ -283,6 +285,24 @@ def two_tasks(stage: Stage) -> None:
     stage.finishes(job, runs=1)
 
 
+def two_nodes(stage: Stage) -> None:
+    """One launcher in the batch script, with `srun torchrun` below it over both nodes: requeued, it goes on."""
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+    torchrun = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d"]
+    ranks = [*torchrun, f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id={run_id}", str(TOY), "--kind", "ranks"]
+    where = ["--dir", "{checkpoints_dir}", "--steps", "{training.max_steps}"]
+    pace = ["--delay", str(STEP_S), "--save-every", str(EVERY)]
+    srun = ["srun", "--ntasks-per-node=1", "--kill-on-bad-exit=1", "{python}"]
+    stage.config(trainer={"command": [*srun, *ranks, *where, *pace]})
+    job = stage.submit(sbatch=("-N2", "--ntasks-per-node=1"))
+    first = stage.reaches(25)
+    stage.cluster.ask("scontrol", "requeue", job)
+    lineage = stage.finishes(job, runs=2)
+    stage.goes_on(lineage)
+    stage.ended_as(first, "preempted")
+
+
 def names(stage: Stage) -> None:
     """Another --name begins anew, beside a run that has finished and one that was stopped."""
     stage.config(training={"max_steps": 20})
@@ -329,6 +349,16 @@ def hang(stage: Stage) -> None:
     stage.goes_on(lineage, is_lossless=False)
     assert stage.cluster.job(job)["Restarts"] == "0", stage.said(job)
     assert [event["cause"] for event in events(lineage[0], "abort")] == ["hang"]
+
+
+def hang_at_the_end(stage: Stage) -> None:
+    """A hang that is not found before the job's time is over: the job is requeued, and goes on."""
+    hung = ("--at", "25", f"once={stage.folder / 'hung'}:hang")
+    stage.config(*hung, abort={"grace_s": 3}, cluster={"margin_s": 30})
+    job = stage.submit(sbatch=("--time=1", "--signal=B:USR1@5"))
+    lineage = stage.finishes(job, runs=2)
+    stage.goes_on(lineage, is_lossless=False)
+    assert stage.cluster.job(job)["Restarts"] == "1", stage.said(job)
 
 
 def login_node(stage: Stage) -> None:
@@ -385,7 +415,7 @@ SCENARIOS: dict[str, Callable[[Stage], None]] = {
     for one in (
         requeue, slow_steps, usr1, preempted, grace, wall_time, no_requeue, long_last_step, no_exec, dead_node,
         node_comes_back, gone_job, other_job_lives, scancel, scancel_in_any_state, finished, detach, no_progress,
-        fresh_again, branch_again, two_tasks, names, frozen, sweep, hang,
+        fresh_again, branch_again, two_tasks, two_nodes, names, frozen, sweep, hang, hang_at_the_end,
         login_node, dead_at_login, stop_at_login, others_watcher,
     )
 }  # fmt: skip

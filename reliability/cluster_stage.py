@@ -31,6 +31,7 @@ LOOK_S, RELEASE_S = 0.05, 0.3
 STARTS_S = 90.0
 # What `sbatch` of a site that requeues is told; USR1 half a minute before the end of the time.
 SBATCH = ("--requeue", "--signal=B:USR1@30", "--open-mode=append")
+OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 NIGHT_TRAINER = ROOT / "tests" / "support" / "night_trainer.py"
 
 
@@ -124,8 +125,8 @@ class Stage(Night):
 
         def runs_again() -> bool:
             now = self.cluster.job(job)
-            assert now.get("JobState") in ("RUNNING", "PENDING", "COMPLETING", "REQUEUED"), self.said(job)
-            return int(now["Restarts"]) >= times and now["JobState"] == "RUNNING"
+            assert now.get("JobState") not in OVER, self.said(job)
+            return now.get("JobState") == "RUNNING" and int(now["Restarts"]) >= times
 
         wait_until(runs_again, f"job {job} is requeued", STARTS_S)
 
@@ -191,8 +192,7 @@ class Stage(Night):
 
     def finishes(self, job: str, runs: int | None = None, name: str = "toy") -> list[Path]:
         """Wait until a job is COMPLETED, and hold that its last run has finished; return the lineage."""
-        self.job_is(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
-        state = self.cluster.job(job)["JobState"]
+        state = self.job_is(job, *OVER)["JobState"]
         found = self.lineage(name)
         assert state == "COMPLETED", self.said(job)
         assert found and self.state(found[-1]) == "finished", f"{self.state(found[-1])}; {self.said(job)}"
