@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import jsonschema
 import pytest
 
 from resumekit.base import background_command
+from resumekit.base.terminal import plain
 from resumekit.start import code_state, interpreter
 from support import schema_examples
 from support.commands import Kit, killed
@@ -192,10 +194,35 @@ def test_no_repository_and_no_git_are_no_errors(tmp_path: Path, monkeypatch: pyt
     nothing = code_state.Code(None, b"", None, ())
     assert code_state.finish_snapshot(code_state.start_snapshot(tmp_path)) == nothing
     git(tmp_path, "init", "-q")
-    unknown = nothing._replace(is_known=False, left_out=())  # before its first commit
+    unknown = nothing._replace(is_known=False, left_out=(), unknown="the repository has no commit yet")
     assert code_state.finish_snapshot(code_state.start_snapshot(tmp_path)) == unknown
     monkeypatch.setenv("PATH", "/nonexistent")
-    assert code_state.finish_snapshot(code_state.start_snapshot(tmp_path)) == nothing
+    missing = nothing._replace(unknown="there is no 'git' in PATH")
+    assert code_state.finish_snapshot(code_state.start_snapshot(tmp_path)) == missing
+
+
+def test_a_repository_of_another_user_s_that_git_does_not_read_is_said_and_recorded(kit: Kit, repo: Path):
+    """In a container the mounted repository has another owner; git then says nothing of it but how to let it."""
+    others = {"GIT_TEST_ASSUME_DIFFERENT_OWNER": "1"}  # git's own way to be tested
+    warned = f"warning: git does not say which code this is, {CODE_UNKNOWN}"
+    lets = f"git config --global --add safe.directory {shlex.quote(str(repo))}"
+    done = kit("run", "T-1", env=others)
+    assert done.stderr.count(warned) == 1
+    assert plain(f"the repository belongs to another user; `{lets}` lets git read it") in done.stderr
+    found = record(kit.run_dirs()[0])
+    check(found)
+    assert found["git"]["commit"] is None and lets in found["git"]["unknown"]
+    (note,) = (one for one in json.loads(dry_run(kit, "--json", env=others))["notes"] if one.startswith(warned))
+    assert lets in note and "belongs to another user" in " ".join(dry_run(kit, env=others).split())
+    assert warned not in kit("run", "T-1", "--fresh").stderr
+    assert record(kit.run_dirs()[-1])["git"]["unknown"] is None
+
+
+CODE_UNKNOWN = "so that no commit is recorded, and a recovery compares the files alone that the command names"
+
+
+def dry_run(kit: Kit, *args: str, env: dict[str, str]) -> str:
+    return kit("run", "T-1", "--fresh", "--dry-run", *args, env=env).stdout
 
 
 def test_a_program_that_hangs_or_floods_is_bounded():

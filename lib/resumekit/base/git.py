@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from . import answer_cache, background_command, file_identity
 from .background_command import Answer, Question
+from .paths import find_program
 
 MAX_PATCH_BYTES = 10 << 20
 # Of a list of changed files; a tree in which more than some 50,000 differ is none that can be compared.
@@ -25,6 +27,8 @@ UNTRACKED_S = 2.0
 WRITE_S = 600.0
 _SUBMODULE = b"160000"
 _COMMIT = "[0-9a-f]{40,64}"
+# stderr is thrown away elsewhere: it is looked at once git has said nothing.
+_WITH_ERRORS = ("/bin/sh", "-c", '"$@" 2>&1 || :', "sh")
 
 
 def has_repository(root: Path) -> bool:
@@ -204,6 +208,21 @@ def _may_be_tracked(name: str) -> bool:
     return not name.startswith("/") and "\n" not in name
 
 
+def why_silent(root: Path) -> str:
+    """Return why git does not say the commit of a repository that is there, for people; '' where that is not known."""
+    if find_program("git") is None:
+        return "there is no 'git' in PATH"
+    asked = background_command.start([*_WITH_ERRORS, *_command(root), "rev-parse", "--verify", "HEAD"], _environ())
+    said = background_command.result(asked, 1 << 16, TIMEOUT_S).kept.decode("utf-8", "replace")
+    if "dubious ownership" in said:
+        top = next((folder for folder in (root, *root.parents) if os.path.lexists(folder / ".git")), root)
+        lets = shlex.join(["git", "config", "--global", "--add", "safe.directory", str(top)])
+        return f"the repository belongs to another user; `{lets}` lets git read it"
+    if "Needed a single revision" in said:
+        return "the repository has no commit yet"
+    return said.partition("\n")[0].removeprefix("fatal: ")[:300] if said.startswith("fatal: ") else ""
+
+
 def first_commit(root: Path) -> str | None:
     """Return the first commit of the repository that `root` lies in; None where there is none, or git does not say."""
     if not has_repository(root):
@@ -229,7 +248,12 @@ def _ask_first(root: Path, timeout_s: float) -> str | None:
 
 
 def _git(root: Path, arguments: list[str], stdin: bytes = b"") -> Question | None:
-    command = ["git", "-C", str(root), "-c", "core.fsmonitor=false", "-c", "core.quotePath=true", *arguments]
-    return background_command.start(
-        command, {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}, stdin
-    )
+    return background_command.start([*_command(root), *arguments], _environ(), stdin)
+
+
+def _command(root: Path) -> list[str]:
+    return ["git", "-C", str(root), "-c", "core.fsmonitor=false", "-c", "core.quotePath=true"]
+
+
+def _environ() -> dict[str, str]:
+    return {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}

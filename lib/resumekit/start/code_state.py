@@ -16,7 +16,7 @@ from ..base.background_command import Answer, Question
 from ..base.files import UnreadableFile, open_regular
 from ..base.imports import TYPE_CHECKING, NamedTuple
 from ..base.redaction import redact_patch
-from ..base.terminal import first_few
+from ..base.terminal import WARNING, Note, first_few
 
 if TYPE_CHECKING:
     from .code_scope import Scope
@@ -55,6 +55,7 @@ class Code(NamedTuple):
         left_out: the untracked files of the repository that count as code, in no patch; None where git did not say.
         applies: the patch fits the commit: no key was taken out of a line that is compared with it.
         first_commit: the repository's first one, the same in every clone; None where git does not say it in time.
+        unknown: why git does not say the commit of a repository that is there; None where it does, or there is none.
     """
 
     commit: str | None
@@ -69,11 +70,12 @@ class Code(NamedTuple):
     first_commit: str | None = None
     left_out: tuple[str, ...] | None = None
     applies: bool = True
+    unknown: str | None = None
 
     @property
     def said(self) -> list[str]:
         """What a start says of it: what is compared at a recovery in another way than by git."""
-        lines = []
+        lines = self.warnings
         if self.binary:
             files = "1 changed binary file is" if self.binary == 1 else f"{self.binary} changed binary files are"
             lines.append(f"{files} recorded by digest, and not in code.patch")
@@ -90,6 +92,20 @@ class Code(NamedTuple):
                 f"code.patch has '[redacted]' in the place of a key: {first_few(self.redacted, _NAMED)}{where}"
             )
         return lines
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a dry run says of it too."""
+        if self.unknown is None:
+            return []
+        reason = f": {self.unknown}" if self.unknown else ""
+        return [
+            Note(
+                WARNING,
+                "warning: git does not say which code this is, so that no commit is recorded, and a recovery compares "
+                f"the files alone that the command names{reason}",
+            )
+        ]
 
 
 class Snapshot(NamedTuple):
@@ -134,7 +150,7 @@ def finish_snapshot(snapshot: Snapshot, scope: Scope | None = None, files: Mappi
     code = Code(
         commit=commit, patch=b"", diff_sha256=None, redacted=(), changed=changed, files=files, untracked=untracked,
         is_known=snapshot.changed is None or changed is not None, first_commit=first,
-        left_out=None if left_out is None else tuple(left_out),
+        left_out=None if left_out is None else tuple(left_out), unknown=None if commit else git.why_silent(root),
     )  # fmt: skip
     return _with_patch(code, diff)
 

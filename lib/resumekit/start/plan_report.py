@@ -48,26 +48,28 @@ _LISTED = (PASSED_OVER, COMPARED, HELD)
 def print_report(planned: Planned, *, is_json: bool) -> int:
     """Print what a start would do, for a person or as JSON; return the exit code that says whether it may."""
     choice, plan = planned.choice, planned.plan
+    warnings = planned.code.warnings if planned.code else ()
     if is_json:
-        page = as_json(choice, plan)
+        page = as_json(choice, plan, warnings)
         show_json(page)
     else:
         command: Sequence[str] = ()
         if plan is None and planned.ready is not None:
             command = preflight.trainer_argv(choice, preflight.run_paths(choice, "RUN_ID"), planned.ready)
-        page = as_text(choice, plan, command)
+        page = as_text(choice, plan, command, warnings)
         show_text(page)
     if plan is None:
         return NEEDS_ACCEPT if choice.consents else DONE
     return REFUSED if plan.refusals else NEEDS_ACCEPT if plan.consents else DONE
 
 
-def as_text(choice: Choice, plan: Plan | None, command: Sequence[str] = ()) -> str:
+def as_text(choice: Choice, plan: Plan | None, command: Sequence[str] = (), warnings: Sequence[str] = ()) -> str:
     """Return the page for a person.
 
     Args:
         plan: None where it begins anew.
         command: the trainer's, which is shown where there is no plan.
+        warnings: sentences about the code.
     """
     lines = [choice.title]
     if plan is not None:
@@ -75,6 +77,7 @@ def as_text(choice: Choice, plan: Plan | None, command: Sequence[str] = ()) -> s
     elif command:
         lines += _row("command", shlex.join(command))
     lines += [line for sentence in choice.said if kind_of(sentence) not in _LISTED for line in _noted(sentence)]
+    lines += [line for sentence in warnings for line in _noted(sentence)]
     if plan is not None:
         lines += _verdict(plan.verdict, plan.refusals or plan.consents)
     elif choice.consents:
@@ -83,7 +86,7 @@ def as_text(choice: Choice, plan: Plan | None, command: Sequence[str] = ()) -> s
     return "\n".join(map(plain, lines))
 
 
-def as_json(choice: Choice, plan: Plan | None) -> str:
+def as_json(choice: Choice, plan: Plan | None, warnings: Sequence[str] = ()) -> str:
     """Return the same for programs: the plan's fields, and every checkpoint that was thought of."""
     parent = choice.parent.run_id if choice.parent else None
     anew: dict[str, Any] = {
@@ -96,7 +99,7 @@ def as_json(choice: Choice, plan: Plan | None) -> str:
         {"step": one.step, "path": str(one.path), "run_id": one.run_id, "verdict": one.verdict, "reason": one.reason}
         for one in choice.candidates
     ]
-    return json.dumps(fields | {"candidates": candidates, "notes": list(choice.said)}, indent=2)
+    return json.dumps(fields | {"candidates": candidates, "notes": [*choice.said, *warnings]}, indent=2)
 
 
 def _plan_lines(plan: Plan) -> Iterator[str]:

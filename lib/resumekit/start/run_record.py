@@ -121,6 +121,7 @@ def _code_fields(code: Code) -> dict[str, Any]:
             "first_commit": code.first_commit,
             "diff_sha256": code.diff_sha256,
             "redacted": len(code.redacted),
+            "unknown": code.unknown,
         },
         "code": {
             "changed": code.changed,
