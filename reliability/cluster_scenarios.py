@@ -269,8 +269,8 @@ def branch_again(stage: Stage) -> None:
     """And one that says resume.sh --step."""
     stage.config(training={"max_steps": 30})
     stage.finishes(stage.submit(), runs=1)
-    stage.config(training={"max_steps": 80})
-    words = " ".join(stage.argv("resume", "T-1", "--step", "20", "--name", "branch", "--accept"))
+    more = ("--set", "training.max_steps=80", "--accept")
+    words = " ".join(stage.argv("resume", "T-1", "--step", "20", "--name", "branch", *more))
     job = stage.submit(body=f"exec {words}")
     stage.reaches(45, name="branch")
     stage.cluster.ask("scontrol", "requeue", job)
@@ -343,7 +343,12 @@ def sweep(stage: Stage) -> None:
 
 def hang(stage: Stage) -> None:
     """A hang: ended by the launcher's own watcher, and taken up in the same allocation."""
-    stage.config("--at", "25", f"once={stage.folder / 'hung'}:hang", abort={"hang_minutes": 0.05, "watch_every_s": 1})
+    stage.config(
+        "--at",
+        "25",
+        f"once={stage.folder / 'hung'}:hang",
+        abort={"hang_minutes": 0.05, "watch_every_s": 1, "grace_s": 3},
+    )
     job = stage.submit()
     lineage = stage.finishes(job, runs=2)
     stage.goes_on(lineage, is_lossless=False)
