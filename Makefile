@@ -64,6 +64,14 @@ faults: $(READY) ## every case of the fault catalogue and its table, and every l
 frameworks: $(READY) ## the recipes in examples/ through kills, torn checkpoints and a NaN; ONLY="lightning dcp_fsdp"
 	@tools/frameworks.sh $(PY) $(addprefix --only ,$(ONLY)) $(addprefix --minutes ,$(MINUTES))
 
+.PHONY: cluster
+cluster: $(READY) ## a Slurm of two nodes on this machine, and what a run has to survive there; ONLY="requeue hang"
+	@$(PY) -m reliability.cluster $(addprefix --scenario ,$(ONLY))
+
+.PHONY: cluster-quick
+cluster-quick: $(READY) ## the part of it that CI runs, at most five minutes
+	@$(PY) -m reliability.cluster --quick --minutes 4
+
 .PHONY: campaign
 campaign: $(READY) ## the long versions of the sampled tests (some three hours)
 	@$(PY) -m reliability.campaign_checkpoints --kills 300 --mutants 2000 --seed 1

@@ -14,6 +14,7 @@ scheduler has signalled as well.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import math
@@ -154,13 +155,20 @@ def _tell_the_load(step: int, path: Path) -> None:
 
 
 def _act(action: str) -> None:
-    """Do one thing: a signal (kill, term, int, segv), raise, hang, exit=CODE, nan, bar=N, raw=HEX, long=BYTES, ..."""
+    """Do one thing: a signal (kill, term, int, segv), raise, hang, exit=CODE, nan, once=FILE:ACTION, ..."""
     name, _, value = action.partition("=")
-    if name == "kill":
+    if name == "once":  # once=FILE:ACTION: where FILE can be made
+        file, _, then = value.partition(":")
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(file, os.O_CREAT | os.O_EXCL))
+            _act(then)
+    elif name == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif name in ("term", "int"):  # as a trainer without a handler dies of it
         signal.signal(number := signal.Signals[f"SIG{name.upper()}"], signal.SIG_DFL)
         os.kill(os.getpid(), number)
+    elif name == "deaf":  # as a trainer whose last step takes longer than a scheduler waits
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     elif name == "segv":
         os.kill(os.getpid(), signal.SIGSEGV)
     elif name == "raise":
