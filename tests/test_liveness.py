@@ -131,6 +131,19 @@ def test_no_second_trainer_without_proof_or_word() -> None:
             assert seen.has_word and not (seen.is_fresh and seen.place in (NAMESPACE, BOOT, HOST) and not seen.is_ended)
 
 
+def test_a_scheduler_s_word_is_proof_where_processes_cannot_be_seen_and_nowhere_else() -> None:
+    """Of another host or boot its locks and files are no sign then: a network drive keeps locks, and files are late."""
+    for seen in all_seen():
+        before, after = judge(seen), judge(seen._replace(is_job_over=True))
+        if seen.place == HERE or seen.members:
+            assert after == before, (seen, after)
+        if seen.place in (BOOT, HOST) and not seen.members:
+            assert after.what == DEAD, (seen, after)
+        if seen.place == NAMESPACE and HELD in (seen.session_lock, seen.status_lock):
+            assert after == before, (seen, after)
+        assert after.what == before.what or (after.what == DEAD and not seen.members), (seen, after)
+
+
 def test_unknown_always_has_a_way_out_and_words() -> None:
     for seen in all_seen():
         verdict = judge(seen)

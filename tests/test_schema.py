@@ -247,30 +247,42 @@ BASE = "trainer: {command: [x]}\n"
 def test_a_lab_adds_keys_to_our_sections_and_sections_of_its_own(tmp_path: Path) -> None:
     text = (
         BASE
-        + "cluster: {partition: long}\n"
-        + "experiments: {A: {cluster: {partition: short}, training: {label_smoothing: 0.1}}}\n"
+        + "queue: {partition: long}\n"
+        + "experiments: {A: {queue: {partition: short}, training: {label_smoothing: 0.1}}}\n"
     )
     resolved, _ = lab_resolve(tmp_path, LAB, text)
-    assert resolved["cluster"] == {"partition": "short"}
+    assert resolved["queue"] == {"partition": "short"}
     assert resolved["training"]["label_smoothing"] == 0.1
-    resolved, _ = lab_resolve(tmp_path, LAB, BASE, "partition=long", "label_smoothing=0.2")
-    assert (resolved["cluster"]["partition"], resolved["training"]["label_smoothing"]) == ("long", 0.2)
+    resolved, _ = lab_resolve(tmp_path, LAB, BASE, "queue.partition=long", "label_smoothing=0.2")
+    assert (resolved["queue"]["partition"], resolved["training"]["label_smoothing"]) == ("long", 0.2)
 
 
 def test_a_labs_keys_are_checked_like_ours(tmp_path: Path) -> None:
     for text, says in [
-        ("cluster: {partition: huge}", "must be one of 'short', 'long'"),
-        ("cluster: {partitoin: long}", "the nearest known is 'partition'"),
+        ("queue: {partition: huge}", "must be one of 'short', 'long'"),
+        ("queue: {partitoin: long}", "the nearest known is 'partition'"),
         ("training: {label_smoothing: 2}", "must be below 1"),
-        ("experiments: {B: {cluster: {partition: 1}}}", "'experiments.B.cluster.partition' is '1'"),
+        ("experiments: {B: {queue: {partition: 1}}}", "'experiments.B.queue.partition' is '1'"),
     ]:
         with pytest.raises(InvalidFile, match=re.escape(says)):
             lab_resolve(tmp_path, LAB, BASE + text + "\n")
 
 
+def test_a_section_that_a_lab_had_before_the_kit_had_one_of_that_name_still_counts(tmp_path: Path) -> None:
+    section = json.loads(json.dumps(LAB["properties"]["queue"]).replace("partition", "line"))
+    overlay = {**LAB, "properties": {"cluster": section}}
+    resolved, merged = lab_resolve(tmp_path, overlay, BASE + "cluster: {line: long}\n")
+    assert (resolved["cluster"]["line"], resolved["cluster"]["max_fruitless"]) == ("long", 3)
+    other = config.override(resolved, ["cluster.line=short"], merged)
+    assert config.config_hash(other, merged) == config.config_hash(resolved, merged)
+    section["x-hash"] = True
+    with pytest.raises(InvalidFile, match="'x-hash' at 'cluster' would change a section of the kit"):
+        lab_resolve(tmp_path, overlay, BASE)
+
+
 def test_a_labs_keys_are_hashed_unless_it_says_otherwise(tmp_path: Path) -> None:
     base, merged = lab_resolve(tmp_path, LAB, BASE)
-    for setting, changes_hash in (("label_smoothing=0.1", True), ("partition=long", False)):
+    for setting, changes_hash in (("label_smoothing=0.1", True), ("queue.partition=long", False)):
         other = config.override(base, [setting], merged)
         assert (config.config_hash(other, merged) != config.config_hash(base, merged)) is changes_hash
     undeclared = {"properties": {"checkpoint": {"properties": {"tier": {"type": "string"}}}}}

@@ -48,7 +48,7 @@ def test_a_signal_to_one_s_own_trainer_is_a_stop_and_nothing_takes_it_up(
     assert (recovered.status(run)["state"], recovered.run_dirs()) == ("preempted" if job else "stopped", [run])
     assert recovered.status(run)["stopped_by"] == name
     recorded = json.loads((run / "run.json").read_text())["scheduler"]
-    assert recorded == ({"name": "slurm", "job": job} if job else None)
+    assert recorded == ({"name": "slurm", "job": job, "restarts": 0, "cluster": None} if job else None)
 
 
 def test_a_host_whose_memory_guard_sends_term_says_so(recovered: Kit) -> None:
@@ -117,7 +117,11 @@ def test_torchrun_ends_with_1_and_says_which_signal_it_was(
 @pytest.mark.parametrize(
     ("environment", "known"),
     [
-        ({"SLURM_JOB_ID": "7"}, {"name": "slurm", "job": "7"}),
+        ({"SLURM_JOB_ID": "7"}, {"name": "slurm", "job": "7", "restarts": 0, "cluster": None}),
+        (
+            {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "2", "SLURM_CLUSTER_NAME": "gpu"},
+            {"name": "slurm", "job": "7", "restarts": 2, "cluster": "gpu"},
+        ),
         ({"PBS_JOBID": "7.head"}, {"name": "pbs", "job": "7.head"}),
         ({"LSB_JOBID": "9"}, {"name": "lsf", "job": "9"}),
         ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, {"name": "kubernetes", "job": None}),

@@ -58,7 +58,9 @@ def _add(ours: Node, theirs: Any, path: tuple[str, ...], source: str, owners: di
     where = ".".join(path) or "the top"
     if not isinstance(theirs, dict) or not isinstance(theirs.get("properties", {}), dict):
         raise _error(f"what it says about {show(where)} is not an object with 'properties'", source)
-    if extra := sorted(set(theirs) - _WORDS):
+    # A lab may have had a section before the kit had one of that name: what it says of it may be what the kit says.
+    same = {"x-hash"} if "x-hash" in theirs and theirs["x-hash"] is ours.get("x-hash") else set()
+    if extra := sorted(set(theirs) - _WORDS - same):
         raise _error(f"{show(extra[0])} at {show(where)} would change a section of the kit", source)
     if theirs.get("type", "object") != "object":
         raise _error(f"the type of {show(where)} cannot be changed", source)
@@ -66,6 +68,8 @@ def _add(ours: Node, theirs: Any, path: tuple[str, ...], source: str, owners: di
         known = ours["properties"].get(name)
         inner = (*path, name)
         if known is None:
+            if same and isinstance(node, dict):
+                node.setdefault("x-hash", theirs["x-hash"])
             _check(node, inner, source)
             ours["properties"][name] = node
         elif "properties" in known and inner != ("experiments",):

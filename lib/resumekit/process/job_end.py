@@ -74,9 +74,9 @@ class Asked:
         return note(self._run, self._own, job, self._signal)
 
 
-def note(run: Run, own: Allocation, job: Job | None, signal_name: str | None) -> str:
-    """Journal `job_ends` by what Slurm says of the run's job; return the cause."""
-    cause = cause_of(job, own.restarts, signal_name, time.time())
+def note(run: Run, own: Allocation, job: Job | None, signal_name: str | None, cause: str | None = None) -> str:
+    """Journal `job_ends` by what Slurm says of the run's job; return the cause, or the one that is known already."""
+    cause = cause or cause_of(job, own.restarts, signal_name, time.time())
     reason = "Slurm does not answer" if job is None else (
         f"JobState={job.state} Reason={job.reason} Restarts={job.restarts}"
         + (" PreemptTime is set" if job.preempt_s is not None else "")

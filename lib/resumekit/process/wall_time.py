@@ -16,6 +16,7 @@ from ..base import slurm
 from ..base.background_command import Question
 from ..base.paths import LIB
 from ..base.slurm import Job
+from ..base.terms import TIME_LIMIT
 from ..base.values import wait_s
 from ..run.journal_fold import State
 from ..run.run_folder import Run
@@ -60,7 +61,8 @@ class WallTime:
             return
         if "launched" in state and (self._known.preempt_s is not None or self._left_s() <= self.needed_s(state)):
             self._is_stopped = True
-            job_end.note(self._run, self._own, self._known, "USR1")
+            cause = TIME_LIMIT if self._known.preempt_s is None else None
+            job_end.note(self._run, self._own, self._known, "USR1", cause)
             stop_for_the_scheduler(self._run)
 
     def needed_s(self, state: State) -> float:

@@ -141,7 +141,7 @@ def _before_the_start(seen: Evidence) -> Verdict:
     """No trainer is known of; one whose journal was lost is named by the status."""
     if seen.place == HERE and seen.trainer == ALIVE and seen.whose != COPY:
         return _alive("process")
-    if seen.is_job_over and seen.place in (BOOT, HOST):
+    if seen.is_job_over and not seen.members and seen.place in (BOOT, HOST):
         return _dead(JOB)
     is_coming = seen.launcher == ALIVE or seen.session_lock == HELD or (seen.launcher == UNKNOWN and seen.is_fresh)
     return _alive("starting") if is_coming or seen.members else _dead("no_trainer")
@@ -186,7 +186,7 @@ def _in_another_namespace(seen: Evidence) -> Verdict:
 
 def _in_another_boot(seen: Evidence) -> Verdict:
     """A reboot, most of the time; or a clone of this machine with its name, which trains on the same disk."""
-    if seen.is_job_over:
+    if seen.is_job_over and not seen.members:
         return _dead(JOB)
     if HELD in (seen.session_lock, seen.status_lock) or seen.is_fresh or seen.members:
         if seen.has_word and not seen.is_fresh and not seen.members:
@@ -200,7 +200,7 @@ def _in_another_boot(seen: Evidence) -> Verdict:
 
 def _on_another_host(seen: Evidence) -> Verdict:
     """Neither its processes nor its locks say anything: a network drive loses locks."""
-    if seen.is_job_over:
+    if seen.is_job_over and not seen.members:
         return _dead(JOB)
     if seen.is_fresh or seen.members:
         return _alive("fresh" if seen.is_fresh else "members", "place")
