@@ -1,4 +1,4 @@
-"""Runs in jobs of Slurm, seen and ended from a login node: one question for all, `scancel` of the caller's own alone."""
+"""Runs in jobs of Slurm, seen and ended from a login node: one question for all, `scancel` of the caller's alone."""
 
 from __future__ import annotations
 
