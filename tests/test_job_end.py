@@ -77,13 +77,15 @@ def test_a_job_is_read_out_of_what_scontrol_prints(fake: FakeSlurm, monkeypatch:
     for name, value in fake.environment().items():
         monkeypatch.setenv(name, value)
     fake.says(state="COMPLETING", reason="TimeLimit", restarts=2, end=1796081442, preempt=1796081440)
-    assert slurm.ask("77") == Job("77", "COMPLETING", 2, "TimeLimit", True, 1796081442.0, 1796081440.0, 1796081441.0)
+    assert slurm.ask("77") == Job(
+        "77", "COMPLETING", 2, "TimeLimit", True, 1796081442.0, 1796081440.0, 1796081441.0, 1001
+    )
     # Of an array's first task the whole array is listed, and the task asked for is not the first line.
     lines = [LINE.format(job=job, state="RUNNING", reason="None", restarts=0, requeue=1, submit=1, end="Unknown",
                          preempt="None").replace(f"JobId={job}", f"JobId={job} ArrayJobId=3 ArrayTaskId=1")
              for job in ("4", "3")]  # fmt: skip
     (fake.folder / "jobs" / "3").write_text("".join(lines))
-    assert slurm.ask("3") == Job("3", "RUNNING", may_requeue=True, submit_s=1.0)
+    assert slurm.ask("3") == Job("3", "RUNNING", may_requeue=True, submit_s=1.0, uid=1001)
     assert slurm.ask("9") == Job("9", slurm.GONE)
     fake.is_down()
     assert slurm.ask("77") is None

@@ -1,4 +1,4 @@
-"""bin/submit.sh: what is said before anything waits, the frozen code, what each start of a job does; sweeps, chains."""
+"""bin/submit.sh: what is said before anything waits, the frozen code, what a start of a job does; sweeps and chains."""
 
 from __future__ import annotations
 
