@@ -23,7 +23,7 @@ from ..checkpoint.form import of as form_of
 from ..config import config
 from ..run import live_marker, new_folder, run_names, seals
 from ..run.run_folder import Run
-from . import pipeline, preflight, run_record, trainer_command
+from . import pipeline, preflight, run_record, torchrun, trainer_command
 from .choice import CONTINUE, FRESH, Choice
 from .pipeline import Planned
 from .request import Request
@@ -43,6 +43,7 @@ class Launch(NamedTuple):
         made: by what the processes of the run know its folder again.
         unsealed: why its records could not be sealed (`run/seals`); None where they are, or no seals are kept.
         unheld: the sentence that says why the checkpoint could not be held (`holding`); None where that is as planned.
+        ranks_grace_s: for how long torchrun is to wait for its ranks (`torchrun.ranks_grace_s`); None for its own.
     """
 
     run_id: str
@@ -56,6 +57,7 @@ class Launch(NamedTuple):
     made: MadeFolder
     unsealed: str | None = None
     unheld: str | None = None
+    ranks_grace_s: int | None = None
 
 
 def start(
@@ -143,6 +145,7 @@ def _launch(planned: Planned, paths: RunPaths, made: MadeFolder, loaded: Path | 
         head=choice.parent.paths.run_dir if choice.relation == CONTINUE and choice.parent else None,
         argv=preflight.trainer_argv(choice, paths, ready, handed.args if handed else (), loaded),
         made=made,
+        ranks_grace_s=torchrun.ranks_grace_s(choice.config),
     )
 
 
@@ -234,6 +237,7 @@ def _environment(launch: Launch, root_run_id: str, search_path: str, *, has_plan
         "RESUMEKIT_CONFIG_HASH": launch.config_hash,
         "PYTHONUNBUFFERED": "1",
         "PYTHONUTF8": os.environ.get("PYTHONUTF8") or "1",
+        **({torchrun.SHUTDOWN_TIMEOUT: str(launch.ranks_grace_s)} if launch.ranks_grace_s else {}),
         **({"PYTHONPATH": search_path} if search_path else {}),
         **({"RESUMEKIT_PLAN": str(launch.paths.resume_plan)} if has_plan else {}),
     }
