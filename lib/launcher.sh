@@ -234,6 +234,10 @@ kit_run_trainer() { # <argv>...: become the shim that starts the trainer in a se
   # Behind what the lab has there, never before it, and never an empty entry (that is the current folder). A path with
   # a colon would be two entries (start/trainer_command.py says so).
   if [[ $KIT_LIB != *:* ]]; then export PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}$KIT_LIB"; fi
+  # torchrun ends its ranks with KILL half a minute after TERM, in the middle of a longer save.
+  if [[ -n ${KIT_FIELD[RANKS_GRACE_S]:-} ]]; then
+    export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-${KIT_FIELD[RANKS_GRACE_S]}}"
+  fi
   # In the C locale a trainer that prints 'ä' would die of UnicodeEncodeError.
   export PYTHONUTF8="${PYTHONUTF8:-1}"
   if [[ -t 1 && -z ${NO_COLOR:-} && ${TERM:-dumb} != dumb ]]; then

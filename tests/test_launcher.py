@@ -83,6 +83,8 @@ def test_the_trainer_has_no_input_and_what_it_needs_in_its_environment(kit: Kit,
     assert seen["PYTHONUNBUFFERED"] == seen["PYTHONUTF8"] == "1"
     assert seen["RESUMEKIT_RUN_DIR"] == str(run) and seen["RESUMEKIT_RUN_ID"] == run.name
     assert seen["RESUMEKIT_CONFIG_HASH"] == record["config_hash"] and seen["RESUMEKIT_RUN_TOKEN"] == record["token"]
+    assert seen["TORCHELASTIC_ERROR_FILE"] == str(run / "torchrun_error.json")
+    assert "TORCH_ELASTIC_SHUTDOWN_TIMEOUT" not in seen  # the grace is no longer than torchrun's own
     assert "FORCE_COLOR" not in seen  # no terminal
 
 
@@ -97,10 +99,9 @@ def test_command_sh_sets_what_the_launcher_sets(kit: Kit, tmp_path: Path, utf8: 
     pasted = subprocess.run(["bash", str(run / "command.sh")], env=kit.env, capture_output=True, check=True)
     by_hand = json.loads(pasted.stdout)
     differs = {name for name, value in by_launcher.items() if by_hand.get(name) != value}
-    # The mark by which a run's processes are known, and Bash's own.
-    assert (
-        differs - {"RESUMEKIT_RUN_TOKEN", "RESUMEKIT_OUTPUT_LOG", "SHLVL", "_", "OLDPWD", "COLUMNS", "LINES"} == set()
-    )
+    # The mark by which a run's processes are known, what torchrun writes into the run's folder, and Bash's own.
+    of_the_run = {"RESUMEKIT_RUN_TOKEN", "RESUMEKIT_OUTPUT_LOG", "TORCHELASTIC_ERROR_FILE"}
+    assert differs - of_the_run - {"SHLVL", "_", "OLDPWD", "COLUMNS", "LINES"} == set()
 
 
 @pytest.mark.parametrize("command", ["run", "resume", "runs", "abort-watch"])

@@ -117,6 +117,11 @@ def test_a_launcher_that_cannot_mean_what_it_says_is_refused(
     assert sentence in " ".join(kit("run", "T-1", "--dry-run", code=4).stderr.split())
 
 
+@pytest.mark.parametrize(("grace_s", "ranks_s"), [(90, 85), (90.7, 85), (45, 40), (35, None), (20, None), (0, None)])
+def test_torchrun_waits_for_its_ranks_nearly_as_long_as_the_grace(grace_s: float, ranks_s: int | None) -> None:
+    assert torchrun.ranks_grace_s({"abort": {"grace_s": grace_s}}) == ranks_s
+
+
 RUN = ["{python}", "-m", "torch.distributed.run", "--standalone"]
 
 

@@ -60,6 +60,20 @@ def test_a_term_to_torchrun_alone_is_a_stop_whatever_code_its_ranks_end_with(
     assert recovered.run_dirs() == [run] and not events(run, "abort") and live(recovered) == []
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("is_launched", [False, True])
+def test_ranks_that_save_for_longer_than_torchrun_s_own_half_minute_have_the_grace(
+    recovered: Kit, is_launched: bool
+) -> None:
+    (recovered.folder / "code").write_text("143")
+    (recovered.folder / "save_s").write_text("33")
+    process, run = started(recovered, is_launched=is_launched)
+    recovered("abort-watch", "--stop", "T-1")
+    process.communicate(timeout=90)
+    assert {path.name for path in recovered.folder.glob("saved-*")} == {"saved-0", "saved-1"}
+    assert recovered.status(run)["state"] == "stopped"
+
+
 @pytest.mark.parametrize(
     ("is_launched", "what", "cause", "words"),
     [

@@ -408,21 +408,25 @@ def write_events(run: Path, *lines: dict[str, Any]) -> None:
         ({"config_hash": "another"}, []),
         ({"host": "elsewhere"}, []),
         ({"owner": "65534"}, []),
+        ({"nproc": 2}, []),
     ],
-    ids=["the same", "another config", "another host", "another user's"],
+    ids=["the same", "another config", "another host", "another user's", "another number of ranks"],
 )
 def test_a_run_that_is_slow_from_its_first_step_is_measured_by_its_parent(
-    tmp_path: Path, of_parent: dict[str, str], expected: list[str]
+    tmp_path: Path, of_parent: dict[str, Any], expected: list[str]
 ) -> None:
     """Its own usual speed is the slow one; the parent's, ten steps a second, stands in that one's saved fold alone."""
     now_s = time.monotonic()
     if now_s < 240:
         pytest.skip("the machine was started less than four minutes ago: its clock has no such past")
-    limits = json.dumps({"abort": {"throughput_minutes": 2}}).encode()
+    limits, other_ranks = (
+        json.dumps({"abort": {"throughput_minutes": 2}, "trainer": {"launcher": {"nproc": nproc}}}).encode()
+        for nproc in (1, of_parent.get("nproc", 1))
+    )
     record = {"host": processes.host_name(), "experiment": "T-1", "config_hash": "h"}
     names = {"parent": "T-1_run_20261122-1735", "child": "T-1_run_resume@40_20261122-1835"}
     parent_json = json.dumps({**record, "run_id": names["parent"], **of_parent}).encode()
-    parent = made(tmp_path, names["parent"], run_json=parent_json, resolved_config_json=limits)
+    parent = made(tmp_path, names["parent"], run_json=parent_json, resolved_config_json=other_ranks)
     before = {**own_identity(), "boot_id": "before"}
     journal.append(parent / "journal.jsonl", "launched", parent.name, trainer=before, shim=before, launcher=before)
     state = fold({}, stepped(parent, 0, 4000, STEP_S["parent"], 1000.0))

@@ -92,23 +92,39 @@ def test_when_one_rank_is_killed_all_end_and_one_child_goes_on_whatever_port_is_
 
 @pytest.mark.long
 @pytest.mark.fault("J1", by="training_end.py: what has shown the steps lives on; launcher.sh: recover, when it ends")
-@pytest.mark.parametrize("is_launched", [False, True])
-def test_when_torchrun_itself_is_killed_its_ranks_train_on_and_one_child_takes_up_their_end(
-    ranked: Night, is_launched: bool
-) -> None:
-    """Each rank has a session of its own; nothing starts beside them, and none is left beside the child.
-
-    The lines of those that the kit started went through torchrun: there the checkpoints show that they train.
-    """
-    run = trains_under_torchrun(ranked, is_launched=is_launched)
+def test_when_torchrun_itself_is_killed_its_ranks_train_on_and_one_child_takes_up_their_end(ranked: Night) -> None:
+    """Each rank has a session of its own; nothing starts beside them, and none is left beside the child."""
+    run = trains_under_torchrun(ranked)
     ranks = ranks_of(run)
-    shown = "checkpoint" if is_launched else "step"
     os.kill(ranked.who(run, "trainer"), signal.SIGKILL)
     before = events(run, "step")[-1]["step"]
-    ranked.watched(lambda: events(run, shown)[-1]["step"] > before + 100, "the ranks train on")
+    ranked.watched(lambda: events(run, "step")[-1]["step"] > before + 100, "the ranks train on")
     assert ranked.state(run) == "running" and ranked.run_dirs() == [run] and not events(run, "abort")
     assert "is alive" in ranked("resume", "T-1", code=6).stderr
     os.kill(ranks[1], signal.SIGKILL)
+    child = ranked.next_of(run)
+    assert are_gone(*ranks.values()) and one(run, "abort")["cause"] == "died"
+    assert ranked.children(run) == [child]
+    ended(ranked, child)
+
+
+@pytest.mark.long
+@pytest.mark.fault("J1", by="training_end.py: silent for as long as a hang takes; incident.py: what is left is killed")
+def test_ranks_whose_torchrun_of_the_kit_s_is_killed_are_ended_before_their_one_child_begins(ranked: Night) -> None:
+    """Their lines went through torchrun; of a training that nothing is seen of any more, nothing may be left."""
+    run = trains_under_torchrun(ranked, is_launched=True)
+    ranks = ranks_of(run)
+    os.kill(ranked.who(run, "trainer"), signal.SIGKILL)
+    before = events(run, "step")[-1]["step"]
+
+    def shows_or_is_over() -> bool:
+        return ranked.child(run) is not None or any(one["step"] > before + 100 for one in events(run, "checkpoint"))
+
+    ranked.watched(shows_or_is_over, "their checkpoints show that they train, or they are ended")
+    if ranked.child(run) is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(ranks[1], signal.SIGKILL)
+    ranked.watched(lambda: ranked.child(run), "it is taken up", 150)  # it is asked again after a minute
     child = ranked.next_of(run)
     assert are_gone(*ranks.values()) and one(run, "abort")["cause"] == "died"
     assert ranked.children(run) == [child]

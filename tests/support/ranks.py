@@ -10,7 +10,8 @@ from support.places import TOY
 
 # Each step is one sum over both ranks; rank 0 tells it and saves. A file beside the script is rank 1's to take away,
 # once: with `hang` it sleeps for ever, and no TERM ends it, as none ends a rank whose interpreter waits for its device;
-# with `raise`, `memory` or `kill` it ends so. With a file `code` TERM ends each rank with that code.
+# with `raise`, `memory` or `kill` it ends so. With a file `code` TERM ends each rank with that code; with `save_s`
+# each saves for so many seconds first.
 RANK = """
 import datetime, os, signal, sys, time
 from pathlib import Path
@@ -26,9 +27,18 @@ begun = toy_trainer.read_step(Path(sys.argv[4])) if "--resume" in sys.argv else 
 dist.init_process_group("gloo", timeout=datetime.timedelta(minutes=30))
 rank = dist.get_rank()
 print(f"rank {{rank}} is {{os.getpid()}}\\n", end="", flush=True)  # in one piece: two of them print at once
-code = Path(__file__).with_name("code")
+code, save_s = (Path(__file__).with_name(name) for name in ("code", "save_s"))
+
+
+def end(*_):
+    if save_s.exists():
+        time.sleep(float(save_s.read_text()))
+        Path(__file__).with_name(f"saved-{{rank}}").touch()
+    os._exit(int(code.read_text()))
+
+
 if code.exists():
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(int(code.read_text())))
+    signal.signal(signal.SIGTERM, end)
 
 
 def told(name):

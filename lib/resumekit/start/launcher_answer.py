@@ -1,7 +1,7 @@
 """What the planning Python answers the launcher: NAME=VALUE fields, each ended by NUL, on stdout.
 
-    RUN_ID= RUN_DIR= CWD= TOKEN= CONFIG_HASH= OUTPUT_LOG= CHECKPOINT= MADE= HEAD= WATCH_S= ARGV=<n> and n words: start
-      this run
+    RUN_ID= RUN_DIR= CWD= TOKEN= CONFIG_HASH= OUTPUT_LOG= CHECKPOINT= MADE= HEAD= WATCH_S= RANKS_GRACE_S= ARGV=<n> and n
+        words: start this run
     WAIT_S=<n>: ask again in so many seconds
     nothing: no run goes on from here
 
@@ -50,6 +50,7 @@ def _by_name(launch: Launch) -> Sequence[str]:
         "MADE": launch.made,
         "HEAD": launch.head or "",
         "WATCH_S": launch.watch_every_s or "",
+        "RANKS_GRACE_S": launch.ranks_grace_s or "",
         "ARGV": len(launch.argv),
     }
     return [*(f"{name}={value}" for name, value in fields.items()), *launch.argv]

@@ -23,7 +23,7 @@ from ..checkpoint.form import of as form_of
 from ..config import config
 from ..run import live_marker, new_folder, run_names, seals
 from ..run.run_folder import Run
-from . import pipeline, preflight, run_record, trainer_command
+from . import pipeline, preflight, run_record, torchrun, trainer_command
 from .choice import CONTINUE, FRESH, Choice
 from .pipeline import Planned
 from .request import Request
@@ -44,6 +44,7 @@ class Launch(NamedTuple):
         unsealed: why its records could not be sealed (`run/seals`); None where they are, or no seals are kept.
         unheld: the sentence that says why the checkpoint could not be held (`holding`); None where that is as planned.
         watch_every_s: `abort.watch_every_s`.
+        ranks_grace_s: for how long torchrun is to wait for its ranks (`torchrun.ranks_grace_s`); None for its own.
     """
 
     run_id: str
@@ -58,6 +59,7 @@ class Launch(NamedTuple):
     unsealed: str | None = None
     unheld: str | None = None
     watch_every_s: float | None = None
+    ranks_grace_s: int | None = None
 
 
 def start(
@@ -146,6 +148,7 @@ def _launch(planned: Planned, paths: RunPaths, made: MadeFolder, loaded: Path | 
         argv=preflight.trainer_argv(choice, paths, ready, handed.args if handed else (), loaded),
         made=made,
         watch_every_s=config.get(choice.config, "abort.watch_every_s"),
+        ranks_grace_s=torchrun.ranks_grace_s(choice.config),
     )
 
 
@@ -237,6 +240,7 @@ def _environment(launch: Launch, root_run_id: str, search_path: str, *, has_plan
         "RESUMEKIT_CONFIG_HASH": launch.config_hash,
         "PYTHONUNBUFFERED": "1",
         "PYTHONUTF8": os.environ.get("PYTHONUTF8") or "1",
+        **({torchrun.SHUTDOWN_TIMEOUT: str(launch.ranks_grace_s)} if launch.ranks_grace_s else {}),
         **({"PYTHONPATH": search_path} if search_path else {}),
         **({"RESUMEKIT_PLAN": str(launch.paths.resume_plan)} if has_plan else {}),
     }

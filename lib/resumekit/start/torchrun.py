@@ -20,6 +20,21 @@ _PREFIX = "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE=[rank${rank}]:"
 # Alike on each of so many nodes: `16(x2)`; where they differ, srun's own default holds.
 _CPUS = re.compile(r"([0-9]+)(?:\(x[0-9]+\))?")
 
+# torchrun's own name for how long it waits for its ranks between TERM and KILL, and what it waits without it.
+SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+_OWN_TIMEOUT_S = 30
+# So much of the grace is left for torchrun's own end.
+_MARGIN_S = 5
+
+
+def ranks_grace_s(config: Mapping[str, Any]) -> int | None:
+    """Return for how many seconds torchrun is to wait for its ranks at a stop; None where its own 30 s do.
+
+    The lab's command may start it too; what is no torchrun has no use for it.
+    """
+    wanted = int(config["abort"]["grace_s"]) - _MARGIN_S
+    return wanted if wanted > _OWN_TIMEOUT_S else None
+
 
 def is_launched(config: Mapping[str, Any]) -> bool:
     """Whether the kit starts the ranks itself."""

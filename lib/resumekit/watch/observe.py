@@ -12,7 +12,7 @@ import time
 
 from ..base.imports import Any, NamedTuple
 from ..base.terminal import duration
-from ..base.values import count, seconds
+from ..base.values import count, mapping, seconds
 from ..run import liveness, log_tail, own_runs, run_end, run_table, status, throughput
 from ..run.journal_fold import RECORDS_EDITED, State
 from ..run.run_folder import Run
@@ -226,6 +226,8 @@ def lineage_speed(run: Run, table: RunTable) -> tuple[float | None, float | None
     for ancestor, _ in table.history(run)[1 : 1 + MAX_ANCESTORS]:
         if any(ancestor.record.get(key) != run.record.get(key) for key in ("config_hash", "host")):
             break
+        if _number_of_ranks(ancestor) != _number_of_ranks(run):
+            break
         if own_runs.why_run_is_not_own(ancestor.paths) is not None or status.is_long_unread(ancestor):
             break
         its_pace = status.read_state(ancestor).get("pace")
@@ -234,6 +236,12 @@ def lineage_speed(run: Run, table: RunTable) -> tuple[float | None, float | None
             known.append(speed)
             wholes.append(whole)
     return max(known, default=None), max(wholes, default=None)
+
+
+def _number_of_ranks(run: Run) -> tuple[Any, ...]:
+    """Return how many ranks the kit starts for a run; it is no part of the config's hash."""
+    launcher = mapping(run.setting("trainer", "launcher"))
+    return launcher.get("nproc"), launcher.get("nnodes", 1)
 
 
 def fruitless_starts(run: Run, state: State, table: RunTable, limit: int) -> int:
