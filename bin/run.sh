@@ -25,7 +25,7 @@
 #   --take-over      say that a run is dead of which that cannot be told from here (its host is gone),
 #                    and go on from it; not taken where it is seen to be alive
 #   --detach         leave the terminal altogether; print the run id and return
-#   --job DIR        this is a start of the job that submit.sh has put into that folder: job.sh says so
+#   --job DIR        what job.sh says: this is a start of the job that submit.sh has put there
 #   --agreed SHA256  of what was agreed to when it was submitted; nothing else is, and nothing asked
 #   --dry-run        say what would be done, and touch nothing (--json: for programs)
 #   --version        print which kit this is, with a digest of its code

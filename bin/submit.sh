@@ -8,7 +8,7 @@
 #        submit.sh --version
 #
 # Makes the plan as run.sh does, and says now what is refused or needs --accept. Then it freezes the
-# code: a copy in the job's folder, runs/.jobs/EXP_NAME_TIME/, from which each start of the job runs,
+# code: a copy in the job's folder, runs/.jobs/EXP_NAME_TIME/, from which each start of it runs,
 # whatever is edited meanwhile. job.sh lies there too, and what the job prints. A job asks nothing:
 # where it would need another consent when it starts, it ends with 5, and notify.command tells it.
 #
@@ -35,7 +35,7 @@
 #   --version        print which kit this is, with a digest of its code
 #   --               sbatch's own options follow, --gres=gpu:1; behind a second -- the trainer's
 #
-# Prints the job's id; of a chain one a line. docs/slurm.md has the way from a clone to a requeued job.
+# Prints the job's id; of a chain one a line. docs/slurm.md is the way from a clone to a requeued job.
 #
 # Example:
 #   bin/submit.sh EXP-01 --time 4:00:00 --set training.max_steps=2000 -- --gres=gpu:1

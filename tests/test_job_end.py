@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from resumekit.base import slurm
+from resumekit.base import claims, processes, slurm
 from resumekit.base.errors import REFUSED, TO_BE_CONTINUED
+from resumekit.base.paths import RunPaths
 from resumekit.base.slurm import Allocation, Job
 from resumekit.process import job_end
 from support.commands import Kit
@@ -76,13 +77,15 @@ def test_a_job_is_read_out_of_what_scontrol_prints(fake: FakeSlurm, monkeypatch:
     for name, value in fake.environment().items():
         monkeypatch.setenv(name, value)
     fake.says(state="COMPLETING", reason="TimeLimit", restarts=2, end=1796081442, preempt=1796081440)
-    assert slurm.ask("77") == Job("77", "COMPLETING", 2, "TimeLimit", True, 1796081442.0, 1796081440.0, 1796081441.0)
+    assert slurm.ask("77") == Job(
+        "77", "COMPLETING", 2, "TimeLimit", True, 1796081442.0, 1796081440.0, 1796081441.0, 1001
+    )
     # Of an array's first task the whole array is listed, and the task asked for is not the first line.
     lines = [LINE.format(job=job, state="RUNNING", reason="None", restarts=0, requeue=1, submit=1, end="Unknown",
                          preempt="None").replace(f"JobId={job}", f"JobId={job} ArrayJobId=3 ArrayTaskId=1")
              for job in ("4", "3")]  # fmt: skip
     (fake.folder / "jobs" / "3").write_text("".join(lines))
-    assert slurm.ask("3") == Job("3", "RUNNING", may_requeue=True, submit_s=1.0)
+    assert slurm.ask("3") == Job("3", "RUNNING", may_requeue=True, submit_s=1.0, uid=1001)
     assert slurm.ask("9") == Job("9", slurm.GONE)
     fake.is_down()
     assert slurm.ask("77") is None
@@ -299,6 +302,30 @@ def test_a_run_of_a_node_that_has_died_is_continued_by_slurm_s_word(
     assert json.loads((second / "run.json").read_text())["parent_run_id"] == first.name
     (word,) = events(first, "taken_over")
     assert (word["by"], word["child_run_id"]) == ("slurm (job 77)", second.name)
+
+
+def test_a_claim_that_a_dead_node_has_left_counts_for_nothing(
+    kit: Kit, fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The node died when the next run had its folder and its claim, and no trainer."""
+    process, first = trains(kit, fake.environment())
+    process.send_signal(signal.SIGUSR1)
+    ended(process)
+    for name, value in fake.environment(restarts=1).items():
+        monkeypatch.setenv(name, value)
+    claimer = processes.Identity("n9", "00000000-0000-4000-8000-000000000000", 4711, 1, None)
+    claims.claim_continuation(RunPaths(first), "T-1_toy_resume@5_20261130-2342", claimer, lambda _: False)
+    fake.says(restarts=1)
+    sentence = claims.held_by_other(RunPaths(first), lambda _: False)
+    assert sentence and "n9" in sentence, "of its own allocation it may be starting"
+    monkeypatch.setenv("SLURM_JOB_ID", "78")
+    assert claims.held_by_other(RunPaths(first), lambda _: False), "its job runs"
+    fake.says(restarts=2)
+    assert claims.held_by_other(RunPaths(first), lambda _: False) is None
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    fake.is_down()
+    assert claims.held_by_other(RunPaths(first), lambda _: False) is None
 
 
 def elsewhere(run: Path) -> None:

@@ -253,7 +253,7 @@ def test_a_lab_adds_keys_to_our_sections_and_sections_of_its_own(tmp_path: Path)
     resolved, _ = lab_resolve(tmp_path, LAB, text)
     assert resolved["queue"] == {"partition": "short"}
     assert resolved["training"]["label_smoothing"] == 0.1
-    resolved, _ = lab_resolve(tmp_path, LAB, BASE, "partition=long", "label_smoothing=0.2")
+    resolved, _ = lab_resolve(tmp_path, LAB, BASE, "queue.partition=long", "label_smoothing=0.2")
     assert (resolved["queue"]["partition"], resolved["training"]["label_smoothing"]) == ("long", 0.2)
 
 
@@ -269,11 +269,11 @@ def test_a_labs_keys_are_checked_like_ours(tmp_path: Path) -> None:
 
 
 def test_a_section_that_a_lab_had_before_the_kit_had_one_of_that_name_still_counts(tmp_path: Path) -> None:
-    section = json.loads(json.dumps(LAB["properties"]["queue"]))
+    section = json.loads(json.dumps(LAB["properties"]["queue"]).replace("partition", "line"))
     overlay = {**LAB, "properties": {"cluster": section}}
-    resolved, merged = lab_resolve(tmp_path, overlay, BASE + "cluster: {partition: long}\n")
-    assert (resolved["cluster"]["partition"], resolved["cluster"]["max_fruitless"]) == ("long", 3)
-    other = config.override(resolved, ["cluster.partition=short"], merged)
+    resolved, merged = lab_resolve(tmp_path, overlay, BASE + "cluster: {line: long}\n")
+    assert (resolved["cluster"]["line"], resolved["cluster"]["max_fruitless"]) == ("long", 3)
+    other = config.override(resolved, ["cluster.line=short"], merged)
     assert config.config_hash(other, merged) == config.config_hash(resolved, merged)
     section["x-hash"] = True
     with pytest.raises(InvalidFile, match="'x-hash' at 'cluster' would change a section of the kit"):
@@ -282,7 +282,7 @@ def test_a_section_that_a_lab_had_before_the_kit_had_one_of_that_name_still_coun
 
 def test_a_labs_keys_are_hashed_unless_it_says_otherwise(tmp_path: Path) -> None:
     base, merged = lab_resolve(tmp_path, LAB, BASE)
-    for setting, changes_hash in (("label_smoothing=0.1", True), ("partition=long", False)):
+    for setting, changes_hash in (("label_smoothing=0.1", True), ("queue.partition=long", False)):
         other = config.override(base, [setting], merged)
         assert (config.config_hash(other, merged) != config.config_hash(base, merged)) is changes_hash
     undeclared = {"properties": {"checkpoint": {"properties": {"tier": {"type": "string"}}}}}

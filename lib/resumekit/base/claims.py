@@ -14,10 +14,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from . import processes
+from . import processes, slurm
 from .errors import Busy, Refused
 from .files import NO_HARD_LINKS, TempFile, UnreadableFile, fsync_directory, read_json, to_json, utc_now, write_new
 from .paths import RunPaths
+from .values import epoch_s
 
 LOCK_WAIT_S = 10.0
 # What a lock file answers. UNASKED: it is there, and the file system does not say.
@@ -128,6 +129,8 @@ def held_by_other(run: RunPaths, has_started: HasStarted, *, is_taken_over: bool
     claimer, is_void = processes.probe(owner), not has_started(child)
     if is_void and (claimer == processes.DEAD or (is_taken_over and claimer == processes.UNKNOWN)):
         return None
+    if is_void and claimer == processes.UNKNOWN and _is_job_over(claim):
+        return None
     where = f"pid {owner.pid} on {owner.host}" if owner else "by an unknown process"
     is_unseen = is_void and claimer == processes.UNKNOWN
     return (
@@ -135,6 +138,11 @@ def held_by_other(run: RunPaths, has_started: HasStarted, *, is_taken_over: bool
         "resume that one, or branch from a step with resume.sh --step N"
         + (f"; it has no trainer yet: where {where} is gone for good, --take-over says so" if is_unseen else "")
     )
+
+
+def _is_job_over(claim: dict[str, object]) -> bool:
+    """Whether the scheduler says that the job in which a claim was made is over: its node died before its trainer."""
+    return slurm.says_it_is_over(claim.get("scheduler"), epoch_s(str(claim.get("at"))))
 
 
 def refuse_continued(run: RunPaths, has_started: HasStarted, *, is_taken_over: bool = False) -> None:
@@ -166,6 +174,8 @@ def claim_continuation(
         _require_own_folder(path.parent)
         path.unlink(missing_ok=True)  # a dead claim, or one that cannot be read
         claim: dict[str, object] = {"run_id": child_run_id, "claimer": claimer.as_fields(), "at": utc_now()}
+        if own := slurm.allocation():
+            claim["scheduler"] = own.as_fields()
         _write_claim(path, {**claim, "taken_over": True} if is_taken_over else claim)
 
 

@@ -210,7 +210,7 @@ def scheduler_variables(environment: Mapping[str, str]) -> dict[str, str | int |
     Of Slurm's also how often it was requeued before, and the cluster.
     """
     if own := slurm.allocation(environment):
-        return {"name": "slurm", "job": own.job, "restarts": own.restarts, "cluster": own.cluster}
+        return own.as_fields()
     for name, variable in _JOBS.items():
         if job := environment.get(variable):
             return {"name": name, "job": None if name == "kubernetes" else job[:_MAX_JOB_CHARACTERS]}

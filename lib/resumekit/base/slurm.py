@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from . import background_command
 from .background_command import Question
-from .imports import NamedTuple
+from .imports import Any, NamedTuple
+from .values import count, mapping, string
 
 # A controller of a large site may answer late; what asks has other work that waits.
 TIMEOUT_S = 5.0
@@ -58,6 +59,10 @@ class Allocation(NamedTuple):
     cluster: str | None = None
     task: int = 0
     tasks: int = 1
+
+    def as_fields(self) -> dict[str, str | int | None]:
+        """Return what records say of the job: of run.json `scheduler`, and of a claim."""
+        return {"name": "slurm", "job": self.job, "restarts": self.restarts, "cluster": self.cluster}
 
 
 class Job(NamedTuple):
@@ -204,6 +209,28 @@ def is_over(job: Job, *, restarts: int, begun_s: float, is_same_cluster: bool) -
     # Requeued, or an id that is used again; the clocks of controller and node may differ.
     is_another = job.submit_s is not None and job.submit_s > begun_s + CLOCKS_DIFFER_S
     return job.state in ENDED or job.restarts > restarts or is_another
+
+
+def says_it_is_over(recorded: Any, begun_s: float) -> bool:
+    """Whether Slurm says that a recorded job has ended, or was requeued since; False where it says nothing.
+
+    Asks Slurm's controller, which may take some seconds, but for what this very job had begun before it was requeued.
+
+    Args:
+        recorded: what `Allocation.as_fields` gave; it may be another user's word.
+        begun_s: when it was recorded, seconds since the epoch.
+    """
+    known = mapping(recorded)
+    job, restarts, cluster = string(known.get("job")), count(known.get("restarts")), string(known.get("cluster"))
+    if known.get("name") != "slurm" or job is None or restarts is None:
+        return False
+    own = allocation()
+    if own is not None and (own.job, own.cluster) == (job, cluster):
+        return own.restarts > restarts
+    if begun_s <= 0 or (seen := ask(job)) is None:
+        return False
+    is_same_cluster = cluster is not None and cluster_name() == cluster
+    return is_over(seen, restarts=restarts, begun_s=begun_s, is_same_cluster=is_same_cluster)
 
 
 def _job_of(line: str) -> Job | None:

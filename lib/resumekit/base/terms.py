@@ -80,6 +80,8 @@ NEVER_RECOVERED = frozenset({CRASH_LOOP, CHECKS_FAILED})
 CANCELLED, PREEMPTED, REQUEUED, TIME_LIMIT = "cancelled", "preempted", "requeued", "time_limit"
 # By USR1 or USR2 while the job goes on; by a TERM alone while it goes on; the scheduler does not say.
 WARNED_JOB, SIGNALLED, UNKNOWN_CAUSE = "warned", "signalled", "unknown"
+# Who has a run stopped that is in a job on another host, in the place of a signal (process/job_stop).
+SCANCEL = "SCANCEL"
 JOB_CAUSES = (CANCELLED, PREEMPTED, REQUEUED, TIME_LIMIT, WARNED_JOB, SIGNALLED, UNKNOWN_CAUSE)
 # A user wants it ended: it is never requeued.
 STOPPED_JOB = frozenset({CANCELLED, SIGNALLED})

@@ -13,12 +13,10 @@ import os
 from ..base import journal, slurm
 from ..base.errors import InvalidFile
 from ..base.slurm import Job
+from ..base.terms import SCANCEL
 from ..base.values import mapping, string, strings
 from ..run import job_folder, status, trust
 from ..run.run_folder import Run
-
-# In `stopped`, in the place of a signal.
-BY = "SCANCEL"
 
 
 def cancel(run: Run) -> str | None:
@@ -32,7 +30,7 @@ def cancel(run: Run) -> str | None:
     if not jobs:
         return None
     with contextlib.suppress(OSError):  # a job that is cancelled is stopped by Slurm's word too
-        journal.append(run.paths.journal, "stopped", run.run_id, by=BY, now=False)
+        journal.append(run.paths.journal, "stopped", run.run_id, by=SCANCEL, now=False)
     cancelled = [job.job for job in jobs if slurm.cancel(job.job)]
     if len(cancelled) < len(jobs):
         return None

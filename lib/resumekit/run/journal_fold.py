@@ -296,6 +296,9 @@ def _recovery(state: State, event: Event) -> None:
 
 
 def _stopped(state: State, event: Event) -> None:
+    if event.get("by") == terms.SCANCEL:  # a user's word, also about a job that waits for its next start
+        state.pop("stopped", None)
+        state.pop("job_ends", None)
     # The first one: a scheduler that warns with USR1 sends TERM when its patience is over.
     state.setdefault("stopped", {"by": text(event.get("by")), "at": at(event.get("at")),
                                  "has_handler": flag(event.get("has_handler"))})  # fmt: skip

@@ -17,7 +17,7 @@ from ..base.files import TempFile, UnreadableFile, read_json, utc_now
 from ..base.imports import Any, NamedTuple
 from ..base.paths import MANIFEST_SUFFIX
 from ..base.processes import ALIVE, DEAD, UNKNOWN
-from ..base.values import count, epoch_s, mapping, string
+from ..base.values import epoch_s, mapping, string
 from . import run_end
 from .journal_fold import State
 from .liveness import BOOT, FRESH_S, HELPERS, HERE, HOST, NAMESPACE, OURS, UNSEEN, Evidence, Verdict, judge
@@ -258,7 +258,7 @@ def _more(
     is_fresh = any(_is_fresh(run, sign) for sign in changes)
     seen = seen._replace(
         session_lock=lock, status_lock=status_lock, members=members, is_fresh=is_fresh,
-        has_word=has_word, is_job_over=not is_follower and seen.place != HERE and is_job_over(run),
+        has_word=has_word, is_job_over=not is_follower and seen.place != HERE and _is_job_over(run),
     )  # fmt: skip
     return seen, max(changes, default=None)
 
@@ -280,23 +280,8 @@ def ask_about_jobs(runs: Iterable[Run]) -> None:
     )
 
 
-def is_job_over(run: Run) -> bool:
-    """Whether Slurm says that the job which started a run has ended or was requeued; False where it says nothing.
-
-    Asks Slurm's controller, which may take some seconds, but for what this very job had started before it was requeued.
-    """
-    scheduler = mapping(run.record.get("scheduler"))
-    job, restarts = string(scheduler.get("job")), count(scheduler.get("restarts"))
-    if scheduler.get("name") != "slurm" or job is None or restarts is None:
-        return False
-    own, cluster = slurm.allocation(), string(scheduler.get("cluster"))
-    if own is not None and (own.job, own.cluster) == (job, cluster):
-        return own.restarts > restarts
-    if (seen := slurm.ask(job)) is None:
-        return False
-    is_same_cluster = cluster is not None and slurm.cluster_name() == cluster
-    begun_s = epoch_s(string(run.record.get("created_at")) or "")
-    return begun_s > 0 and slurm.is_over(seen, restarts=restarts, begun_s=begun_s, is_same_cluster=is_same_cluster)
+def _is_job_over(run: Run) -> bool:
+    return slurm.says_it_is_over(run.record.get("scheduler"), epoch_s(string(run.record.get("created_at")) or ""))
 
 
 def _is_fresh(run: Run, sign: Sign) -> bool:

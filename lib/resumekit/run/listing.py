@@ -271,6 +271,8 @@ def _detail(run: Run, seen: dict[str, Any]) -> str:
         parts.append(f"exit {seen['exit_code']}")
     if seen.get("stopped_by"):
         parts.append(f"by {plain(seen['stopped_by'])}")
+    if seen.get("job_cause") in terms.JOB_CAUSES:
+        parts.append(f"job {seen['job_cause'].replace('_', ' ')}")
     if word := seen["taken_over"]:
         parts.append(plain(f"taken over by {word['by']} on {word['host']}"))
     return ", ".join([*parts, *_failed_checks(seen), *_suspended(seen), *_recovery(run, seen)])

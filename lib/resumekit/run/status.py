@@ -19,7 +19,7 @@ from ..base.imports import TYPE_CHECKING, Any, NamedTuple
 from ..base.values import count, integer, items, mapping, number, text
 from . import run_end
 from .journal_fold import State, fold, measured_speed
-from .liveness import MOVES
+from .liveness import HOST, MOVES
 from .run_folder import Run
 from .state_types import is_sound
 from .throughput import is_saving
@@ -101,8 +101,10 @@ class View(NamedTuple):
 
     @property
     def last_heard_at(self) -> str | None:
-        """When a trainer that cannot be told alive or dead was last heard of (UTC, ISO 8601)."""
-        sign = self.sight.sign if self.sight and self.is_unknown else None
+        """When a trainer that is not seen from here was last heard of (UTC, ISO 8601); None of any other."""
+        sight = self.sight
+        is_remote = sight is not None and sight.place == HOST and sight.verdict.what == processes.ALIVE
+        sign = sight.sign if sight and (self.is_unknown or is_remote) else None
         return utc_now(sign.at_s) if sign else None
 
 
