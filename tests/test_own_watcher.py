@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,12 +12,14 @@ import pytest
 
 from resumekit.run import status
 from resumekit.run.run_folder import open_run
-from resumekit.watch import acting, inspection
+from resumekit.run.run_table import RunTable
+from resumekit.watch import acting, escalation, inspection
 from resumekit.watch.rules import WARNING, Finding
 from support.commands import Kit
 from support.nights import Night
 from support.processes import pids_about, wait_until
 from support.runs import events
+from support.watched_runs import live_run
 
 EACH_SECOND = {"watch_every_s": 1, "hang_minutes": 0.05, "grace_s": 2}
 
@@ -116,3 +119,18 @@ def test_two_watchers_that_have_seen_the_same_write_a_warning_down_once(night: N
     for _ in range(2):
         acting._note_warnings(run, state, look)
     assert [event["kind"] for event in events(folder, "warning")] == ["disk"]
+
+
+def test_two_watchers_that_can_do_nothing_about_a_run_tell_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = live_run(tmp_path, ("step", {"step": 1}))
+    told: list[str] = []
+    monkeypatch.setattr(escalation, "tell_of", lambda _run, _kind, message: told.append(message))
+    for _ in range(2):
+        escalation.escalate(open_run(run), RunTable(tmp_path), "its trainer is suspended")
+    assert told == ["its trainer is suspended"] == [one["message"] for one in events(run, "warning")]
+    later_s = time.monotonic() + escalation.TOLD_FOR_S
+    monkeypatch.setattr(time, "monotonic", lambda: later_s)
+    escalation.escalate(open_run(run), RunTable(tmp_path), "its trainer is suspended")
+    assert len(told) == 2

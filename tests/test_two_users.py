@@ -157,3 +157,24 @@ def test_a_colleagues_live_run_is_not_called_gone_by_stop(lab: SharedLab) -> Non
     (launched,) = events(anns, "launched")
     os.kill(launched["launcher"]["pid"], signal.SIGTERM)
     wait_until(lambda: not (lab.runs / f".live.{ANN}" / anns.name).exists(), "its own marker goes with it")
+
+
+@pytest.mark.parametrize("home", ["own", "none", "shared"])
+def test_cron_s_line_of_each_of_two_users_says_nothing_and_has_a_log_of_its_own(lab: SharedLab, home: str) -> None:
+    """The line redirects nothing: what it said on stderr, cron would mail each minute."""
+    shared = lab.folder / "state"
+    shared.mkdir()
+    shared.chmod(0o777)
+    env = {"own": {}, "none": {"HOME": ""}, "shared": {"XDG_STATE_HOME": str(shared)}}[home]
+    logs = []
+    for uid, experiment in ((ANN, "T-1"), (BOB, "T-2")):
+        lab.start(uid, experiment)
+        for _ in range(2):
+            done = lab.call(uid, "abort-watch", "--quiet", "--log", env=env)
+            assert (done.stdout, done.stderr) == ("", "")
+        logs += [path for path in lab.folder.parent.rglob("*.log") if path.stat().st_uid == uid and is_watchers(path)]
+    assert [log.stat().st_uid for log in logs] == [ANN, BOB]
+
+
+def is_watchers(path: Path) -> bool:
+    return path.parent.name == "watch" or path.name.startswith(".watch.")

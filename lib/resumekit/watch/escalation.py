@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from ..base import journal
@@ -16,7 +17,7 @@ from ..base.errors import KitError
 from ..base.imports import Any
 from ..base.redaction import redact
 from ..base.terminal import plain
-from ..base.values import listed, string
+from ..base.values import listed, seconds, string
 from ..process import aborting
 from ..run import live_marker, status
 from ..run.run_folder import Run
@@ -28,6 +29,8 @@ NOTIFY_S = 30.0
 MAX_REASON = 1000
 # The kind of the warning in the journal of a run that lives.
 UNATTENDED = "unattended"
+# Within so long of one telling a second watcher tells nothing: what it tells it has seen since the same moment.
+TOLD_FOR_S = 600.0
 ENDED_EARLY = status.ENDED_EARLY
 
 
@@ -79,11 +82,26 @@ def escalate(run: Run, table: RunTable, reason: str) -> None:
 
 
 def _warn_and_tell(run: Run, reason: str) -> None:
-    with contextlib.suppress(OSError):  # a run whose folder cannot be written to is told of all the same
+    # A run whose folder cannot be written to is told of all the same.
+    with contextlib.suppress(OSError), contextlib.ExitStack() as lock:
+        with contextlib.suppress(KitError):  # held for long, by a process that is suspended perhaps
+            lock.enter_context(locked(run.paths.lock))
+        if _is_told_just_now(run):
+            return
         message = plain(reason)[:MAX_REASON]
         journal.append(run.paths.journal, "warning", run.run_id, kind=UNATTENDED, message=message)
     status.renew(run)
     tell_of(run, UNATTENDED, reason)
+
+
+def _is_told_just_now(run: Run) -> bool:
+    """Whether another watcher, the launcher's or cron's, has told of a run: both have waited for as long."""
+    told_s = [
+        mono_s for event, _ in journal.read(run.paths.journal)
+        if (event.get("event"), event.get("kind")) == ("warning", UNATTENDED)
+        and (mono_s := seconds(event.get("mono_s"))) is not None
+    ]  # fmt: skip
+    return any(0 <= time.monotonic() - mono_s < TOLD_FOR_S for mono_s in told_s)
 
 
 def tell_unwritten(run: Run, incident: Incident, reason: str) -> None:
