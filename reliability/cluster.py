@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,7 @@ FAILURES = (
 
 # What is up, for a Ctrl-C.
 _UP: list[Cluster] = []
+_ENDING = threading.Event()
 
 
 def put_through(
@@ -55,17 +57,18 @@ def put_through(
     try:
         for name in names:
             began = time.monotonic()
-            if began > end_s:
+            if began > end_s or _ENDING.is_set():
                 break
             said = outcome(ALL[name], folder / name, cluster)
             took_s = time.monotonic() - began
             outcomes[name] = said, took_s
             print(f"{tracker:9} {name:20} {took_s:6.1f} s  {said}", flush=True)
-            if said != "ok":
+            if said != "ok" and not _ENDING.is_set():
                 cluster.bring_up()
     finally:
         cluster.down()
-        _UP.remove(cluster)
+        if not _ENDING.is_set():
+            _UP.remove(cluster)
     return outcomes
 
 
@@ -130,7 +133,8 @@ def ended_at_once() -> Iterator[None]:
     """Let a Ctrl-C or a TERM bring down what is up, with the jobs on it, and end this process."""
 
     def end(number: int, _frame: object) -> None:
-        for cluster in _UP:
+        _ENDING.set()
+        for cluster in (*_UP, *_UP):  # twice: its thread may just be bringing it up again
             with contextlib.suppress(Exception):  # the others are brought down all the same
                 cluster.down()
         os._exit(128 + number)

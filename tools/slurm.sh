@@ -125,7 +125,7 @@ up() { # <dir> [<tracker>]
   may_have "$tracker"
   mkdir -p "$1"
   dir="$(readlink -f -- "$1")"
-  if [[ -e $dir/slurm.conf ]]; then down "$dir"; fi
+  down "$dir"
   rm -rf -- "${dir:?}/state" "$dir/spool"
   mkdir -p "$dir/state" "$dir/spool"
   write_config "$dir" "$tracker"
