@@ -112,9 +112,10 @@ kit_supervise() { # the run of KIT_FIELD, and every run that takes its place; re
 }
 
 kit_end_job() { # <code>: in a scheduler's job let Python decide whether it is requeued; return what the launcher ends with
-  local code=0
+  local code=0 stop
   # The scheduler's next signals are for a run that is over.
   if [[ -z ${SLURM_JOB_ID:-} || ! -d $KIT_RUN_DIR ]]; then return "$1"; fi
+  for stop in "${KIT_STOPS[@]}"; do kit_wait_for "$stop" || true; done # why the job ends is written down by these
   kit_hold_signals
   "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit_cli.py" job-end "$KIT_RUN_DIR" "$1" || code=$?
   return "$code"
@@ -389,6 +390,7 @@ kit_on_signal() { # <INT|TERM|USR1|USR2>: have the trainer stopped, once; a pers
     trap '' INT TERM HUP USR1 USR2
     exec "$KIT_PYTHON" -I -S "$KIT_LIB/resumekit_cli.py" stop "$KIT_RUN_DIR" "$1" --launcher "${now[@]}"
   ) </dev/null >/dev/null &
+  KIT_STOPS+=("$!")
   # After it, and not waited for: a terminal that is held (Ctrl-S) or gone must not keep a user from stopping.
   kit_say "$words" &
   KIT_MESSAGE_JOBS+=("$!")

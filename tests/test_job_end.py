@@ -158,6 +158,29 @@ def test_a_signal_in_a_job_is_what_slurm_says_that_it_is(
     )
 
 
+@pytest.mark.parametrize("code", [143, 0])
+def test_a_trainer_that_ends_before_its_launcher_has_asked_was_stopped_for_the_same_cause(
+    kit: Kit, fake: FakeSlurm, code: int
+) -> None:
+    """A scheduler signals every process of a job at once; a trainer that saves fast may end with success."""
+    script = kit.folder / "fast.py"
+    script.write_text(
+        f"import os, signal, time\nsignal.signal(signal.SIGTERM, lambda *_: os._exit({code}))\n"
+        "for step in range(1, 10**6):\n    print(f'step {step}', flush=True)\n    time.sleep(0.05)\n"
+    )
+    kit.config(trainer={"command": ["{python}", str(script)], "resume_args": []}, training={"max_steps": 10**6})
+    process = kit.popen("run", "T-1", env=fake.environment())
+    run = kit.started()
+    wait_until(lambda: len(events(run, "step")) > 2, "it steps")
+    fake.says(state="COMPLETING", reason="TimeLimit")
+    launched = events(run, "launched")[0]
+    for pid in (launched["trainer"]["pid"], launched["shim"]["pid"], process.pid):
+        os.kill(pid, signal.SIGTERM)
+    assert ended(process)[0] == TO_BE_CONTINUED
+    status = kit.status(run)
+    assert (status["state"], status["job_cause"], fake.told) == ("preempted", "time_limit", ["scontrol requeue 77"])
+
+
 def test_a_controller_that_does_not_answer_makes_no_requeue(kit: Kit, fake: FakeSlurm) -> None:
     process, run = trains(kit, fake.environment())
     fake.is_down()

@@ -65,8 +65,14 @@ find_programs() { # set UNPACKED ('' where they are installed), PATH and LD_LIBR
 
 get_programs() {
   if find_programs; then return; fi
-  command -v apt-get dpkg >/dev/null || cannot "no Slurm is installed, and without apt-get and dpkg its packages cannot be had"
+  command -v apt-get dpkg flock >/dev/null || cannot "no Slurm is installed, and without apt-get, dpkg and flock its packages cannot be had"
   mkdir -p "$CACHE/packages" "$CACHE/lists/partial"
+  # Two of these may come up side by side in a new checkout.
+  (flock 9 && if [[ ! -x $CACHE/unpacked/usr/sbin/slurmctld ]]; then unpack_programs; fi) 9>"$CACHE/lock" || exit "$?"
+  find_programs
+}
+
+unpack_programs() { # download the packages and unpack them into the cache, whole or not at all
   if ! download && ! download -o "Dir::State::lists=$CACHE/lists"; then
     cannot "no Slurm is installed, and its packages cannot be downloaded (apt-get download ${PACKAGES[0]} ...)"
   fi
@@ -78,7 +84,6 @@ get_programs() {
   done
   rm -rf -- "$CACHE/unpacked"
   mv -T -- "$CACHE/unpacked.new" "$CACHE/unpacked"
-  find_programs
 }
 
 download() { # [option of apt-get]...: the packages, into the cache; with lists of our own these are fetched first

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Callable
 
 from ..base import journal, slurm
 from ..base.slurm import Allocation, Job
@@ -72,6 +73,22 @@ class Asked:
             return None
         self._is_open = False
         return note(self._run, self._own, job, self._signal)
+
+
+def told_why(run: Run, signal_name: str, end: Callable[[], int]) -> int:
+    """End a run, and journal why its job ends: at once where the scheduler says so at once, else after the end.
+
+    Args:
+        run: the run.
+        signal_name: what came to the launcher.
+        end: ends it; its code is returned.
+    """
+    asked = Asked(run, signal_name)
+    asked.note(FIRST_WAIT_S)
+    try:
+        return end()
+    finally:
+        asked.note(slurm.TIMEOUT_S)
 
 
 def note(run: Run, own: Allocation, job: Job | None, signal_name: str | None, cause: str | None = None) -> str:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ..base import claims, journal, process_details, processes, slurm
+from ..base import claims, journal, process_details, processes
 from ..base.errors import DONE, FAILED
 from ..base.terminal import say
 from ..base.values import seconds, string, strings, wait_s
@@ -74,27 +74,19 @@ def stop(
     has_heard = is_launcher_s and trainer is not None and _was_sent_to_the_job(run, signal_name)
     if signal_name in _passed_on(run):
         return _pass_on(run, trainer, signal_name, has_heard=has_heard)
-    is_over = trainer is None and _awaits_recovery(run)
+    is_over = trainer is None and _awaits_recovery(run, is_launcher_s=is_launcher_s)
+
+    def end() -> int:
+        if trainer is not None or is_over:
+            _write_down(run, signal_name, trainer, is_now=is_now)
+        if is_over:
+            return _stop_the_next(run, signal_name, is_now=is_now, is_launcher_s=is_launcher_s)
+        if is_now or trainer is None:
+            return _end_now(run, trainer)
+        return _alone(run, lambda: _end(run, trainer, signal_name, has_heard=has_heard))
+
     # INT is a user's at a terminal: no scheduler sends it.
-    asked = job_end.Asked(run, signal_name) if is_launcher_s and signal_name != "INT" else None
-    if trainer is not None or is_over:
-        _write_down(run, signal_name, trainer, is_now=is_now)
-    if is_over:
-        return _stop_the_next(run, signal_name, is_now=is_now)
-    if is_now or trainer is None:
-        return _end_now(run, trainer)
-    return _told_why(asked, lambda: _alone(run, lambda: _end(run, trainer, signal_name, has_heard=has_heard)))
-
-
-def _told_why(asked: job_end.Asked | None, end: Callable[[], int]) -> int:
-    """End a run, and journal why its job ends: at once where the scheduler says so at once, else after the end."""
-    if asked is None:
-        return end()
-    asked.note(job_end.FIRST_WAIT_S)
-    try:
-        return end()
-    finally:
-        asked.note(slurm.TIMEOUT_S)
+    return job_end.told_why(run, signal_name, end) if is_launcher_s and signal_name != "INT" else end()
 
 
 def kill_what_is_left(run: Run, state: State) -> int:
@@ -212,7 +204,7 @@ def _ask(run: Run, state: State) -> int:
     return ASKED
 
 
-def _stop_the_next(run: Run, signal_name: str, *, is_now: bool) -> int:
+def _stop_the_next(run: Run, signal_name: str, *, is_now: bool, is_launcher_s: bool) -> int:
     """Stop the run that was just about to go on from this one: a recovery looks for `stopped` after its claim."""
     child_id = string((claims.continuation_of(run.paths) or {}).get("run_id"))
     if child_id is None or "/" in child_id:
@@ -220,7 +212,7 @@ def _stop_the_next(run: Run, signal_name: str, *, is_now: bool) -> int:
     child = open_run(run.paths.run_dir.parent / child_id)
     if not child.is_ours or run_table.recovery_of(child) is None or child.record.get("parent_run_id") != run.run_id:
         return DONE
-    code = stop(child.paths.run_dir, signal_name, is_now=is_now)
+    code = stop(child.paths.run_dir, signal_name, is_now=is_now, is_launcher_s=is_launcher_s)
     return code if open_run(child.paths.run_dir).has_started else DONE
 
 
@@ -262,9 +254,14 @@ def _alone(run: Run, end: Callable[[], int]) -> int:
         os.close(descriptor)
 
 
-def _awaits_recovery(run: Run) -> bool:
-    """Whether a run has ended in a way that something may still take up: a person who stops it then means that."""
+def _awaits_recovery(run: Run, *, is_launcher_s: bool) -> bool:
+    """Whether a run has ended in a way that something may still take up: a person who stops it then means that.
+
+    A scheduler signals every process of a job: a trainer that ends fast, with 0, was stopped before this stop came.
+    """
     end = run_end.read(run)
+    if is_launcher_s and end is not None and not run_end.has_failed(end):
+        return bool(status.current(run)["state"] == status.ENDED_EARLY)
     return run.has_started and (end is None or run_end.has_failed(end))
 
 
@@ -367,7 +364,7 @@ def _end_what_is_left(run: Run, trainer: processes.Identity, signal_name: str, *
     pids, grace = process_details.shown(member.pid for member in members), 0.0 if is_now else grace_s(run)
     how = "is killed" if is_now else f"is told to stop, and killed after {grace:.0f} s"
     _say(f"the end of '{run.run_id}' is written down; what is left of it (pid {pids}) {how}")
-    if _awaits_recovery(run):
+    if _awaits_recovery(run, is_launcher_s=False):
         _write_down(run, signal_name, None, is_now=is_now)
     _wait_for_what_is_left(run, trainer, stop_signal(run, signal_name), time.monotonic() + grace, has_heard=False)
     return _end_now(run, trainer)
