@@ -19,7 +19,7 @@ from resumekit.base import claims, processes, slurm
 from resumekit.base.errors import REFUSED, TO_BE_CONTINUED
 from resumekit.base.paths import RunPaths
 from resumekit.base.slurm import Allocation, Job
-from resumekit.process import job_end
+from resumekit.process import job_end, stopping
 from resumekit.watch import requeue
 from support.commands import Kit
 from support.fake_slurm import LINE, FakeSlurm
@@ -157,6 +157,21 @@ def test_a_signal_in_a_job_is_what_slurm_says_that_it_is(
     assert [event["is_done"] for event in events(run, "requeued")] == (
         [bool(told)] if told or "requeue" in says else []
     )
+
+
+def test_why_is_told_of_a_trainer_too_that_has_ended_before_its_launcher_could_stop_it(
+    kit: Kit, fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = fake.environment()
+    kit.config("--save-every", "2")
+    kit("run", "T-1", code=137, env={**env, "TOY_ARGS": "--at 3 kill"})
+    [run] = kit.run_dirs()
+    assert not events(run, "job_ends")
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    fake.says(state="COMPLETING", restarts=1)
+    stopping.stop(run, "TERM", is_launcher_s=True)
+    assert [event["cause"] for event in events(run, "job_ends")] == ["requeued"]
 
 
 def test_a_controller_that_does_not_answer_makes_no_requeue(kit: Kit, fake: FakeSlurm) -> None:

@@ -79,8 +79,8 @@ def stop(
     asked = job_end.Asked(run, signal_name) if is_launcher_s and signal_name != "INT" else None
     if trainer is not None or is_over:
         _write_down(run, signal_name, trainer, is_now=is_now)
-    if is_over:
-        return _stop_the_next(run, signal_name, is_now=is_now)
+    if is_over:  # a trainer that the job's signal has reached too may have been faster than its launcher
+        return _told_why(asked, lambda: _stop_the_next(run, signal_name, is_now=is_now))
     if is_now or trainer is None:
         return _end_now(run, trainer)
     return _told_why(asked, lambda: _alone(run, lambda: _end(run, trainer, signal_name, has_heard=has_heard)))
