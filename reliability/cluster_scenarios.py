@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import Callable
 
-from reliability.cluster_stage import EVERY, STEP_S, Stage
+from reliability.cluster_stage import EVERY, LOOK_S, STEP_S, Stage
 from support.nights import proven_steps, record
 from support.places import TOY
 from support.processes import wait_until
@@ -154,6 +154,7 @@ def node_comes_back(stage: Stage) -> None:
     thawed_s = time.monotonic()
     wait_until(lambda: not stage.trains(first), f"the trainer of {first.name} has ended")
     both_s = time.monotonic() - thawed_s
+    time.sleep(4 * LOOK_S)  # the look at which both were there is over
     stage.look.take()
     stage.finishes(job, runs=2)
     assert both_s < 15, f"both have trained for {both_s:.1f} s"

@@ -19,7 +19,7 @@ from resumekit.base import claims, processes, slurm
 from resumekit.base.errors import REFUSED, TO_BE_CONTINUED
 from resumekit.base.paths import RunPaths
 from resumekit.base.slurm import Allocation, Job
-from resumekit.process import job_end
+from resumekit.process import job_end, stopping
 from support.commands import Kit
 from support.fake_slurm import LINE, FakeSlurm
 from support.places import TOY
@@ -181,6 +181,21 @@ def test_a_trainer_that_ends_before_its_launcher_has_asked_was_stopped_for_the_s
     assert (status["state"], status["job_cause"], fake.told) == ("preempted", "time_limit", ["scontrol requeue 77"])
 
 
+def test_why_is_told_of_a_trainer_too_that_has_ended_before_its_launcher_could_stop_it(
+    kit: Kit, fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = fake.environment()
+    kit.config("--save-every", "2")
+    kit("run", "T-1", code=137, env={**env, "TOY_ARGS": "--at 3 kill"})
+    [run] = kit.run_dirs()
+    assert not events(run, "job_ends")
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    fake.says(state="COMPLETING", restarts=1)
+    stopping.stop(run, "TERM", is_launcher_s=True)
+    assert [event["cause"] for event in events(run, "job_ends")] == ["requeued"]
+
+
 def test_a_controller_that_does_not_answer_makes_no_requeue(kit: Kit, fake: FakeSlurm) -> None:
     process, run = trains(kit, fake.environment())
     fake.is_down()
@@ -287,6 +302,34 @@ exec "$PYTHON" {TOY} --delay 0.02 --save-every 5 --steps 1000000 "$@"
     assert kit.status(run)["state"] == "needs_attention"
     refused = kit("run", "T-1", env=fake.environment(restarts=3), code=REFUSED)
     assert "needs attention" in refused.stderr
+
+
+def test_a_job_that_never_saves_a_step_is_not_requeued_for_ever(kit: Kit, fake: FakeSlurm) -> None:
+    """Each allocation begins anew, without a parent, and does the same steps again."""
+    never = ("--at", "3", "hang")
+    kit.config(
+        "--delay", "0.02", *never, training={"max_steps": 100}, cluster={"max_fruitless": 2}, abort={"grace_s": 1}
+    )
+    codes = []
+    for restarts in range(2):
+        fake.says(restarts=restarts)
+        process = kit.popen("run", "T-1", env=fake.environment(restarts=restarts))
+        run = kit.started(1 + restarts)
+        wait_until(lambda run=run: any(event["step"] == 3 for event in events(run, "step")), "the third step")
+        process.send_signal(signal.SIGUSR1)
+        codes.append(ended(process)[0])
+    assert codes[0] == TO_BE_CONTINUED != codes[1]
+    assert len(fake.told) == 1 and kit.status(run)["state"] == "needs_attention"
+
+
+def test_a_stop_by_a_user_s_command_is_not_requeued_however_near_the_end_is(
+    kit: Kit, fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process, run = trains(kit, fake.environment(), cluster={"margin_s": 1})
+    fake.says(end=int(time.time()) + 300)
+    kit("abort-watch", "--stop", run.name)
+    assert ended(process)[0] == 143
+    assert (kit.status(run)["state"], kit.status(run)["job_cause"], fake.told) == ("stopped", None, [])
 
 
 def test_detach_is_refused_in_a_batch_job(kit: Kit, fake: FakeSlurm) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -12,14 +13,17 @@ from typing import Any
 import pytest
 
 from resumekit.base import processes
-from resumekit.base.errors import UsageError
+from resumekit.base.errors import Refused, UsageError
 from resumekit.run import job_folder
 from resumekit.run.job_folder import JobFolder
-from resumekit.start import job_script, submit
+from resumekit.start import job_script, pipeline, submit
+from resumekit.start.request import parse
 from support.commands import Kit, said_by
 from support.fake_sbatch import FakeSbatch
 from support.lab_repo import git
 from support.places import TOY
+from support.processes import DEADLINE_S, wait_until
+from support.recoveries import kill_trainer, reached
 from support.runs import events, record
 
 COMMAND = ["{python}", "train.py", "--dir", "{checkpoints_dir}", "--steps", "{training.max_steps}", "--save-every", "2"]
@@ -125,6 +129,48 @@ def test_a_job_trains_the_code_of_its_submission_whatever_became_of_the_checkout
     assert record(first)["data"] == record(second)["data"], "data.path leads to the lab's own"
     assert record(first)["data"]["files"] == 1
     assert record(first)["code"]["untracked"] == [], "a link to data is no code outside git"
+
+
+def test_a_run_that_is_taken_up_in_its_job_trains_the_copy_too(lab: Lab) -> None:
+    slow = {"command": [*COMMAND, "--delay", "0.05"], "loads_with_kit": False}
+    lab.config(trainer=slow, training={"max_steps": 60}, recover={"enabled": True, "backoff_s": 1, "replay_steps": 2})
+    lab.submit("T-1")
+    [job] = lab.jobs()
+    (lab.folder / "train.py").write_text("raise SystemExit(99)\n")
+    environ = {**lab.env, **lab.sbatch.environment()}
+    process = subprocess.Popen(["bash", job.script], env=environ, stdin=subprocess.DEVNULL)
+    first = lab.started()
+    wait_until(lambda: reached(first, 6), "the run has steps to lose")
+    kill_trainer(first)
+    second = lab.started(2)
+    assert process.wait(DEADLINE_S) == 0
+    assert record(second)["recovery"]["cause"] == "died"
+    assert record(second)["root"] == str(job.code)
+    assert record(second)["job_folder"] == record(first)["job_folder"] == f"../.jobs/{job.path.name}"
+
+
+def test_two_jobs_of_one_experiment_wait_for_each_others_start(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has a config of its own, the copy: what they lock is the lab's."""
+    monkeypatch.setattr(pipeline, "START_WAIT_S", 0.2)
+    lab.submit("T-1")
+    [job] = lab.jobs()
+    words = [f"--config={job.code / 'config.yaml'}", f"--runs={lab.runs}", f"--job={job.path}", "--experiment=T-1"]
+    request = parse(words).request()
+    with open(lab.config_file) as held, pytest.raises(Refused, match=r"lab/config\.yaml' for more than"):
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pipeline.one_start_at_a_time(request):
+            pass
+
+
+def test_what_is_executed_is_not_the_groups_to_change(lab: Lab) -> None:
+    before = os.umask(0o002)
+    try:
+        lab.submit("T-1")
+    finally:
+        os.umask(before)
+    [job] = lab.jobs()
+    for path in (job.path, job.script, job.code, job.code / "train.py", job.code / "config.yaml"):
+        assert not path.stat().st_mode & 0o022, path
 
 
 def test_a_requeued_job_does_not_begin_anew_though_its_script_says_fresh(lab: Lab) -> None:

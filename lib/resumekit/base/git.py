@@ -107,7 +107,8 @@ def add_worktree(top: Path, folder: Path, commit: str) -> bool:
 
     git writes `.git/worktrees/` of the repository, and runs none of its hooks.
     """
-    words = ["worktree", "add", "--detach", "--quiet", str(folder), commit]
+    # Locked: what git cannot see for a while, on a disk that is not mounted, is not forgotten.
+    words = ["worktree", "add", "--lock", "--detach", "--quiet", str(folder), commit]
     return _told(top, ["-c", "core.hooksPath=/dev/null", *words], timeout_s=WRITE_S) is not None
 
 

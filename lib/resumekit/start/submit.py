@@ -97,6 +97,7 @@ def main(arguments: Sequence[str]) -> int:
         raise ToolMissing("sbatch is not on the PATH: submit where Slurm's commands are; --dry-run shows the job")
     _say_what_is_decided(submission)
     name = str(RunName(plans[0].choice.experiment, request.name or plans[0].choice.name))
+    os.umask(os.umask(0o077) | 0o022)  # what a job executes is not the group's to change
     folder = job_folder.make(request.runs_dir, f"{name}_{time.strftime('%Y%m%d-%H%M')}")
     try:
         frozen = None if asked.is_unfrozen else frozen_code.freeze(_source(submission), folder)
