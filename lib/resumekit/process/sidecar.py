@@ -75,13 +75,13 @@ class Sidecar:
         repeats_until = self._log.offset + self._log.left_bytes if is_successor else 0
         self._numbers = ToldNumbers(run, repeats_until, saved.get("numbers"))
         self._metrics_account = saved.get("metrics")
-        self._metrics = _metrics(run, self._metrics_account)
+        self._metrics = sidecar_state.metrics_of(run, self._metrics_account)
         self._attester = Attester(run)
         self._new_checkpoints = NewCheckpoints(run, saved)
         self._unseen_steps = UnseenSteps(run)
-        self._holding = _holding(run)
-        self._wall_time = _wall_time(run)
-        self._acceptance = _acceptance(run, self._state, self._journal_offset)
+        self._holding = sidecar_state.holding_of(run)
+        self._wall_time = sidecar_state.wall_time_of(run)
+        self._acceptance = sidecar_state.acceptance_of(run, self._state, self._journal_offset)
         self._account = sidecar_state.Account(run)
         self._nan_guard = NanGuard(run)
         self._code = CodeWatch(run, saved.get("code_changed"), time.monotonic())
@@ -424,39 +424,3 @@ def main(run_dir: Path, *, has_echo: bool, made: MadeFolder | None = None) -> in
     code = Sidecar(run, has_echo=has_echo).run_until_end()
     sys.stdout = None  # its flush at exit may fail or block; there is nothing in it
     return code
-
-
-def _metrics(run: Run, saved: Any) -> Any:
-    """Return what reads the run's metrics file in the background; None for a run without one."""
-    if not run.setting("trainer", "metrics_file"):
-        return None
-    from .metrics_file import MetricsFollower, MetricsReader  # late: few runs have one
-
-    return MetricsReader(MetricsFollower(run, saved))
-
-
-def _holding(run: Run) -> Any:
-    """Return what lets go of the checkpoint that a run holds of its parent's; None for a run that holds none."""
-    if not os.path.lexists(run.paths.held):
-        return None
-    from ..run.held import Holding  # late, as above
-
-    return Holding(run)
-
-
-def _wall_time(run: Run) -> Any:
-    """Return what stops a run before its job's time is over; None for a run that no job of Slurm has started."""
-    if mapping(run.record.get("scheduler")).get("name") != "slurm":
-        return None
-    from .wall_time import of_run  # late, as above
-
-    return of_run(run)
-
-
-def _acceptance(run: Run, state: dict[str, Any], offset: int) -> Any:
-    """Return what checks a resumed run; None for any other."""
-    if not os.path.lexists(run.paths.resume_plan):
-        return None
-    from .acceptance import Acceptance  # late: 5 ms, and most runs were not resumed
-
-    return Acceptance(run, state.get("checks", {}), offset)

@@ -13,6 +13,7 @@ from ..base.files import to_json, write_atomic
 from ..base.imports import Any
 from ..base.ownership import MadeFolder
 from ..base.paths import RunPaths
+from ..base.values import mapping
 from ..run import seals, trust
 from ..run.run_folder import Run
 
@@ -89,3 +90,42 @@ class StepOrder:
             elif step < last:
                 self._behind = step
         return result
+
+
+# What few sidecars need: each start would wait for its import.
+
+
+def metrics_of(run: Run, saved: Any) -> Any:
+    """Return what reads the run's metrics file in the background; None for a run without one."""
+    if not run.setting("trainer", "metrics_file"):
+        return None
+    from .metrics_file import MetricsFollower, MetricsReader  # late: few runs have one
+
+    return MetricsReader(MetricsFollower(run, saved))
+
+
+def holding_of(run: Run) -> Any:
+    """Return what lets go of the checkpoint that a run holds of its parent's; None for a run that holds none."""
+    if not os.path.lexists(run.paths.held):
+        return None
+    from ..run.held import Holding  # late, as above
+
+    return Holding(run)
+
+
+def wall_time_of(run: Run) -> Any:
+    """Return what stops a run before its job's time is over; None for a run that no job of Slurm has started."""
+    if mapping(run.record.get("scheduler")).get("name") != "slurm":
+        return None
+    from .wall_time import of_run  # late, as above
+
+    return of_run(run)
+
+
+def acceptance_of(run: Run, state: dict[str, Any], offset: int) -> Any:
+    """Return what checks a resumed run; None for any other."""
+    if not os.path.lexists(run.paths.resume_plan):
+        return None
+    from .acceptance import Acceptance  # late: 5 ms, and most runs were not resumed
+
+    return Acceptance(run, state.get("checks", {}), offset)
