@@ -101,6 +101,17 @@ def test_a_checkpoint_of_rank_0_alone_says_so_and_its_resume_is_not_exact(
     assert load["report"]["rng"] == "rank 0 only"
 
 
+def test_what_all_have_saved_together_each_rank_may_load_for_itself(
+    server: ForkServer, whole: Path, tmp_path: Path
+) -> None:
+    assert train(server, tmp_path, "--resume", str(whole / "checkpoints" / PATTERN.format(8))) == [0, 0]
+    (load,) = events(tmp_path, "resumed")
+    assert load["report"]["rng"] == "load"
+    for rank in range(2):
+        own, left_alone = losses(tmp_path, rank), losses(whole, rank)
+        assert own == {step: left_alone[step] for step in range(9, STEPS + 1)}
+
+
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("own_places", [False, True])
 def test_another_number_of_ranks_loads_with_new_generators_and_says_what_became_of_the_place(
