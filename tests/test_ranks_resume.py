@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,15 +17,13 @@ import torch
 from resumekit.checkpoint import manifest
 from resumekit.trainer.saving import save_checkpoint
 from support import ranks_trainer
-from support.fork_server import LIMIT_S, ForkServer, Trainer
+from support.fork_server import LIMIT_S, ForkServer
 from support.places import ROOT
 from support.processes import wait_until
 from support.rank_groups import in_ranks
+from support.rank_runs import PATTERN, STEPS, assert_same, losses, newest, newest_or_none, started, train
 from support.runs import events
 from support.schemas import assert_valid
-
-STEPS, EVERY = 12, ranks_trainer.EVERY
-PATTERN = "hrm_arc_step_{}.pt"
 
 
 @pytest.fixture(scope="module")
@@ -40,62 +37,6 @@ def whole(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     assert train(server, folder, "--ranks", "all") == [0, 0]
     return folder
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
-def started(server: ForkServer, folder: Path, *argv: str, count: int = 2, **environment: str) -> list[Trainer]:
-    port = str(free_port())
-    return [
-        server.start(
-            folder / f"rank_{rank}", "--dir", str(folder), "--port", port, "--steps", str(STEPS), *argv,
-            RANK=str(rank), WORLD_SIZE=str(count), RESUMEKIT_RUN_DIR=str(folder), RESUMEKIT_RUN_ID=folder.name,
-            **environment,
-        )
-        for rank in range(count)
-    ]  # fmt: skip
-
-
-def train(server: ForkServer, folder: Path, *argv: str, count: int = 2, **environment: str) -> list[int]:
-    """Run a training; as under torchrun, the end of one rank that failed is that of all. Returns their codes."""
-    ranks = started(server, folder, *argv, count=count, **environment)
-    cut = environment.get("CUT")
-    order = [int(cut.rpartition(":")[2])] if cut else []
-    codes = {rank: ranks[rank].wait() for rank in order}
-    if cut:
-        for rank in set(range(count)) - set(order):
-            os.kill(ranks[rank].pid, signal.SIGKILL)
-    return [codes.get(rank, 0) or ranks[rank].wait() if rank not in codes else codes[rank] for rank in range(count)]
-
-
-def newest(folder: Path) -> Path:
-    proven = [path for path in folder.glob("*.pt") if path.with_name(f"{path.name}.json").exists()]
-    return max(proven, key=lambda path: manifest.read(path).step)
-
-
-def losses(folder: Path, rank: int) -> dict[int, set[str]]:
-    """Return what a rank has told of each step; of a step that was trained again all that was told."""
-    found: dict[int, set[str]] = {}
-    for line in (folder / f"losses_{rank}").read_text().splitlines():
-        step, loss = line.split()
-        found.setdefault(int(step), set()).add(loss)
-    return found
-
-
-def assert_same(one: Path, other: Path) -> None:
-    for rank in range(2):
-        assert losses(one, rank) == losses(other, rank), rank
-        ends = [torch.load(folder / f"final_{rank}", weights_only=True) for folder in (one, other)]
-        assert len({repr(end["place"]) + repr(end["python"]) for end in ends}) == 1
-        assert torch.equal(ends[0]["torch"], ends[1]["torch"])
-        for key, value in ends[0]["model"].items():
-            assert torch.equal(value, ends[1]["model"][key]), key
-        for states in zip(*(end["optimizer"]["state"].values() for end in ends), strict=True):
-            assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
 @pytest.mark.parametrize(
@@ -124,10 +65,6 @@ def test_a_stop_saves_in_all_ranks_and_loses_nothing(server: ForkServer, whole: 
     states = torch.load(last, weights_only=True)["rank_states"]
     assert len(states) == 2 and not torch.equal(*(one["rng_state"]["torch"] for one in states))
     assert manifest.read(last).rng_ranks == 2
-
-
-def newest_or_none(folder: Path) -> Path | None:
-    return newest(folder) if any(folder.glob("*.pt.json")) else None
 
 
 def test_the_first_rank_alone_reports_one_load_and_one_of_each_check(

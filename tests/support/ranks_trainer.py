@@ -14,6 +14,7 @@ import os
 import random
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,7 @@ def _train(options: argparse.Namespace, asked: list[int]) -> int:
                 one.backward()
                 loss += one.detach()
             _cut("step", step + 1, rank)
+            time.sleep(options.pause)
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
@@ -168,6 +170,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--resume", type=Path)
     parser.add_argument("--port", type=int, help="of the ranks' meeting; without it as torchrun says")
     parser.add_argument("--ranks", choices=("all",))
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds in each step")
     parser.add_argument("--own-places", action="store_true", help="each rank hands over a data_state of its own")
     options = parser.parse_args(argv)
     options.checkpoints = options.checkpoints or options.dir / "checkpoints"
