@@ -15,6 +15,7 @@ import io
 import os
 import sys
 import threading
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from weakref import WeakSet
@@ -29,6 +30,8 @@ from .trainer_env import journal_event
 
 # What has to stay free beside the copy: the training's own needs go up and down.
 RESERVE_BYTES = 256 << 20
+# A thread that has just begun holds the interpreter's lock for 5 ms: the caller is to return first.
+_HEAD_START_S = 0.001
 # (bytes, whether a GPU writes into it) -> host memory of that kind, kept from one save to the next.
 _Kind = tuple[int, bool]
 _kept: dict[_Kind, list[Any]] = {}
@@ -56,6 +59,7 @@ class _Save:
 
     def run(self) -> None:
         work, self._work = self._work, None
+        time.sleep(_HEAD_START_S)
         try:
             if work is not None:
                 work(self.lines.append)
