@@ -5,7 +5,6 @@ depend on.
 from __future__ import annotations
 
 import math
-import os
 import platform
 import random
 import sys
@@ -16,6 +15,7 @@ from ..base.errors import KitError
 from ..base.imports import Any
 from ..checkpoint import parameters
 from ..policy.decide import MACHINE_COSTS, Cost
+from .ranks import world_size
 
 
 def versions() -> dict[str, Any]:
@@ -48,32 +48,6 @@ def version_costs(saved: dict[str, Any], now: dict[str, Any]) -> list[Cost]:
     return [
         Cost(words, costs) for name, costs in MACHINE_COSTS.items() for words in changed_versions(saved, now, (name,))
     ]
-
-
-def rank() -> int:
-    """Return this process's number among the ranks of one training; 0 where it is alone."""
-    import torch  # the trainer has it already
-
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        own: int = torch.distributed.get_rank()
-        return own
-    # A lone RANK, without the number of all, is a scheduler's or a user's own.
-    return _number("RANK", 0) if _number("WORLD_SIZE", 1) > 1 else 0
-
-
-def world_size() -> int:
-    """Return the number of ranks of this training; 1 where it is alone."""
-    import torch  # the trainer has it already
-
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        size: int = torch.distributed.get_world_size()
-        return size
-    return _number("WORLD_SIZE", 1)
-
-
-def _number(variable: str, otherwise: int) -> int:
-    text = os.environ.get(variable, "")
-    return int(text) if text.isascii() and text.isdigit() else otherwise
 
 
 def _driver() -> str | None:
@@ -159,7 +133,7 @@ def restore_rng(state: dict[str, Any]) -> str:
 OWN_KEYS = (
     "model_state_dict", "optimizer_state_dict", "scheduler_state_dict", "scaler_state_dict", "global_step", "epoch",
     "best_val_loss", "optimizer_name", "ema_state_dict", "swa_state_dict", "rng_state", "data_state",
-    "parameter_names", "lr_scale", "lr_ramp", "versions",
+    "parameter_names", "lr_scale", "lr_ramp", "versions", "rank_states",
 )  # fmt: skip
 MAX_NONFINITE = 8
 # Of each model, the buffers that were finite in an earlier save of this process.

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sized
 from ..base.errors import KitError
 from ..base.imports import Any
 from ..base.values import count, mapping
-from .checkpoint_content import rank, world_size
+from .ranks import rank, world_size
 
 
 class StepSampler:

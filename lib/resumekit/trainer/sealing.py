@@ -19,7 +19,7 @@ from ..base.paths import MAX_STEP, STEP_DIGITS, manifest_path, relative_to_run
 from ..base.values import finite
 from ..checkpoint import grades, layout, manifest
 from ..checkpoint.manifest import SEAL_CHECKPOINT, Manifest
-from .checkpoint_content import rank
+from .ranks import rank
 from .save_file import deferred_signals
 from .trainer_env import checkpoint_form, end_if_taken_over, journal_event, lineage, run_dir
 

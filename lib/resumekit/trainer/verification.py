@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from weakref import WeakKeyDictionary, WeakSet
 
+from ..base.errors import KitError
 from ..base.imports import Any
 from ..base.terms import FAILED, FRESH, LOAD, NOT_TOLD, PARTIAL, PASSED, REFIT, RESET, SWAP, WARNED, Check
 from ..policy.decide import Decision
@@ -24,6 +25,7 @@ from . import fit_check, learning_rate, weights
 from .fit_check import Matched
 from .optimizer_state import is_state, named_optimizers
 from .proven_content import read_again
+from .ranks import exchange, rank
 from .trainer_env import journal_event
 from .weights import MAX_NAMED, comparison_outcome, first_line, is_alike, is_same_state, plain_value
 
@@ -34,6 +36,8 @@ UNFORESEEN_TOLERANCE = 0.1
 
 # What a GradScaler that leaves a step out has moved on all the same, in most loops.
 _MOVED_BY_SKIPS = ("averages", "scheduler", "lr")
+# Of the verdicts of several ranks the last one here is that of all.
+_GETS_WORSE = (PASSED, NOT_TOLD, WARNED, FAILED)
 
 _waiting: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 _checked_scalers: WeakSet[Any] = WeakSet()
@@ -56,6 +60,7 @@ class Loaded:
         rate_factor: what makes of a saved rate, by its optimizer's name, the one that the next step uses.
         refitted: of a schedule that was refitted: what it has otherwise than its state in the checkpoint.
         outdated: of such a schedule: `outdated_rates`.
+        is_of_all: every rank makes the load, and its first step.
     """
 
     path: Path
@@ -67,6 +72,7 @@ class Loaded:
     rate_factor: Callable[[str], float]
     refitted: tuple[str, ...] = ()
     outdated: dict[str, list[float]] = field(default_factory=dict)
+    is_of_all: bool = False
 
 
 def at_first_step(loaded: Loaded, log_fn: Callable[[str], Any]) -> None:
@@ -82,7 +88,8 @@ def at_first_step(loaded: Loaded, log_fn: Callable[[str], Any]) -> None:
     def verify_once(stepping: Any, _args: Any, _kwargs: Any) -> None:
         if left:  # the hook stays, for torch is going through its hooks here; what it held is let go
             own = left.pop()
-            report(_but_for_skips(verify(own, stepping), scale, _loss_scale(own)), log_fn)
+            checks = _but_for_skips(verify(own, stepping), scale, _loss_scale(own))
+            report(_worst_of_all_ranks(list(checks), log_fn) if own.is_of_all else checks, log_fn)
 
     hooked = 0
     for one in named_optimizers(loaded.parts["optimizer"]).values():
@@ -104,9 +111,31 @@ def report(checks: Iterable[Check], log_fn: Callable[[str], Any]) -> None:
     for one in checks:
         journal_event("check", **one.as_fields())
         if one.verdict in (WARNED, FAILED):
-            log_fn(f"[warn] {one.sentence()}")
-        elif one.verdict == PASSED and one.why:
+            log_fn(f"[warn] {f'rank {rank()}: ' * (rank() > 0)}{one.sentence()}")
+        elif one.verdict == PASSED and one.why and rank() == 0:
             log_fn(f"[resume] {one.name}: {one.why}")
+
+
+def _worst_of_all_ranks(checks: list[Check], log_fn: Callable[[str], Any]) -> list[Check]:
+    """Return in rank 0 each check as it went where it went worst; in the others none: rank 0 speaks for all."""
+    try:
+        told = exchange("the checks at the first step", [list(one) for one in checks], act=_worst_fields)
+    except KitError as error:  # no check ends a training
+        log_fn(f"[warn] the checks of this rank alone: {error}")
+        return checks
+    return [Check(*fields) for fields in told] if rank() == 0 else []
+
+
+def _worst_fields(all_checks: list[list[list[Any]]]) -> list[list[Any]]:
+    worst: dict[str, Check] = {}
+    for number, own in enumerate(all_checks):
+        for one in (Check(*fields) for fields in own):
+            held = worst.get(one.name)
+            if number and (held is None or _GETS_WORSE.index(one.verdict) > _GETS_WORSE.index(held.verdict)):
+                one = one._replace(why="; ".join(filter(None, [f"rank {number}", one.why])))
+                held = None
+            worst[one.name] = held or one
+    return [list(one) for one in worst.values()]
 
 
 def _but_for_skips(checks: Iterable[Check], then: float | None, now: float | None) -> Iterator[Check]:
