@@ -264,7 +264,7 @@ PATCHES = (
     patch("one pass at a time", "resumekit/watch/acting.py:one_pass_at_a_time", value("try_lock()", True),
         RECOVERY + "test_two_passes_at_once_are_one",
         "faults/test_g_watcher.py::test_of_two_passes_at_once_the_second_one_leaves_with_one_line"),
-    patch("the second look", "resumekit/watch/inspection.py:one_pass", condition("any()", False), "test_watch.py"),
+    patch("the second look", "resumekit/watch/inspection.py:look_at_all", condition("any()", False), "test_watch.py"),
     patch("one event for one incident", "resumekit/process/aborting.py:note",
         condition("stopped", "state.get('stopped')"),
         RECOVERY + "test_many_who_want_to_take_up_the_same_run_make_one_child_with_one_cut"),
@@ -283,7 +283,7 @@ PATCHES = (
         WAITS + "test_a_process_that_does_not_end_is_waited_for_no_longer_than_was_said"),
     patch("the wait for what a trainer leaves behind ends", "resumekit/process/stopping.py:_wait_for_what_is_left",
         without("monotonic()"), WAITS + "test_what_a_trainer_leaves_behind_has_until_the_end_of_the_grace"),
-    patch("the wait for a notify command ends", "resumekit/watch/escalation.py:_notify", value("timeout=", None),
+    patch("the wait for a notify command ends", "resumekit/watch/escalation.py:notify", value("timeout=", None),
         WAITS + "test_a_notify_command_that_never_ends_is_given_up"),
     # The launcher's own.
     patch("signals are held until the first run is there", "launcher.sh:kit_hold_signals",

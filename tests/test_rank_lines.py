@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from resumekit.base.paths import RunPaths
+from resumekit.process.log_numbers import LogNumbers
 from resumekit.run import log_patterns, rank_lines
+from resumekit.run.run_folder import Run
 
 PATTERNS = log_patterns.compiled({"step": "^step ([0-9]+)", "loss": "loss ([0-9.]+)"})
 
@@ -66,3 +72,23 @@ def test_a_log_without_ranks_leaves_no_account() -> None:
     reader = rank_lines.RankLines(None)
     read("step 1 loss 0.5", reader=reader)
     assert reader.account == {}
+
+
+def test_the_reader_of_a_log_tells_the_rank_s_nan_and_its_successor_goes_on_with_the_same_curve(tmp_path: Path) -> None:
+    run = Run(RunPaths(tmp_path), {})
+    run.config = {"trainer": {"log_patterns": {"step": "^step ([0-9]+)", "loss": "loss ([0-9.]+)"}}}
+
+    def step(number: int, loss: str) -> bytes:
+        return b"[default1]:step %d loss %s\n[default0]:step %d loss 0.5\n" % (number, loss.encode(), number)
+
+    def told(numbers: LogNumbers, lines: bytes) -> list[Any]:
+        found = numbers.read(lines, lines, is_new=True)
+        return [(one.get("event", "step"), one["step"], one.get("what")) for one in found]
+
+    first = b"[default0]:step 1 loss 0.5\n"
+    begun = LogNumbers(run, {}, re.compile(rb"\x1b"))
+    assert told(begun, first + step(2, "nan")) == [("step", 1, None), ("step", 2, None)]
+    successor = LogNumbers(run, json.loads(json.dumps(begun.account)), re.compile(rb"\x1b"))
+    bad = ("nonfinite", 3, "loss of [default1]:")
+    assert told(successor, step(3, "nan")) == [("step", 3, None), bad]
+    assert told(successor, step(4, "0.4")) == [("step", 4, None)]

@@ -269,7 +269,7 @@ def test_seals_of_runs_that_are_gone_are_swept_where_there_are_very_many(
 EXECUTED = {
     "trainer.command", "trainer.resume_args", "trainer.extra_args", "trainer.cwd", "trainer.env", "trainer.python",
     "trainer.describe_args", "trainer.loads_with_kit", "notify.command", "abort.oom_set", "recover.allow_code_change",
-    "recover.not_code", "recover.lr_args", "trainer.init_args", "trainer.wrap",
+    "recover.not_code", "recover.lr_args", "trainer.init_args", "trainer.wrap", "trainer.launcher.args",
     "paths.root",
     # names of files, which a command has placeholders for, or which the sidecar writes; and what it reads a log with
     "paths.checkpoints", "paths.logs", "paths.status", "checkpoint.pattern", "checkpoint.best_pattern", "data.path",

@@ -57,8 +57,8 @@ def restarts_doubted(config: dict[str, Any]) -> str | None:
         return None
     return (
         f"{key} says --max-restarts {number}: the kit takes a run up by itself, in a new folder and from its newest"
-        " checkpoint; a restart by torchrun begins with the first start's arguments, in the same folder, and writes"
-        " over what is there; take the option out, or set it to 0"
+        " checkpoint; a restart by torchrun begins with the first start's arguments, in the same folder, where only a"
+        " trainer that calls load_resume_bundle goes on, and any other writes over what is there; set it to 0"
     )
 
 

@@ -36,8 +36,8 @@ def executed_words(resolved: Mapping[str, Any], schema: Schema) -> dict[str, Any
         schema: says which keys are executed; a key that the config lacks has its default.
     """
     found = {key: _value(resolved, key, schema) for key in schema.executed}
-    templates = ("trainer.wrap", "trainer.command", "trainer.resume_args", "trainer.describe_args", "trainer.init_args",
-                 "recover.lr_args")  # fmt: skip
+    templates = ("trainer.wrap", "trainer.launcher.args", "trainer.command", "trainer.resume_args",
+                 "trainer.describe_args", "trainer.init_args", "recover.lr_args")  # fmt: skip
     commands = map(found.get, templates)
     for key in _placeholders(*commands):
         value = _value(resolved, key, schema)
