@@ -256,7 +256,7 @@ PATCHES = (
         WAITS + "test_a_process_that_does_not_end_is_waited_for_no_longer_than_was_said"),
     patch("the wait for what a trainer leaves behind ends", "resumekit/process/stopping.py:_wait_for_what_is_left",
         without("monotonic()"), WAITS + "test_what_a_trainer_leaves_behind_has_until_the_end_of_the_grace"),
-    patch("the wait for a notify command ends", "resumekit/watch/escalation.py:_notify", value("timeout=", None),
+    patch("the wait for a notify command ends", "resumekit/watch/escalation.py:notify", value("timeout=", None),
         WAITS + "test_a_notify_command_that_never_ends_is_given_up"),
     # The launcher's own.
     patch("signals are held until the first run is there", "launcher.sh:kit_hold_signals",
