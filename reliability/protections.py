@@ -49,6 +49,7 @@ CUSTODY = "test_own_runs.py::"
 NOT_THE_CALLERS = "test_a_run_that_is_not_the_callers_is_neither_judged_nor_touched_and_the_line_says_why"
 WRAPPED = "test_wrapped.py::test_a_stop_reaches_what_a_wrapper_wraps_once_and_its_end_is_waited_for"
 RANKS_CUT = "test_ranks_resume.py::test_cut_by_a_kill_anywhere_and_resumed_every_rank_goes_on_bit_for_bit"
+SUBMIT, REMOTE = "test_submit.py::", "test_remote_jobs.py::"
 LIVENESS = "test_liveness.py::"
 BESIDE = "test_background_save.py::"
 # fmt: off
@@ -285,6 +286,23 @@ PATCHES = (
         without("monotonic()"), WAITS + "test_what_a_trainer_leaves_behind_has_until_the_end_of_the_grace"),
     patch("the wait for a notify command ends", "resumekit/watch/escalation.py:notify", value("timeout=", None),
         WAITS + "test_a_notify_command_that_never_ends_is_given_up"),
+    # Jobs of Slurm.
+    patch("a job may do what was agreed to alone", "resumekit/start/request.py:Request.is_agreed", returns(True),
+        SUBMIT + "test_a_job_that_would_need_another_consent_ends_with_5_and_tells_it_once"),
+    patch("consents are those of the submission", "resumekit/run/job_folder.py:JobFolder.agreed",
+        condition("digest_of", False),
+        SUBMIT + "test_consents_that_were_added_to_the_jobs_folder_are_not_taken"),
+    patch("jobs of one experiment lock one config", "resumekit/start/pipeline.py:one_start_at_a_time",
+        condition("request job", False),
+        SUBMIT + "test_two_jobs_of_one_experiment_wait_for_each_others_start"),
+    patch("another user's job is not cancelled", "resumekit/process/job_stop.py:open_jobs",
+        without("uid"),
+        REMOTE + "test_only_a_job_that_is_the_callers_own_and_goes_on_is_cancelled"),
+    patch("an edited record cancels no job", "resumekit/process/job_stop.py:open_jobs", without("is_callers"),
+        REMOTE + "test_only_a_job_that_is_the_callers_own_and_goes_on_is_cancelled"),
+    patch("a sweep's other tasks are not cancelled", "resumekit/process/job_stop.py:_chain_of",
+        condition("tasks", False),
+        REMOTE + "test_the_one_id_of_a_sweep_is_not_cancelled_for_one_of_its_tasks"),
     # The launcher's own.
     patch("signals are held until the first run is there", "launcher.sh:kit_hold_signals",
         text("  trap 'KIT_HELD+=(TERM)' TERM\n", "  trap 'kit_on_signal TERM' TERM\n"),

@@ -185,6 +185,22 @@ def test_a_requeued_job_does_not_begin_anew_though_its_script_says_fresh(lab: La
     assert record(again)["job_folder"] == f"../.jobs/{job.path.name}"
 
 
+def test_a_run_that_is_named_is_gone_on_with_and_then_what_came_of_it(lab: Lab) -> None:
+    lab("run", "T-1", code=17, env={"TOY_ARGS": "--at 3 exit=17"})
+    [first] = lab.run_dirs()
+    lab.config(trainer={"command": COMMAND, "loads_with_kit": False}, cluster={"partition": "long"})
+    document = json.loads(lab.config_file.read_text())
+    del document["experiments"]["T-1"]  # the experiment has left the config meanwhile
+    lab.config_file.write_text(json.dumps(document))
+    lab.submit(first.name)
+    [job] = lab.jobs()
+    assert "#SBATCH --partition=long\n" in job.script.read_text()
+    lab.start(job, code=17, toy="--at 4 exit=17")
+    lab.start(job, restarts=1)
+    second, third = lab.run_dirs()[1:]
+    assert (record(second)["parent_run_id"], record(third)["parent_run_id"]) == (first.name, second.name)
+
+
 def test_the_next_link_of_a_chain_goes_on_with_the_run_of_the_one_before(lab: Lab) -> None:
     done = lab.submit("T-1", "--fresh", "--chain", "3")
     [job] = lab.jobs()

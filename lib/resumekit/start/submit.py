@@ -221,7 +221,7 @@ def _say_what_is_decided(submission: Submission) -> None:
 def _script(submission: Submission, folder: JobFolder, frozen: Frozen | None) -> Script:
     asked, request = submission.asked, submission.request
     choice = submission.plans[0].choice
-    cluster = request.resolved(choice.experiment).get("cluster") or {}
+    cluster = _cluster(request, choice.experiment)
     name = str(RunName(choice.experiment, request.name or (None if submission.tasks else choice.name)))
     ids = "%A_%a" if submission.tasks else "%j"
     own = [
@@ -248,6 +248,14 @@ def _script(submission: Submission, folder: JobFolder, frozen: Frozen | None) ->
         trainer_args=asked.options.extra_args,
         said=said,
     )
+
+
+def _cluster(request: Request, experiment: str) -> dict[str, Any]:
+    """Return the section `cluster` as the config has it now; of an experiment that has left it, the base's."""
+    try:
+        return dict(request.resolved(experiment)["cluster"])
+    except KitError:
+        return dict(request.base["cluster"])
 
 
 def _words(submission: Submission, folder: JobFolder, config_file: Path) -> list[str]:
