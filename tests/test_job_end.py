@@ -20,6 +20,7 @@ from resumekit.base.errors import REFUSED, TO_BE_CONTINUED
 from resumekit.base.paths import RunPaths
 from resumekit.base.slurm import Allocation, Job
 from resumekit.process import job_end, stopping
+from resumekit.watch import requeue
 from support.commands import Kit
 from support.fake_slurm import LINE, FakeSlurm
 from support.places import TOY
@@ -279,6 +280,42 @@ exec "$PYTHON" {TOY} --delay 0.02 --save-every 5 --steps 1000000 "$@"
     assert kit.status(run)["state"] == "needs_attention"
     refused = kit("run", "T-1", env=fake.environment(restarts=3), code=REFUSED)
     assert "needs attention" in refused.stderr
+
+
+def test_a_job_that_never_saves_a_step_is_not_requeued_for_ever(kit: Kit, fake: FakeSlurm) -> None:
+    """Each allocation begins anew, without a parent, and does the same steps again."""
+    never = ("--at", "3", "hang")
+    kit.config(
+        "--delay", "0.02", *never, training={"max_steps": 100}, cluster={"max_fruitless": 2}, abort={"grace_s": 1}
+    )
+    codes = []
+    for restarts in range(2):
+        fake.says(restarts=restarts)
+        process = kit.popen("run", "T-1", env=fake.environment(restarts=restarts))
+        run = kit.started(1 + restarts)
+        wait_until(lambda run=run: any(event["step"] == 3 for event in events(run, "step")), "the third step")
+        process.send_signal(signal.SIGUSR1)
+        codes.append(ended(process)[0])
+    assert codes[0] == TO_BE_CONTINUED != codes[1]
+    assert len(fake.told) == 1 and kit.status(run)["state"] == "needs_attention"
+
+
+def test_why_a_job_ends_is_asked_after_the_end_where_its_trainer_was_faster(
+    kit: Kit, fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm signals every process of a job: the trainer may have ended before the launcher's stop looks for it."""
+    process, run = trains(kit, fake.environment())
+    process.send_signal(signal.SIGINT)
+    ended(process)
+    assert not events(run, "job_ends")
+    journal = run / "journal.jsonl"
+    journal.write_text(journal.read_text().replace('"by":"INT"', '"by":"TERM"'))
+    (run / ".sidecar.json").unlink()
+    for name, value in {**kit.env, **fake.environment()}.items():
+        monkeypatch.setenv(name, value)
+    fake.says(state="COMPLETING", restarts=1)
+    assert requeue.after_the_last_run(run, 143) == TO_BE_CONTINUED
+    assert (kit.status(run)["state"], kit.status(run)["job_cause"]) == ("preempted", "requeued")
 
 
 def test_detach_is_refused_in_a_batch_job(kit: Kit, fake: FakeSlurm) -> None:

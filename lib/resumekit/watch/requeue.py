@@ -15,7 +15,7 @@ from ..base.errors import DONE, TO_BE_CONTINUED, KitError
 from ..base.slurm import Allocation
 from ..base.terminal import say
 from ..base.terms import DIED, REQUEUED, STOPPED_JOB, TO_BE_REQUEUED
-from ..base.values import count, mapping
+from ..base.values import count, mapping, string
 from ..process import job_end
 from ..run import status
 from ..run.journal_fold import State
@@ -45,7 +45,7 @@ def after_the_last_run(run_dir: Path, code: int) -> int:
         return DONE
     if name not in ("preempted", "stopped"):
         return code
-    cause = status.job_cause(state) or (job_end.Asked(run, None).note(slurm.TIMEOUT_S) if name == "preempted" else None)
+    cause = status.job_cause(state) or _asked_now(run, state)
     with contextlib.suppress(OSError):
         status.renew(run)
     if cause is None or cause in STOPPED_JOB:
@@ -56,6 +56,15 @@ def after_the_last_run(run_dir: Path, code: int) -> int:
     if reason := _fruitless(run, state):
         return _hold(run, state, reason, code)
     return _requeue(run, own, code) if cause in TO_BE_REQUEUED else code
+
+
+def _asked_now(run: Run, state: State) -> str | None:
+    """Ask why the job ends where that was not asked yet; None for a user's INT.
+
+    A trainer that Slurm has signalled itself may have ended before the launcher's stop could ask.
+    """
+    by = mapping(state.get("stopped")).get("by")
+    return None if by == "INT" else job_end.Asked(run, string(by)).note(slurm.TIMEOUT_S)
 
 
 def _requeue(run: Run, own: Allocation, code: int) -> int:
@@ -77,7 +86,7 @@ def _requeue(run: Run, own: Allocation, code: int) -> int:
 
 
 def _fruitless(run: Run, state: State) -> str:
-    """Say that so many allocations in a row brought no new step; '' where they did, or were fewer."""
+    """Say that so many allocations in a row have saved no new step; '' where they did, or were fewer."""
     limit = count(run.setting("cluster", "max_fruitless")) or 3
     table = RunTable(run.paths.run_dir.parent)
     seen: set[tuple[object, object]] = set()
@@ -86,14 +95,30 @@ def _fruitless(run: Run, state: State) -> str:
         scheduler = mapping(one.record.get("scheduler"))
         if scheduler.get("name") != "slurm":
             break
+        # A step that no checkpoint holds is done again in the next allocation.
         reached = status.read_state(one) if one is not run else state
-        if max(reached.get("step", 0), reached.get("last_checkpoint_step", 0)) > (count(one.parent_step) or 0):
+        if (reached.get("last_checkpoint_step") or 0) > (count(one.parent_step) or 0):
             break
         seen.add((scheduler.get("job"), scheduler.get("restarts")))
         if len(seen) >= limit:
-            return f"{limit} allocations in a row brought no new step (cluster.max_fruitless)"
-        one = table.parent(one)
+            return f"{limit} allocations in a row saved no new step (cluster.max_fruitless)"
+        one = table.parent(one) or _begun_before(one, table)
     return ""
+
+
+def _begun_before(run: Run, table: RunTable) -> Run | None:
+    """Return the run that the same job began before this one, which had no checkpoint to go on from."""
+    known = (
+        one for one in table.of_experiment(run.experiment or "")
+        if one.name == run.name and one.has_started and one.created_at < run.created_at
+    )  # fmt: skip
+    same = (one for one in known if _job_of(one) == _job_of(run))
+    return max(same, key=lambda one: one.created_at, default=None)
+
+
+def _job_of(run: Run) -> tuple[object, object]:
+    scheduler = mapping(run.record.get("scheduler"))
+    return scheduler.get("job"), scheduler.get("cluster")
 
 
 def _hold(run: Run, state: State, reason: str, code: int) -> int:
