@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import shutil
 import signal
-import socket
 import time
 from collections.abc import Callable
 
 from reliability.cluster_stage import EVERY, LOOK_S, STEP_S, Stage
 from support.nights import proven_steps, record
-from support.places import TOY
 from support.processes import wait_until
 from support.runs import events
 
@@ -288,20 +286,22 @@ def two_tasks(stage: Stage) -> None:
 
 def two_nodes(stage: Stage) -> None:
     """One launcher in the batch script, with `srun torchrun` below it over both nodes: requeued, it goes on."""
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        port = held.getsockname()[1]
-    torchrun = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d"]
-    ranks = [*torchrun, f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id={run_id}", str(TOY), "--kind", "ranks"]
-    where = ["--dir", "{checkpoints_dir}", "--steps", "{training.max_steps}"]
-    pace = ["--delay", str(STEP_S), "--save-every", str(EVERY)]
-    srun = ["srun", "--ntasks-per-node=1", "--kill-on-bad-exit=1", "{python}"]
-    stage.config(trainer={"command": [*srun, *ranks, *where, *pace]})
-    job = stage.submit(sbatch=("-N2", "--ntasks-per-node=1"))
+    job = stage.submits_ranks()
     first = stage.reaches(25)
     stage.cluster.ask("scontrol", "requeue", job)
     lineage = stage.finishes(job, runs=2)
     stage.goes_on(lineage)
     stage.ended_as(first, "preempted")
+
+
+def rank_killed(stage: Stage) -> None:
+    """The same, and the rank of the other node is killed, at which srun ends the rest: taken up in the allocation."""
+    job = stage.submits_ranks()
+    stage.reaches(25)
+    stage.kills_rank(1)
+    lineage = stage.finishes(job)
+    assert len(lineage) == 2 and stage.cluster.job(job)["Restarts"] == "0", [run.name for run in lineage]
+    stage.goes_on(lineage, is_lossless=False)
 
 
 def names(stage: Stage) -> None:
@@ -421,7 +421,7 @@ SCENARIOS: dict[str, Callable[[Stage], None]] = {
     for one in (
         requeue, slow_steps, usr1, preempted, grace, wall_time, no_requeue, long_last_step, no_exec, dead_node,
         node_comes_back, gone_job, other_job_lives, scancel, scancel_in_any_state, finished, detach, no_progress,
-        fresh_again, branch_again, two_tasks, two_nodes, names, frozen, sweep, hang, hang_at_the_end,
+        fresh_again, branch_again, two_tasks, two_nodes, rank_killed, names, frozen, sweep, hang, hang_at_the_end,
         login_node, dead_at_login, stop_at_login, others_watcher,
     )
 }  # fmt: skip

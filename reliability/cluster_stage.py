@@ -12,6 +12,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -107,6 +108,25 @@ class Stage(Night):
         script = self.folder / "job.sh"
         script.write_text(f"#!/usr/bin/env bash\n#SBATCH {options}\n{lines}\n")
         return self.sbatch(str(script))
+
+    def submits_ranks(self) -> str:
+        """Submit T-1 with a rank on each of both nodes, under torchrun; return the job."""
+        with socket.create_server(("127.0.0.1", 0)) as held:
+            port = held.getsockname()[1]
+        torchrun = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d"]
+        ranks = [*torchrun, f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id={run_id}", str(TOY), "--kind", "ranks"]
+        where = ["--dir", "{checkpoints_dir}", "--steps", "{training.max_steps}"]
+        pace = ["--delay", str(STEP_S), "--save-every", str(EVERY)]
+        srun = ["srun", "--ntasks-per-node=1", "--kill-on-bad-exit=1", "{python}"]
+        self.config(trainer={"command": [*srun, *ranks, *where, *pace]})
+        return self.submit(sbatch=("-N2", "--ntasks-per-node=1"))
+
+    def kills_rank(self, rank: int) -> None:
+        """KILL the process of a rank of T-1."""
+        of_rank = set(marked_pids(f"RESUMEKIT_TEST_MARK={self.mark}")) & set(marked_pids(f"RANK={rank}"))
+        assert of_rank, f"no process of rank {rank} is there"
+        for pid in of_rank:
+            os.kill(pid, signal.SIGKILL)
 
     def sbatch(self, *words: str) -> str:
         return self.cluster.ask("sbatch", "--parsable", *words, env=self.env).strip()

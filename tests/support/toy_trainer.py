@@ -14,6 +14,7 @@ scheduler has signalled as well.
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import itertools
 import json
@@ -130,6 +131,7 @@ def _ranks(asked: list[int]) -> tuple[int, Callable[[], bool]]:
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
+    atexit.register(dist.destroy_process_group)  # else a thread of it may abort the process at its end
 
     def agree() -> bool:
         flag = torch.tensor([float(bool(asked))])
