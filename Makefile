@@ -93,6 +93,10 @@ campaign: $(READY) ## the long versions of the sampled tests (some three hours)
 ranks: $(READY) ## 40 cuts of a DDP training of two ranks, each resumed and compared bit for bit (two minutes)
 	@$(PY) -m reliability.campaign_ranks --cuts 40 --seed 1
 
+.PHONY: gpu
+gpu: $(READY) ## what touches a GPU, cut and resumed on one bit for bit; says so where there is none
+	@$(PY) -m reliability.gpu_checks
+
 .PHONY: background-kills
 background-kills: $(READY) ## 300 kills while a save is written beside the training (a minute)
 	@$(PY) -m reliability.campaign_checkpoints --kills 300 --background --mutants 0 --damaged 0 --seed 1
