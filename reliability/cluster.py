@@ -64,12 +64,24 @@ def put_through(
             outcomes[name] = said, took_s
             print(f"{tracker:9} {name:20} {took_s:6.1f} s  {said}", flush=True)
             if said != "ok" and not _ENDING.is_set():
-                cluster.bring_up()
+                bring_up_again(cluster)
     finally:
         cluster.down()
         if not _ENDING.is_set():
             _UP.remove(cluster)
     return outcomes
+
+
+def bring_up_again(cluster: Cluster) -> None:
+    """Bring up a Slurm that a failed scenario has left in some state.
+
+    Raises:
+        RuntimeError: it does not come up; it was there before.
+    """
+    try:
+        cluster.bring_up()
+    except CannotHave as reason:
+        raise RuntimeError(f"the Slurm does not come up again: {reason}") from None
 
 
 def outcome(scenario: Callable[[Stage], None], folder: Path, cluster: Cluster) -> str:

@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable
 
-from reliability.cluster_stage import EVERY, LOOK_S, STEP_S, Stage
+from reliability.cluster_stage import EVERY, LOOK_S, OVER, STEP_S, Stage
 from support.nights import proven_steps, record
 from support.processes import wait_until
 from support.runs import events
@@ -235,17 +235,17 @@ def detach(stage: Stage) -> None:
 
 
 def no_progress(stage: Stage) -> None:
-    """A job that makes no step in three allocations is not requeued a fourth time, and a person is asked."""
+    """A job that saves no step in three allocations is not requeued a third time, and a person is asked."""
     stage.config("--at", "3", "hang", training={"max_steps": 50}, abort={"grace_s": 1})
     job = stage.submit()
     for count in range(1, 7):
         stage.reaches(3, count=count)
         stage.signal(job, "USR1")
         wait_until(lambda count=count: not stage.trains(stage.lineage()[count - 1]), "its trainer has ended")
-        found = stage.job_is(job, "PENDING", "RUNNING", "FAILED", "COMPLETED", "CANCELLED")
-        if found["JobState"] in ("FAILED", "COMPLETED"):
+        found = stage.allocation_ends(job, count)
+        if found["JobState"] in OVER:
             break
-    assert found["JobState"] == "FAILED" and 3 <= count <= 4, f"after {count} allocations: {stage.said(job)}"
+    assert found["JobState"] == "FAILED" and count == 3, f"after {count} allocations: {stage.said(job)}"
     assert stage.shown(stage.lineage()[-1])["state"] == "needs_attention", stage.shown(stage.lineage()[-1])["state"]
 
 

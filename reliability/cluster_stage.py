@@ -150,6 +150,15 @@ class Stage(Night):
 
         wait_until(runs_again, f"job {job} is requeued", STARTS_S)
 
+    def allocation_ends(self, job: str, number: int) -> dict[str, str]:
+        """Wait until a job is over, or was requeued so often; return what Slurm says of it."""
+
+        def has_ended() -> dict[str, str] | None:
+            now = self.cluster.job(job)
+            return now if now.get("JobState") in OVER or int(now.get("Restarts", 0)) >= number else None
+
+        return wait_until(has_ended, f"allocation {number} of job {job} is over", STARTS_S)
+
     def signal(self, job: str, name: str) -> None:
         """Send a signal to a job's batch script alone, as `--signal=B:` does before the end of its time."""
         self.cluster.ask("scancel", "--batch", f"--signal={name}", job)

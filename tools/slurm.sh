@@ -127,10 +127,9 @@ up() { # <dir> [<tracker>]
   local dir tracker="${2:-linuxproc}" node
   [[ $tracker == linuxproc || $tracker == cgroup ]] || usage "no process tracker '$tracker'"
   get_programs
-  may_have "$tracker"
-  mkdir -p "$1"
-  dir="$(readlink -f -- "$1")"
+  dir="$(readlink -m -- "$1")"
   down "$dir"
+  may_have "$tracker"
   rm -rf -- "${dir:?}/state" "$dir/spool"
   mkdir -p "$dir/state" "$dir/spool"
   write_config "$dir" "$tracker"
