@@ -94,8 +94,8 @@ def save_checkpoint(
         KitError: something in it could not be loaded again, or the disk failed twice in a row.
     """
     started = time.monotonic()
-    _refuse_arguments(step, best, last_fast_eval)
-    _refuse_values(extra=extra, epoch=epoch, best_val_loss=best_val_loss, keep_last=keep_last, keep_every=keep_every)
+    refuse_arguments("save_checkpoint", step, best, last_fast_eval)
+    refuse_values("save_checkpoint", extra=extra, epoch=epoch, best_val_loss=best_val_loss, keep_last=keep_last, keep_every=keep_every)
     folder = Path(directory)
     own_pattern, own_best_pattern = checkpoint_patterns()
     pattern, best_pattern = pattern or own_pattern, best_pattern or own_best_pattern
@@ -125,34 +125,34 @@ def save_checkpoint(
     if data_state is None:
         _tell_of_no_data_state(log_fn)
     if best_error is not None:
-        _warn("best_failed", f"step {step} is saved, but '{best_pattern}' still is an older one: {best_error}", log_fn)
+        warn("best_failed", f"step {step} is saved, but '{best_pattern}' still is an older one: {best_error}", log_fn)
     keep = pruning.Keep(keep_last, keep_every)
     pruning.prune_own(folder, keep, run_dir(), run_id=known.run_id, pattern=pattern, best_name=best_pattern)
     return target
 
 
-def _refuse_arguments(step: int, best: Any, last_fast_eval: Any) -> None:
+def refuse_arguments(caller: str, step: int, best: Any, last_fast_eval: Any) -> None:
     if type(step) is not int or not 0 <= step < MAX_STEP:
-        raise KitError(f"save_checkpoint: step '{step}' is not a whole number of at most {STEP_DIGITS} digits")
+        raise KitError(f"{caller}: step '{step}' is not a whole number of at most {STEP_DIGITS} digits")
     is_best = isinstance(best, dict) and _is_finite(best.get("score"))
     if best not in (None, {}) and not (is_best and best.get("weights", "raw") in manifest.WEIGHTS):
         raise KitError(
-            f"save_checkpoint: best={best!r} must have a finite 'score' and 'weights' raw, ema or swa, as "
+            f"{caller}: best={best!r} must have a finite 'score' and 'weights' raw, ema or swa, as "
             "{'score': 0.5} has"
         )
     if last_fast_eval:
         known = manifest.fast_eval_of(last_fast_eval)
         if known is None or not _is_finite(known[2]):
             raise KitError(
-                f"save_checkpoint: last_fast_eval={last_fast_eval!r} must have a 'step' and a finite score under the "
+                f"{caller}: last_fast_eval={last_fast_eval!r} must have a 'step' and a finite score under the "
                 f"name of its metric, as {{'step': 100, 'accuracy': 0.5}} has"
             )
 
 
-def _refuse_values(*, extra: Any, **numbers: Any) -> None:
+def refuse_values(caller: str, *, extra: Any, **numbers: Any) -> None:
     """Raise KitError where an argument is not of its kind: a file is written or not, never written and then failed."""
     if extra is not None and not isinstance(extra, dict):
-        raise KitError(f"save_checkpoint: extra is a {type(extra).__name__}, not a dict of names and values")
+        raise KitError(f"{caller}: extra is a {type(extra).__name__}, not a dict of names and values")
     for name, value in numbers.items():
         is_count = name.startswith("keep_")
         if value is None and is_count:
@@ -160,7 +160,7 @@ def _refuse_values(*, extra: Any, **numbers: Any) -> None:
         try:
             (operator.index if is_count else float)(value)
         except (TypeError, ValueError):
-            raise KitError(f"save_checkpoint: {name} is {value!r}, not a {'whole ' * is_count}number") from None
+            raise KitError(f"{caller}: {name} is {value!r}, not a {'whole ' * is_count}number") from None
 
 
 def _is_finite(value: Any) -> bool:
@@ -218,7 +218,7 @@ def _write_new(
     if os.path.lexists(target):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
     with DurableFile(target) as file:
-        _torch_save(content, file)
+        torch_save(content, file)
         file.seal()
         nonfinite = checkpoint_content.nonfinite(content, loss, masks)  # while the disk and the digest are at work
         known = Manifest(
@@ -255,7 +255,7 @@ def _publish(file: DurableFile, known: Manifest) -> None:
             raise
 
 
-def _torch_save(content: dict[str, Any], file: DurableFile) -> None:
+def torch_save(content: dict[str, Any], file: DurableFile) -> None:
     import torch  # the trainer has it already
 
     # The archive's checksums are a third of what a save costs; torch.load never reads them, and the digest says more.
@@ -310,7 +310,7 @@ def _succeeded(target: Path, known: Manifest, seconds: float, log_fn: Callable[[
     log_fn(f"[checkpoint] step={known.step} saved as {target.name} ({known.size / 1e6:,.1f} MB, {seconds:.2f} s)")
     if known.nonfinite:
         names = ", ".join(known.nonfinite)
-        _warn(
+        warn(
             "checkpoint_not_finite", f"step {known.step} is kept, but never resumed from: not finite: {names}", log_fn
         )
 
@@ -326,10 +326,10 @@ def _tell_of_no_data_state(log_fn: Callable[[str], Any]) -> None:
         "the sampler's state as data_state (an entry of extra does not count), or data_state={'step': step} where the "
         "data follow from the step alone"
     )
-    _warn(NO_DATA_STATE, message, log_fn)
+    warn(NO_DATA_STATE, message, log_fn)
 
 
-def _warn(kind: str, message: str, log_fn: Callable[[str], Any]) -> None:
+def warn(kind: str, message: str, log_fn: Callable[[str], Any]) -> None:
     journal_event("warning", kind=kind, message=message)
     log_fn(f"[warn] {message}")
 
@@ -339,6 +339,6 @@ def _failed(target: Path, step: int, error: OSError, content: dict[str, Any], lo
     _io_errors = _io_errors + 1 if error.errno == errno.EIO else 0
     reason = disk_error_cause(error, target, checkpoint_content.tensor_bytes(content))
     message = f"step {step} was not saved to '{target.parent}': {reason}"
-    _warn("save_failed", f"{message}; training goes on, older checkpoints are as they were", log_fn)
+    warn("save_failed", f"{message}; training goes on, older checkpoints are as they were", log_fn)
     if _io_errors >= MAX_IO_ERRORS:
         raise KitError(f"{message}; that is {_io_errors} in a row, the disk is failing: move the run to another one")
