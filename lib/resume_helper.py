@@ -22,10 +22,12 @@ from resumekit.trainer.averages import SwaCycle, SwaTail, average_of  # noqa: E4
 from resumekit.trainer.heartbeat import heartbeat_writer, make_status_payload  # noqa: E402
 from resumekit.trainer.learning_rate import used_lr  # noqa: E402
 from resumekit.trainer.loading import ResumeBundle, load_resume_bundle  # noqa: E402
+from resumekit.trainer.ranks import accumulation  # noqa: E402
 from resumekit.trainer.resume_checks import check_resume  # noqa: E402
 from resumekit.trainer.sampler import StepSampler  # noqa: E402
 from resumekit.trainer.saving import save_checkpoint  # noqa: E402
 from resumekit.trainer.sealing import seal_checkpoint  # noqa: E402
+from resumekit.trainer.sharded import save_sharded  # noqa: E402
 from resumekit.trainer.trainer_env import journal_event, make_run_id  # noqa: E402
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "StepSampler",
     "SwaCycle",
     "SwaTail",
+    "accumulation",
     "average_of",
     "check_resume",
     "heartbeat_writer",
@@ -41,6 +44,7 @@ __all__ = [
     "make_run_id",
     "make_status_payload",
     "save_checkpoint",
+    "save_sharded",
     "seal_checkpoint",
     "used_lr",
 ]

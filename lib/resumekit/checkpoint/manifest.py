@@ -80,6 +80,7 @@ class Manifest(NamedTuple):
         files: where it has several; one that is not among them does not count.
         kind: one of `form.KINDS`; None for a file of torch.save.
         world_size: ranks that wrote it; None where nothing says.
+        rng_ranks: of a training of several ranks: of how many of them it holds the random number generators.
     """
 
     writer: str
@@ -105,10 +106,11 @@ class Manifest(NamedTuple):
     files: tuple[FileDigest, ...] = ()
     kind: str | None = None
     world_size: int | None = None
+    rng_ranks: int | None = None
 
 
 # Fields that a manifest without them has at their defaults, and that are written only where they say more.
-_MORE = ("files", "kind", "world_size")
+_MORE = ("files", "kind", "world_size", "rng_ranks")
 
 
 def digest_of(files: Iterable[FileDigest]) -> str:
@@ -295,7 +297,7 @@ _NEEDED: dict[str, Reader] = {
 }
 _OR_NONE: dict[str, Reader] = {
     **dict.fromkeys(("run_id", "parent_run_id", "optimizer_name"), path_text),
-    **dict.fromkeys(("parent_step", "world_size"), count),
+    **dict.fromkeys(("parent_step", "world_size", "rng_ranks"), count),
     "kind": one_of(form.KINDS),
     "config_hash": config_hash,
     **dict.fromkeys(("step_completed", "finite"), boolean),

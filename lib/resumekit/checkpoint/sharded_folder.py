@@ -85,7 +85,7 @@ def require_whole(plain: Mapping[Any, Any], known: Metadata) -> int:
         UnreadableFile: an entry is in the one and not in the other, or the generators or the data state of a rank are
             not there.
     """
-    if not isinstance(plain.get(WEIGHTS), dict) or WEIGHTS != WEIGHT_KEYS[0]:
+    if not isinstance(plain.get(WEIGHTS), dict) or WEIGHT_KEYS[0] != WEIGHTS:
         raise UnreadableFile(f"'{STATE_FILE}' in it names no weights")
     named = {entry_name(entry) for _, entry in marks(plain)}
     if missing := sorted(named - known.tensors.keys()):

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ..base.imports import NamedTuple
-from ..base.terms import ABSENT, FRESH, KEEPS_LESS, LOAD, PARTIAL, REFIT, RESET, SWAP
+from ..base.terms import ABSENT, FRESH, KEEPS_LESS, LOAD, PARTIAL, REDERIVE, REFIT, RESET, SWAP
 
 # Why, in one word: what is decided further on goes by these, never by a sentence.
 HELD, NOT_HELD, CHANGED, SWAPPED, ASKED = "held", "not_held", "changed", "swapped", "asked"
@@ -27,12 +27,12 @@ FOLLOWS, UNUSED, UNFIT = "follows", "unused", "unfit"
 # A plan's decision, in the trainer; and one that a user asked for by name.
 PLANNED, PLANNED_AS_ASKED = "planned", "planned_as_asked"
 # What a difference between the machine of the checkpoint and this one costs: a scaler belongs to its versions
-# (protocol §1), a generator's state to one rank of so many.
+# (protocol §1), a generator's state to one rank of so many, of which each takes its part of the data.
 MACHINE_COSTS: dict[str, dict[str, str]] = {
     "torch": {"scaler": RESET},
     "cuda": {"scaler": RESET},
     "driver": {"scaler": RESET},
-    "world_size": {"rng": RESET},
+    "world_size": {"rng": RESET, "data_position": REDERIVE},
 }
 AVERAGES = ("ema", "swa")
 

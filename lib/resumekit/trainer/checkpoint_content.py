@@ -133,7 +133,7 @@ def restore_rng(state: dict[str, Any]) -> str:
 OWN_KEYS = (
     "model_state_dict", "optimizer_state_dict", "scheduler_state_dict", "scaler_state_dict", "global_step", "epoch",
     "best_val_loss", "optimizer_name", "ema_state_dict", "swa_state_dict", "rng_state", "data_state",
-    "parameter_names", "lr_scale", "lr_ramp", "versions",
+    "parameter_names", "lr_scale", "lr_ramp", "versions", "rank_states",
 )  # fmt: skip
 MAX_NONFINITE = 8
 # Of each model, the buffers that were finite in an earlier save of this process.

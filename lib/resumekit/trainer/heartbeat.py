@@ -14,6 +14,7 @@ from pathlib import Path
 from ..base.files import to_json, utc_now, write_atomic
 from ..base.imports import Any
 from . import learning_rate
+from .ranks import rank
 from .trainer_env import end_if_taken_over, guard_output, journal_event, lineage, run_dir
 
 # Protocol §3.
@@ -65,6 +66,8 @@ class StatusWriter:
         self()
 
     def _beat(self) -> None:
+        if rank() != 0:  # asked at each beat: the process group may come later than the writer
+            return
         end_if_taken_over()
         payload = dict(self._payload_fn())
         if run_dir() is not None:
@@ -78,6 +81,8 @@ def heartbeat_writer(
     status_json_path: str | Path, payload_fn: Callable[[], dict[str, Any]], every_s: float = 60
 ) -> StatusWriter:
     """Start the heartbeat; returns `write_status`, a callable that beats now, with `.close()`.
+
+    Of several ranks the first one beats; in any other a beat does nothing.
 
     Args:
         status_json_path: the status file; under the kit the sidecar writes it, and the beat goes into the journal.

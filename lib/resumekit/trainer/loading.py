@@ -26,7 +26,11 @@ from . import (
     fit_check,
     learning_rate,
     optimizer_state,
+    rank_states,
+    restart,
     resume_bundle,
+    sharded_content,
+    sharded_state,
     verification,
     weights,
 )
@@ -35,7 +39,7 @@ from .decisions import Wishes
 from .fit_check import Matched
 from .optimizer_state import LION, held_optimizers, is_state, match_optimizers, named_optimizers, unwrapped
 from .proven_content import counters_of, read_proven
-from .ranks import rank
+from .ranks import agreed, are_all, rank, world_size
 from .resume_bundle import ResumeBundle
 from .trainer_env import guard_output, journal_event, run_dir
 from .verification import Loaded
@@ -61,6 +65,7 @@ def load_resume_bundle(
     restore_rng: bool = True,
     new_params: str = "module",
     own_lr_scale: bool = False,
+    ranks: str | None = None,
 ) -> ResumeBundle:
     """Load a checkpoint into model, optimizer and their kin, as the plan says; without one, as the arguments say.
 
@@ -78,6 +83,11 @@ def load_resume_bundle(
         new_params: 'module' (new parameters keep the initialisation of their module) or 'kaiming'.
         own_lr_scale: the trainer multiplies its learning rate by bundle.lr_scale_at(step) itself; else the kit does,
             around every optimizer.step.
+        ranks: 'all' where every rank makes this call: nothing is loaded in any before all can, and at the first step
+            the worst of their checks counts. Each takes its own random number generators and data_state, if all have
+            saved together. None: each rank loads for itself.
+
+    Of several ranks the first one reports.
 
     Returns:
         The counters, the trainer's own entries, and a report of what was done with each component.
@@ -91,46 +101,63 @@ def load_resume_bundle(
     Source: protocol §4, §6, §7, §13.
     """
     guard_output()
-    log_fn = _plainly(log_fn)
+    is_of_all, log_fn = are_all("load_resume_bundle", ranks), _plainly(log_fn)
+    say = log_fn if rank() == 0 else _nothing
     wishes = Wishes(allow_partial_weights, optimizer_policy, schedule_policy, new_params, restore_rng)
-    wishes.check()
-    handed = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "ema": ema, "swa": swa}
-    require_states("load_resume_bundle", handed, ("state_dict", "load_state_dict"), several=handed)
-    plan = decisions.read_plan()
-    if not ckpt_path:
-        _refuse_fresh_start(plan)
-        return ResumeBundle(optimizer=optimizer)
-    path = Path(ckpt_path)
-    plan = plan if plan is not None and plan_file.is_about(plan.checkpoint, path, run_dir()) else None
-    content = read_proven(path)
-    passed, optimizer, scheduler = optimizer, unwrapped(optimizer), unwrapped(scheduler)
-    lion_wanted_by = _lion_wanted_by(content, wishes, plan)
-    # accelerate's wrapper goes on with what it was made around.
-    can_stand_in = lion_wanted_by is not None and passed is optimizer
-    lion = optimizer_state.lion_stand_in(optimizer, scheduler) if can_stand_in else None
-    parts = {"optimizer": optimizer if lion is None else lion, "scheduler": scheduler, "scaler": scaler, "ema": ema,
-             "swa": swa}  # fmt: skip
-    decided = decisions.decide(content, parts, wishes, plan, version_costs(_saved_versions(content), versions()))
-    counters = counters_of(content, decided["counters"].action, plan, path)
-    scale = _scale(content, decided, counters["global_step"], plan, path)
-    found = fit_check.check(content, model, decided, parts, lion_wanted_by, path)
-    if lion is not None:
-        optimizer_state.take_over_as_lion(lion, optimizer, scheduler)
-    _warn(content, found, scheduler, log_fn)
-    reinitialised = _load(
-        content, model, found, parts, counters["global_step"], plan.new_params if plan else new_params
-    )
-    if not own_lr_scale:
-        if parts["optimizer"] is None and not learning_rate.scale_is_one(scale, counters["global_step"]):
-            log_fn("[warn] the learning rate is to be scaled, and no optimizer was passed: multiply it by "
-                   "bundle.lr_scale_at(step)")  # fmt: skip
-        learning_rate.attach_scale(named_optimizers(parts["optimizer"]), scale, counters["global_step"])
-    report = {name: str(decision) for name, decision in found.decisions.items()}
-    report["rng"] = _restore_rng(content, found, log_fn)
+    with agreed("the load", is_of_all=is_of_all) as alike:
+        wishes.check()
+        handed = {
+            "model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "ema": ema, "swa": swa,
+        }  # fmt: skip
+        require_states("load_resume_bundle", handed, ("state_dict", "load_state_dict"), several=handed)
+        plan = planned = decisions.read_plan()
+        if own := restart.newest_own(ckpt_path):
+            _tell_of_restart(restart.sentence(own, ckpt_path), say)
+            # What the arguments change was changed when the run began; a swap holds, and happens once.
+            wishes = Wishes(optimizer=optimizer_policy if optimizer_policy == "swap_to_lion" else "load")
+            ckpt_path = own
+        alike["checkpoint"] = Path(ckpt_path).name if ckpt_path else None
+        if not ckpt_path:
+            _refuse_fresh_start(plan)
+            return ResumeBundle(optimizer=optimizer)
+        path = Path(ckpt_path)
+        plan = plan if plan is not None and plan_file.is_about(plan.checkpoint, path, run_dir()) else None
+        passed, optimizer, scheduler = optimizer, unwrapped(optimizer), unwrapped(scheduler)
+        model = sharded_state.seen(model)
+        is_spread = sharded_state.is_spread(model, named_optimizers(optimizer).values())
+        content = _content(path, sharded_content.Live(model, optimizer, ema, swa), is_of_all=is_of_all)
+        kept = sharded_content.kept(content, model) if is_spread or sharded_content.is_one(path) else None
+        lion_wanted_by = _lion_wanted_by(content, wishes, planned if own else plan)
+        # accelerate's wrapper goes on with what it was made around.
+        can_stand_in = lion_wanted_by is not None and passed is optimizer
+        lion = optimizer_state.lion_stand_in(optimizer, scheduler) if can_stand_in else None
+        parts = {"optimizer": optimizer if lion is None else lion, "scheduler": scheduler, "scaler": scaler,
+                 "ema": ema, "swa": swa}  # fmt: skip
+        costs = version_costs(_saved_versions(content), versions()) + rank_states.position_costs(content)
+        decided = decisions.decide(content, parts, wishes, plan, costs)
+        counters = counters_of(content, decided["counters"].action, plan, path)
+        alike["step"] = counters["global_step"]
+        scale = _scale(content, decided, counters["global_step"], plan, path)
+        found = fit_check.check(content, model, decided, parts, lion_wanted_by, path)
+        _refuse_new_values(found, is_spread, plan.new_params if plan else new_params)
+    with agreed("the load", is_of_all=is_of_all):  # one that fails half-way leaves no rank to train with the others
+        if lion is not None:
+            optimizer_state.take_over_as_lion(lion, optimizer, scheduler)
+        _warn(content, found, scheduler, say)
+        reinitialised = _load(
+            content, model, found, parts, counters["global_step"], plan.new_params if plan else new_params
+        )
+        if not own_lr_scale:
+            if parts["optimizer"] is None and not learning_rate.scale_is_one(scale, counters["global_step"]):
+                say("[warn] the learning rate is to be scaled, and no optimizer was passed: multiply it by "
+                    "bundle.lr_scale_at(step)")  # fmt: skip
+            learning_rate.attach_scale(named_optimizers(parts["optimizer"]), scale, counters["global_step"])
+        report = {name: str(decision) for name, decision in found.decisions.items()}
+        report["rng"] = _restore_rng(content, found, say)
     rate_factor = _rate_factor(content, scale, counters["global_step"], own_lr_scale)
     loaded = Loaded(
         path=path, model=model, parts=parts, decided=decided, lion_wanted_by=lion_wanted_by, plan=plan,
-        rate_factor=rate_factor,
+        rate_factor=rate_factor, is_of_all=is_of_all, kept=kept,
     )  # fmt: skip
     own_factor = partial(scale.__call__, counters["global_step"]) if own_lr_scale else _one
     loaded = _refitted(loaded, content, found, own_factor)
@@ -138,7 +165,7 @@ def load_resume_bundle(
     bundle = _bundle(content, counters, found, reinitialised, scale, report, loaded, goes_on)
     first = next(iter(named_optimizers(parts["optimizer"])), None)
     is_saved_rate = found.decisions["scheduler"].action == LOAD
-    _say(bundle, rate_factor(first) if is_saved_rate else bundle.lr_scale_at(bundle.global_step, first), log_fn)
+    _say(bundle, rate_factor(first) if is_saved_rate else bundle.lr_scale_at(bundle.global_step, first), say)
     resume_bundle.expect_skips(bundle.left_out)
     journal_event(
         "resumed", step=bundle.global_step, checkpoint=str(path), report=report,
@@ -148,6 +175,21 @@ def load_resume_bundle(
         journal_event("swap", step=bundle.global_step, **swapped)
     verification.at_first_step(loaded, log_fn)
     return bundle
+
+
+def _content(path: Path, live: sharded_content.Live, *, is_of_all: bool) -> dict[str, Any]:
+    """Return the proven content, as this rank takes it: of tensors that are spread over ranks its own part."""
+    if sharded_content.is_one(path):
+        return rank_states.of_this_rank(sharded_content.read_proven(path, live, is_of_all=is_of_all))
+    return rank_states.of_this_rank(sharded_state.spread(read_proven(path), live.model))
+
+
+def _refuse_new_values(found: Matched, is_spread: bool, new_params: str) -> None:
+    if is_spread and new_params == "kaiming" and found.decisions["weights"].action == PARTIAL:
+        raise InvalidFile(
+            "new_params='kaiming' is not supported for a model that is spread over ranks, and nothing was loaded: "
+            "leave it out, new parameters keep the initialisation of their module"
+        )
 
 
 def _lion_wanted_by(content: dict[str, Any], wishes: Wishes, plan: PlanFile | None) -> str | None:
@@ -167,6 +209,15 @@ def _lion_wanted_by(content: dict[str, Any], wishes: Wishes, plan: PlanFile | No
 def _plainly(log_fn: Callable[[str], Any]) -> Callable[[str], Any]:
     """Return what prints printable lines: they name what lies in the checkpoint, which may be another user's."""
     return lambda line: log_fn(plain(line))
+
+
+def _tell_of_restart(sentence: str, log_fn: Callable[[str], Any]) -> None:
+    journal_event("warning", kind=restart.KIND, message=sentence)
+    log_fn(f"[warn] {sentence}")
+
+
+def _nothing(_line: str) -> None:
+    """Say nothing, as a rank does that is not the first."""
 
 
 def _refuse_fresh_start(plan: PlanFile | None) -> None:
@@ -237,7 +288,7 @@ def _load(
         one = named_optimizers(parts["optimizer"])[key]
         if done["scheduler"].action == REFIT:
             optimizer_state.keep_rates(refitted.kept, one)
-        one.load_state_dict(refitted.kept)
+        sharded_state.load_optimizer(one, model, refitted.kept)
     if done["scheduler"].action == LOAD:
         for key, saved in match_optimizers(content, parts["optimizer"]).items():
             if key not in found.optimizers and saved is not None and is_state(saved.state):
@@ -279,19 +330,23 @@ def _restore_rng(content: dict[str, Any], found: Matched, log_fn: Callable[[str]
         return f"reset: left as it is, {decision.why}" if decision.action == RESET else str(decision)
     if not checkpoint_content.is_known_rng_state(state):
         return "absent: not in the form that save_checkpoint writes, left as it is"
-    return (
-        checkpoint_content.restore_rng(state)
-        if versions()["world_size"] == 1
-        else _restore_rng_of_rank_0(state, log_fn)
-    )
+    if world_size() == 1 or rank_states.has_own(content):
+        return checkpoint_content.restore_rng(state)
+    return _restore_rng_of_rank_0(state, log_fn)
 
 
 def _restore_rng_of_rank_0(state: dict[str, Any], log_fn: Callable[[str], Any]) -> str:
-    """Restore the generators where they are from: in any other rank they would make its numbers those of rank 0."""
+    """Restore the generators where they are from: in any other rank they would make its numbers those of rank 0.
+
+    Where every rank saves with ranks='all', each has its own in the checkpoint.
+    """
     if (own := rank()) != 0:
         return f"{checkpoint_content.RANK_0_ONLY}: left as it is in rank {own}"
     done = checkpoint_content.restore_rng(state)
-    why = "the checkpoint holds the random number generators of rank 0; every other rank keeps its new ones"
+    why = (
+        "the checkpoint holds the random number generators of rank 0 (save_checkpoint with ranks='all' in every rank "
+        "holds those of each); every other rank keeps its new ones"
+    )
     message = f"rng: {checkpoint_content.RANK_0_ONLY}: {why}, so the resume is not exact"
     log_fn(f"[warn] {message}")
     journal_event("warning", kind=RNG_RANK_0_ONLY, message=message)

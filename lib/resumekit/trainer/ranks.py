@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -29,10 +30,8 @@ _begun: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
 def rank() -> int:
     """Return this process's number among the ranks of one training; 0 where it is alone."""
-    import torch  # the trainer has it already
-
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        own: int = torch.distributed.get_rank()
+    if _has_group():
+        own: int = sys.modules["torch"].distributed.get_rank()
         return own
     # A lone RANK, without the number of all, is a scheduler's or a user's own.
     return _number("RANK", 0) if _number("WORLD_SIZE", 1) > 1 else 0
@@ -40,10 +39,8 @@ def rank() -> int:
 
 def world_size() -> int:
     """Return the number of ranks of this training; 1 where it is alone."""
-    import torch  # the trainer has it already
-
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        size: int = torch.distributed.get_world_size()
+    if _has_group():
+        size: int = sys.modules["torch"].distributed.get_world_size()
         return size
     return _number("WORLD_SIZE", 1)
 
@@ -121,20 +118,59 @@ def exchange(
 
 
 @contextmanager
-def agreed(what: str, timeout_s: float | None = None) -> Iterator[None]:
+def agreed(what: str, *, is_of_all: bool = True, timeout_s: float | None = None) -> Iterator[dict[str, Any]]:
     """Run a block in every rank, and go on behind it only where it succeeded in all of them.
 
     Args:
         what, timeout_s: as in `exchange`.
+        is_of_all: False runs the block for this rank alone.
+
+    Yields:
+        A dict for what must be alike in all ranks, plain values by their names: {'step': 3}.
 
     Raises:
-        KitError: the block raised in one rank, in every rank; as in `exchange`.
+        KitError: the block raised in one rank, or what must be alike is not: in every rank, as in `exchange`.
     """
+    alike: dict[str, Any] = {}
     try:
-        yield
+        yield alike
     except Exception as error:
-        exchange(what, refusal=error, timeout_s=timeout_s)
-    exchange(what, timeout_s=timeout_s)
+        if is_of_all:
+            exchange(what, refusal=error, timeout_s=timeout_s)
+        raise
+    if is_of_all:
+        exchange(what, alike, act=_refuse_unlike, timeout_s=timeout_s)
+
+
+def accumulation(global_batch: int, micro_batch: int) -> int:
+    """Return how many micro-batches make an optimizer step of this number of ranks, so that the batch stays the same.
+
+    Args:
+        global_batch: examples of an optimizer step, of all ranks together.
+        micro_batch: examples of a forward pass of one rank.
+
+    Raises:
+        KitError: they do not divide.
+    """
+    in_each_pass = micro_batch * world_size()
+    if min(global_batch, micro_batch) < 1 or global_batch % in_each_pass:
+        raise KitError(
+            f"a global batch of {global_batch} is no multiple of {in_each_pass}, which {world_size()} ranks with "
+            f"micro-batches of {micro_batch} make in one pass: take another micro-batch or number of ranks"
+        )
+    return global_batch // in_each_pass
+
+
+class _Unlike(KitError):
+    """Ranks do not do the same; the sentence names them."""
+
+
+def _refuse_unlike(values: list[dict[str, Any]]) -> None:
+    for number, one in enumerate(values):
+        if one != values[0]:
+            names = sorted(name for name in {*one, *values[0]} if one.get(name) != values[0].get(name))
+            own, first = (", ".join(f"{name} {side.get(name)}" for name in names) for side in (one, values[0]))
+            raise _Unlike(f"the ranks do not do the same: rank {number} has {own}, and rank 0 {first}")
 
 
 class _Exchange:
@@ -225,14 +261,15 @@ class _Exchange:
 
     def _refusal_in(self, messages: list[dict[str, Any]]) -> dict[str, Any] | None:
         for number, one in enumerate(messages):
+            if one["refusal"] is not None:
+                return {**one["refusal"], "rank": number}
+        for number, one in enumerate(messages):
             if one["what"] != self.what:
                 why = (
                     f"rank {number} is at {one['what']}, and rank 0 at {self.what}: with ranks='all' every rank makes "
                     f"the same calls in the same order"
                 )
                 return _refusal(number, why)
-            if one["refusal"] is not None:
-                return {**one["refusal"], "rank": number}
         return None
 
     def _absent(self, numbers: list[int]) -> dict[str, Any]:
@@ -245,9 +282,8 @@ class _Exchange:
 
 
 def _has_group() -> bool:
-    import torch  # the trainer has it already
-
-    return bool(torch.distributed.is_available() and torch.distributed.is_initialized())
+    torch: Any = sys.modules.get("torch")  # without it, there is no group of torch's
+    return bool(torch and torch.distributed.is_available() and torch.distributed.is_initialized())
 
 
 def _refusal(number: int, sentence: str) -> dict[str, Any]:
@@ -259,7 +295,7 @@ def _told(error: BaseException | None) -> Any:
     if error is None:
         return None
     message = str(error) if isinstance(error, KitError) else f"{type(error).__name__}: {str(error)[:1000]}"
-    return {"error": type(error).__name__, "message": plain(message), "is_whole": False}
+    return {"error": type(error).__name__, "message": plain(message), "is_whole": isinstance(error, _Unlike)}
 
 
 def _raised(refusal: dict[str, Any], what: str) -> KitError:

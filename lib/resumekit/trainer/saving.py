@@ -22,9 +22,9 @@ from ..base.imports import Any
 from ..base.paths import MAX_STEP, STEP_DIGITS, RunPaths, checkpoint_name, manifest_path, relative_to_run
 from ..checkpoint import layout, manifest, pruning
 from ..checkpoint.manifest import Manifest
-from . import checkpoint_content, learning_rate
+from . import checkpoint_content, learning_rate, rank_states, restart
 from .optimizer_state import unwrapped
-from .ranks import rank
+from .ranks import agreed, are_all, exchange, rank
 from .save_file import DurableFile, deferred_signals
 from .trainer_env import checkpoint_patterns, end_if_taken_over, journal_event, lineage, run_dir
 
@@ -61,11 +61,13 @@ def save_checkpoint(
     keep_every: int | None = None,
     pattern: str | None = None,
     best_pattern: str | None = None,
+    ranks: str | None = None,
     log_fn: Callable[[str], Any] = print,
 ) -> Path | None:
     """Save everything that makes the next step what it is; call it between two optimizer steps.
 
-    In a training of several ranks it is rank 0 that saves; any other one writes nothing and returns None.
+    In a training of several ranks it is rank 0 that saves. Without `ranks` any other one writes nothing, waits for
+    nobody and returns None.
 
     Args:
         directory: the checkpoint folder; made if it is not there.
@@ -85,50 +87,67 @@ def save_checkpoint(
         keep_every: steps that this divides are kept for good.
         pattern, best_pattern: file names, with {step} in the first; None for `checkpoint.pattern` and
             `checkpoint.best_pattern` of the run's config, which is where the launcher looks for them.
+        ranks: 'all' where every rank makes this call: rank 0 writes the random number generators and the data_state of
+            each, and all go on together, with the same result. None: the generators of rank 0 alone.
 
     Returns:
         The checkpoint, durable and with its manifest; None where the save failed (disk full, ...): that is said,
         journalled, and training can go on.
 
     Raises:
-        KitError: something in it could not be loaded again, or the disk failed twice in a row.
+        KitError: something in it could not be loaded again, or the disk failed twice in a row; with ranks='all' in
+            every rank, and where a rank does not come within the process group's timeout.
     """
-    started = time.monotonic()
-    refuse_arguments("save_checkpoint", step, best, last_fast_eval)
-    refuse_values("save_checkpoint", extra=extra, epoch=epoch, best_val_loss=best_val_loss, keep_last=keep_last, keep_every=keep_every)
+    started, is_of_all = time.monotonic(), are_all("save_checkpoint", ranks)
     folder = Path(directory)
     own_pattern, own_best_pattern = checkpoint_patterns()
     pattern, best_pattern = pattern or own_pattern, best_pattern or own_best_pattern
     target = folder / checkpoint_name(pattern, step)
-    optimizer, scheduler = unwrapped(optimizer), unwrapped(scheduler)
-    kinds = {"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "ema": ema, "swa": swa}
-    counters = {
-        "epoch": epoch,
-        "best_val_loss": best_val_loss,
-        **learning_rate.scale_fields(optimizer, lr_scale, lr_ramp),
-    }
     is_first_rank = rank() == 0
-    if is_first_rank:
-        end_if_taken_over()
-        journal_event("saving", step=step)
-    content = checkpoint_content.collect(step, model=model, data_state=data_state, extra=extra, **kinds, **counters)
-    if not is_first_rank:
-        return None
-    try:
-        with deferred_signals():
-            known = _write(target, content, loss, checkpoint_content.masks_of(model), last_fast_eval)
-            best_error = _link_best(target, folder / best_pattern, known, best) if best and known.finite else None
-    except OSError as error:
-        _failed(target, step, error, content, log_fn)
-        return None
-    _succeeded(target, known, time.monotonic() - started, log_fn)
-    if data_state is None:
-        _tell_of_no_data_state(log_fn)
-    if best_error is not None:
-        warn("best_failed", f"step {step} is saved, but '{best_pattern}' still is an older one: {best_error}", log_fn)
-    keep = pruning.Keep(keep_last, keep_every)
-    pruning.prune_own(folder, keep, run_dir(), run_id=known.run_id, pattern=pattern, best_name=best_pattern)
-    return target
+    with agreed(f"the save of step {step}", is_of_all=is_of_all):
+        refuse_arguments("save_checkpoint", step, best, last_fast_eval)
+        numbers = {"epoch": epoch, "best_val_loss": best_val_loss, "keep_last": keep_last, "keep_every": keep_every}
+        refuse_values("save_checkpoint", extra=extra, **numbers)
+        optimizer, scheduler = unwrapped(optimizer), unwrapped(scheduler)
+        kinds = {"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "ema": ema, "swa": swa}
+        counters = {
+            "epoch": epoch,
+            "best_val_loss": best_val_loss,
+            **learning_rate.scale_fields(optimizer, lr_scale, lr_ramp),
+        }
+        if is_first_rank:
+            end_if_taken_over()
+            restart.refuse_second_content(step)
+            journal_event("saving", step=step)
+        content = checkpoint_content.collect(step, model=model, data_state=data_state, extra=extra, **kinds, **counters)
+
+    def save(content: dict[str, Any]) -> bool:
+        try:
+            with deferred_signals():
+                known = _write(target, content, loss, checkpoint_content.masks_of(model), last_fast_eval)
+                best_error = _link_best(target, folder / best_pattern, known, best) if best and known.finite else None
+        except OSError as error:
+            _failed(target, step, error, content, log_fn)
+            return False
+        _succeeded(target, known, time.monotonic() - started, log_fn)
+        if data_state is None:
+            _tell_of_no_data_state(log_fn)
+        if best_error is not None:
+            older = f"step {step} is saved, but '{best_pattern}' still is an older one: {best_error}"
+            warn("best_failed", older, log_fn)
+        keep = pruning.Keep(keep_last, keep_every)
+        pruning.prune_own(folder, keep, run_dir(), run_id=known.run_id, pattern=pattern, best_name=best_pattern)
+        return True
+
+    if not is_of_all:
+        return target if is_first_rank and save(content) else None
+    own = rank_states.own_of(content)
+    is_saved = exchange(
+        f"the writing of step {step}",
+        own,
+        act=lambda all_own: save(rank_states.with_all(content, all_own)),
+    )
+    return target if is_saved else None
 
 
 def refuse_arguments(caller: str, step: int, best: Any, last_fast_eval: Any) -> None:
@@ -137,8 +156,7 @@ def refuse_arguments(caller: str, step: int, best: Any, last_fast_eval: Any) -> 
     is_best = isinstance(best, dict) and _is_finite(best.get("score"))
     if best not in (None, {}) and not (is_best and best.get("weights", "raw") in manifest.WEIGHTS):
         raise KitError(
-            f"{caller}: best={best!r} must have a finite 'score' and 'weights' raw, ema or swa, as "
-            "{'score': 0.5} has"
+            f"{caller}: best={best!r} must have a finite 'score' and 'weights' raw, ema or swa, as {{'score': 0.5}} has"
         )
     if last_fast_eval:
         known = manifest.fast_eval_of(last_fast_eval)
@@ -232,6 +250,7 @@ def _write_new(
             optimizer_name=content["optimizer_name"],
             weights=("raw", *(kind for kind in ("ema", "swa") if content[f"{kind}_state_dict"] is not None)),
             step_completed=True,
+            rng_ranks=rank_states.rng_ranks(content),
             finite=not nonfinite,
             nonfinite=nonfinite,
             last_fast_eval=last_fast_eval,
@@ -310,9 +329,7 @@ def _succeeded(target: Path, known: Manifest, seconds: float, log_fn: Callable[[
     log_fn(f"[checkpoint] step={known.step} saved as {target.name} ({known.size / 1e6:,.1f} MB, {seconds:.2f} s)")
     if known.nonfinite:
         names = ", ".join(known.nonfinite)
-        warn(
-            "checkpoint_not_finite", f"step {known.step} is kept, but never resumed from: not finite: {names}", log_fn
-        )
+        warn("checkpoint_not_finite", f"step {known.step} is kept, but never resumed from: not finite: {names}", log_fn)
 
 
 def _tell_of_no_data_state(log_fn: Callable[[str], Any]) -> None:

@@ -23,7 +23,7 @@ from ..base.errors import KitError, disk_error_cause
 from ..base.files import fsync_directory, fsync_parents, temp_path, to_json, utc_now
 from ..base.imports import Any, NamedTuple
 from ..base.paths import checkpoint_name, manifest_path, relative_to_run
-from ..checkpoint import form, layout, manifest, pruning
+from ..checkpoint import form, manifest, pruning
 from ..checkpoint.manifest import FileDigest, Manifest
 from ..checkpoint.sharded_folder import (
     MARK,
@@ -34,7 +34,7 @@ from ..checkpoint.sharded_folder import (
     entry_of,
     leaves,
 )
-from . import checkpoint_content, learning_rate, ranks, saving, sharded_state
+from . import checkpoint_content, learning_rate, rank_states, ranks, restart, saving, sharded_state
 from .checkpoint_content import require_states
 from .optimizer_state import named_optimizers, unwrapped
 from .save_file import DurableFile, deferred_signals
@@ -118,11 +118,13 @@ def save_sharded(
     # What asks FSDP1 for its state waits for all ranks: none does while another has refused.
     with ranks.agreed(what, timeout_s=timeout_s):
         saving.refuse_arguments("save_sharded", step, best, last_fast_eval)
+        if ranks.rank() == 0:
+            end_if_taken_over()
+            restart.refuse_second_content(step)
         saving.refuse_values("save_sharded", extra=extra, epoch=epoch, best_val_loss=best_val_loss)
         parts["model"] = _refuse_parts(parts)
         checkpoint_content.refuse_unsafe({"data_state": data_state})
     if ranks.rank() == 0:
-        end_if_taken_over()
         journal_event("saving", step=step)
     with deferred_signals(), sharded_state.quiet():
         own: Any = {"state": {"rng_state": checkpoint_content.capture_rng(), "data_state": data_state}}
@@ -241,15 +243,17 @@ class _Save:
         """In rank 0: compare the ranks, make the folder, and write into it all that is in no shard."""
         for number, one in enumerate(told):
             if one["names"] != told[0]["names"]:
-                raise KitError(f"save_sharded: rank {number} has other parameters than rank 0: stages of a pipeline are "
-                               "not supported, each rank must hold its part of the same model")  # fmt: skip
+                raise KitError(
+                    f"save_sharded: rank {number} has other parameters than rank 0: stages of a pipeline are not "
+                    f"supported, each rank must hold its part of the same model"
+                )
         content = self.held.content
         for one in told:
             for key, state in one["zero"].items():
                 (content[OPTIMIZER][key] if key else content[OPTIMIZER])["state"].update(state)
         self._bad = tuple(dict.fromkeys(name for one in told for name in one["bad"]))
         states = [one["state"] for one in told]
-        self.content = checkpoint_content.with_rank_states({**content, **states[0]}, states)
+        self.content = rank_states.with_all({**content, **states[0]}, states)
         if _last and _last[-1][0] == self.target.absolute() and os.path.isdir(self.target):
             return {"again": True, **_fields(_last[-1][1])}
         try:
@@ -303,12 +307,12 @@ class _Save:
             last_fast_eval=self._last_fast_eval, files=tuple(sorted(files)), kind=form.DCP,
             best_score=float(self._best["score"]) if self._best else None,
             best_weights=str(self._best.get("weights", "raw")) if self._best else None,
-            world_size=ranks.world_size(), **lineage(),
+            world_size=ranks.world_size(), rng_ranks=rank_states.rng_ranks(content), **lineage(),
         )  # fmt: skip
 
 
 def _publish(temp: Path, target: Path, known: Manifest) -> None:
-    """Give the folder its name, then its manifest, which is ready on the disk before. Raises OSError; nothing is left."""
+    """Give the folder its name, and then its manifest. Raises OSError; nothing is left then."""
     os.rename(temp, target)
     try:
         fsync_directory(target.parent)
@@ -322,7 +326,7 @@ def _publish(temp: Path, target: Path, known: Manifest) -> None:
 
 
 def _write(folder: Path, held: Held, target: Path) -> dict[str, Any]:
-    """Write this rank's shards and return {'files': its files, durable}, or a failure. Raises nothing of torch's own."""
+    """Write this rank's shards; returns {'files': its files, durable}, or a failure. Raises nothing of torch's own."""
     import torch  # the trainer has it already
     from torch.distributed import checkpoint as dcp
 
@@ -369,7 +373,13 @@ def _failure(error: BaseException, target: Path) -> dict[str, Any]:
 
 
 def _fields(known: Manifest) -> dict[str, Any]:
-    return {"step": known.step, "sha256": known.sha256, "size": known.size, "finite": known.finite, "bad": list(known.nonfinite)}
+    return {
+        "step": known.step,
+        "sha256": known.sha256,
+        "size": known.size,
+        "finite": known.finite,
+        "bad": list(known.nonfinite),
+    }
 
 
 def _told(outcome: dict[str, Any], target: Path, seconds: float, log_fn: Callable[[str], Any]) -> Path | None:
@@ -382,7 +392,9 @@ def _told(outcome: dict[str, Any], target: Path, seconds: float, log_fn: Callabl
         if is_first:
             saving.warn("save_failed", f"{message}; training goes on, older checkpoints are as they were", log_fn)
         if _io_errors >= saving.MAX_IO_ERRORS:
-            raise KitError(f"{message}; that is {_io_errors} in a row, the disk is failing: move the run to another one")
+            raise KitError(
+                f"{message}; that is {_io_errors} in a row, the disk is failing: move the run to another one"
+            )
         return None
     _io_errors = 0
     if is_first and "again" not in outcome:
@@ -394,6 +406,6 @@ def _told(outcome: dict[str, Any], target: Path, seconds: float, log_fn: Callabl
                f"{seconds:.2f} s)")  # fmt: skip
         if outcome["bad"]:
             names = ", ".join(outcome["bad"])
-            saving.warn("checkpoint_not_finite", f"'{target.name}' is kept, but never resumed from: not finite: {names}",
-                        log_fn)  # fmt: skip
+            why = f"'{target.name}' is kept, but never resumed from: not finite: {names}"
+            saving.warn("checkpoint_not_finite", why, log_fn)
     return target

@@ -39,11 +39,13 @@ class Live(NamedTuple):
 
     Args:
         model: as `sharded_state.seen` returns it.
-        parts: 'optimizer', 'ema', 'swa', ... -> the trainer's object, None where there is none.
+        optimizer, ema, swa: the trainer's; None where there is none.
     """
 
     model: Any
-    parts: Mapping[str, Any]
+    optimizer: Any = None
+    ema: Any = None
+    swa: Any = None
 
 
 def is_one(path: Path) -> bool:
@@ -67,8 +69,8 @@ def read_proven(path: Path, live: Live, *, is_of_all: bool) -> dict[str, Any]:
     """
     if ranks.world_size() > 1 and not is_of_all:
         raise KitError(
-            f"load_resume_bundle: '{path}' was saved by save_sharded, and each rank loads a part of it: pass ranks='all' "
-            f"in every rank"
+            f"load_resume_bundle: '{path}' was saved by save_sharded, and each rank loads a part of it: pass "
+            f"ranks='all' in every rank"
         )
     share = (ranks.rank(), ranks.world_size()) if is_of_all else (0, 1)
     try:
@@ -191,14 +193,18 @@ def _read(opened: Opened, live: Live) -> dict[str, Any]:
         if not getattr(value, "is_meta", False):
             wanted[name] = value
     for state in _states_of(content):  # of parameters that this rank has not
-        for number in [number for number, one in state.items() if any(getattr(x, "is_meta", False) for x in one.values())]:
+        for number in [
+            number for number, one in state.items() if any(getattr(x, "is_meta", False) for x in one.values())
+        ]:
             del state[number]
     try:
         _fill(opened, data, wanted)
     except UnreadableFile:
         raise
     except Exception as error:  # torch raises many kinds for a bad shard; the proof beside it says better what is wrong
-        raise UnreadableFile(f"torch can't load it: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
+        raise UnreadableFile(
+            f"torch can't load it: {(str(error).splitlines() or [type(error).__name__])[0]}"
+        ) from error
     return content
 
 
@@ -229,7 +235,7 @@ def _fill(opened: Opened, metadata: bytes, wanted: dict[str, Any]) -> None:
     """
     from torch.distributed import checkpoint as dcp  # the trainer has torch already
 
-    class Reader(dcp.FileSystemReader):
+    class Reader(dcp.FileSystemReader):  # type: ignore[misc]
         def read_metadata(self, *_args: Any, **_kwargs: Any) -> Any:
             told = pickle.loads(metadata)
             if told.storage_meta is not None:
@@ -249,10 +255,10 @@ class _Places:
 
     def __init__(self, content: Mapping[str, Any], live: Live) -> None:
         self._live: dict[str, dict[str, Any]] = {}
-        self._is_used = {WEIGHTS: True, OPTIMIZER: live.parts["optimizer"] is not None}
+        self._is_used = {WEIGHTS: True, OPTIMIZER: live.optimizer is not None}
         states = {WEIGHTS: live.model.state_dict()}
         for name in ("ema", "swa"):
-            part = live.parts[name]
+            part = getattr(live, name)
             self._is_used[f"{name}_state_dict"] = part is not None
             states[f"{name}_state_dict"] = part.state_dict() if hasattr(part, "state_dict") else {}
         for name, state in states.items():
@@ -278,7 +284,7 @@ class _Places:
             return torch.empty_like(own, dtype=kind if part == OPTIMIZER else own.dtype)
         if part == WEIGHTS:
             return torch.empty(shape, dtype=kind, device="meta")
-        if part == OPTIMIZER and math.prod(shape) > 1 and sharded_state.local(own) is not own:
+        if part == OPTIMIZER and own is not None and math.prod(shape) > 1 and sharded_state.local(own) is not own:
             raise InvalidFile(
                 f"'{entry_name(entry)}' of the checkpoint has shape {shape}, and its parameter {tuple(own.shape)}: the "
                 f"state of such an optimizer is not supported in shards; resume.optimizer=reset leaves it out"
@@ -288,7 +294,7 @@ class _Places:
 
 def _of_other_ranks(live: Live) -> Iterator[str]:
     """Yield the names of the parameters that another rank steps: their moments have no place here."""
-    for one in named_optimizers(live.parts["optimizer"]).values():
+    for one in named_optimizers(live.optimizer).values():
         if sharded_state.is_zero(one):
             every = parameter_names(live.model, one)
             own = {name for group in parameter_names(live.model, one.optim) for name in group}

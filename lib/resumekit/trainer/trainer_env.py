@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import select
 import sys
@@ -18,12 +19,14 @@ from ..base.imports import Any
 from ..base.paths import RunPaths
 from ..base.processes import TOKEN_VARIABLE
 from ..base.terminal import plain, say
+from ..base.terms import FAILED, WARNED
 from ..base.values import string
 from ..checkpoint.form import Form
 from ..checkpoint.form import of as form_of
 from ..run import run_names
 from ..run.run_folder import open_run
 from . import learning_rate, resume_bundle
+from .ranks import rank
 
 
 def run_dir() -> Path | None:
@@ -62,7 +65,9 @@ def make_run_id(exp_name: str, parent_run_id: str | None = None, resume_step: in
 def journal_event(event: str, /, **fields: Any) -> None:
     """Append an event to the run's journal; nothing without the kit.
 
-    A journal that can't be written must not stop a training: OSError is swallowed here.
+    Of several ranks the first one speaks for the run. Of any other only what went wrong in it is journaled: a loss that
+    is not finite, an `oom`, an `eval_crashed`, a check that did not pass. A journal that can't be written must not stop
+    a training: OSError is swallowed here.
 
     Args:
         event: the kind, such as 'step', 'eval' or 'phase'.
@@ -71,6 +76,10 @@ def journal_event(event: str, /, **fields: Any) -> None:
     folder = run_dir()
     if folder is None:
         return
+    if own := rank():
+        event, fields = _of_other_rank(own, event, fields)
+        if not event:
+            return
     if event in ("step", "heartbeat"):
         fields = learning_rate.with_used_lr(fields)
     own_id, path = run_id(), RunPaths(folder).journal
@@ -81,6 +90,20 @@ def journal_event(event: str, /, **fields: Any) -> None:
             journal.append(path, "warning", own_id, kind=resume_bundle.NOT_LEFT_OUT, message=sentence)
     except OSError:
         return
+
+
+def _of_other_rank(number: int, event: str, fields: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return what is journaled of a rank that is not the first, with its number; '' for nothing."""
+    if event == "step" and isinstance(loss := fields.get("loss"), float) and not math.isfinite(loss):
+        # The first rank's next loss takes it back where it is finite, as it does its own.
+        return "nonfinite", {"step": fields.get("step"), "what": f"loss of rank {number}"}
+    if event == "nonfinite":
+        return event, {**fields, "what": f"{fields.get('what')} of rank {number}"}
+    if event in ("oom", "eval_crashed"):
+        return event, {**fields, "rank": number}
+    if event == "check" and fields.get("verdict") in (WARNED, FAILED):
+        return event, {**fields, "why": "; ".join(filter(None, [f"rank {number}", fields.get("why")]))}
+    return "", {}
 
 
 def checkpoint_patterns() -> tuple[str, str]:

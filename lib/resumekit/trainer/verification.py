@@ -15,15 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from weakref import WeakKeyDictionary, WeakSet
 
+from ..base.errors import KitError
 from ..base.imports import Any
 from ..base.terms import FAILED, FRESH, LOAD, NOT_TOLD, PARTIAL, PASSED, REFIT, RESET, SWAP, WARNED, Check
 from ..policy.decide import Decision
 from ..policy.lr_scale import LrScale
 from ..policy.plan_file import PlanFile, PlannedRate
-from . import fit_check, learning_rate, weights
+from . import fit_check, learning_rate, sharded_state, weights
 from .fit_check import Matched
 from .optimizer_state import is_state, named_optimizers
 from .proven_content import read_again
+from .ranks import exchange, rank
 from .trainer_env import journal_event
 from .weights import MAX_NAMED, comparison_outcome, first_line, is_alike, is_same_state, plain_value
 
@@ -34,10 +36,13 @@ UNFORESEEN_TOLERANCE = 0.1
 
 # What a GradScaler that leaves a step out has moved on all the same, in most loops.
 _MOVED_BY_SKIPS = ("averages", "scheduler", "lr")
+# Of the verdicts of several ranks the last one here is that of all.
+_GETS_WORSE = (PASSED, NOT_TOLD, WARNED, FAILED)
 
 _waiting: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 _checked_scalers: WeakSet[Any] = WeakSet()
 _checked_models: WeakSet[Any] = WeakSet()
+_FLAT = "FullyShardedDataParallel keeps flat pieces: no rank can compare its own with the checkpoint"
 # BatchNorm's count of forward passes.
 _COUNT = "num_batches_tracked"
 
@@ -56,6 +61,8 @@ class Loaded:
         rate_factor: what makes of a saved rate, by its optimizer's name, the one that the next step uses.
         refitted: of a schedule that was refitted: what it has otherwise than its state in the checkpoint.
         outdated: of such a schedule: `outdated_rates`.
+        is_of_all: every rank makes the load, and its first step.
+        kept: of a state that is spread over ranks, what of its content is compared; None: the file is read again.
     """
 
     path: Path
@@ -67,6 +74,8 @@ class Loaded:
     rate_factor: Callable[[str], float]
     refitted: tuple[str, ...] = ()
     outdated: dict[str, list[float]] = field(default_factory=dict)
+    is_of_all: bool = False
+    kept: dict[str, Any] | None = None
 
 
 def at_first_step(loaded: Loaded, log_fn: Callable[[str], Any]) -> None:
@@ -82,7 +91,8 @@ def at_first_step(loaded: Loaded, log_fn: Callable[[str], Any]) -> None:
     def verify_once(stepping: Any, _args: Any, _kwargs: Any) -> None:
         if left:  # the hook stays, for torch is going through its hooks here; what it held is let go
             own = left.pop()
-            report(_but_for_skips(verify(own, stepping), scale, _loss_scale(own)), log_fn)
+            checks = _but_for_skips(verify(own, stepping), scale, _loss_scale(own))
+            report(_worst_of_all_ranks(list(checks), log_fn) if own.is_of_all else checks, log_fn)
 
     hooked = 0
     for one in named_optimizers(loaded.parts["optimizer"]).values():
@@ -104,9 +114,31 @@ def report(checks: Iterable[Check], log_fn: Callable[[str], Any]) -> None:
     for one in checks:
         journal_event("check", **one.as_fields())
         if one.verdict in (WARNED, FAILED):
-            log_fn(f"[warn] {one.sentence()}")
-        elif one.verdict == PASSED and one.why:
+            log_fn(f"[warn] {f'rank {rank()}: ' * (rank() > 0)}{one.sentence()}")
+        elif one.verdict == PASSED and one.why and rank() == 0:
             log_fn(f"[resume] {one.name}: {one.why}")
+
+
+def _worst_of_all_ranks(checks: list[Check], log_fn: Callable[[str], Any]) -> list[Check]:
+    """Return in rank 0 each check as it went where it went worst; in the others none: rank 0 speaks for all."""
+    try:
+        told = exchange("the checks at the first step", [list(one) for one in checks], act=_worst_fields)
+    except KitError as error:  # no check ends a training
+        log_fn(f"[warn] the checks of this rank alone: {error}")
+        return checks
+    return [Check(*fields) for fields in told] if rank() == 0 else []
+
+
+def _worst_fields(all_checks: list[list[list[Any]]]) -> list[list[Any]]:
+    worst: dict[str, Check] = {}
+    for number, own in enumerate(all_checks):
+        for one in (Check(*fields) for fields in own):
+            held = worst.get(one.name)
+            if number and (held is None or _GETS_WORSE.index(one.verdict) > _GETS_WORSE.index(held.verdict)):
+                one = one._replace(why="; ".join(filter(None, [f"rank {number}", one.why])))
+                held = None
+            worst[one.name] = held or one
+    return [list(one) for one in worst.values()]
 
 
 def _but_for_skips(checks: Iterable[Check], then: float | None, now: float | None) -> Iterator[Check]:
@@ -133,7 +165,7 @@ def verify(loaded: Loaded, stepping: Any = None) -> Iterator[Check]:
         stepping: the optimizer that is inside its step, where the kit's scale is in its rates already.
     """
     try:
-        content = read_again(loaded.path)
+        content = content_again(loaded)
         found = fit_check.check(
             content, loaded.model, dict(loaded.decided), loaded.parts, loaded.lion_wanted_by, loaded.path
         )
@@ -142,6 +174,9 @@ def verify(loaded: Loaded, stepping: Any = None) -> Iterator[Check]:
         return
     for name, compare in (("weights", _weights), ("buffers", _buffers), ("optimizer", _optimizers),
                           ("averages", _averages), ("scheduler", _scheduler), ("scaler", _scaler)):  # fmt: skip
+        if isinstance(loaded.model, sharded_state.FlatModel) and name in ("weights", "optimizer"):
+            yield Check(name, NOT_TOLD, why=_FLAT)
+            continue
         try:
             yield from compare(loaded, found, content)
         except Exception as error:  # an object of the lab's own that works otherwise than torch's
@@ -150,6 +185,11 @@ def verify(loaded: Loaded, stepping: Any = None) -> Iterator[Check]:
         yield from _rates(loaded, found, content, stepping)
     except Exception as error:
         yield Check("lr", NOT_TOLD, why=f"cannot be compared: {first_line(error)}")
+
+
+def content_again(loaded: Loaded) -> dict[str, Any]:
+    """Return what was loaded, for a comparison. Raises UnreadableFile where the file is gone."""
+    return read_again(loaded.path) if loaded.kept is None else loaded.kept
 
 
 def _weights(loaded: Loaded, found: Matched, content: dict[str, Any]) -> Iterator[Check]:
@@ -175,7 +215,7 @@ def _buffers(loaded: Loaded, found: Matched, content: dict[str, Any]) -> Iterato
     """Look at buffers that a forward pass has moved by now: it makes nothing of them infinite, and counts on."""
     if found.decisions["weights"].action not in (LOAD, PARTIAL):
         return
-    saved, kept, places = content["model_state_dict"], loaded.model.state_dict(), found.weights.pairs
+    saved, kept, places = content["model_state_dict"], sharded_state.form_of(loaded.model), found.weights.pairs
     pairs = [
         (name, saved[places[name]], buffer) for name, buffer in loaded.model.named_buffers()
         if name in kept and name in places
@@ -206,13 +246,17 @@ def _optimizers(loaded: Loaded, found: Matched, content: dict[str, Any]) -> Iter
         decision = found.decisions[f"optimizer.{key}" if key else "optimizer"]
         if refitted is None:
             if decision.action in (RESET, SWAP):
-                anew += [f"{prefix}step {_step_of(state):g}" for state in one.state.values() if _step_of(state)]
+                anew += [
+                    f"{prefix}step {_step_of(state):g}"
+                    for state in sharded_state.live_state(one).values()
+                    if _step_of(state)
+                ]
             continue
         # The trainer may have set its own values behind the load: only now it is known what it trains with.
         differs += [f"{prefix}{refitted.differs}"] if refitted.differs else []
         parameters = [parameter for group in one.param_groups for parameter in group["params"]]
         for index, state in refitted.kept["state"].items():
-            live = one.state.get(parameters[index], {}) if isinstance(index, int) else {}
+            live = sharded_state.live_state(one).get(parameters[index], {}) if isinstance(index, int) else {}
             pairs += [(f"{prefix}{key} of parameter {index}", value, live.get(key)) for key, value in state.items()]
     if anew:
         yield Check("optimizer", FAILED, "a state that begins anew", anew[0], "an old optimizer's state is in it")
@@ -287,7 +331,7 @@ def loaded_scaler(loaded: Loaded) -> Iterator[Check]:
     scaler = loaded.parts["scaler"]
     if scaler is None or loaded.decided["scaler"].action != LOAD:
         return
-    saved, now = read_again(loaded.path)["scaler_state_dict"], scaler.state_dict()
+    saved, now = content_again(loaded)["scaler_state_dict"], scaler.state_dict()
     wrong = [key for key in saved if not is_same_state(saved[key], now.get(key))]
     _checked_scalers.add(scaler)
     yield Check("scaler", FAILED if wrong else PASSED, f"scale {saved.get('scale')}", f"scale {now.get('scale')}",
