@@ -171,9 +171,9 @@ def test_importing_the_door_imports_no_torch_and_offers_the_protocols_names() ->
     )
     done = subprocess.run([sys.executable, "-I", "-c", program, str(DOOR.parent)], capture_output=True, text=True)
     assert done.stdout.strip() == str(sorted((
-        "ResumeBundle", "StepSampler", "SwaCycle", "SwaTail", "accumulation", "average_of", "check_resume", "heartbeat_writer",
-        "journal_event", "load_resume_bundle", "make_run_id", "make_status_payload", "save_checkpoint",
-        "seal_checkpoint", "used_lr",
+        "ResumeBundle", "StepSampler", "SwaCycle", "SwaTail", "accumulation", "average_of", "check_resume",
+        "heartbeat_writer", "journal_event", "load_resume_bundle", "make_run_id", "make_status_payload",
+        "save_checkpoint", "save_sharded", "seal_checkpoint", "used_lr",
     ))), done.stderr  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,10 +115,10 @@ def pinned_steps(claims: Path | None) -> frozenset[int]:
 
 
 def sweep(folder: Path) -> list[Path]:
-    """Remove our own temp files whose writer is dead, in one folder; nothing else, and nothing of another host's run.
+    """Remove our own temp files and temp folders whose writer is dead; nothing else, and nothing of another host's run.
 
     Returns:
-        The files removed.
+        What was removed.
     """
     if _of_another_host(folder.parent):
         return []
@@ -128,9 +129,14 @@ def sweep(folder: Path) -> list[Path]:
         if temp is None or start_ticks(temp.pid) == temp.start_ticks:
             continue
         with contextlib.suppress(OSError):
-            if stat.S_ISREG(os.lstat(path).st_mode):
+            mode = os.lstat(path).st_mode
+            if stat.S_ISREG(mode):
                 path.unlink()
-                removed.append(path)
+            elif stat.S_ISDIR(mode):  # of a sharded save that was cut
+                shutil.rmtree(path)
+            else:
+                continue
+            removed.append(path)
     return removed
 
 

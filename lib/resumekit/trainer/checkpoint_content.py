@@ -16,6 +16,7 @@ from ..base.imports import Any
 from ..checkpoint import parameters
 from ..policy.decide import MACHINE_COSTS, Cost
 from .ranks import world_size
+from .sharded_state import class_name, is_dtensor
 
 
 def versions() -> dict[str, Any]:
@@ -242,8 +243,8 @@ def optimizer_name(optimizer: Any) -> str | None:
     if optimizer is None:
         return None
     if isinstance(optimizer, dict):
-        return parameters.write_optimizer_names({name: type(one).__name__ for name, one in optimizer.items()})
-    return parameters.write_optimizer_names(type(optimizer).__name__)
+        return parameters.write_optimizer_names({name: class_name(one) for name, one in optimizer.items()})
+    return parameters.write_optimizer_names(class_name(optimizer))
 
 
 def parameter_names(model: Any, optimizer: Any) -> Any:
@@ -336,6 +337,11 @@ def _refuse_sharded(model: Any, weights: Any) -> None:
         return
     for name, parameter in model.named_parameters():
         saved = weights.get(name.replace("_fsdp_wrapped_module.", ""))
+        if is_dtensor(parameter):
+            raise KitError(
+                f"save_checkpoint: the parameter '{name}' is a DTensor, of which this rank holds a part: save such a "
+                f"training (fully_shard, tensor parallel) with save_sharded, in every rank"
+            )
         if saved is not None and tuple(saved.shape) != tuple(parameter.shape):
             raise KitError(
                 f"save_checkpoint: the parameter '{name}' has shape {tuple(parameter.shape)} in this rank and "

@@ -143,13 +143,13 @@ def _groups_have_changed(found: Matched, content: Any, parts: dict[str, Any]) ->
 def _optimizer(
     found: Matched, name: str, key: str, own: Any, saved: SavedOptimizer | None, model: Any, shapes: dict[str, Any]
 ) -> list[str]:
-    decision, kind = found.decisions[name], type(own).__name__
+    decision, kind = found.decisions[name], sharded_state.class_name(own)
     label = f"optimizer '{key}'" if key else "optimizer"
     if decision.action == SWAP and saved is not None and _is_the_same(saved, kind):
         return [f"{label}: the plan swaps {kind} for another one, and the trainer passes {kind} again"]
     if decision.action not in (LOAD, PARTIAL) or saved is None:
         return []
-    if saved.kind is not None and saved.kind != kind:
+    if saved.kind is not None and saved.kind not in (kind, type(own).__name__):
         # Moments of one are meaningless in another one (pytorch/pytorch#7499).
         return [f"{label}: it holds the state of {saved.kind}, the trainer uses {kind}; {_SWAP_HINT}"]
     if not is_state(saved.state):

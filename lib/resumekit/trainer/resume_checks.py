@@ -18,9 +18,10 @@ from ..base.terms import FAILED, LOAD, NOT_TOLD, PARTIAL, PASSED, WARNED, Check
 from ..checkpoint import manifest
 from ..policy.plan_file import ENVIRONMENT, RECOVERY, PlanFile
 from . import checkpoint_content, sharded_state, weights
+from .proven_content import read_again
 from .resume_bundle import ResumeBundle
 from .trainer_env import setting
-from .verification import buffers_were_compared, content_again, loaded_scaler, report
+from .verification import buffers_were_compared, loaded_scaler, report
 from .weights import comparison_outcome, first_line, is_same_state
 
 # A share of the examples: what another machine or precision may change in an evaluation of the same weights.
@@ -162,7 +163,7 @@ def _buffers(bundle: ResumeBundle, model: Any) -> Iterator[Check]:
     mine = {name: value for name, value in model.named_buffers() if name in kept}
     if not mine:
         return
-    saved = content_again(bundle.loaded)["model_state_dict"]
+    saved = read_again(bundle.loaded.path, bundle.loaded.kept)["model_state_dict"]
     fit = weights.fit_weights(saved, kept)
     pairs = [(name, saved[fit.pairs[name]], value) for name, value in mine.items() if name in fit.pairs]
     if pairs:

@@ -23,7 +23,7 @@ from ..base.errors import KitError, disk_error_cause
 from ..base.files import fsync_directory, fsync_parents, temp_path, to_json, utc_now
 from ..base.imports import Any, NamedTuple
 from ..base.paths import checkpoint_name, manifest_path, relative_to_run
-from ..checkpoint import form, manifest, pruning
+from ..checkpoint import form, layout, manifest, pruning
 from ..checkpoint.manifest import FileDigest, Manifest
 from ..checkpoint.sharded_folder import (
     MARK,
@@ -313,7 +313,7 @@ class _Save:
 
 def _publish(temp: Path, target: Path, known: Manifest) -> None:
     """Give the folder its name, and then its manifest. Raises OSError; nothing is left then."""
-    os.rename(temp, target)
+    layout.rename(temp, target)
     try:
         fsync_directory(target.parent)
         manifest.write(target, known)  # in `manifests/`: where it lies is told by the folder that is there
@@ -321,7 +321,7 @@ def _publish(temp: Path, target: Path, known: Manifest) -> None:
     except BaseException:
         with contextlib.suppress(OSError):
             manifest_path(target).unlink(missing_ok=True)
-            os.rename(target, temp)
+            layout.rename(target, temp)
         raise
 
 
@@ -329,6 +329,7 @@ def _write(folder: Path, held: Held, target: Path) -> dict[str, Any]:
     """Write this rank's shards; returns {'files': its files, durable}, or a failure. Raises nothing of torch's own."""
     import torch  # the trainer has it already
     from torch.distributed import checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException  # a BaseException of its own
 
     nested: dict[str, Any] = {}
     for keys, value in held.tensors.items():
@@ -340,7 +341,7 @@ def _write(folder: Path, held: Held, target: Path) -> dict[str, Any]:
     try:
         dcp.save(nested, storage_writer=dcp.FileSystemWriter(folder), no_dist=not has_group)
         return {"files": [list(_sealed(folder / name)) for name in _own_files(folder)]}
-    except Exception as error:  # of torch's: it has gathered what failed in which rank
+    except (Exception, CheckpointException) as error:  # it has gathered what failed in which rank
         failures = list(getattr(error, "failures", {}).values())
         first = failures[0][0] if failures else error
         return _failure(first, target)

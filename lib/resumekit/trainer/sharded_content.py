@@ -178,6 +178,8 @@ def _leave_verdict(path: Path, reason: str) -> None:
 
 def _read(opened: Opened, live: Live) -> dict[str, Any]:
     """Return the content; what torch cannot load raises UnreadableFile."""
+    from torch.distributed.checkpoint.api import CheckpointException  # a BaseException of its own
+
     inside = kinds.inspect(opened, form.of(None), has_step=True)
     if inside.summary.unsafe:
         raise UnreadableFile(f"it holds '{inside.summary.unsafe[0]}', which loading with weights_only=True refuses")
@@ -199,12 +201,9 @@ def _read(opened: Opened, live: Live) -> dict[str, Any]:
             del state[number]
     try:
         _fill(opened, data, wanted)
-    except UnreadableFile:
-        raise
-    except Exception as error:  # torch raises many kinds for a bad shard; the proof beside it says better what is wrong
-        raise UnreadableFile(
-            f"torch can't load it: {(str(error).splitlines() or [type(error).__name__])[0]}"
-        ) from error
+    except (Exception, CheckpointException) as error:  # the proof beside it says better what is wrong
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UnreadableFile(f"torch can't load it: {why}") from error
     return content
 
 
@@ -235,14 +234,15 @@ def _fill(opened: Opened, metadata: bytes, wanted: dict[str, Any]) -> None:
     """
     from torch.distributed import checkpoint as dcp  # the trainer has torch already
 
-    class Reader(dcp.FileSystemReader):  # type: ignore[misc]
-        def read_metadata(self, *_args: Any, **_kwargs: Any) -> Any:
-            told = pickle.loads(metadata)
-            if told.storage_meta is not None:
-                told.storage_meta.load_id = self.load_id
-            return told
+    def read_metadata(*_args: Any, **_kwargs: Any) -> Any:
+        told = pickle.loads(metadata)
+        if told.storage_meta is not None:
+            told.storage_meta.load_id = reader.load_id
+        return told
 
-    dcp.load(wanted, checkpoint_id=opened.path, storage_reader=Reader(opened.path), no_dist=True)
+    reader = dcp.FileSystemReader(opened.path)
+    reader.read_metadata = read_metadata
+    dcp.load(wanted, storage_reader=reader, no_dist=True)
 
 
 class _Places:

@@ -118,6 +118,11 @@ def is_zero(optimizer: Any) -> bool:
     return any(kind.__name__ == _ZERO for kind in type(optimizer).__mro__)
 
 
+def class_name(optimizer: Any) -> str:
+    """Return the name of an optimizer's class; of a ZeroRedundancyOptimizer that of the one which it spreads."""
+    return type(optimizer.optim if is_zero(optimizer) else optimizer).__name__
+
+
 def local(value: Any) -> Any:
     """Return this rank's part of a tensor: of one that is not spread, itself; None where it has none."""
     if is_dtensor(value):

@@ -165,7 +165,7 @@ def verify(loaded: Loaded, stepping: Any = None) -> Iterator[Check]:
         stepping: the optimizer that is inside its step, where the kit's scale is in its rates already.
     """
     try:
-        content = content_again(loaded)
+        content = read_again(loaded.path, loaded.kept)
         found = fit_check.check(
             content, loaded.model, dict(loaded.decided), loaded.parts, loaded.lion_wanted_by, loaded.path
         )
@@ -185,11 +185,6 @@ def verify(loaded: Loaded, stepping: Any = None) -> Iterator[Check]:
         yield from _rates(loaded, found, content, stepping)
     except Exception as error:
         yield Check("lr", NOT_TOLD, why=f"cannot be compared: {first_line(error)}")
-
-
-def content_again(loaded: Loaded) -> dict[str, Any]:
-    """Return what was loaded, for a comparison. Raises UnreadableFile where the file is gone."""
-    return read_again(loaded.path) if loaded.kept is None else loaded.kept
 
 
 def _weights(loaded: Loaded, found: Matched, content: dict[str, Any]) -> Iterator[Check]:
@@ -331,7 +326,7 @@ def loaded_scaler(loaded: Loaded) -> Iterator[Check]:
     scaler = loaded.parts["scaler"]
     if scaler is None or loaded.decided["scaler"].action != LOAD:
         return
-    saved, now = content_again(loaded)["scaler_state_dict"], scaler.state_dict()
+    saved, now = read_again(loaded.path, loaded.kept)["scaler_state_dict"], scaler.state_dict()
     wrong = [key for key in saved if not is_same_state(saved[key], now.get(key))]
     _checked_scalers.add(scaler)
     yield Check("scaler", FAILED if wrong else PASSED, f"scale {saved.get('scale')}", f"scale {now.get('scale')}",
