@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from resumekit.base import paths
+from resumekit.checkpoint.manifest import Manifest
 from resumekit.config import config, schema
 from resumekit.policy import decide as table
 from resumekit.policy import plan_file
-from resumekit.policy.config_diff import changes
+from resumekit.policy.config_diff import Change, changes
 from resumekit.start import compatibility, plan_rules
 from resumekit.start import plan_rules as c
 from resumekit.start.baseline import with_swap
@@ -79,11 +80,27 @@ def test_a_changed_environment(name: str, expected: dict[str, str]) -> None:
     assert planned("", held(), differs=differs) == (NOTHING, READY), "without a scaler nothing is reset"
 
 
-def test_another_number_of_ranks_leaves_the_generators_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_number_of_ranks_leaves_the_generators_and_takes_other_parts_of_the_data(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     differs = compatibility.machine_changes({"environment": {"values": {}}}, {}, None)
-    assert planned("", held(), differs=differs) == ({"rng": "reset"}, READY)
+    assert planned("", held(), differs=differs) == ({"rng": "reset", "data_position": "rederive"}, READY)
+
+
+def test_what_a_checkpoint_lacks_of_several_ranks_and_a_batch_that_is_to_stay_is_said() -> None:
+    known = Manifest(
+        writer="save_checkpoint", file="model_1.pt", size=1, sha256="0" * 64, step=1, created_at="", rng_ranks=1,
+        versions={"world_size": 2},
+    )  # fmt: skip
+    (sentence,) = compatibility.of_ranks(known, (), {})
+    assert sentence.startswith("the checkpoint of 2 ranks holds the random number generators of 1: the others begin")
+    for whole in (known._replace(rng_ranks=2), known._replace(rng_ranks=None, versions={"world_size": 1}), None):
+        assert compatibility.of_ranks(whole, (), {"training": {"global_batch": 64}}) == ()
+    ranks = Change(key="world_size", old="2", new="4", actions={}, consent=None, refuse=None)
+    (sentence,) = compatibility.of_ranks(None, (ranks,), {"training": {"global_batch": 64}})
+    assert sentence.startswith("training.global_batch 64 stays only if the trainer accumulates accordingly")
 
 
 def test_another_number_of_threads_costs_nothing_and_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import pickle
+import re
+import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +18,13 @@ import torch
 from resumekit.base.errors import KitError, NoStableCheckpoint
 from resumekit.checkpoint import form, manifest, selection
 from resumekit.checkpoint.selection import CheckpointFolder
+from resumekit.trainer import sharded_content
 from resumekit.trainer.comparison import compare
+from support.commands import Kit
+from support.places import ROOT
 from support.rank_groups import in_ranks, raised
-from support.sharded_trainer import PATTERN, train
+from support.runs import events
+from support.sharded_trainer import PATTERN, build, train
 
 FORM = form.of({"pattern": PATTERN})
 NEEDS = frozenset({"model_state_dict", "optimizer_state_dict"})
@@ -52,7 +61,6 @@ def state_of(_rank: int, path: Path, kind: str, **how: Any) -> tuple[dict[str, A
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_optimizer_state_dict
 
     from resume_helper import load_resume_bundle
-    from support.sharded_trainer import build
 
     model, optimizer = build(kind, **how)
     bundle = load_resume_bundle(model, optimizer, ckpt_path=path, ranks="all", allow_partial_weights=bool(how))
@@ -127,7 +135,6 @@ def test_what_a_save_cut_by_a_power_cut_leaves_is_swept_by_the_next_one_and_is_n
 def save_all(rank: int, folder: Path, kind: str = "fsdp2", **how: Any) -> Any:
     """Save one step; each rank returns what it got."""
     from resume_helper import save_sharded
-    from support.sharded_trainer import build
 
     model, optimizer = build(kind)
     model(torch.randn(4, 5)).sum().backward()
@@ -216,13 +223,10 @@ def test_each_of_two_ranks_refuses_what_the_other_finds_damaged_and_nothing_is_l
     good(in_ranks(2, save_all, tmp_path / "checkpoints"))
     folder = tmp_path / "checkpoints" / "step-1"
     shard = folder / "__1_0.distcp"
-    data = bytearray(shard.read_bytes())
-    data[-300] ^= 1
-    shard.write_bytes(data)
+    flip(shard, shard.stat().st_size - 300)
 
     def load(rank: int) -> Any:
         from resume_helper import load_resume_bundle
-        from support.sharded_trainer import build
 
         model, optimizer = build("fsdp2")
         before = [value.to_local().clone() for value in model.parameters()]
@@ -243,7 +247,6 @@ def test_a_load_of_one_rank_alone_is_refused_and_a_smaller_model_gets_what_fits(
 
     def load(rank: int) -> Any:
         from resume_helper import load_resume_bundle
-        from support.sharded_trainer import build
 
         try:
             load_resume_bundle(*build("fsdp2"), ckpt_path=folder)
@@ -267,7 +270,6 @@ def test_a_load_of_one_rank_alone_is_refused_and_a_smaller_model_gets_what_fits(
 
 def test_a_whole_file_goes_into_fully_shard_by_parts_and_into_fsdp1_not_at_all(tmp_path: Path) -> None:
     from resume_helper import save_checkpoint
-    from support.sharded_trainer import build
 
     model, optimizer = build("plain")
     model(torch.randn(4, 5)).sum().backward()
@@ -299,7 +301,6 @@ def test_a_whole_file_goes_into_fully_shard_by_parts_and_into_fsdp1_not_at_all(t
 def test_save_checkpoint_names_save_sharded_where_a_rank_holds_a_part() -> None:
     def save(rank: int, kind: str) -> Any:
         from resume_helper import save_checkpoint
-        from support.sharded_trainer import build
 
         return save_checkpoint("unused", 1, model=build(kind)[0])
 
@@ -316,7 +317,6 @@ def test_at_the_first_step_each_rank_compares_its_part_with_the_checkpoint(
     def load(rank: int, is_moved: bool) -> Any:
         from resume_helper import load_resume_bundle
         from resumekit.trainer import verification
-        from support.sharded_trainer import build
 
         model, optimizer = build(kind)
         checks: dict[str, tuple[str, str]] = {}
@@ -334,3 +334,113 @@ def test_at_the_first_step_each_rank_compares_its_part_with_the_checkpoint(
     if kind == "fsdp2":
         of_0 = good(in_ranks(2, load, True))[0]
         assert of_0["weights"] == ("failed", "rank 1; body.weight") and of_0["optimizer"][0] == "passed"
+
+
+def test_under_the_launcher_a_folder_is_proven_a_damaged_one_quarantined_and_the_older_resumed(kit: Kit) -> None:
+    command = ["{python}", str(ROOT / "tests/support/sharded_trainer.py"), "--dir", "{checkpoints_dir}", "--steps",
+               "{training.max_steps}"]  # fmt: skip
+    trainer = {"command": command, "loads_with_kit": True, "log_patterns": {}}
+    kit.config(trainer=trainer, training={"max_steps": 4}, checkpoint={"pattern": PATTERN})
+    kit("run", "T-1")
+    [first] = kit.run_dirs()
+    known = manifest.read(first / "checkpoints" / "step-4")
+    assert (known.kind, known.world_size, known.rng_ranks, known.finite) == ("dcp", 2, 2, True)
+    assert known.step_completed is True and known.run_id == first.name and len(known.files) == 4
+    dry = kit("resume", "T-1", "--set", "training.max_steps=8", "--dry-run")
+    assert "at step 4" in dry.stdout and "proven: newest stable; SHA-256 as in its manifest" in dry.stdout
+    shard = first / "checkpoints" / "step-4" / "__1_0.distcp"
+    flip(shard, shard.stat().st_size // 2)
+    kit("resume", "T-1", "--set", "training.max_steps=6")
+    child = kit.run_dirs()[-1]
+    [resumed] = events(child, "resumed")
+    assert resumed["step"] == 2 and resumed["report"]["weights"] == resumed["report"]["rng"] == "load"
+    assert "step-4" in (first / "quarantine.json").read_text()
+    verdicts = {one["name"]: one["verdict"] for one in events(child, "check")}
+    assert verdicts["weights"] == verdicts["optimizer"] == "passed" and "failed" not in verdicts.values()
+    assert [one["step"] for one in events(child, "checkpoint")] == [4, 6], "rank 0 speaks for both"
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "checkpoints"
+    good(in_ranks(2, save_all, folder))
+    return folder / "step-1"
+
+
+def without_entry(folder: Path, is_gone: Callable[[Any], bool], *, of_chunks: bool) -> None:
+    """Leave entries out of `.metadata`, as a save would that forgot them."""
+    told = pickle.loads((folder / ".metadata").read_bytes())
+    for index in [index for index in told.storage_data if is_gone(index)]:
+        held = told.state_dict_metadata[index.fqn]
+        del told.storage_data[index]
+        if of_chunks:
+            held.chunks = [one for one in held.chunks if one.offsets != index.offset]
+        else:
+            told.state_dict_metadata.pop(index.fqn, None)
+    (folder / ".metadata").write_bytes(pickle.dumps(told))
+
+
+def changed(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    content = torch.load(folder / "resumekit.pt", weights_only=True)
+    change(content)
+    torch.save(content, folder / "resumekit.pt")
+
+
+ADAM = "optimizer_state_dict.state.head.bias.exp_avg"
+OMISSIONS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "a rank's shard": (lambda f: (f / "__1_0.distcp").unlink(), "'__1_0.distcp', which its .metadata names, is not"),
+    ".metadata": (lambda f: (f / ".metadata").unlink(), "no .metadata, which is written last"),
+    "the plain file": (lambda f: (f / "resumekit.pt").unlink(), "not a regular file (directory)"),
+    "a moment of Adam": (
+        lambda f: without_entry(f, lambda index: index.fqn == ADAM, of_chunks=False),
+        f"'{ADAM}', which 'resumekit.pt' names, is in no shard",
+    ),
+    "one rank's part of a moment": (
+        lambda f: without_entry(f, lambda index: index.fqn == ADAM and index.offset == (2,), of_chunks=True),
+        f"its .metadata has 2 of the 3 elements of '{ADAM}'",
+    ),
+    "one rank's generators": (
+        lambda f: changed(f, lambda content: content["rank_states"][1].update(rng_state=None)),
+        "'resumekit.pt' in it has no random number generators of rank 1",
+    ),
+    "one rank's data state": (
+        lambda f: changed(f, lambda content: content["rank_states"][1].update(data_state=None)),
+        "'resumekit.pt' in it has no data state of rank 1, which other ranks have",
+    ),
+    "all of one rank": (
+        lambda f: changed(f, lambda content: content["rank_states"].pop()),
+        "'resumekit.pt' in it has the generators and data state of 1 of 2 ranks",
+    ),
+    "a weight": (
+        lambda f: changed(f, lambda content: content["model_state_dict"].pop("head.bias")),
+        "'model_state_dict.head.bias' is in a shard, and 'resumekit.pt' does not name it",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", OMISSIONS)
+def test_what_a_save_has_left_out_is_seen_though_the_manifest_agrees_with_it(
+    what: str, whole: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoints" / "step-1"
+    shutil.copytree(whole, folder)
+    change, reason = OMISSIONS[what]
+    change(folder)
+    files = tuple(
+        manifest.FileDigest(path.name, path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in sorted(folder.iterdir())
+    )
+    agrees = {"files": files, "size": sum(one.size for one in files), "sha256": manifest.digest_of(files)}
+    manifest.write(folder, manifest.read(whole)._replace(**agrees))
+    found = chosen(folder.parent)
+    assert found.chosen is None and found.candidates[0].reason.startswith(reason)
+    if sharded_content.is_one(folder):
+        model, optimizer = build("plain")
+        with pytest.raises(NoStableCheckpoint, match=re.escape(reason)):
+            sharded_content.read_proven(folder, sharded_content.Live(model, optimizer), is_of_all=True)

@@ -5,9 +5,9 @@ Dropout and batches are drawn from each rank's own generator, so that a resume w
 
 from __future__ import annotations
 
-import os
+import argparse
 import random
-import signal
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,10 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
-from resume_helper import load_resume_bundle, save_sharded
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from resume_helper import journal_event, load_resume_bundle, save_sharded
+from support.rank_groups import in_ranks
 
 PATTERN = "step-{step}"
 
@@ -63,7 +66,7 @@ def build(kind: str, *, lr: float = 1e-2, **how: Any) -> tuple[Any, Any]:
 
 def train(
     rank: int, folder: Path, kind: str, last: int, resume: Path | None = None, save_every: int = 2,
-    before_save: Callable[[int, int], None] | None = None, **how: Any,
+    before_save: Callable[[int, int], None] | None = None, pattern: str | None = PATTERN, **how: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Train to step `last` and return what this rank saw: losses by step, the bundle's report, lines said."""
     model, optimizer = build(kind, **how)
@@ -91,16 +94,27 @@ def train(
         optimizer.step()
         scheduler.step()
         losses[step] = loss.item()
+        journal_event("step", step=step, loss=loss.item())
         if step % save_every == 0:
             if before_save:
                 before_save(rank, step)
             save_sharded(
                 folder, step, model=model, optimizer=optimizer, scheduler=scheduler, loss=loss.item(),
-                data_state={"drawn": drawn, "rank": rank}, extra={"note": step}, pattern=PATTERN, log_fn=said.append,
+                data_state={"drawn": drawn, "rank": rank}, extra={"note": step}, pattern=pattern, log_fn=said.append,
             )  # fmt: skip
     return {"losses": losses, "report": bundle.report, "drawn": drawn, "said": said, "start": bundle.global_step}
 
 
-def die(_rank: int = 0) -> None:
-    """End this process as a power cut does."""
-    os.kill(os.getpid(), signal.SIGKILL)
+def main() -> None:
+    """Train with two ranks, as a run of the kit's: `python sharded_trainer.py --dir DIR --steps N [--resume PATH]`."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--dir", type=Path, required=True)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--resume", type=Path)
+    options = parser.parse_args()
+    ended = in_ranks(2, train, options.dir, "fsdp2", options.steps, options.resume, 2, None, None)
+    sys.exit(next((f"{type(one).__name__}: {one}" for one in ended if isinstance(one, Exception)), 0))
+
+
+if __name__ == "__main__":
+    main()

@@ -13,6 +13,7 @@ from ..base.imports import Any
 from ..base.paths import RunPaths
 from ..base.redaction import redacted_text
 from ..base.values import count, mapping
+from ..checkpoint.manifest import Manifest
 from ..checkpoint.parameters import WeightFit, compare_weights
 from ..config import config
 from ..policy.config_diff import Change
@@ -67,6 +68,30 @@ def machine_consents(record: Mapping[str, Any], versions: Mapping[str, Any]) -> 
     where = [f"{name} was '{values[name]}'" for name in ("VIRTUAL_ENV", "CONDA_PREFIX") if values.get(name)]
     advice = f"activate the run's environment ({', '.join(where)})" if where else "activate the run's environment"
     return [f"torch: {had} -> null (the trainer's interpreter has none here: {advice}, or name it in trainer.python)"]
+
+
+def of_ranks(known: Manifest | None, differs: Sequence[Change], resolved: dict[str, Any]) -> tuple[str, ...]:
+    """Return what a person is told of a training of several ranks.
+
+    Args:
+        known: the checkpoint's manifest; None without one.
+        differs: what differs on this machine.
+        resolved: the new run's config.
+    """
+    found = []
+    saved_by, with_rng = (count(known.versions.get("world_size")), known.rng_ranks) if known else (None, None)
+    if saved_by is not None and with_rng is not None and with_rng < saved_by:
+        found.append(
+            f"the checkpoint of {saved_by} ranks holds the random number generators of {with_rng}: the others begin "
+            f"with new ones, and the resume is not exact (save_checkpoint with ranks='all' holds those of all)"
+        )
+    batch = config.get(resolved, "training.global_batch")
+    if batch is not None and any(one.key == "world_size" for one in differs):
+        found.append(
+            f"training.global_batch {batch} stays only if the trainer accumulates accordingly (`accumulation` of the "
+            f"helpers): the number of ranks has changed"
+        )
+    return tuple(found)
 
 
 def _facts_of(record: Mapping[str, Any]) -> dict[str, Any]:

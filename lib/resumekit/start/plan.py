@@ -191,9 +191,10 @@ def make(choice: Choice, schema: Schema, ready: Ready, code: Code | None) -> Pla
     constant = LrScale(handed.factor) if handed else scale  # an argument is one number
     ahead = forecast.of(choice, schema, held_scale, constant, found)
     of_this_machine = compatibility.machine_consents(record, versions) if choice.recovery is None else ()
+    of_ranks = compatibility.of_ranks(candidate.known, differs, choice.config) if with_kit else ()
     return Plan(
         choice=choice, components=found, environment=differs, lr_scale=scale, match=match,
-        forecast=ahead._replace(warnings=(*ahead.warnings, *_of_data(holder, ready), *unanswered)),
+        forecast=ahead._replace(warnings=(*ahead.warnings, *_of_data(holder, ready), *unanswered, *of_ranks)),
         measures=tuple(_measures(choice.recovery, held_scale, scale)), optimizer=optimizers.wanted, handed=handed,
         consents=(*choice.consents, *rules.consents, *of_this_machine),
         refusals=(*rules.refusals, *filter(None, [handed_rate.refusal(choice.config, scale, step)])),

@@ -24,8 +24,9 @@ ALL = "all"
 # The store's server closes the connection above 8 MiB.
 MAX_BYTES = 4 << 20
 _LONGEST_PAUSE_S = 0.2
-# Of each process group, how many exchanges this process has begun: all ranks count alike.
-_begun: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+# Of each process group its place in the store, and how many exchanges this process has begun: all ranks count alike.
+_begun: weakref.WeakKeyDictionary[Any, tuple[str, int]] = weakref.WeakKeyDictionary()
+_groups = 0
 
 
 def rank() -> int:
@@ -186,7 +187,8 @@ class _Exchange:
         group = torch.distributed.group.WORLD
         self.what, self.rank, self.size = what, rank(), world_size()
         self._store = torch.distributed.distributed_c10d._get_default_store()
-        self._number = _begun[group] = _begun.get(group, 0) + 1
+        place, begun = _begun.get(group) or (_new_place(), 0)
+        self._place, self._number = _begun[group] = place, begun + 1
         self._wait_s = self._store.timeout.total_seconds() if timeout_s is None else timeout_s
 
     def lead(self, message: dict[str, Any], act: Callable[[list[Any]], Any] | None) -> tuple[Any, BaseException | None]:
@@ -230,7 +232,7 @@ class _Exchange:
         return held
 
     def _key(self, name: int | str, number: int | None = None) -> str:
-        return f"resumekit/{self._number if number is None else number}/{name}"
+        return f"{self._place}/{self._number if number is None else number}/{name}"
 
     def _wait(self, keys: list[str], seconds: float, or_key: str | None = None) -> bool:
         """Wait until all keys are there, or the other one.
@@ -279,6 +281,16 @@ class _Exchange:
             f"unless told otherwise): with ranks='all' every rank makes this call"
         )
         return _refusal(numbers[0] if numbers else 0, why)
+
+
+def _new_place() -> str:
+    """Return where in the store a process group's exchanges are.
+
+    torchrun keeps one store over the restarts of all ranks, and what the dead ones have told is still in it.
+    """
+    global _groups
+    _groups += 1
+    return f"resumekit/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{_groups}"
 
 
 def _has_group() -> bool:
