@@ -77,12 +77,17 @@ campaign: $(READY) ## the long versions of the sampled tests (some three hours)
 	@$(PY) -m reliability.campaign_stops --stops 100 --seed 2
 	@$(PY) -m reliability.campaign_storm --minutes 20 --seed 1
 	@$(PY) -m reliability.campaign_ranks --cuts 40 --seed 1
+	@$(PY) -m reliability.campaign_sharded --kills 300 --mutants 2000 --seed 1
 	@$(PY) -m reliability.campaign_protections
 	@$(PY) -m pytest -q $(PARALLEL) -m campaign tests
 
 .PHONY: ranks
 ranks: $(READY) ## 40 cuts of a DDP training of two ranks, each resumed and compared bit for bit (two minutes)
 	@$(PY) -m reliability.campaign_ranks --cuts 40 --seed 1
+
+.PHONY: sharded
+sharded: $(READY) ## 300 kills in sharded saves of two ranks, 2,000 changed folders (six minutes)
+	@$(PY) -m reliability.campaign_sharded --kills 300 --mutants 2000 --seed 1
 
 .PHONY: bench
 bench: $(READY) ## ratios side by side with peers, an hour; ROWS="1 3" for some of them

@@ -48,6 +48,7 @@ TRUST = "test_trust.py::"
 CUSTODY = "test_own_runs.py::"
 NOT_THE_CALLERS = "test_a_run_that_is_not_the_callers_is_neither_judged_nor_touched_and_the_line_says_why"
 WRAPPED = "test_wrapped.py::test_a_stop_reaches_what_a_wrapper_wraps_once_and_its_end_is_waited_for"
+RANKS_CUT = "test_ranks_resume.py::test_cut_by_a_kill_anywhere_and_resumed_every_rank_goes_on_bit_for_bit"
 LIVENESS = "test_liveness.py::"
 # fmt: off
 PATCHES = (
@@ -523,5 +524,25 @@ PATCHES = (
         condition("sha256 !=", False), "test_init_base.py::test_a_base_that_is_another_one_by_now_is_refused"),
     patch("launcher and trainer decide alike", "resumekit/policy/decide.py:_planned", condition("CHANGED", False),
         "test_plan_table.py"),
+    patch("each rank gets its own generators", "resumekit/trainer/rank_states.py:of_this_rank", returns("content"),
+        RANKS_CUT + "[step:7:1]"),
+    patch("all ranks load the same checkpoint or none", "resumekit/trainer/ranks.py:_refuse_unlike",
+        returns("None"), "test_ranks_saving.py::test_what_one_rank_cannot_load_none_loads"),
+    patch("rank 0 stays until its answer is read", "resumekit/trainer/ranks.py:_Exchange.lead",
+        left_out("_wait_for_readers()"),
+        "test_ranks.py::test_rank_0_which_may_hold_the_store_ends_only_when_all_have_read_the_answer"),
+    patch("a place of each rank's own is nobody's with other ranks", "resumekit/trainer/rank_states.py:position_costs",
+        returns("[]"),
+        "test_ranks_resume.py"
+        "::test_another_number_of_ranks_loads_with_new_generators_and_says_what_became_of_the_place"),
+    patch("one rank speaks for the run", "resumekit/trainer/trainer_env.py:journal_event", condition("rank()", False),
+        "test_ranks_saving.py::test_of_another_rank_only_what_went_wrong_is_journaled_with_its_number"),
+    patch("no step is saved again by a restart in place", "resumekit/trainer/restart.py:refuse_second_content",
+        condition("newest", False),
+        "test_ranks_saving.py"
+        "::test_a_restarted_trainer_that_does_not_go_on_is_refused_at_its_first_save_and_not_at_each"),
+    patch("a load behind a restart in place is none of the plan", "resumekit/checks/journal_rules.py:Rules.see",
+        value("_is_restarted=", False),
+        "test_resume_verdicts.py::test_a_load_behind_a_restart_in_place_is_none_of_the_plan"),
 )
 # fmt: on

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from typing import Any
 
@@ -35,7 +36,24 @@ def test_every_rank_gets_the_values_of_all_in_their_order_or_what_rank_0_makes_o
     answers = in_ranks(3, both)
     assert [one[0] for one in answers] == [[[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]]] * 3
     assert [one[1] for one in answers] == [[3, answers[0][2]]] * 3, "rank 0 alone acts"
-    assert all(len(one[3]) <= 1 for one in answers), "but for the last answer nothing is left in the store"
+    assert [one[3] for one in answers] == [[]] * 3, "nothing is left in the store"
+
+
+def test_rank_0_which_may_hold_the_store_ends_only_when_all_have_read_the_answer() -> None:
+    def last(rank: int) -> Any:
+        answer = ranks.exchange("the last", rank, act=lambda values: (time.sleep(2 * (rank == 0)), values)[1])
+        return answer, rank
+
+    def held_by_rank_0(rank: int, port: int) -> Any:
+        torch.distributed.destroy_process_group()
+        store = torch.distributed.TCPStore("127.0.0.1", port, 3, is_master=rank == 0)
+        torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=3)
+        return last(rank)
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    assert [one[0] for one in in_ranks(3, held_by_rank_0, port)] == [[0, 1, 2]] * 3
 
 
 def test_a_refusal_of_one_rank_is_one_of_all_in_one_sentence_that_names_it() -> None:
@@ -76,6 +94,7 @@ def test_an_error_that_is_none_of_the_kits_stays_what_it_is_where_it_happened() 
 @pytest.mark.parametrize("late", [0, 1])
 def test_a_rank_that_does_not_come_is_named_and_the_ranks_count_alike_afterwards(late: int) -> None:
     def come(rank: int) -> Any:
+        ranks._READ_S = 0.2
         if rank == late:
             time.sleep(1.5)
         try:

@@ -18,6 +18,7 @@ from resumekit.trainer.ranks import accumulation
 from resumekit.trainer.saving import save_checkpoint
 from resumekit.trainer.trainer_env import journal_event
 from support.rank_groups import in_ranks, raised
+from support.resume_parts import write_plan
 from support.runs import events
 from support.schemas import assert_valid
 
@@ -214,27 +215,46 @@ def restarted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     saved(tmp_path / "checkpoints")
     save_checkpoint(tmp_path / "parent", 1, model=torch.nn.Linear(2, 1), data_state={}, log_fn=quiet)
     for module, name, value in (
-        (saving, "_saved", {}), (restart, "_goes_on", False), (restart, "_newest_before", []),
+        (saving, "_saved", {}), (restart, "_goes_on", False), (restart, "_before", {}),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)
     monkeypatch.setenv(restart.VARIABLE, "1")
     return tmp_path
 
 
-def test_a_restarted_trainer_goes_on_from_its_own_checkpoint_whatever_it_was_told(restarted: Path) -> None:
-    for told in (None, restarted / "parent" / "hrm_arc_step_1.pt"):
+def test_a_restarted_trainer_goes_on_from_its_own_checkpoint_whatever_its_arguments_say(
+    restarted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = restarted / "parent" / "hrm_arc_step_1.pt"
+    monkeypatch.setenv("RESUMEKIT_PLAN", str(write_plan(restarted, parent, 1)))
+    for told in (None, parent):
         bundle, _ = load(told, optimizer_policy="reset")
         assert bundle.global_step == 3 and bundle.report["optimizer"] == "load", "a reset was done when it began"
-    (first, second) = (one["message"] for one in events(restarted, "warning") if one["kind"] == restart.KIND)
+    (first, second) = (one["message"] for one in events(restarted, "warning") if one["kind"] == "restarted_in_place")
     assert first.endswith("newest checkpoint, 'hrm_arc_step_3.pt', and not from nothing")
     assert second.endswith("and not from 'hrm_arc_step_1.pt', as its arguments say")
     assert save_checkpoint(restarted / "checkpoints", 4, model=torch.nn.Linear(2, 1), data_state={}, log_fn=quiet)
 
 
+def test_a_teacher_is_loaded_as_it_is_named(restarted: Path) -> None:
+    assert load(restarted / "parent" / "hrm_arc_step_1.pt")[0].global_step == 1
+
+
+def test_what_a_process_has_saved_itself_is_no_earlier_starts(restarted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second stage begins anew though the first one has saved."""
+    for count in ("0", "1"):
+        monkeypatch.setenv(restart.VARIABLE, count)
+        run = restarted / f"run_{count}"
+        monkeypatch.setenv("RESUMEKIT_RUN_DIR", str(run))
+        assert load(None)[0].global_step == 0
+        save_checkpoint(run / "checkpoints", 4, model=torch.nn.Linear(2, 1), data_state={}, log_fn=quiet)
+        assert load(None)[0].global_step == 0
+
+
 def test_a_restarted_trainer_that_does_not_go_on_is_refused_at_its_first_save_and_not_at_each(restarted: Path) -> None:
     sentence = (
         r"started this trainer again in its place \(restart 1\), it did not go on from its own checkpoint of step 3 "
-        "and would save step 2 a second time with other values: call load_resume_bundle at each start"
+        "and would save step 2 again with other values: call load_resume_bundle at each start"
     )
     with pytest.raises(KitError, match=sentence):
         save_checkpoint(restarted / "checkpoints", 2, model=torch.nn.Linear(2, 1), data_state={}, log_fn=quiet)

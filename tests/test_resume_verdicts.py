@@ -271,3 +271,13 @@ def test_no_recovery_goes_on_from_or_over_a_run_that_began_at_another_step(tmp_p
     restart_point._refuse_wrong_start(open_run(tmp_path / ROOT_ID), table, Selection(None, ()))
     seen = listing.state_of(run)
     assert seen["state"] not in status.LIVE and "failed checks: step" in listing.cells(run, seen)[2]
+
+
+def test_a_load_behind_a_restart_in_place_is_none_of_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is of the run's own checkpoint, at another step than the planned one, before the checks are through."""
+    make_run(tmp_path, ROOT_ID, losses(1, 60))
+    child, own = resumed(tmp_path, {31: 0.5}), "checkpoints/x.pt"
+    journal.append(child / "journal.jsonl", "warning", CHILD_ID, kind="restarted_in_place", message="again")
+    journal.append(child / "journal.jsonl", "resumed", CHILD_ID, step=31, checkpoint=own, report={"weights": "load"})
+    tell(child, losses(32, 60), BY_KIT)
+    assert judged(child, monkeypatch)["step"]["verdict"] == "passed"

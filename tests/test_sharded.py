@@ -377,9 +377,9 @@ def without_entry(folder: Path, is_gone: Callable[[Any], bool], *, of_chunks: bo
     """Leave entries out of `.metadata`, as a save would that forgot them."""
     told = pickle.loads((folder / ".metadata").read_bytes())
     for index in [index for index in told.storage_data if is_gone(index)]:
-        held = told.state_dict_metadata[index.fqn]
         del told.storage_data[index]
         if of_chunks:
+            held = told.state_dict_metadata[index.fqn]
             held.chunks = [one for one in held.chunks if one.offsets != index.offset]
         else:
             told.state_dict_metadata.pop(index.fqn, None)

@@ -64,6 +64,8 @@ DIED, CRASH_LOOP = "died", "crash_loop"
 CHECKS_FAILED = "checks_failed"
 # The kind of the warning that no step of a trainer is read: the sidecar says it, else the watcher.
 UNSEEN = "unseen"
+# The kind of the warning that a trainer goes on from a checkpoint of its own run, not from what it was told.
+RESTARTED = "restarted_in_place"
 
 ENDED_BY_ITSELF = frozenset({DIED, CRASH_LOOP})
 CAUSES = frozenset({NONFINITE, DIVERGED, THROUGHPUT, OOM, EVAL, HANG, CHECKS_FAILED}) | ENDED_BY_ITSELF

@@ -71,6 +71,7 @@ class Rules:
         self._verdicts = dict(known)
         self._began_s: float | None = None
         self._loads: list[tuple[int, bool]] = []
+        self._is_restarted = False  # a load behind that is of the run's own checkpoint, which no plan names
         self._is_to_be_looked_at = False
         self._has_judged_course = self._has_judged_load = "step" in known
         self._report: Mapping[str, Any] = {}
@@ -100,7 +101,9 @@ class Rules:
         kind, mono_s = event.get("event"), seconds(event.get("mono_s"))
         if kind == "check" and isinstance(event.get("name"), str):
             self._see_check(event, event["name"])
-        elif kind == "resumed" and count(event.get("step")) is not None:
+        elif kind == "warning" and event.get("kind") == checks.RESTARTED:
+            self._is_restarted = True
+        elif kind == "resumed" and not self._is_restarted and count(event.get("step")) is not None:
             self._see_load(event, event["step"])
         elif kind == "data" and isinstance(event.get("fingerprint"), str):
             self._fingerprint = event["fingerprint"]

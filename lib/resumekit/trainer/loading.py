@@ -15,7 +15,7 @@ from pathlib import Path
 from ..base.errors import InvalidFile, KitError
 from ..base.imports import Any
 from ..base.terminal import plain
-from ..base.terms import ABSENT, FRESH, LOAD, NOT_TOLD, PARTIAL, REFIT, RESET, SWAP, Check
+from ..base.terms import ABSENT, FRESH, LOAD, NOT_TOLD, PARTIAL, REFIT, RESET, RESTARTED, SWAP, Check
 from ..checkpoint.parameters import plain_optimizer_name
 from ..policy import lr_scale, plan_file
 from ..policy.lr_scale import SWAP_FACTOR, SWAP_STEPS, LrScale, Ramp
@@ -111,7 +111,7 @@ def load_resume_bundle(
         }  # fmt: skip
         require_states("load_resume_bundle", handed, ("state_dict", "load_state_dict"), several=handed)
         plan = planned = decisions.read_plan()
-        if own := restart.newest_own(ckpt_path):
+        if own := restart.newest_own(ckpt_path, planned):
             _tell_of_restart(restart.sentence(own, ckpt_path), say)
             # What the arguments change was changed when the run began; a swap holds, and happens once.
             wishes = Wishes(optimizer=optimizer_policy if optimizer_policy == "swap_to_lion" else "load")
@@ -121,7 +121,8 @@ def load_resume_bundle(
             _refuse_fresh_start(plan)
             return ResumeBundle(optimizer=optimizer)
         path = Path(ckpt_path)
-        plan = plan if plan is not None and plan_file.is_about(plan.checkpoint, path, run_dir()) else None
+        is_planned = plan is not None and not own and plan_file.is_about(plan.checkpoint, path, run_dir())
+        plan = plan if is_planned else None
         passed, optimizer, scheduler = optimizer, unwrapped(optimizer), unwrapped(scheduler)
         model = sharded_state.seen(model)
         is_spread = sharded_state.is_spread(model, named_optimizers(optimizer).values())
@@ -212,7 +213,7 @@ def _plainly(log_fn: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def _tell_of_restart(sentence: str, log_fn: Callable[[str], Any]) -> None:
-    journal_event("warning", kind=restart.KIND, message=sentence)
+    journal_event("warning", kind=RESTARTED, message=sentence)
     log_fn(f"[warn] {sentence}")
 
 

@@ -24,6 +24,8 @@ ALL = "all"
 # The store's server closes the connection above 8 MiB.
 MAX_BYTES = 4 << 20
 _LONGEST_PAUSE_S = 0.2
+# How long an answer is kept for ranks that have not read it: they look five times a second.
+_READ_S = 5.0
 # Of each process group its place in the store, and how many exchanges this process has begun: all ranks count alike.
 _begun: weakref.WeakKeyDictionary[Any, tuple[str, int]] = weakref.WeakKeyDictionary()
 _groups = 0
@@ -178,7 +180,7 @@ class _Exchange:
     """One exchange: its place in the store, and its deadline.
 
     Every rank writes its own key. Rank 0 reads them, acts, and sets the answer; a rank that gives up sets it too. Who
-    is first holds, for all: a rank that was late does what the others have done. Nobody deletes what may still be read.
+    is first holds, for all: a rank that was late does what the others have done.
     """
 
     def __init__(self, what: str, timeout_s: float | None) -> None:
@@ -202,7 +204,6 @@ class _Exchange:
         elif not self._store.check([self._key("answer")]):  # else one has given up before this rank came
             messages = [message, *(_unpacked(self._store.get(key)) for key in others)]
             answer["refusal"] = self._refusal_in(messages)
-            self._delete(self._key("answer", self._number - 1))  # all have come here, so all have read it
             if answer["refusal"] is None:
                 values = [one["value"] for one in messages]
                 try:
@@ -210,7 +211,7 @@ class _Exchange:
                 except BaseException as error:  # the others must not wait for what will not come
                     own_error, answer["refusal"] = error, {**_told(error), "rank": 0}
         held = self._answer(answer)
-        self._delete(self._key(0))
+        self._wait_for_readers()
         return held, own_error
 
     def follow(self, message: dict[str, Any]) -> Any:
@@ -228,11 +229,24 @@ class _Exchange:
             held = self._answer({"value": None, "refusal": _refusal(0, why)})
         else:
             held = _unpacked(self._store.get(answer))
-        self._delete(self._key(self.rank))
+        with suppress(RuntimeError):  # it is read; that rank 0 has not waited for this one changes nothing
+            self._store.delete_key(self._key(self.rank))
+            self._store.add(self._key("read"), 1)
         return held
 
-    def _key(self, name: int | str, number: int | None = None) -> str:
-        return f"{self._place}/{self._number if number is None else number}/{name}"
+    def _wait_for_readers(self) -> None:
+        """Stay until the others have read the answer: rank 0 may hold the store, and end with its training now."""
+        read, begun = self._key("read"), time.monotonic()
+        while self._store.add(read, 0) < self.size - 1:
+            if time.monotonic() - begun >= _READ_S:  # one has ended, or has never come
+                return
+            time.sleep(0.001)
+        for key in (self._key(0), self._key("answer"), read):
+            with suppress(RuntimeError):  # a store that cannot delete keeps it
+                self._store.delete_key(key)
+
+    def _key(self, name: int | str) -> str:
+        return f"{self._place}/{self._number}/{name}"
 
     def _wait(self, keys: list[str], seconds: float, or_key: str | None = None) -> bool:
         """Wait until all keys are there, or the other one.
@@ -256,10 +270,6 @@ class _Exchange:
         except KitError as error:
             packed = _packed({"value": None, "refusal": {**_told(error), "rank": self.rank}})
         return _unpacked(self._store.compare_set(self._key("answer"), b"", packed))
-
-    def _delete(self, key: str) -> None:
-        with suppress(RuntimeError):  # a store that cannot delete keeps it
-            self._store.delete_key(key)
 
     def _refusal_in(self, messages: list[dict[str, Any]]) -> dict[str, Any] | None:
         for number, one in enumerate(messages):

@@ -14,16 +14,16 @@ from pathlib import Path
 from ..base.errors import KitError
 from ..base.files import UnreadableFile
 from ..checkpoint import catalog, manifest
+from ..policy import plan_file
+from ..policy.plan_file import PlanFile
 from ..run.run_folder import open_run
 from .trainer_env import run_dir, run_id
 
 VARIABLE = "TORCHELASTIC_RESTART_COUNT"
-# The kind of the warning that such a trainer goes on from its own checkpoint.
-KIND = "restarted_in_place"
-# Whether a load of this process has gone on from where the run stood, and the newest step that was there before its
-# first save; None inside: there was none.
+# Whether a load of this process has gone on from where its run stood, and in which folder which checkpoint was the
+# newest when it was first asked: what this process saves itself is no earlier start's.
 _goes_on = False
-_newest_before: list[int | None] = []
+_before: dict[Path, tuple[int, Path] | None] = {}
 
 
 def count() -> int:
@@ -32,17 +32,22 @@ def count() -> int:
     return int(text) if text.isascii() and text.isdigit() else 0
 
 
-def newest_own(ckpt_path: str | Path | None) -> Path | None:
+def newest_own(ckpt_path: str | Path | None, planned: PlanFile | None) -> Path | None:
     """Return the checkpoint that a trainer goes on from in the place of the one that it was told; None for that one.
 
-    It is the newest that this run has saved with a proof. It counts in a trainer that was started again, and in one
-    that was told of no checkpoint though its own folder has some. Reads the folder's listing and manifests.
+    It is the newest that this run has saved with a proof before this process began. It counts in a trainer that was
+    started again, and in one that was told of no checkpoint though its own folder has some.
+
+    Args:
+        ckpt_path: what the trainer was told.
+        planned: the launcher's plan of this run; None without. Another checkpoint than its own is a teacher's, say.
     """
     global _goes_on
     folder = run_dir()
-    if folder is None or not (count() or not ckpt_path):
-        return None
-    newest = _newest_in(folder)
+    is_told = ckpt_path and not (
+        count() and planned and plan_file.is_about(planned.checkpoint, Path(ckpt_path), folder)
+    )
+    newest = None if folder is None or is_told else _newest_before(folder)
     _goes_on = _goes_on or newest is not None
     return None if newest is None else newest[1]
 
@@ -67,17 +72,20 @@ def refuse_second_content(step: int) -> None:
     folder = run_dir()
     if _goes_on or folder is None or not count():
         return
-    if not _newest_before:
-        newest = _newest_in(folder)
-        _newest_before.append(None if newest is None else newest[0])
-    before = _newest_before[0]
-    if before is not None and step <= before:
+    newest = _newest_before(folder)
+    if newest is not None and step <= newest[0]:
         raise KitError(
             f"save_checkpoint: torchrun has started this trainer again in its place (restart {count()}), it did not go "
-            f"on from its own checkpoint of step {before} and would save step {step} a second time with other values: "
+            f"on from its own checkpoint of step {newest[0]} and would save step {step} again with other values: "
             f"call load_resume_bundle at each start, with ckpt_path=None at the first, or start torchrun with "
             f"--max-restarts=0, so that the launcher recovers the run"
         )
+
+
+def _newest_before(folder: Path) -> tuple[int, Path] | None:
+    if folder not in _before:
+        _before[folder] = _newest_in(folder)
+    return _before[folder]
 
 
 def _newest_in(folder: Path) -> tuple[int, Path] | None:
