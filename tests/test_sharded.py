@@ -444,3 +444,103 @@ def test_what_a_save_has_left_out_is_seen_though_the_manifest_agrees_with_it(
         model, optimizer = build("plain")
         with pytest.raises(NoStableCheckpoint, match=re.escape(reason)):
             sharded_content.read_proven(folder, sharded_content.Live(model, optimizer), is_of_all=True)
+
+
+class Shadow:
+    """An average of the weights that keeps them by name, as they are spread."""
+
+    def __init__(self, model: Any) -> None:
+        self.shadow = {name: value.detach().clone() for name, value in model.named_parameters()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {f"shadow.{name}": value for name, value in self.shadow.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.shadow = {name.removeprefix("shadow."): value for name, value in state.items()}
+
+
+def numbers_of(model: Any, optimizers: dict[str, Any], average: Shadow) -> dict[str, Any]:
+    """Return this rank's part of all that was saved, as lists."""
+    values: dict[str, Any] = dict(model.named_parameters())
+    values |= {f"ema {name}": value for name, value in average.shadow.items()}
+    for key, one in optimizers.items():
+        for number, state in one.state_dict()["state"].items():
+            values |= {f"{key} {number} {name}": value for name, value in state.items()}
+    return {
+        name: (value.to_local() if hasattr(value, "to_local") else value).tolist() for name, value in values.items()
+    }
+
+
+def test_several_optimizers_an_average_and_a_state_without_moments_come_back(tmp_path: Path) -> None:
+    def made() -> tuple[Any, dict[str, Any], Shadow]:
+        model, _ = build("fsdp2")
+        several = {"body": torch.optim.AdamW(model.body.parameters(), amsgrad=True),
+                   "head": torch.optim.SGD(model.head.parameters(), lr=0.1, momentum=0.9)}  # fmt: skip
+        return model, several, Shadow(model)
+
+    def save_and_load(rank: int) -> Any:
+        from resume_helper import load_resume_bundle, save_sharded
+
+        model, several, average = made()
+        save_sharded(tmp_path, 0, model=model, optimizer=several, ema=average, pattern=PATTERN)
+        torch.manual_seed(rank)
+        model(torch.randn(4, 5)).sum().backward()
+        for one in several.values():
+            one.step()
+        average.shadow["body.bias"].add_(1)
+        save_sharded(tmp_path, 1, model=model, optimizer=several, ema=average, pattern=PATTERN)
+        saved, found = numbers_of(model, several, average), []
+        for step in (0, 1):
+            model, several, average = made()
+            bundle = load_resume_bundle(model, several, ema=average, ckpt_path=tmp_path / f"step-{step}", ranks="all")
+            found.append((numbers_of(model, several, average), bundle.report))
+        return saved, found
+
+    for saved, [(begin, _), (loaded, report)] in good(in_ranks(2, save_and_load)):
+        assert loaded == saved and len(saved) == 4 + 4 + 2 * 4 + 2
+        assert not [name for name in begin if name.startswith(("body ", "head "))], "no step was taken for a state"
+        assert report["optimizer.body"] == report["optimizer.head"] == report["ema"] == "load"
+    assert len(manifest.read(tmp_path / "step-1").weights) == 2
+
+
+def test_a_process_alone_saves_and_loads_without_a_group_and_resets_what_it_is_told_to(tmp_path: Path) -> None:
+    from resume_helper import load_resume_bundle
+
+    folder = tmp_path / "checkpoints"
+    assert save_all(0, folder, kind="plain", data_state={"place": 3}) == "step-1"
+    model, optimizer = build("plain")
+    said: list[str] = []
+    save_all(0, folder, kind="plain", step=2, data_state=None, log_fn=said.append)
+    assert any("save_sharded got no data_state" in line for line in said)
+    bundle = load_resume_bundle(model, optimizer, ckpt_path=folder / "step-1", optimizer_policy="reset")
+    assert bundle.report["optimizer"].startswith("reset") and not optimizer.state
+    assert bundle.report["rng"] == "load" and bundle.extra["data_state"] == {"place": 3}
+    assert chosen(folder).chosen is not None
+    assert manifest.read(folder / "step-1").world_size == 1
+
+
+def test_a_buffer_that_was_finite_and_is_not_any_more_is_known_under_fsdp1_too(tmp_path: Path) -> None:
+    def save(rank: int) -> None:
+        from resume_helper import save_sharded
+
+        model, _ = build("fsdp1")
+        for step, value in ((1, 0.0), (2, float("inf"))):
+            next(model.buffers()).fill_(value)
+            save_sharded(tmp_path / "checkpoints", step, model=model, data_state={}, pattern=PATTERN)
+
+    good(in_ranks(2, save))
+    assert manifest.read(tmp_path / "checkpoints" / "step-1").finite is True
+    assert manifest.read(tmp_path / "checkpoints" / "step-2").nonfinite == ("model_state_dict.seen",)
+
+
+def test_under_fsdp1_a_save_before_the_first_step_takes_none(tmp_path: Path) -> None:
+    def save(rank: int) -> Any:
+        from resume_helper import load_resume_bundle, save_sharded
+
+        model, optimizer = build("fsdp1")
+        save_sharded(tmp_path, 0, model=model, optimizer=optimizer, data_state={}, pattern=PATTERN)
+        again, moments = build("fsdp1")
+        load_resume_bundle(again, moments, ckpt_path=tmp_path / "step-0", ranks="all")
+        return len(optimizer.state), len(moments.state)
+
+    assert good(in_ranks(2, save)) == [(0, 0)] * 2

@@ -16,7 +16,7 @@ from ..base.imports import Any
 from ..checkpoint import parameters
 from ..policy.decide import MACHINE_COSTS, Cost
 from .ranks import world_size
-from .sharded_state import class_name, is_dtensor
+from .sharded_state import class_name, is_dtensor, unseen
 
 
 def versions() -> dict[str, Any]:
@@ -270,7 +270,7 @@ def masks_of(model: Any) -> frozenset[str]:
     buffers = [(name, one) for name, one in model.named_buffers() if _can_be_infinite(one)]
     if not buffers:
         return frozenset()
-    known = _finite_buffers.setdefault(model, set())
+    known = _finite_buffers.setdefault(unseen(model), set())
     if _all_finite([one for _, one in buffers]):
         known.update(name for name, _ in buffers)
     else:

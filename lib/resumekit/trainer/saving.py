@@ -131,7 +131,7 @@ def save_checkpoint(
             return False
         _succeeded(target, known, time.monotonic() - started, log_fn)
         if data_state is None:
-            _tell_of_no_data_state(log_fn)
+            tell_of_no_data_state("save_checkpoint", log_fn)
         if best_error is not None:
             older = f"step {step} is saved, but '{best_pattern}' still is an older one: {best_error}"
             warn("best_failed", older, log_fn)
@@ -332,14 +332,14 @@ def _succeeded(target: Path, known: Manifest, seconds: float, log_fn: Callable[[
         warn("checkpoint_not_finite", f"step {known.step} is kept, but never resumed from: not finite: {names}", log_fn)
 
 
-def _tell_of_no_data_state(log_fn: Callable[[str], Any]) -> None:
+def tell_of_no_data_state(caller: str, log_fn: Callable[[str], Any]) -> None:
     """Say, once in a process, that a resume from these checkpoints will not be exact."""
     global _has_told_of_no_data_state
     if _has_told_of_no_data_state:
         return
     _has_told_of_no_data_state = True
     message = (
-        "save_checkpoint got no data_state: a resume does not know where the data stood, and will not be exact; pass "
+        f"{caller} got no data_state: a resume does not know where the data stood, and will not be exact; pass "
         "the sampler's state as data_state (an entry of extra does not count), or data_state={'step': step} where the "
         "data follow from the step alone"
     )

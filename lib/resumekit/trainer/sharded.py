@@ -133,7 +133,10 @@ def save_sharded(
         own |= {"names": _digest_of_names(held), "bad": _nonfinite(held, loss), "zero": _zero_states(parts, held)}
         save = _Save(target, held, timeout_s, last_fast_eval, best)
         outcome = save.run(f"{what}: its shards", own)
-    return _told(outcome, target, time.monotonic() - started, log_fn)
+    path = _told(outcome, target, time.monotonic() - started, log_fn)
+    if path is not None and data_state is None and ranks.rank() == 0:
+        saving.tell_of_no_data_state("save_sharded", log_fn)
+    return path
 
 
 def _refuse_parts(parts: dict[str, Any]) -> Any:
@@ -169,7 +172,7 @@ def _held(step: int, parts: dict[str, Any], counters: dict[str, Any], extra: dic
         content[part] = _marked(content[part], (part,), content, tensors)
     checkpoint_content.add_extra(content, extra, "save_sharded")
     checkpoint_content.refuse_unsafe(content)
-    return Held(tensors, content, checkpoint_content.masks_of(parts["model"]))
+    return Held(tensors, content, checkpoint_content.masks_of(model))
 
 
 def _marked(value: Any, keys: tuple[Any, ...], content: dict[str, Any], tensors: dict[tuple[Any, ...], Any]) -> Any:

@@ -96,6 +96,11 @@ def seen(model: Any) -> Any:
     return FlatModel(model)
 
 
+def unseen(model: Any) -> Any:
+    """Return the trainer's own model of what `seen` returned."""
+    return model.module if isinstance(model, FlatModel) else model
+
+
 def is_spread(model: Any, optimizers: Any = ()) -> bool:
     """Whether a rank holds a part of the values alone.
 
