@@ -17,6 +17,7 @@ import torch
 from resumekit.checkpoint import manifest
 from resumekit.trainer.saving import save_checkpoint
 from support import ranks_trainer
+from support.commands import Kit
 from support.fork_server import LIMIT_S, ForkServer
 from support.places import ROOT
 from support.processes import wait_until
@@ -100,6 +101,17 @@ def test_a_checkpoint_of_rank_0_alone_says_so_and_its_resume_is_not_exact(
     assert load["report"]["rng"] == "rank 0 only"
 
 
+def test_what_all_have_saved_together_each_rank_may_load_for_itself(
+    server: ForkServer, whole: Path, tmp_path: Path
+) -> None:
+    assert train(server, tmp_path, "--resume", str(whole / "checkpoints" / PATTERN.format(8))) == [0, 0]
+    (load,) = events(tmp_path, "resumed")
+    assert load["report"]["rng"] == "load"
+    for rank in range(2):
+        own, left_alone = losses(tmp_path, rank), losses(whole, rank)
+        assert own == {step: left_alone[step] for step in range(9, STEPS + 1)}
+
+
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("own_places", [False, True])
 def test_another_number_of_ranks_loads_with_new_generators_and_says_what_became_of_the_place(
@@ -160,6 +172,34 @@ def test_a_restart_inside_torchrun_goes_on_bit_for_bit(whole: Path, tmp_path: Pa
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert_went_on(folder, whole)
+
+
+@pytest.mark.long
+def test_a_rank_that_is_killed_under_torchrun_is_recovered_by_the_launcher_bit_for_bit(whole: Path, kit: Kit) -> None:
+    out = kit.folder / "out"
+    out.mkdir()
+    torchrun = ["{python}", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", ranks_trainer.__file__]
+    where = [
+        "--dir",
+        str(out).replace("{", "{{"),
+        "--checkpoints",
+        "{checkpoints_dir}",
+        "--steps",
+        "{training.max_steps}",
+    ]
+    kit.config(
+        trainer={"command": [*torchrun, *where, "--ranks", "all"], "resume_args": ["--resume", "{checkpoint}"],
+                 "loads_with_kit": True},
+        training={"max_steps": STEPS}, recover={"enabled": True, "backoff_s": 1},
+    )  # fmt: skip
+    kit("run", "T-1", env={"CUT": "step:10:1", "OMP_NUM_THREADS": "1"})
+    first, second = kit.run_dirs()
+    assert_same(out, whole)
+    assert [one["step"] for one in events(first, "checkpoint")] == [4, 8]
+    (load,) = events(second, "resumed")
+    assert (load["step"], load["report"]["rng"]) == (8, "load")
+    found = {one["name"]: one["verdict"] for one in events(second, "check")}
+    assert found["rng"] == found["loss"] == found["resume"] == "passed"
 
 
 def assert_went_on(folder: Path, whole: Path) -> None:

@@ -144,8 +144,9 @@ def _any(is_asked: bool) -> bool:
 
 def _cut(place: str, step: int, rank: int) -> None:
     wanted = os.environ.get("CUT")
-    # Once: a trainer that is started again in its place passes through the same step.
-    if wanted == f"{place}:{step}:{rank}" and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+    # Once: a trainer that is started again, in its place or by its launcher, passes through the same step.
+    is_first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" and "RESUMEKIT_PLAN" not in os.environ
+    if wanted == f"{place}:{step}:{rank}" and is_first:
         os.kill(os.getpid(), signal.SIGKILL)
 
 

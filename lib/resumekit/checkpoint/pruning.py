@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,8 @@ from ..base.values import mapping
 from . import layout, manifest
 
 MIN_PROVEN = 2
+# What `save_sharded` and torch's own writer put into a temp folder.
+_OF_SHARDED_SAVE = re.compile(r"__[0-9]+_[0-9]+\.distcp|\.metadata(\.tmp)?|(\.resumekit\.pt\.tmp-.+|resumekit\.pt)")
 _PIN = re.compile(rf"pin_(?P<step>[0-9]{{1,{STEP_DIGITS}}})(?![0-9]).*\.json", re.DOTALL)
 
 
@@ -132,12 +133,21 @@ def sweep(folder: Path) -> list[Path]:
             mode = os.lstat(path).st_mode
             if stat.S_ISREG(mode):
                 path.unlink()
-            elif stat.S_ISDIR(mode):  # of a sharded save that was cut
-                shutil.rmtree(path)
-            else:
+            elif not stat.S_ISDIR(mode) or not _remove_cut_save(path):
                 continue
             removed.append(path)
     return removed
+
+
+def _remove_cut_save(folder: Path) -> bool:
+    """Remove the temp folder of a sharded save that was cut; not one that holds what no such save writes."""
+    names = os.listdir(folder)
+    if not all(map(_OF_SHARDED_SAVE.fullmatch, names)):
+        return False
+    for name in names:
+        (folder / name).unlink()
+    folder.rmdir()
+    return True
 
 
 def _sweep_manifests(folder: Path, names: set[str], *, run_id: str | None, pattern: str) -> None:
