@@ -86,6 +86,7 @@ campaign: $(READY) ## the long versions of the sampled tests (some three hours)
 	@$(PY) -m reliability.campaign_stops --stops 100 --seed 2
 	@$(PY) -m reliability.campaign_storm --minutes 20 --seed 1
 	@$(PY) -m reliability.campaign_ranks --cuts 40 --seed 1
+	@$(PY) -m reliability.campaign_sharded --kills 300 --mutants 2000 --seed 1
 	@$(PY) -m reliability.campaign_protections
 	@$(PY) -m pytest -q $(PARALLEL) -m campaign tests
 
@@ -100,6 +101,10 @@ gpu: $(READY) ## what touches a GPU, cut and resumed on one bit for bit; says so
 .PHONY: background-kills
 background-kills: $(READY) ## 300 kills while a save is written beside the training (a minute)
 	@$(PY) -m reliability.campaign_checkpoints --kills 300 --background --mutants 0 --damaged 0 --seed 1
+
+.PHONY: sharded
+sharded: $(READY) ## 300 kills in sharded saves of two ranks, 2,000 changed folders (six minutes)
+	@$(PY) -m reliability.campaign_sharded --kills 300 --mutants 2000 --seed 1
 
 .PHONY: bench
 bench: $(READY) ## ratios side by side with peers, an hour; ROWS="1 3" for some of them

@@ -27,6 +27,7 @@ from resumekit.trainer.resume_checks import check_resume  # noqa: E402
 from resumekit.trainer.sampler import StepSampler  # noqa: E402
 from resumekit.trainer.saving import save_checkpoint  # noqa: E402
 from resumekit.trainer.sealing import seal_checkpoint  # noqa: E402
+from resumekit.trainer.sharded import save_sharded  # noqa: E402
 from resumekit.trainer.trainer_env import journal_event, make_run_id  # noqa: E402
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "make_run_id",
     "make_status_payload",
     "save_checkpoint",
+    "save_sharded",
     "seal_checkpoint",
     "used_lr",
 ]

@@ -1,6 +1,6 @@
 """What touches a GPU, tried on one: `make gpu`. Each check runs on the CPU too, with `--device cpu`, as the tests do.
 
-A training of six steps is cut after three and resumed in a process of its own; every loss and the whole end are compared
+A training of six steps is cut after three and resumed in a process of its own; every loss and the end are compared
 bit for bit with those of one that was not cut. Where there is no GPU that is said, and nothing has been tried.
 Try it: `python -m reliability.gpu_checks --device cpu`
 """

@@ -173,7 +173,7 @@ def test_importing_the_door_imports_no_torch_and_offers_the_protocols_names() ->
     assert done.stdout.strip() == str(sorted((
         "ResumeBundle", "StepSampler", "SwaCycle", "SwaTail", "accumulation", "average_of", "check_resume",
         "heartbeat_writer", "journal_event", "load_resume_bundle", "make_run_id", "make_status_payload",
-        "save_checkpoint", "seal_checkpoint", "used_lr",
+        "save_checkpoint", "save_sharded", "seal_checkpoint", "used_lr",
     ))), done.stderr  # fmt: skip
 
 

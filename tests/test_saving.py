@@ -460,8 +460,12 @@ def test_b18_sweeping_removes_only_our_own_temp_files_of_dead_writers(tmp_path: 
             "hrm_arc_step_5.pt.tmp-9-9-0123abcd", "hrm_arc_step_5.pt", ".x.tmp-999999999-1-0123abcg"]  # fmt: skip
     for name in dead + kept:
         (folder / name).touch()
-    (folder / ".y.tmp-999999999-1-0123abcd").mkdir()
-    assert sorted(path.name for path in pruning.sweep(folder)) == sorted(dead)
+    cut, foreign = ".step-5.tmp-999999999-1-0123abcd", ".y.tmp-999999999-1-0123abcd"
+    for name, inside in ((cut, "__1_0.distcp"), (cut, ".metadata.tmp"), (cut, "resumekit.pt"), (foreign, "mine.txt")):
+        (folder / name).mkdir(exist_ok=True)
+        (folder / name / inside).touch()
+    assert sorted(path.name for path in pruning.sweep(folder)) == sorted([*dead, cut])
+    assert not (folder / cut).exists() and (folder / foreign / "mine.txt").exists()
     (folder / dead[0]).touch()
     (tmp_path / "run.json").write_text('{"host": "another-host"}')
     assert pruning.sweep(folder) == []

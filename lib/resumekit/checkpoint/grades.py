@@ -17,7 +17,7 @@ from ..base.files import UnreadableFile, utc_now
 from ..base.imports import TYPE_CHECKING, Any, NamedTuple
 from ..base.paths import manifest_path
 from ..base.terminal import first_few
-from . import archive, form, layout, manifest
+from . import archive, form, layout, manifest, sharded_folder
 from .form import STATE_SUFFIXES, Form
 from .layout import Opened
 from .manifest import PROVERS, SAVE_CHECKPOINT, SIDECAR, FileDigest, Manifest
@@ -104,7 +104,8 @@ def examine(
         UnreadableFile: it is not stable; the message is the one short reason.
     """
     named, older = named or form.of(None), tuple(itertools.islice(older, _OLDER))
-    layout.refuse_odd_files(path, may_be_folder=not needs, follow_links=named.follow_links)
+    may_be_folder = not needs or os.path.lexists(path / sharded_folder.STATE_FILE)
+    layout.refuse_odd_files(path, may_be_folder=may_be_folder, follow_links=named.follow_links)
     try:
         with layout.open_checkpoint(path, named.companions_of(path.name), named.follow_links) as opened:
             known = _manifest_of(path, opened, run_id) if has_manifest else None
@@ -146,8 +147,10 @@ def _notes_on_values(looked: Looked | None) -> Iterator[str]:
 
 def _refuse_unfit(inside: Inside, needs: frozenset[str], *, weights_only: bool) -> None:
     summary = inside.summary
-    if needs and inside.kind != form.FILE:
-        raise UnreadableFile(f"of the kind '{inside.kind}', and load_resume_bundle loads files of torch.save alone")
+    if needs and not inside.loads_with_kit:
+        raise UnreadableFile(
+            f"of the kind '{inside.kind}', and load_resume_bundle loads files of torch.save and folders of save_sharded"
+        )
     if missing := sorted(needs - set(summary.keys)):
         raise UnreadableFile(f"it has {lacks(missing[0], summary.keys)}")
     if weights_only and summary.unsafe:

@@ -16,7 +16,7 @@ from ..base.files import UnreadableFile
 from ..base.imports import TYPE_CHECKING, Any, NamedTuple
 from ..base.paths import STEP_DIGITS
 from ..base.terminal import first_few
-from . import archive, form, layout
+from . import archive, form, layout, sharded_folder
 from .archive import Record, Summary
 from .form import Form
 from .layout import Opened
@@ -54,6 +54,11 @@ class Inside(NamedTuple):
     kind: str
     summary: Summary
     contents: Mapping[str, Content | Shards | None]
+
+    @property
+    def loads_with_kit(self) -> bool:
+        """Whether `load_resume_bundle` loads it: a file of torch.save, or a folder of `save_sharded`."""
+        return self.kind == form.FILE or (self.kind == form.DCP and sharded_folder.STATE_FILE in self.contents)
 
     @property
     def is_folder(self) -> bool:
@@ -267,6 +272,8 @@ def _dcp(opened: Opened, named: Form) -> Inside:
             raise UnreadableFile(f"'{name}', which its {DCP_METADATA} names, is not there")
         if seen.size < least:
             raise UnreadableFile(f"'{name}' is truncated: {seen.size:,} of {least:,} bytes")
+    if sharded_folder.STATE_FILE in opened.files:
+        return _sharded(opened, shards)
     # Of one object around all else (`{"app": AppState}`) what is inside it counts.
     around = f"{known.keys[0]}." if len(known.keys) == 1 else ""
     inner = tuple(dict.fromkeys(str(path[1]) for path in known.paths.values() if around and len(path) > 1))
@@ -281,6 +288,22 @@ def _dcp(opened: Opened, named: Form) -> Inside:
         world_size=known.writers or None, known_as=archive.known_as(parts, named.keys),
     )  # fmt: skip
     return Inside(form.DCP, summary, {name: shards if name in known.parts else None for name in opened.files})
+
+
+def _sharded(opened: Opened, shards: Shards) -> Inside:
+    """A DCP folder of `save_sharded`: what is no tensor is told as of a file of `save_checkpoint`."""
+    known, name = shards.metadata, sharded_folder.STATE_FILE
+    try:
+        content = _content(opened, name, form.FILE)
+    except UnreadableFile as error:
+        raise UnreadableFile(f"'{name}': {error}") from error
+    value, unsafe, _ = content or ({}, (), {})
+    ranks = sharded_folder.require_whole(value, known)
+    summary = archive.summary_of(value, opened.identity.size, unsafe)
+    own = f"{sharded_folder.WEIGHTS}."
+    summary.tensors = {one.removeprefix(own): form for one, form in known.tensors.items() if one.startswith(own)}
+    summary.world_size = ranks
+    return Inside(form.DCP, summary, {one: shards if one in known.parts else None for one in opened.files})
 
 
 def _folder(opened: Opened, named: Form) -> Inside:

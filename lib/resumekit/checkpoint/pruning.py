@@ -23,6 +23,8 @@ from ..base.values import mapping
 from . import layout, manifest
 
 MIN_PROVEN = 2
+# What `save_sharded` and torch's own writer put into a temp folder.
+_OF_SHARDED_SAVE = re.compile(r"__[0-9]+_[0-9]+\.distcp|\.metadata(\.tmp)?|(\.resumekit\.pt\.tmp-.+|resumekit\.pt)")
 _PIN = re.compile(rf"pin_(?P<step>[0-9]{{1,{STEP_DIGITS}}})(?![0-9]).*\.json", re.DOTALL)
 
 
@@ -114,10 +116,10 @@ def pinned_steps(claims: Path | None) -> frozenset[int]:
 
 
 def sweep(folder: Path) -> list[Path]:
-    """Remove our own temp files whose writer is dead, in one folder; nothing else, and nothing of another host's run.
+    """Remove our own temp files and temp folders whose writer is dead; nothing else, and nothing of another host's run.
 
     Returns:
-        The files removed.
+        What was removed.
     """
     if _of_another_host(folder.parent):
         return []
@@ -128,10 +130,24 @@ def sweep(folder: Path) -> list[Path]:
         if temp is None or start_ticks(temp.pid) == temp.start_ticks:
             continue
         with contextlib.suppress(OSError):
-            if stat.S_ISREG(os.lstat(path).st_mode):
+            mode = os.lstat(path).st_mode
+            if stat.S_ISREG(mode):
                 path.unlink()
-                removed.append(path)
+            elif not stat.S_ISDIR(mode) or not _remove_cut_save(path):
+                continue
+            removed.append(path)
     return removed
+
+
+def _remove_cut_save(folder: Path) -> bool:
+    """Remove the temp folder of a sharded save that was cut; not one that holds what no such save writes."""
+    names = os.listdir(folder)
+    if not all(map(_OF_SHARDED_SAVE.fullmatch, names)):
+        return False
+    for name in names:
+        (folder / name).unlink()
+    folder.rmdir()
+    return True
 
 
 def _sweep_manifests(folder: Path, names: set[str], *, run_id: str | None, pattern: str) -> None:

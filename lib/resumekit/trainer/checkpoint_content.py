@@ -16,6 +16,7 @@ from ..base.imports import Any
 from ..checkpoint import parameters
 from ..policy.decide import MACHINE_COSTS, Cost
 from .ranks import world_size
+from .sharded_state import class_name, is_dtensor, unseen
 
 
 def versions() -> dict[str, Any]:
@@ -167,30 +168,51 @@ def collect(
     require_states("save_checkpoint", parts, ("state_dict",), several=("optimizer",))
     weights = model.state_dict()
     _refuse_sharded(model, weights)
-    content = {
+    states = {name: _state_of(part) for name, part in parts.items() if name not in ("model", "optimizer")}
+    states |= {"model": weights, "optimizer": _state_by_name(optimizer)}
+    names = parameter_names(model, optimizer)
+    content = {**described(step, states, optimizer, names, epoch, best_val_loss, lr_scale, lr_ramp),
+               "rng_state": capture_rng(), "data_state": data_state}  # fmt: skip
+    add_extra(content, extra, "save_checkpoint")
+    refuse_unsafe(content)
+    return content
+
+
+def described(
+    step: int, states: dict[str, Any], optimizer: Any, names: Any, epoch: int, best_val_loss: float, lr_scale: float,
+    lr_ramp: dict[str, Any] | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Return what a checkpoint holds, but for what each rank has of its own.
+
+    Args:
+        states: 'model', 'optimizer', 'scheduler', 'scaler', 'ema', 'swa' -> its state; None where there is none.
+        optimizer: the trainer's.
+        names: of its parameters, as `parameter_names` returns them.
+    """
+    return {
         "global_step": int(step),
         "epoch": int(epoch),
         "best_val_loss": float(best_val_loss),
-        "model_state_dict": weights,
-        "optimizer_state_dict": _state_by_name(optimizer),
+        "model_state_dict": states["model"],
+        "optimizer_state_dict": states["optimizer"],
         "optimizer_name": optimizer_name(optimizer),
-        "parameter_names": parameter_names(model, optimizer),
-        "scheduler_state_dict": _state_of(scheduler),
-        "scaler_state_dict": _state_of(scaler) or None,
-        "ema_state_dict": _state_of(ema),
-        "swa_state_dict": _state_of(swa),
-        "rng_state": capture_rng(),
-        "data_state": data_state,
+        "parameter_names": names,
+        "scheduler_state_dict": states["scheduler"],
+        "scaler_state_dict": states["scaler"] or None,
+        "ema_state_dict": states["ema"],
+        "swa_state_dict": states["swa"],
         "lr_scale": float(lr_scale),
         "lr_ramp": lr_ramp,
         "versions": versions(),
     }
+
+
+def add_extra(content: dict[str, Any], extra: dict[str, Any] | None, caller: str) -> None:
+    """Add a trainer's own entries. Raises KitError for one that has a name of ours."""
     for name, value in (extra or {}).items():
         if name in OWN_KEYS:
-            raise KitError(f"the extra entry '{name}' of save_checkpoint has a name of the kit's own; rename it")
+            raise KitError(f"the extra entry '{name}' of {caller} has a name of the kit's own; rename it")
         content[name] = value
-    _refuse_unsafe(content)
-    return content
 
 
 def require_states(caller: str, parts: dict[str, Any], methods: Sequence[str], several: Collection[str]) -> None:
@@ -221,8 +243,8 @@ def optimizer_name(optimizer: Any) -> str | None:
     if optimizer is None:
         return None
     if isinstance(optimizer, dict):
-        return parameters.write_optimizer_names({name: type(one).__name__ for name, one in optimizer.items()})
-    return parameters.write_optimizer_names(type(optimizer).__name__)
+        return parameters.write_optimizer_names({name: class_name(one) for name, one in optimizer.items()})
+    return parameters.write_optimizer_names(class_name(optimizer))
 
 
 def parameter_names(model: Any, optimizer: Any) -> Any:
@@ -248,7 +270,7 @@ def masks_of(model: Any) -> frozenset[str]:
     buffers = [(name, one) for name, one in model.named_buffers() if _can_be_infinite(one)]
     if not buffers:
         return frozenset()
-    known = _finite_buffers.setdefault(model, set())
+    known = _finite_buffers.setdefault(unseen(model), set())
     if _all_finite([one for _, one in buffers]):
         known.update(name for name, _ in buffers)
     else:
@@ -315,11 +337,16 @@ def _refuse_sharded(model: Any, weights: Any) -> None:
         return
     for name, parameter in model.named_parameters():
         saved = weights.get(name.replace("_fsdp_wrapped_module.", ""))
+        if is_dtensor(parameter):
+            raise KitError(
+                f"save_checkpoint: the parameter '{name}' is a DTensor, of which this rank holds a part: save such a "
+                f"training (fully_shard, tensor parallel) with save_sharded, in every rank"
+            )
         if saved is not None and tuple(saved.shape) != tuple(parameter.shape):
             raise KitError(
                 f"save_checkpoint: the parameter '{name}' has shape {tuple(parameter.shape)} in this rank and "
                 f"{tuple(saved.shape)} in model.state_dict(): the model is sharded over ranks (FSDP), and its "
-                f"optimizer's state here is a part; save such a training with torch.distributed.checkpoint"
+                f"optimizer's state here is a part; save such a training with save_sharded, in every rank"
             )
 
 
@@ -361,7 +388,7 @@ def _walk(value: Any, name: str) -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def _refuse_unsafe(content: dict[str, Any]) -> None:
+def refuse_unsafe(content: dict[str, Any]) -> None:
     """Refuse by exact type: a subclass of dict or float pickles as a class of its own."""
     import collections  # torch has imported it already
 

@@ -17,7 +17,7 @@ from ..base.terms import ABSENT, FRESH, LOAD, PARTIAL, REFIT, RESET, SWAP
 from ..checkpoint import parameters
 from ..checkpoint.parameters import WeightFit
 from ..policy.decide import NOT_HELD, Decision, keeps_the_plans_words
-from . import learning_rate, optimizer_state, weights
+from . import learning_rate, optimizer_state, sharded_state, weights
 from .checkpoint_content import parameter_names
 from .decisions import lacks_scale, several
 from .optimizer_state import Refitted, SavedOptimizer, is_lion, is_state, match_optimizers, named_optimizers
@@ -61,7 +61,7 @@ def check(
         InvalidFile: names are missing or unexpected, shapes differ, too little fits, the optimizer is another one, or a
             component can't be brought to what is decided.
     """
-    found = Matched(weights.fit_weights(content["model_state_dict"], model.state_dict()), {}, dict(decided))
+    found = Matched(weights.fit_weights(content["model_state_dict"], sharded_state.form_of(model)), {}, dict(decided))
     problems = _weights(found)
     problems += _optimizers(found, content, model, parts["optimizer"], lion_wanted_by)
     if _groups_have_changed(found, content, parts) and not learning_rate.refit_refusal(parts["scheduler"]):
@@ -143,13 +143,13 @@ def _groups_have_changed(found: Matched, content: Any, parts: dict[str, Any]) ->
 def _optimizer(
     found: Matched, name: str, key: str, own: Any, saved: SavedOptimizer | None, model: Any, shapes: dict[str, Any]
 ) -> list[str]:
-    decision, kind = found.decisions[name], type(own).__name__
+    decision, kind = found.decisions[name], sharded_state.class_name(own)
     label = f"optimizer '{key}'" if key else "optimizer"
     if decision.action == SWAP and saved is not None and _is_the_same(saved, kind):
         return [f"{label}: the plan swaps {kind} for another one, and the trainer passes {kind} again"]
     if decision.action not in (LOAD, PARTIAL) or saved is None:
         return []
-    if saved.kind is not None and saved.kind != kind:
+    if saved.kind is not None and saved.kind not in (kind, type(own).__name__):
         # Moments of one are meaningless in another one (pytorch/pytorch#7499).
         return [f"{label}: it holds the state of {saved.kind}, the trainer uses {kind}; {_SWAP_HINT}"]
     if not is_state(saved.state):
@@ -158,11 +158,12 @@ def _optimizer(
     if None not in families and families[0] != families[1]:
         return [f"{label}: by its entries it holds the state of {families[0]}, the trainer uses {kind}; {_SWAP_HINT}"]
     is_loaded = found.decisions["scheduler"].action == LOAD
-    refitted = optimizer_state.fit_state(saved, own, parameter_names(model, own), shapes, schedule_is_loaded=is_loaded)
+    whole, names = sharded_state.with_whole_shapes(own, model), parameter_names(model, own)
+    refitted = optimizer_state.fit_state(saved, whole, names, shapes, schedule_is_loaded=is_loaded)
     if refitted.reshaped and found.weights.is_whole:
         return [
             f"{label}: {refitted.reshaped} of its parameters have another shape than the model's weights, which fit: "
-            f"the model is sharded over ranks (FSDP), and this rank's optimizer holds a part; load it without the kit"
+            f"this rank's optimizer holds a part of them, in a form that the kit does not know; load it without the kit"
         ]
     found.decisions[name] = Decision(refitted.action, refitted.why)
     if decision.action == PARTIAL and refitted.action == LOAD:

@@ -29,6 +29,8 @@ from . import (
     rank_states,
     restart,
     resume_bundle,
+    sharded_content,
+    sharded_state,
     verification,
     weights,
 )
@@ -121,8 +123,11 @@ def load_resume_bundle(
         path = Path(ckpt_path)
         is_planned = plan is not None and not own and plan_file.is_about(plan.checkpoint, path, run_dir())
         plan = plan if is_planned else None
-        content = rank_states.of_this_rank(read_proven(path))
         passed, optimizer, scheduler = optimizer, unwrapped(optimizer), unwrapped(scheduler)
+        model = sharded_state.seen(model)
+        is_spread = sharded_state.is_spread(model, named_optimizers(optimizer).values())
+        content = _content(path, sharded_content.Live(model, optimizer, ema, swa), is_of_all=is_of_all)
+        kept = sharded_content.kept(content, model) if is_spread or sharded_content.is_one(path) else None
         lion_wanted_by = _lion_wanted_by(content, wishes, planned if own else plan)
         # accelerate's wrapper goes on with what it was made around.
         can_stand_in = lion_wanted_by is not None and passed is optimizer
@@ -135,6 +140,7 @@ def load_resume_bundle(
         alike["step"] = counters["global_step"]
         scale = _scale(content, decided, counters["global_step"], plan, path)
         found = fit_check.check(content, model, decided, parts, lion_wanted_by, path)
+        _refuse_new_values(found, is_spread, plan.new_params if plan else new_params)
     with agreed("the load", is_of_all=is_of_all):  # one that fails half-way leaves no rank to train with the others
         if lion is not None:
             optimizer_state.take_over_as_lion(lion, optimizer, scheduler)
@@ -152,7 +158,7 @@ def load_resume_bundle(
     rate_factor = _rate_factor(content, scale, counters["global_step"], own_lr_scale)
     loaded = Loaded(
         path=path, model=model, parts=parts, decided=decided, lion_wanted_by=lion_wanted_by, plan=plan,
-        rate_factor=rate_factor, is_of_all=is_of_all,
+        rate_factor=rate_factor, is_of_all=is_of_all, kept=kept,
     )  # fmt: skip
     own_factor = partial(scale.__call__, counters["global_step"]) if own_lr_scale else _one
     loaded = _refitted(loaded, content, found, own_factor)
@@ -170,6 +176,21 @@ def load_resume_bundle(
         journal_event("swap", step=bundle.global_step, **swapped)
     verification.at_first_step(loaded, log_fn)
     return bundle
+
+
+def _content(path: Path, live: sharded_content.Live, *, is_of_all: bool) -> dict[str, Any]:
+    """Return the proven content, as this rank takes it: of tensors that are spread over ranks its own part."""
+    if sharded_content.is_one(path):
+        return rank_states.of_this_rank(sharded_content.read_proven(path, live, is_of_all=is_of_all))
+    return rank_states.of_this_rank(sharded_state.spread(read_proven(path), live.model))
+
+
+def _refuse_new_values(found: Matched, is_spread: bool, new_params: str) -> None:
+    if is_spread and new_params == "kaiming" and found.decisions["weights"].action == PARTIAL:
+        raise InvalidFile(
+            "new_params='kaiming' is not supported for a model that is spread over ranks, and nothing was loaded: "
+            "leave it out, new parameters keep the initialisation of their module"
+        )
 
 
 def _lion_wanted_by(content: dict[str, Any], wishes: Wishes, plan: PlanFile | None) -> str | None:
@@ -268,7 +289,7 @@ def _load(
         one = named_optimizers(parts["optimizer"])[key]
         if done["scheduler"].action == REFIT:
             optimizer_state.keep_rates(refitted.kept, one)
-        one.load_state_dict(refitted.kept)
+        sharded_state.load_optimizer(one, model, refitted.kept)
     if done["scheduler"].action == LOAD:
         for key, saved in match_optimizers(content, parts["optimizer"]).items():
             if key not in found.optimizers and saved is not None and is_state(saved.state):

@@ -13,6 +13,7 @@ from ..base.imports import Any
 from ..base.terms import LOAD, PARTIAL, RESET
 from ..checkpoint import parameters
 from ..checkpoint.parameters import pair_paths
+from .sharded_state import class_name
 
 Names = list[list[str | None]]
 LION = "lion"
@@ -78,9 +79,9 @@ def match_optimizers(content: dict[str, Any], optimizer: Any) -> dict[str, Saved
     found: dict[str, SavedOptimizer | None] = {key: saved.get(key) for key in own}
     left = [one for key, one in saved.items() if key not in own]
     for key in [key for key, one in found.items() if one is None]:
-        kind = type(own[key]).__name__
+        kind = class_name(own[key])
         alike = [one for one in left if one.kind == kind]
-        rivals = [other for other in found if found[other] is None and type(own[other]).__name__ == kind]
+        rivals = [other for other in found if found[other] is None and class_name(own[other]) == kind]
         if len(alike) == len(rivals) == 1:
             found[key] = alike[0]
             left.remove(alike[0])

@@ -90,12 +90,17 @@ def read_proven(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_again(path: Path) -> dict[str, Any]:
+def read_again(path: Path, kept: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return the content of a file that was proven before, for a comparison; nothing of it is used to train.
+
+    Args:
+        kept: what was kept of it for that; None: the file is read.
 
     Raises:
         UnreadableFile: it is gone or not a regular file.
     """
+    if kept is not None:
+        return kept
     descriptor = layout.open_one(path)
     try:
         content: dict[str, Any] = _torch_load(descriptor)

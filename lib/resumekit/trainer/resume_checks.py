@@ -17,7 +17,7 @@ from ..base.imports import Any
 from ..base.terms import FAILED, LOAD, NOT_TOLD, PARTIAL, PASSED, WARNED, Check
 from ..checkpoint import manifest
 from ..policy.plan_file import ENVIRONMENT, RECOVERY, PlanFile
-from . import checkpoint_content, weights
+from . import checkpoint_content, sharded_state, weights
 from .proven_content import read_again
 from .resume_bundle import ResumeBundle
 from .trainer_env import setting
@@ -157,11 +157,13 @@ def _buffers(bundle: ResumeBundle, model: Any) -> Iterator[Check]:
     action = bundle.report.get("weights", "").partition(":")[0]
     if model is None or action not in (LOAD, PARTIAL):
         return
-    kept = model.state_dict()
+    if isinstance(bundle.loaded.model, sharded_state.FlatModel):
+        model = bundle.loaded.model
+    kept = sharded_state.form_of(model)
     mine = {name: value for name, value in model.named_buffers() if name in kept}
     if not mine:
         return
-    saved = read_again(bundle.loaded.path)["model_state_dict"]
+    saved = read_again(bundle.loaded.path, bundle.loaded.kept)["model_state_dict"]
     fit = weights.fit_weights(saved, kept)
     pairs = [(name, saved[fit.pairs[name]], value) for name, value in mine.items() if name in fit.pairs]
     if pairs:

@@ -131,10 +131,9 @@ def save_checkpoint(
     target = folder / checkpoint_name(pattern, step)
     is_first_rank = rank() == 0
     with agreed(f"the save of step {step}", is_of_all=is_of_all):
-        _refuse_arguments(step, best, last_fast_eval)
-        _refuse_values(
-            extra=extra, epoch=epoch, best_val_loss=best_val_loss, keep_last=keep_last, keep_every=keep_every
-        )
+        refuse_arguments("save_checkpoint", step, best, last_fast_eval)
+        numbers = {"epoch": epoch, "best_val_loss": best_val_loss, "keep_last": keep_last, "keep_every": keep_every}
+        refuse_values("save_checkpoint", extra=extra, **numbers)
         optimizer, scheduler = unwrapped(optimizer), unwrapped(scheduler)
         kinds = {"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "ema": ema, "swa": swa}
         counters = {
@@ -206,10 +205,10 @@ def _save(job: _Job, log_fn: Callable[[str], Any]) -> bool:
         return False
     _succeeded(target, known, time.monotonic() - job.started_s, job.blocked_s, log_fn)
     if content["data_state"] is None:
-        _tell_of_no_data_state(log_fn)
+        tell_of_no_data_state("save_checkpoint", log_fn)
     if best_error is not None:
         message = f"step {known.step} is saved, but '{job.best_path.name}' still is an older one: {best_error}"
-        _warn("best_failed", message, log_fn)
+        warn("best_failed", message, log_fn)
     best_name = job.best_path.name
     pruning.prune_own(
         target.parent, job.keep, run_dir(), run_id=known.run_id, pattern=job.pattern, best_name=best_name
@@ -217,28 +216,27 @@ def _save(job: _Job, log_fn: Callable[[str], Any]) -> bool:
     return True
 
 
-def _refuse_arguments(step: int, best: Any, last_fast_eval: Any) -> None:
+def refuse_arguments(caller: str, step: int, best: Any, last_fast_eval: Any) -> None:
     if type(step) is not int or not 0 <= step < MAX_STEP:
-        raise KitError(f"save_checkpoint: step '{step}' is not a whole number of at most {STEP_DIGITS} digits")
+        raise KitError(f"{caller}: step '{step}' is not a whole number of at most {STEP_DIGITS} digits")
     is_best = isinstance(best, dict) and _is_finite(best.get("score"))
     if best not in (None, {}) and not (is_best and best.get("weights", "raw") in manifest.WEIGHTS):
         raise KitError(
-            f"save_checkpoint: best={best!r} must have a finite 'score' and 'weights' raw, ema or swa, as "
-            "{'score': 0.5} has"
+            f"{caller}: best={best!r} must have a finite 'score' and 'weights' raw, ema or swa, as {{'score': 0.5}} has"
         )
     if last_fast_eval:
         known = manifest.fast_eval_of(last_fast_eval)
         if known is None or not _is_finite(known[2]):
             raise KitError(
-                f"save_checkpoint: last_fast_eval={last_fast_eval!r} must have a 'step' and a finite score under the "
+                f"{caller}: last_fast_eval={last_fast_eval!r} must have a 'step' and a finite score under the "
                 f"name of its metric, as {{'step': 100, 'accuracy': 0.5}} has"
             )
 
 
-def _refuse_values(*, extra: Any, **numbers: Any) -> None:
+def refuse_values(caller: str, *, extra: Any, **numbers: Any) -> None:
     """Raise KitError where an argument is not of its kind: a file is written or not, never written and then failed."""
     if extra is not None and not isinstance(extra, dict):
-        raise KitError(f"save_checkpoint: extra is a {type(extra).__name__}, not a dict of names and values")
+        raise KitError(f"{caller}: extra is a {type(extra).__name__}, not a dict of names and values")
     for name, value in numbers.items():
         is_count = name.startswith("keep_")
         if value is None and is_count:
@@ -246,7 +244,7 @@ def _refuse_values(*, extra: Any, **numbers: Any) -> None:
         try:
             (operator.index if is_count else float)(value)
         except (TypeError, ValueError):
-            raise KitError(f"save_checkpoint: {name} is {value!r}, not a {'whole ' * is_count}number") from None
+            raise KitError(f"{caller}: {name} is {value!r}, not a {'whole ' * is_count}number") from None
 
 
 def _is_finite(value: Any) -> bool:
@@ -304,7 +302,7 @@ def _write_new(
     if os.path.lexists(target):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
     with DurableFile(target) as file:
-        _torch_save(content, file)
+        torch_save(content, file)
         file.seal()
         nonfinite = checkpoint_content.nonfinite(content, loss, masks)  # while the disk and the digest are at work
         known = Manifest(
@@ -342,7 +340,7 @@ def _publish(file: DurableFile, known: Manifest) -> None:
             raise
 
 
-def _torch_save(content: dict[str, Any], file: DurableFile) -> None:
+def torch_save(content: dict[str, Any], file: DurableFile) -> None:
     import torch  # the trainer has it already
 
     # The archive's checksums are a third of what a save costs; torch.load never reads them, and the digest says more.
@@ -404,23 +402,21 @@ def _succeeded(
     log_fn(f"[checkpoint] step={known.step} saved as {target.name} ({known.size / 1e6:,.1f} MB, {took})")
     if known.nonfinite:
         names = ", ".join(known.nonfinite)
-        _warn(
-            "checkpoint_not_finite", f"step {known.step} is kept, but never resumed from: not finite: {names}", log_fn
-        )
+        warn("checkpoint_not_finite", f"step {known.step} is kept, but never resumed from: not finite: {names}", log_fn)
 
 
-def _tell_of_no_data_state(log_fn: Callable[[str], Any]) -> None:
+def tell_of_no_data_state(caller: str, log_fn: Callable[[str], Any]) -> None:
     """Say, once in a process, that a resume from these checkpoints will not be exact."""
     global _has_told_of_no_data_state
     if _has_told_of_no_data_state:
         return
     _has_told_of_no_data_state = True
     message = (
-        "save_checkpoint got no data_state: a resume does not know where the data stood, and will not be exact; pass "
+        f"{caller} got no data_state: a resume does not know where the data stood, and will not be exact; pass "
         "the sampler's state as data_state (an entry of extra does not count), or data_state={'step': step} where the "
         "data follow from the step alone"
     )
-    _warn(NO_DATA_STATE, message, log_fn)
+    warn(NO_DATA_STATE, message, log_fn)
 
 
 def _tell_of_too_little_memory(reason: str, log_fn: Callable[[str], Any]) -> None:
@@ -429,10 +425,10 @@ def _tell_of_too_little_memory(reason: str, log_fn: Callable[[str], Any]) -> Non
     if not _has_told_of_too_little_memory:
         _has_told_of_too_little_memory = True
         message = f"save_checkpoint with background=True blocks: {reason}; give the job more memory, or save without it"
-        _warn("background_memory", message, log_fn)
+        warn("background_memory", message, log_fn)
 
 
-def _warn(kind: str, message: str, log_fn: Callable[[str], Any]) -> None:
+def warn(kind: str, message: str, log_fn: Callable[[str], Any]) -> None:
     journal_event("warning", kind=kind, message=message)
     log_fn(f"[warn] {message}")
 
@@ -442,6 +438,6 @@ def _failed(target: Path, step: int, error: OSError, content: dict[str, Any], lo
     _io_errors = _io_errors + 1 if error.errno == errno.EIO else 0
     reason = disk_error_cause(error, target, checkpoint_content.tensor_bytes(content))
     message = f"step {step} was not saved to '{target.parent}': {reason}"
-    _warn("save_failed", f"{message}; training goes on, older checkpoints are as they were", log_fn)
+    warn("save_failed", f"{message}; training goes on, older checkpoints are as they were", log_fn)
     if _io_errors >= MAX_IO_ERRORS:
         raise KitError(f"{message}; that is {_io_errors} in a row, the disk is failing: move the run to another one")

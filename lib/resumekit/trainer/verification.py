@@ -21,7 +21,7 @@ from ..base.terms import FAILED, FRESH, LOAD, NOT_TOLD, PARTIAL, PASSED, REFIT, 
 from ..policy.decide import Decision
 from ..policy.lr_scale import LrScale
 from ..policy.plan_file import PlanFile, PlannedRate
-from . import fit_check, learning_rate, weights
+from . import fit_check, learning_rate, sharded_state, weights
 from .fit_check import Matched
 from .optimizer_state import is_state, named_optimizers
 from .proven_content import read_again
@@ -42,6 +42,7 @@ _GETS_WORSE = (PASSED, NOT_TOLD, WARNED, FAILED)
 _waiting: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 _checked_scalers: WeakSet[Any] = WeakSet()
 _checked_models: WeakSet[Any] = WeakSet()
+_FLAT = "FullyShardedDataParallel keeps flat pieces: no rank can compare its own with the checkpoint"
 # BatchNorm's count of forward passes.
 _COUNT = "num_batches_tracked"
 
@@ -61,6 +62,7 @@ class Loaded:
         refitted: of a schedule that was refitted: what it has otherwise than its state in the checkpoint.
         outdated: of such a schedule: `outdated_rates`.
         is_of_all: every rank makes the load, and its first step.
+        kept: of a state that is spread over ranks, what of its content is compared; None: the file is read again.
     """
 
     path: Path
@@ -73,6 +75,7 @@ class Loaded:
     refitted: tuple[str, ...] = ()
     outdated: dict[str, list[float]] = field(default_factory=dict)
     is_of_all: bool = False
+    kept: dict[str, Any] | None = None
 
 
 def at_first_step(loaded: Loaded, log_fn: Callable[[str], Any]) -> None:
@@ -162,7 +165,7 @@ def verify(loaded: Loaded, stepping: Any = None) -> Iterator[Check]:
         stepping: the optimizer that is inside its step, where the kit's scale is in its rates already.
     """
     try:
-        content = read_again(loaded.path)
+        content = read_again(loaded.path, loaded.kept)
         found = fit_check.check(
             content, loaded.model, dict(loaded.decided), loaded.parts, loaded.lion_wanted_by, loaded.path
         )
@@ -171,6 +174,9 @@ def verify(loaded: Loaded, stepping: Any = None) -> Iterator[Check]:
         return
     for name, compare in (("weights", _weights), ("buffers", _buffers), ("optimizer", _optimizers),
                           ("averages", _averages), ("scheduler", _scheduler), ("scaler", _scaler)):  # fmt: skip
+        if isinstance(loaded.model, sharded_state.FlatModel) and name in ("weights", "optimizer"):
+            yield Check(name, NOT_TOLD, why=_FLAT)
+            continue
         try:
             yield from compare(loaded, found, content)
         except Exception as error:  # an object of the lab's own that works otherwise than torch's
@@ -204,7 +210,7 @@ def _buffers(loaded: Loaded, found: Matched, content: dict[str, Any]) -> Iterato
     """Look at buffers that a forward pass has moved by now: it makes nothing of them infinite, and counts on."""
     if found.decisions["weights"].action not in (LOAD, PARTIAL):
         return
-    saved, kept, places = content["model_state_dict"], loaded.model.state_dict(), found.weights.pairs
+    saved, kept, places = content["model_state_dict"], sharded_state.form_of(loaded.model), found.weights.pairs
     pairs = [
         (name, saved[places[name]], buffer) for name, buffer in loaded.model.named_buffers()
         if name in kept and name in places
@@ -235,13 +241,17 @@ def _optimizers(loaded: Loaded, found: Matched, content: dict[str, Any]) -> Iter
         decision = found.decisions[f"optimizer.{key}" if key else "optimizer"]
         if refitted is None:
             if decision.action in (RESET, SWAP):
-                anew += [f"{prefix}step {_step_of(state):g}" for state in one.state.values() if _step_of(state)]
+                anew += [
+                    f"{prefix}step {_step_of(state):g}"
+                    for state in sharded_state.live_state(one).values()
+                    if _step_of(state)
+                ]
             continue
         # The trainer may have set its own values behind the load: only now it is known what it trains with.
         differs += [f"{prefix}{refitted.differs}"] if refitted.differs else []
         parameters = [parameter for group in one.param_groups for parameter in group["params"]]
         for index, state in refitted.kept["state"].items():
-            live = one.state.get(parameters[index], {}) if isinstance(index, int) else {}
+            live = sharded_state.live_state(one).get(parameters[index], {}) if isinstance(index, int) else {}
             pairs += [(f"{prefix}{key} of parameter {index}", value, live.get(key)) for key, value in state.items()]
     if anew:
         yield Check("optimizer", FAILED, "a state that begins anew", anew[0], "an old optimizer's state is in it")
@@ -316,7 +326,7 @@ def loaded_scaler(loaded: Loaded) -> Iterator[Check]:
     scaler = loaded.parts["scaler"]
     if scaler is None or loaded.decided["scaler"].action != LOAD:
         return
-    saved, now = read_again(loaded.path)["scaler_state_dict"], scaler.state_dict()
+    saved, now = read_again(loaded.path, loaded.kept)["scaler_state_dict"], scaler.state_dict()
     wrong = [key for key in saved if not is_same_state(saved[key], now.get(key))]
     _checked_scalers.add(scaler)
     yield Check("scaler", FAILED if wrong else PASSED, f"scale {saved.get('scale')}", f"scale {now.get('scale')}",

@@ -9,6 +9,7 @@ from ..base.imports import Any
 from ..base.terms import FAILED, PASSED, Check
 from ..checkpoint import parameters
 from ..checkpoint.parameters import WeightFit, pair_paths, plain_path
+from . import sharded_state
 
 
 def fit_weights(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> WeightFit:
@@ -166,15 +167,34 @@ def comparison_outcome(name: str, pairs: list[tuple[str, Any, Any]], expected: s
     return Check(name, FAILED if wrong else PASSED, f"{len(pairs)} {expected}", found, ", ".join(wrong[:MAX_NAMED]))
 
 
+class Sample:
+    """What is kept of a loaded tensor for a later comparison: its shape, and of this rank's part the values at some
+    places.
+    """
+
+    def __init__(self, tensor: Any) -> None:
+        own = sharded_state.local(tensor)
+        self.shape = tuple(tensor.shape)
+        self._values = None if own is None else _sample(own).clone()
+        self._own_shape = None if own is None else tuple(own.shape)
+
+    def is_alike(self, live: Any) -> bool:
+        """Whether a live tensor that is spread alike still has these values."""
+        own = sharded_state.local(live)
+        if own is None or self._values is None:
+            return own is None and self._values is None
+        return self._own_shape == tuple(own.shape) and _are_equal(self._values, _sample(own))
+
+
 def is_alike(saved: Any, live: Any) -> bool:
-    """Whether a live value is the saved one."""
+    """Whether a live value is the saved one; of tensors that are spread over ranks this rank's part counts."""
+    if isinstance(saved, Sample):
+        return hasattr(live, "reshape") and saved.is_alike(live)
     if not hasattr(saved, "reshape") or not hasattr(live, "reshape"):
         return bool(plain_value(saved) == plain_value(live))
     if tuple(saved.shape) != tuple(live.shape):
         return False
-    mine, theirs = _sample(saved), _sample(live)
-    mine = mine.to(theirs.dtype)  # a model in another precision took the weights over in its own
-    return bool(((mine == theirs) | ((mine != mine) & (theirs != theirs))).all())
+    return _are_equal(_sample(saved), _sample(live))
 
 
 def is_same_state(saved: Any, now: Any) -> bool:
@@ -196,6 +216,11 @@ def plain_value(value: Any) -> Any:
 def first_line(error: Exception) -> str:
     """Return an error's first line, or its class where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _are_equal(mine: Any, theirs: Any) -> bool:
+    mine = mine.to(theirs.dtype)  # a model in another precision took the weights over in its own
+    return bool(((mine == theirs) | ((mine != mine) & (theirs != theirs))).all())
 
 
 def _sample(tensor: Any) -> Any:
