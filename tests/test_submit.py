@@ -95,6 +95,10 @@ def test_it_prints_the_id_that_sbatch_gives_and_keeps_everything_in_the_jobs_fol
 
 def test_the_copy_has_the_checkout_as_it_is_and_links_for_what_is_no_code(lab: Lab) -> None:
     lab.config(trainer={"command": [*COMMAND, "--note=recipe.yaml"], "loads_with_kit": False})
+    lab.runs.mkdir()
+    (lab.runs / "notes.md").write_text("tracked, in the folder of all runs\n")
+    git(lab.folder, "add", "-f", "runs/notes.md")
+    git(lab.folder, "commit", "-q", "-m", "two", "runs/notes.md")
     (lab.folder / "tracked.py").write_text("edited\n")
     (lab.folder / "gone.py").unlink()
     (lab.folder / "loose.py").write_text("in no commit, and named by nothing\n")
@@ -106,7 +110,7 @@ def test_the_copy_has_the_checkout_as_it_is_and_links_for_what_is_no_code(lab: L
     assert (job.code / "recipe.yaml").read_text() == "of the command\n"
     assert os.readlink(job.code / "data") == str(lab.folder / "data")
     assert os.readlink(job.code / "loose.py") == str(lab.folder / "loose.py")
-    assert not os.path.lexists(job.code / "runs"), "the copy does not contain itself"
+    assert os.listdir(job.code / "runs") == ["notes.md"], "the copy does not contain itself"
     code = job.read()["code"]
     assert code["commit"] == git(lab.folder, "rev-parse", "HEAD")
     assert code["changed"] == ["config.yaml", "gone.py", "tracked.py"]

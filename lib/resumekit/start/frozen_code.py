@@ -33,7 +33,7 @@ class Source(NamedTuple):
     Args:
         root: `paths.root`, absolute.
         config_file: the config, absolute.
-        runs_dir: the folder of all runs, which is never linked into the copy: a job names it as it is.
+        runs_dir: the folder of all runs, of which nothing is linked into the copy: a job names it as it is.
         files: the files that the trainer's command names, relative to the root, or absolute where they lie elsewhere.
     """
 
@@ -99,7 +99,7 @@ def freeze(source: Source, folder: JobFolder) -> Frozen:
         if commit is not None and not git.take_into_index(folder.code, changed):
             raise KitError(f"git does not take the changed files into the copy '{folder.code}'")
         for name in _others(top, commit):
-            if top / name != source.runs_dir:
+            if not _is_below(str(top / name), os.path.realpath(source.runs_dir)):
                 copy.put(name)
         kit = _kit_of(folder, top)
     except (OSError, shutil.Error) as error:
