@@ -21,7 +21,7 @@ from ..base.terminal import plain, say, show_text
 from ..run import job_folder
 from ..run.job_folder import JobFolder
 from ..run.run_names import RunName
-from . import frozen_code, job_script, pipeline, plan_report, preflight
+from . import frozen_code, job_script, pipeline, plan_report, preflight, torchrun
 from .choice import choose_start
 from .command_files import named_files
 from .frozen_code import Frozen, Source
@@ -84,6 +84,11 @@ class Submission(NamedTuple):
 
 def main(arguments: Sequence[str]) -> int:
     """Plan and submit, or with --dry-run show the plan and job.sh; returns the exit code."""
+    with torchrun.nodes_to_come():
+        return _main(arguments)
+
+
+def _main(arguments: Sequence[str]) -> int:
     asked = read(arguments)
     request = asked.options.request()
     tasks = _tasks(asked, request)
@@ -316,6 +321,7 @@ def _sbatch(words: Sequence[str]) -> str:
     try:
         done = subprocess.run(
             ["sbatch", "--parsable", *words],
+            env={name: value for name, value in os.environ.items() if value != torchrun.NODES_TO_COME},
             capture_output=True,
             text=True,
             errors="replace",

@@ -6,9 +6,10 @@ Try it: `python -m pytest tests/test_torchrun_command.py`
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from ..base.errors import InvalidFile
 from ..base.imports import Any
@@ -23,8 +24,23 @@ _CPUS = re.compile(r"([0-9]+)(?:\(x[0-9]+\))?")
 # torchrun's own name for how long it waits for its ranks between TERM and KILL, and what it waits without it.
 SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 _OWN_TIMEOUT_S = 30
+# In the place of the nodes of a job that is still to be submitted: what it gets is known when it starts.
+NODES_TO_COME = "FIRST_NODE_OF_THE_JOB"
 # So much of the grace is left for torchrun's own end.
 _MARGIN_S = 5
+
+
+@contextlib.contextmanager
+def nodes_to_come() -> Iterator[None]:
+    """Let a command for several nodes be planned where there is no job yet: its first node has a name in capitals."""
+    if any(os.environ.get(name) for name in _NODELIST):
+        yield
+        return
+    os.environ[_NODELIST[0]] = NODES_TO_COME
+    try:
+        yield
+    finally:
+        os.environ.pop(_NODELIST[0], None)
 
 
 def ranks_grace_s(config: Mapping[str, Any]) -> int | None:
