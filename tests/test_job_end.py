@@ -257,6 +257,23 @@ def test_a_requeued_job_goes_on_with_its_own_run(kit: Kit, fake: FakeSlurm, word
     assert record["scheduler"] == {"name": "slurm", "job": "77", "restarts": 1, "cluster": "fake"}
 
 
+def test_a_requeued_job_that_has_saved_nothing_begins_its_own_name_anew(kit: Kit, fake: FakeSlurm) -> None:
+    kit.config("--delay", "0.02", training={"max_steps": 10**6})
+    for restarts in (0, 1):
+        process = kit.popen(
+            "run", "T-1", "--name", "lr3", env={**fake.environment(restarts=restarts), "TOY_ARGS": "--at 9 hang"}
+        )
+        run = kit.started(1 + restarts)
+        wait_until(lambda run=run: any(event["step"] == 9 for event in events(run, "step")), "the ninth step")
+        launched = events(run, "launched")[0]
+        for pid in (process.pid, launched["trainer"]["pid"], launched["shim"]["pid"]):
+            os.kill(pid, signal.SIGKILL)
+        process.wait(timeout=60)
+    records = [json.loads((run / "run.json").read_text()) for run in kit.run_dirs()]
+    assert [record["name"] for record in records] == ["lr3", "lr3"]
+    assert records[1]["parent_run_id"] == records[0]["run_id"]
+
+
 def test_another_job_s_word_is_its_own(kit: Kit, fake: FakeSlurm) -> None:
     """--fresh of a new job begins anew, whatever another job has trained."""
     process, _ = trains(kit, fake.environment())

@@ -65,7 +65,7 @@ def _as_requeued(request: Request, own: Allocation) -> Request | None:
     if status.current(run)["state"] == "needs_attention":
         raise Refused(f"'{run.run_id}' needs attention: a requeued job does not go on from it (run it anew by hand)")
     return request._replace(
-        experiment=run.run_id, name=None, fresh=False, init_from=None, step=None, best=False, checkpoint=None,
+        experiment=run.run_id, name=run.name, fresh=False, init_from=None, step=None, best=False, checkpoint=None,
         from_run=None, reresolve=False, take_over=False,
     )  # fmt: skip
 
