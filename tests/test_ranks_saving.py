@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from resumekit.base.errors import KitError
+from resumekit.run import health
 from resumekit.trainer import restart, saving
 from resumekit.trainer.heartbeat import heartbeat_writer
 from resumekit.trainer.loading import load_resume_bundle
@@ -187,6 +188,18 @@ def test_of_another_rank_only_what_went_wrong_is_journaled_with_its_number(run_o
     ]  # fmt: skip
     for event in events(run_of_rank_1):
         assert_valid("event", event)
+
+
+def test_a_loss_of_another_rank_that_is_not_finite_once_is_taken_back_and_told_twice_it_is_sure() -> None:
+    told = {"event": "nonfinite", "what": "loss of rank 1", "rank": 1}
+    once = health.on_nonfinite({}, told, 7, 0.0)
+    assert not health.not_finite(once)
+    assert not health.not_finite(health.on_loss(once, 0.5, 8, 1.0), is_last=True), (
+        "the first rank's next loss is finite"
+    )
+    for twice in (health.on_nonfinite(once, told, 8, 1.0), health.on_loss(once, "nan", 8, 1.0)):
+        ((evidence, _, step),) = health.not_finite(twice)
+        assert "loss of rank 1 not finite" in evidence and step == 7
 
 
 def test_only_the_first_rank_beats(run_of_rank_1: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,9 +113,14 @@ def without_steps(known: Symptoms) -> Symptoms:
 
 
 def on_nonfinite(known: Symptoms, event: Mapping[str, Any], step: int, mono_s: float) -> Symptoms:
-    """Take in a `nonfinite` event: the trainer says it itself, and that is sure."""
+    """Take in a `nonfinite` event: the trainer says it itself, and that is sure.
+
+    Where it names a rank, it is the loss of that one in one step, and sure as a loss is: when it is told again.
+    """
     what = text(event.get("what"))
     result = _went_bad(known, "not finite" if what is None else f"{what[:80]} not finite", step, mono_s)
+    if count(event.get("rank")) is not None:
+        return _told_bad(result, step, is_beat=False)
     return {**result, "bad": {**result["bad"], "told": SURE_TOLD}}
 
 

@@ -96,7 +96,7 @@ def _of_other_rank(number: int, event: str, fields: dict[str, Any]) -> tuple[str
     """Return what is journaled of a rank that is not the first, with its number; '' for nothing."""
     if event == "step" and isinstance(loss := fields.get("loss"), float) and not math.isfinite(loss):
         # The first rank's next loss takes it back where it is finite, as it does its own.
-        return "nonfinite", {"step": fields.get("step"), "what": f"loss of rank {number}"}
+        return "nonfinite", {"step": fields.get("step"), "what": f"loss of rank {number}", "rank": number}
     if event == "nonfinite":
         return event, {**fields, "what": f"{fields.get('what')} of rank {number}"}
     if event in ("oom", "eval_crashed"):
