@@ -73,7 +73,7 @@ def load_resume_bundle(
         model, scheduler, scaler, ema, swa: whatever has load_state_dict(), as newly made; None where there is none.
         optimizer: one optimizer, or a dict name -> optimizer. It keeps its own hyper-parameters; its learning rate
             comes from the checkpoint only with the scheduler's state.
-        ckpt_path: the checkpoint; None or '' for a fresh start.
+        ckpt_path: the checkpoint, a file or a folder of `save_sharded`; None or '' for a fresh start.
         allow_partial_weights: load the weights that fit by name and shape, and leave the others as they are.
         optimizer_policy: 'load'; 'reset' (leave the new one as it is); 'swap_to_lion' (once: the old optimizer's state
             is left out, and the rate is 80 % for the first 1,000 steps). The trainer passes a Lion; or another one, and
