@@ -43,6 +43,7 @@ def recorded(run_dir: Path, name: str) -> dict[str, Any]:
         ("killed-tee", {"rank": 1, "signal": 9}, "rank 1 was killed by signal 9"),
         ("raised-tee", {"rank": 1, "code": 1, "error": "ValueError: bad batch of rank 1"}, None),
         ("raised-then-aborted", {"rank": 1, "error": "ValueError: bad batch of rank 1"}, None),
+        ("two-nodes-killed", {"rank": 0, "signal": 9}, "rank 0 was killed by signal 9"),
         ("memory-recorded", {"rank": 1, "error": f"OutOfMemoryError: {MEMORY}"}, None),
     ],
 )
@@ -63,6 +64,18 @@ def test_a_term_to_torchrun_is_a_stop_by_its_error_file_whatever_stands_behind_i
     interrupted = error.replace("signal: 15", "signal: 2")
     assert judged(tmp_path / "interrupted", "", interrupted)["by"] == "INT"
     assert judged(tmp_path / "hung up", "", error.replace("signal: 15", "signal: 1")) == FAILED
+
+
+def test_of_the_torchruns_of_several_nodes_the_first_word_counts(tmp_path: Path) -> None:
+    """srun ends those of the other nodes with TERM; and where one is stopped, ranks of another may fail of that."""
+    failed, stopped = ((RECORDED / f"{name}.log").read_text() for name in ("killed", "term"))
+    assert judged(tmp_path / "stop first", stopped + failed)["by"] == "TERM"
+    assert judged(tmp_path / "failure first", failed + stopped)["failed_rank"] == {"rank": 1, "signal": 9}
+    run = open_run(tmp_path / "failure first")
+    run.config = {"trainer": {"log_patterns": {"step": "^step ([0-9]+)"}}}
+    log = tmp_path / "failure first" / "logs" / "output.log"
+    log.write_text(failed + "step 4711 loss 0.5\n" + stopped)
+    assert rank_end.judged_end(run, dict(FAILED))["by"] == "TERM", "the failure was another torchrun's"
 
 
 BANNER = """{log}torch.distributed.elastic.multiprocessing.errors.ChildFailedError:

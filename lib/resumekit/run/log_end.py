@@ -249,7 +249,7 @@ def judged_end(run: Run, end: dict[str, Any]) -> dict[str, Any]:
     lines = error_lines_of(run)
     if by := stop_words(lines, code):
         return {**end, "by": by}
-    if code == 0 and (found := error_words(lines)) is not None and not _steps_behind(run, lines[found + 1 :]):
+    if code == 0 and (found := error_words(lines)) is not None and not steps_behind(run, lines[found + 1 :]):
         return {**end, "error": shown_error(lines[found])[:MAX_ERROR]}
     return end
 
@@ -295,6 +295,6 @@ def _is_uncaught(before: Sequence[bytes]) -> bool:
     return begins is not None and not (begins and _NO_END.match(before[begins - 1]))
 
 
-def _steps_behind(run: Run, lines: Sequence[bytes]) -> bool:
+def steps_behind(run: Run, lines: Sequence[bytes]) -> bool:
     """Whether the trainer has told steps behind its words: then it has got over them."""
     return bool(log_patterns.found_steps(b"\n".join([*lines, b""]), run.step_patterns))

@@ -34,6 +34,8 @@ _FORCED = re.compile(rb"Unable to shutdown process (\d{1,10}) via ")
 # What stands before a line of a rank, by torch's own hook or by torchrun's `--tee`; the last one is the global number.
 _OF_RANK = re.compile(rb"(?:\[(?:rank|[a-z]{1,20})\d{1,7}\]:\s?)*\[(rank|[a-z]{1,20})(\d{1,7})\]:\s?")
 _SIGNAL = re.compile(r"SignalException: Process \d+ got signal: (\d{1,3})")
+_TOLD_TO_STOP = re.compile(rb"Received (\d{1,3}) death signal|SignalException: Process \d+ got signal: (\d{1,3})")
+_FAILED = "failed"
 _STOPS = {"15": "TERM", "2": "INT"}
 
 
@@ -77,13 +79,33 @@ def judged_end(run: Run, end: dict[str, Any]) -> dict[str, Any]:
     """
     if end["code"] != 1 or end.get("signal") is not None:
         return log_end.judged_end(run, end)
-    said = _said(run)
+    said, lines = _said(run), log_tail.read(run)[0]
+    first = _first_word(run, lines) if "by" not in end else None
+    if first == _FAILED and (failed := _first_to_fail(lines, said)) is not None:
+        return {**end, "failed_rank": failed.as_fields()}
+    if first in _STOPS.values():
+        return {**end, "by": first}
     if "by" not in end and (match := _SIGNAL.fullmatch(said.message)) and (by := _STOPS.get(match[1])):
         return {**end, "by": by}
     end = log_end.judged_end(run, end)
-    if "by" in end or (found := _first_to_fail(log_tail.read(run)[0], said)) is None:
+    if "by" in end or (found := _first_to_fail(lines, said)) is None:
         return end
     return {**end, "failed_rank": found.as_fields()}
+
+
+def _first_word(run: Run, lines: Sequence[bytes]) -> str | None:
+    """Return what came first of several torchruns, one for each node: _FAILED, or the stop that one was told of.
+
+    srun ends those of the other nodes with TERM when one has failed; where one is stopped, ranks of another may fail of
+    the lost connection. What has trained on behind that word was another torchrun's training.
+    """
+    for at, line in enumerate(lines):
+        line = log_end.without_ranks(line[: log_tail.LINE_BYTES].rstrip())
+        told = _TOLD_TO_STOP.search(line)
+        if told or _ROOT.fullmatch(line):
+            word = _STOPS.get((told[1] or told[2]).decode()) if told else _FAILED
+            return None if log_end.steps_behind(run, lines[at:]) else word
+    return None
 
 
 class _Said(NamedTuple):
