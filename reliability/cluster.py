@@ -28,7 +28,7 @@ from reliability.cluster_stage import Look, Stage
 
 ALL: dict[str, Callable[[Stage], None]] = {**SCENARIOS, **CHAINS}
 # What CI runs: one of each kind that ends a job, in under five minutes on two cores.
-QUICK = ("requeue", "usr1", "preempted", "dead_node", "scancel", "finished", "detach", "hang")
+QUICK = ("requeue", "usr1", "preempted", "dead_node", "scancel", "finished", "detach", "hang", "five_allocations")
 FAILURES = (
     AssertionError, pytest.fail.Exception, OSError, ValueError, KeyError, IndexError, StopIteration,
     subprocess.SubprocessError,

@@ -248,7 +248,8 @@ class Stage(Night):
 
     def shown(self, run: Path) -> dict[str, Any]:
         """Return what runs.sh says of a run at the login node."""
-        return next(iter(json.loads(self("runs", run.name, "--json").stdout)))
+        found = json.loads(self("runs", run.name, "--json").stdout)  # with its lineage
+        return next(one for one in found if one["run_id"] == run.name)
 
     def trains(self, run: Path) -> bool:
         """Whether a run has a trainer on any node."""
