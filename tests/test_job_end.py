@@ -85,12 +85,26 @@ def test_a_job_is_read_out_of_what_scontrol_prints(fake: FakeSlurm, monkeypatch:
                          preempt="None").replace(f"JobId={job}", f"JobId={job} ArrayJobId=3 ArrayTaskId=1")
              for job in ("4", "3")]  # fmt: skip
     (fake.folder / "jobs" / "3").write_text("".join(lines))
-    assert slurm.ask("3") == Job("3", "RUNNING", may_requeue=True, submit_s=1.0, uid=1001)
+    assert slurm.ask("3") == Job("3", "RUNNING", may_requeue=True, submit_s=1.0, uid=1001, array_task="3_1")
     assert slurm.ask("9") == Job("9", slurm.GONE)
     fake.is_down()
     assert slurm.ask("77") is None
     monkeypatch.setenv("PATH", "/nowhere")
     assert slurm.ask("77") is None and not slurm.requeue("77")
+
+
+def test_one_task_of_an_array_is_named_as_one(fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The array's last task has the id of the whole array."""
+    environment = fake.environment("10", SLURM_ARRAY_JOB_ID="10", SLURM_ARRAY_TASK_ID="2")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert slurm.requeue("10")
+    for name in environment.keys() - {"PATH"}:
+        monkeypatch.delenv(name)
+    line = LINE.format(job="10", state="RUNNING", reason="None", restarts=0, requeue=1, submit=1, end=2, preempt="None")
+    (fake.folder / "jobs" / "10").write_text(line.replace("JobId=10 ", "JobId=10 ArrayJobId=10 ArrayTaskId=2 "))
+    assert slurm.cancel("10") and slurm.cancel("77")
+    assert fake.told == ["scontrol requeue 10_2", "scancel 10_2", "scancel 77"]
 
 
 @pytest.mark.parametrize(
@@ -158,9 +172,9 @@ def test_a_signal_in_a_job_is_what_slurm_says_that_it_is(
     )
 
 
-@pytest.mark.parametrize("code", [143, 0])
+@pytest.mark.parametrize(("code", "max_steps"), [(143, 10**6), (0, 10**6), (0, None)])
 def test_a_trainer_that_ends_before_its_launcher_has_asked_was_stopped_for_the_same_cause(
-    kit: Kit, fake: FakeSlurm, code: int
+    kit: Kit, fake: FakeSlurm, code: int, max_steps: int | None
 ) -> None:
     """A scheduler signals every process of a job at once; a trainer that saves fast may end with success."""
     script = kit.folder / "fast.py"
@@ -168,7 +182,11 @@ def test_a_trainer_that_ends_before_its_launcher_has_asked_was_stopped_for_the_s
         f"import os, signal, time\nsignal.signal(signal.SIGTERM, lambda *_: os._exit({code}))\n"
         "for step in range(1, 10**6):\n    print(f'step {step}', flush=True)\n    time.sleep(0.05)\n"
     )
-    kit.config(trainer={"command": ["{python}", str(script)], "resume_args": []}, training={"max_steps": 10**6})
+    kit.config(trainer={"command": ["{python}", str(script)], "resume_args": []}, training={"max_steps": max_steps})
+    if max_steps is None:  # a lab that has not said it
+        document = json.loads(kit.config_file.read_text())
+        del document["training"]
+        kit.config_file.write_text(json.dumps(document))
     process = kit.popen("run", "T-1", env=fake.environment())
     run = kit.started()
     wait_until(lambda: len(events(run, "step")) > 2, "it steps")

@@ -52,6 +52,7 @@ class Allocation(NamedTuple):
         cluster: the cluster's name; None where Slurm does not say it.
         task: this process's number among the tasks of its job step; 0 in a batch script.
         tasks: how many tasks the step has; 1 in a batch script.
+        array_task: 'ARRAY_TASK' of a task of an array, as Slurm's commands name it; None for any other job.
     """
 
     job: str
@@ -59,6 +60,7 @@ class Allocation(NamedTuple):
     cluster: str | None = None
     task: int = 0
     tasks: int = 1
+    array_task: str | None = None
 
     def as_fields(self) -> dict[str, str | int | None]:
         """Return what records say of the job: of run.json `scheduler`, and of a claim."""
@@ -78,6 +80,7 @@ class Job(NamedTuple):
         preempt_s: when it was preempted; None where it was not.
         submit_s: when it was submitted, or requeued last.
         uid: whose it is.
+        array_task: as in Allocation.
     """
 
     job: str
@@ -89,6 +92,7 @@ class Job(NamedTuple):
     preempt_s: float | None = None
     submit_s: float | None = None
     uid: int | None = None
+    array_task: str | None = None
 
 
 def allocation(environ: Mapping[str, str] | None = None) -> Allocation | None:
@@ -102,6 +106,7 @@ def allocation(environ: Mapping[str, str] | None = None) -> Allocation | None:
         job=job, restarts=_count(known.get("SLURM_RESTART_COUNT")), cluster=known.get("SLURM_CLUSTER_NAME") or None,
         task=_count(known.get("SLURM_PROCID")) if is_step else 0,
         tasks=max(1, _count(known.get("SLURM_STEP_NUM_TASKS"))) if is_step else 1,
+        array_task=_array_task(known.get("SLURM_ARRAY_JOB_ID"), known.get("SLURM_ARRAY_TASK_ID")),
     )  # fmt: skip
 
 
@@ -183,14 +188,23 @@ def _cluster_in(text: str) -> str | None:
     return match[1] if match else None
 
 
+def _named(job: str) -> str:
+    """Return how a command names one job alone: of an array's task `10_2`, since 10 may be the whole array too."""
+    own = allocation()
+    if own is not None and own.job == job:
+        return own.array_task or job
+    seen = ask(job)
+    return (seen.array_task if seen else None) or job
+
+
 def requeue(job: str, timeout_s: float = 4 * TIMEOUT_S) -> bool:
     """Have a job put back into the queue; its processes are ended. False where Slurm does not do it."""
-    return _is_job(job) and _told(["scontrol", "requeue", job], timeout_s) is not None
+    return _is_job(job) and _told(["scontrol", "requeue", _named(job)], timeout_s) is not None
 
 
 def cancel(job: str, timeout_s: float = 4 * TIMEOUT_S) -> bool:
     """Have a job cancelled; False where Slurm does not do it."""
-    return _is_job(job) and _told(["scancel", job], timeout_s) is not None
+    return _is_job(job) and _told(["scancel", _named(job)], timeout_s) is not None
 
 
 def is_over(job: Job, *, restarts: int, begun_s: float, is_same_cluster: bool) -> bool:
@@ -242,7 +256,7 @@ def _job_of(line: str) -> Job | None:
         job=known["JobId"], state=known["JobState"], restarts=_count(known.get("Restarts")),
         reason=known.get("Reason", "None"), may_requeue=known.get("Requeue") == "1", end_s=_time(known.get("EndTime")),
         preempt_s=_time(known.get("PreemptTime")), submit_s=_time(known.get("SubmitTime")),
-        uid=_uid(known.get("UserId")),
+        uid=_uid(known.get("UserId")), array_task=_array_task(known.get("ArrayJobId"), known.get("ArrayTaskId")),
     )  # fmt: skip
 
 
@@ -254,6 +268,12 @@ def _told(argv: Sequence[str], timeout_s: float) -> str | None:
 
 def _environ() -> dict[str, str]:
     return {**os.environ, "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C"}
+
+
+def _array_task(job: str | None, task: str | None) -> str | None:
+    """Return 'ARRAY_TASK'; None where it is no single task."""
+    is_one = job and task and all(part.isascii() and part.isdigit() for part in (job, task))
+    return f"{job}_{task}" if is_one else None
 
 
 def _is_job(job: str) -> bool:

@@ -74,7 +74,7 @@ def stop(
     has_heard = is_launcher_s and trainer is not None and _was_sent_to_the_job(run, signal_name)
     if signal_name in _passed_on(run):
         return _pass_on(run, trainer, signal_name, has_heard=has_heard)
-    is_over = trainer is None and _awaits_recovery(run, is_launcher_s=is_launcher_s)
+    is_over = trainer is None and _awaits_recovery(run, signal_name if is_launcher_s else None)
 
     def end() -> int:
         if trainer is not None or is_over:
@@ -254,15 +254,22 @@ def _alone(run: Run, end: Callable[[], int]) -> int:
         os.close(descriptor)
 
 
-def _awaits_recovery(run: Run, *, is_launcher_s: bool) -> bool:
+def _awaits_recovery(run: Run, signal_name: str | None = None) -> bool:
     """Whether a run has ended in a way that something may still take up: a person who stops it then means that.
 
-    A scheduler signals every process of a job: a trainer that ends fast, with 0, was stopped before this stop came.
+    Args:
+        run: the run.
+        signal_name: what has come to the launcher. A scheduler signals every process of a job: a trainer that ends
+            fast, with 0, was stopped before the launcher's stop came, unless it is known to have done its last step.
     """
     end = run_end.read(run)
-    if is_launcher_s and end is not None and not run_end.has_failed(end):
-        return bool(status.current(run)["state"] == status.ENDED_EARLY)
-    return run.has_started and (end is None or run_end.has_failed(end))
+    if signal_name is None or end is None or run_end.has_failed(end):
+        return run.has_started and (end is None or run_end.has_failed(end))
+    state = str(status.current(run)["state"])
+    is_whole = state == "finished" and run.setting("training", "max_steps") is not None
+    return state == status.ENDED_EARLY or (
+        state == "finished" and not is_whole and _was_sent_to_the_job(run, signal_name)
+    )
 
 
 def _end(run: Run, trainer: processes.Identity | None, signal_name: str, *, has_heard: bool = False) -> int:
@@ -364,7 +371,7 @@ def _end_what_is_left(run: Run, trainer: processes.Identity, signal_name: str, *
     pids, grace = process_details.shown(member.pid for member in members), 0.0 if is_now else grace_s(run)
     how = "is killed" if is_now else f"is told to stop, and killed after {grace:.0f} s"
     _say(f"the end of '{run.run_id}' is written down; what is left of it (pid {pids}) {how}")
-    if _awaits_recovery(run, is_launcher_s=False):
+    if _awaits_recovery(run):
         _write_down(run, signal_name, None, is_now=is_now)
     _wait_for_what_is_left(run, trainer, stop_signal(run, signal_name), time.monotonic() + grace, has_heard=False)
     return _end_now(run, trainer)

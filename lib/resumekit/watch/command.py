@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
+from ..base import claims
 from ..base.errors import DONE, FAILED, STOPPED_BY_RULE, Busy, KitError, UsageError
 from ..base.files import utc_now, write_all
 from ..base.imports import TYPE_CHECKING, Any, NamedTuple
@@ -241,32 +242,50 @@ def _stop(runs_dir: Path, asked: Asked) -> int:
     from . import acting
 
     known = inspection.live_runs(runs_dir, asked.wanted, of_all_users=True)
-    live = sorted({*known, *_live_of_others(runs_dir, asked.wanted)})
-    deeds = acting.stop(runs_dir, live, is_now=asked.is_now) if live else []
-    deeds += _cancelled(runs_dir, asked.wanted, set(live))
+    living = _living(runs_dir, asked.wanted)
+    meant = sorted({*_not_continued(runs_dir, known), *living})
+    deeds = acting.stop(runs_dir, meant, is_now=asked.is_now) if meant else []
+    deeds += _cancelled(runs_dir, asked.wanted, living)
     if not deeds:
         _say("nothing to stop: none of them is live")
         return FAILED
     return DONE if _told(deeds) else FAILED
 
 
-def _cancelled(runs_dir: Path, wanted: Sequence[str], live: Collection[str]) -> list[Action]:
-    """Have Slurm cancel what waits in its queue to go on with a wanted run: a requeued job, the next of a chain."""
+def _not_continued(runs_dir: Path, run_ids: Sequence[str]) -> list[str]:
+    """Return those of some runs with a marker from which no other run goes on: a node that died has left its marker."""
+    from ..run.run_table import RunTable
+
+    table = RunTable(runs_dir)
+
+    def is_continued(run_id: str) -> bool:
+        run = table.get(run_id)
+        child = (claims.continuation_of(run.paths) or {}).get("run_id") if run is not None else None
+        return isinstance(child, str) and table.has_started(child)
+
+    return [run_id for run_id in run_ids if not is_continued(run_id)]
+
+
+def _cancelled(runs_dir: Path, wanted: Sequence[str], living: Collection[str]) -> list[Action]:
+    """Have Slurm cancel what waits in its queue to go on with a wanted run: a requeued job, the next of a chain.
+
+    A run whose node has died has a marker, and no process: its job waits to begin again.
+    """
     from ..process import job_stop
     from ..run.run_table import RunTable
     from .acting import Action
 
     table = RunTable(runs_dir)
     found = map(table.get, inspection.chosen(table, table.names, wanted))
-    ended = [run for run in found if run is not None and run.is_ours and run.run_id not in live]
+    ended = [run for run in found if run is not None and run.is_ours and run.run_id not in living]
     waiting = [run for run in ended if job_stop.may_wait(run)]
     said = [(run.run_id, job_stop.cancel(run)) for run in waiting]
     return [Action(run_id, words) for run_id, words in said if words is not None]
 
 
-def _live_of_others(runs_dir: Path, wanted: Sequence[str]) -> list[str]:
-    """Return the wanted runs that live and have no marker of this user's: another user's, in a copied folder, or ended
-    with something left.
+def _living(runs_dir: Path, wanted: Sequence[str]) -> list[str]:
+    """Return the wanted runs that live, with a marker of this user's or without: another user's, in a copied folder, or
+    ended with something left.
     """
     from ..run import life_signs, status
     from ..run.run_table import RunTable
