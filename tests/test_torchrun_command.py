@@ -36,7 +36,7 @@ def argv(
 @pytest.mark.parametrize(
     ("command", "script"),
     [
-        (["train.py", "--lr", "1"], ["train.py", "--lr", "1"]),
+        (["train.py", "--logs", "1"], ["train.py", "--logs", "1"]),
         (["{python}", "train.py"], ["train.py"]),
         (["{python}", "-u", "train.py", "-u"], ["train.py", "-u"]),
         (["{python}", "-m", "lab.train"], ["-m", "lab.train"]),
@@ -47,14 +47,23 @@ def test_the_command_is_the_script_alone_and_the_kit_writes_torchrun_s_words(
     command: list[str], script: list[str]
 ) -> None:
     start = ["/venv/bin/python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=8", *OWN]
-    assert argv(command) == [*start, *script, "--resume", "/c.pt"]
+    # Behind `--` no word of the script's is taken for the beginning of one of torchrun's (--logs-specs).
+    guarded = ["-m", "--", *script[1:]] if script[0] == "-m" else ["--", *script]
+    assert argv(command) == [*start, *guarded, "--resume", "/c.pt"]
     assert argv(command, is_alone=True) == ["/venv/bin/python", *script, "--resume", "/c.pt"]
 
 
 def test_the_lab_s_own_options_come_last_and_a_wrapper_goes_before_all() -> None:
     found = argv(["train.py"], {"args": ["--numa-binding=node", "{run_id}"]}, wrap=["apptainer", "exec", "x.sif"])
     assert found[:5] == ["apptainer", "exec", "x.sif", "/venv/bin/python", "-m"]
-    assert found[found.index(OWN[-1]) + 1 :] == ["--numa-binding=node", "EXP-01_x", "train.py", "--resume", "/c.pt"]
+    assert found[found.index(OWN[-1]) + 1 :] == [
+        "--numa-binding=node",
+        "EXP-01_x",
+        "--",
+        "train.py",
+        "--resume",
+        "/c.pt",
+    ]
 
 
 def test_on_several_nodes_of_a_job_srun_starts_one_torchrun_on_each(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +84,7 @@ def test_on_several_nodes_of_a_job_srun_starts_one_torchrun_on_each(monkeypatch:
     rest = found[13:]
     assert rest[:2] == ["--nnodes=2", "--rdzv-backend=c10d"]
     assert re.fullmatch(r"--rdzv-endpoint=gpu07:[0-9]{4,5}", rest[2])
-    assert rest[3:] == ["--rdzv-id=EXP-01_x", "--nproc-per-node=8", *OWN, "train.py", "--resume", "/c.pt"]
+    assert rest[3:] == ["--rdzv-id=EXP-01_x", "--nproc-per-node=8", *OWN, "--", "train.py", "--resume", "/c.pt"]
 
 
 def test_nodes_with_different_numbers_of_cpus_leave_srun_s_own_default(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,9 +76,18 @@ class NeedsAccept(KitError):
 
 
 class Refused(KitError):
-    """The plan is refused, or another head is alive."""
+    """The plan is refused, or another head is alive.
+
+    Args:
+        message: a whole sentence.
+        code: a word for programs, where one of them asks why.
+    """
 
     exit_code = REFUSED
+
+    def __init__(self, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code or self.code
 
 
 class NothingToDo(KitError):

@@ -120,14 +120,6 @@ class Choice(NamedTuple):
 ALIVE, FINISHED = "alive", "finished"
 
 
-class _Alive(Refused):
-    code = ALIVE
-
-
-class _Finished(Refused):
-    code = FINISHED
-
-
 def require_consent(reasons: Sequence[str], *, is_accepted: bool) -> None:
     """Raise NeedsAccept where there is something to agree to, and `--accept` was not given."""
     if reasons and not is_accepted:
@@ -263,9 +255,10 @@ def _anew(choice: Choice, head: Run, request: Request, another: str | None) -> C
     if not head.is_ours:
         return choice
     if status.current(head)["state"] == "finished":  # a job that is requeued would train it again and again
-        raise _Finished(
+        raise Refused(
             f"'{head.run_id}' has finished, and has no checkpoint to go on from: run.sh --fresh begins anew, "
-            "run.sh --name NAME begins another one"
+            "run.sh --name NAME begins another one",
+            FINISHED,
         )
     _refuse_orphans(head, "begin another with run.sh --fresh", is_taken_over=request.take_over)
     claims.refuse_continued(head.paths, choice.table.has_started, is_taken_over=request.take_over)
@@ -395,7 +388,7 @@ def _refuse_live(run: Run, advice: str, *, is_taken_over: bool = False) -> dict[
     where = f"pid {seen['pid']} on {seen['host']}" if seen["pid"] else "it is starting"
     if view.seen.verdict.code != "process":
         where += f"; {view.seen.verdict.words}"
-    raise _Alive(f"'{run.run_id}' is alive ({seen['state']}, {where}): {advice}")
+    raise Refused(f"'{run.run_id}' is alive ({seen['state']}, {where}): {advice}", ALIVE)
 
 
 def _refuse_unknown(run: Run, state: Any, view: status.View, advice: str, *, is_taken_over: bool) -> None:
@@ -420,7 +413,7 @@ def _refuse_starting(table: RunTable, experiment: str, lineage: search.Lineage |
         if not run.is_ours or run.has_started or (state := status.current(run)["state"]) not in status.LIVE:
             continue
         how = "just being started by another command" if state == "starting" else f"alive ({state})"
-        raise _Alive(f"'{run.run_id}' is {how}: wait for it, or begin another with run.sh --fresh")
+        raise Refused(f"'{run.run_id}' is {how}: wait for it, or begin another with run.sh --fresh", ALIVE)
 
 
 def _refuse_orphans(run: Run, otherwise: str, *, is_taken_over: bool = False) -> None:
@@ -447,8 +440,9 @@ def _refuse_finished(parent: Run, seen: dict[str, Any]) -> None:
     if seen["state"] == "finished":
         steps = parent.setting("training", "max_steps")
         has_total = count(steps) is not None and trainer_command.is_told(parent.config, "training.max_steps")
-        raise _Finished(
+        raise Refused(
             f"'{parent.run_id}' has finished at step {seen['global_step']}: "
             + (f"--set training.max_steps=N goes on from there to a step N above {steps}, " if has_total else "")
-            + "run.sh --fresh begins anew, resume.sh --step N branches from one of its steps"
+            + "run.sh --fresh begins anew, resume.sh --step N branches from one of its steps",
+            FINISHED,
         )

@@ -107,6 +107,8 @@ def build_argv(
     argv, command = filled(trainer.get("wrap"), "wrap"), trainer["command"]
     if torchrun.is_launched(config):
         command = launcher_rules.script_words(command) or command
+        if not is_alone:  # a word of the script's may be the beginning of one of torchrun's: --logs, --start
+            command = ["-m", "--", *command[1:]] if command[0] == "-m" else ["--", *command]
         options = filled(trainer["launcher"]["args"], "launcher.args")
         starter = [values["python"]] if is_alone else torchrun.torchrun_words(config, values, options)
         argv = [*([] if is_alone else torchrun.node_words(config)), *argv, *starter]
