@@ -78,6 +78,28 @@ def test_of_the_torchruns_of_several_nodes_the_first_word_counts(tmp_path: Path)
     assert rank_end.judged_end(run, dict(FAILED))["by"] == "TERM", "the failure was another torchrun's"
 
 
+STEPD = "slurmstepd-n1: error: *** STEP 62.0 ON n1 CANCELLED AT 2026-12-01T00:54:10 ***\n"
+ENDS = "srun: launch/slurm: _step_signal: Terminating StepId=62.0\n" + STEPD + "srun: error: n2: task 1: Terminated\n"
+
+
+@pytest.mark.parametrize(
+    ("log", "code"),
+    [
+        ("srun: error: n1: task 0: Exited with exit code 1\n" + ENDS, 1),
+        ("srun: error: n1: task 0: Killed\n" + ENDS, 137),
+        ("srun: error: n1: task 0: Segmentation fault\n" + ENDS, 1),
+        # Slurm ends the step; a rank of it fails of that.
+        (STEPD + "srun: error: n1: task 0: Exited with exit code 1\nsrun: error: n2: task 1: Terminated\n", 143),
+        ("srun: Job step aborted: Waiting up to 32 seconds\nsrun: error: n1: task 0: Exited with exit code 1\n", 143),
+        ("srun: error: n[1-2]: tasks 0-1: Exited with exit code 143\n", 143),
+        ("srun: error: n2: task 1: Terminated\nsrun: error: n1: task 0: Exited with exit code 1\n", 143),
+        ("step 4 loss 0.5\n", 143),
+    ],
+)
+def test_srun_ends_the_other_tasks_with_term_which_is_no_stop(tmp_path: Path, log: str, code: int) -> None:
+    assert judged(tmp_path, "step 3 loss 0.5\n" + log, end={"code": 143, "signal": None})["code"] == code
+
+
 BANNER = """{log}torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
 ============================================================
 train.py FAILED

@@ -61,6 +61,7 @@ _SET_CHILD_SUBREAPER = 36  # prctl(2)
 # More than exit.json ever has.
 _END_BYTES = 2048
 # What a trainer that was killed ends with; a shell around it hands it on as a code.
+_TERMINATED = 143
 _KILLED = 128 + signal.SIGKILL
 _NOT_STARTED = 127
 # One of these is in the last words of what died, and is rare in those of others: then all of it is read (log_end).
@@ -272,6 +273,8 @@ def _may_mean_another(run: RunPaths, leader: processes.Identity | None, end: dic
     """Whether a trainer may have ended otherwise than its code says: a wrapper's code, or code 0 behind an error."""
     if end["code"] in process_details.UNCLEAR_CODES:
         return True
+    if end["code"] == _TERMINATED and end["signal"] is None and "SLURM_JOB_ID" in os.environ:
+        return True  # srun's own: it may have ended its other tasks, because one had failed
     if end["code"] != 0:
         return False
     ties = leader.ties if leader else None

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from ..base.files import UnreadableFile, read_json
 from ..base.imports import Any, NamedTuple
 from ..base.values import mapping, string
-from . import log_end, log_tail
+from . import log_end, log_tail, run_end
 from .run_folder import Run
 
 MAX_BYTES = 1 << 20
@@ -36,6 +36,11 @@ _OF_RANK = re.compile(rb"(?:\[(?:rank|[a-z]{1,20})\d{1,7}\]:\s?)*\[(rank|[a-z]{1
 _SIGNAL = re.compile(r"SignalException: Process \d+ got signal: (\d{1,3})")
 _TOLD_TO_STOP = re.compile(rb"Received (\d{1,3}) death signal|SignalException: Process \d+ got signal: (\d{1,3})")
 _FAILED = "failed"
+_TERMINATED = 143
+# What srun says of a task that has ended, and slurmstepd of a step that Slurm ends.
+_SRUN = re.compile(rb"srun: error: \S{1,200}: tasks? [\d,-]{1,200}: (?:Exited with exit code (\d{1,3})|([A-Z][a-z]+))")
+_SRUN_CODES = {b"Terminated": 143, b"Interrupt": 130, b"Killed": 137}
+_STEP_CANCELLED = re.compile(rb"error: \*\*\* (?:STEP|JOB) \S{1,40} ON \S{1,200} CANCELLED AT |srun: Job step aborted")
 _STOPS = {"15": "TERM", "2": "INT"}
 
 
@@ -77,9 +82,12 @@ def judged_end(run: Run, end: dict[str, Any]) -> dict[str, Any]:
         run: the run.
         end: in the words of exit.json.
     """
+    lines = log_tail.read(run)[0] if end["code"] in (1, _TERMINATED) and end.get("signal") is None else []
+    if end["code"] == _TERMINATED and (code := _code_before_srun_ended_the_rest(run, lines)) is not None:
+        end = {**end, "code": code}
     if end["code"] != 1 or end.get("signal") is not None:
         return log_end.judged_end(run, end)
-    said, lines = _said(run), log_tail.read(run)[0]
+    said = _said(run)
     first = _first_word(run, lines) if "by" not in end else None
     if first == _FAILED and (failed := _first_to_fail(lines, said)) is not None:
         return {**end, "failed_rank": failed.as_fields()}
@@ -105,6 +113,23 @@ def _first_word(run: Run, lines: Sequence[bytes]) -> str | None:
         if told or _ROOT.fullmatch(line):
             word = _STOPS.get((told[1] or told[2]).decode()) if told else _FAILED
             return None if log_end.steps_behind(run, lines[at:]) else word
+    return None
+
+
+def _code_before_srun_ended_the_rest(run: Run, lines: Sequence[bytes]) -> int | None:
+    """Return the code of the task that failed first, where srun has ended the others with TERM for it; else None.
+
+    srun itself ends with the highest code of its tasks, 143 then (--kill-on-bad-exit), and nobody has stopped it.
+    """
+    for at, line in enumerate(lines):
+        match = _SRUN.search(line[: log_tail.LINE_BYTES])
+        if match is None:
+            if _TOLD_TO_STOP.search(line[: log_tail.LINE_BYTES]) or _STEP_CANCELLED.search(line[: log_tail.LINE_BYTES]):
+                return None
+            continue
+        code = int(match[1]) if match[1] else _SRUN_CODES.get(match[2], 1)
+        is_stop = code in run_end.STOPS.values() or log_end.steps_behind(run, lines[at:])
+        return None if is_stop else code
     return None
 
 
