@@ -33,6 +33,7 @@ from resumekit.run.liveness import (  # fmt: skip
     HELPERS,
     HERE,
     HOST,
+    JOB,
     NAMESPACE,
     OURS,
     UNSEEN,
@@ -142,6 +143,9 @@ def test_a_scheduler_s_word_is_proof_where_processes_cannot_be_seen_and_nowhere_
         if seen.place == NAMESPACE and HELD in (seen.session_lock, seen.status_lock):
             assert after == before, (seen, after)
         assert after.what == before.what or (after.what == DEAD and not seen.members), (seen, after)
+        if after.code == JOB:
+            moving = judge(seen._replace(is_job_over=True, is_moving=True))
+            assert moving.what == UNKNOWN and moving.way_out and not moving.can_take_over, (seen, moving)
 
 
 def test_unknown_always_has_a_way_out_and_words() -> None:

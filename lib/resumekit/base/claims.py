@@ -18,7 +18,6 @@ from . import processes, slurm
 from .errors import Busy, Refused
 from .files import NO_HARD_LINKS, TempFile, UnreadableFile, fsync_directory, read_json, to_json, utc_now, write_new
 from .paths import RunPaths
-from .values import epoch_s
 
 LOCK_WAIT_S = 10.0
 # What a lock file answers. UNASKED: it is there, and the file system does not say.
@@ -144,7 +143,7 @@ def held_by_other(run: RunPaths, has_started: HasStarted, *, is_taken_over: bool
 
 def _is_job_over(claim: dict[str, object]) -> bool:
     """Whether the scheduler says that the job in which a claim was made is over: its node died before its trainer."""
-    return slurm.says_it_is_over(claim.get("scheduler"), epoch_s(str(claim.get("at"))))
+    return slurm.says_it_is_over(claim.get("scheduler"))
 
 
 def refuse_continued(run: RunPaths, has_started: HasStarted, *, is_taken_over: bool = False) -> None:

@@ -38,8 +38,6 @@ ENDED = frozenset({
 })  # fmt: skip
 # The state of a job that the controller does not know any more.
 GONE = "GONE"
-# By so much the clocks of two machines of a cluster may differ.
-CLOCKS_DIFFER_S = 600.0
 RUNNING, PENDING, COMPLETING = "RUNNING", "PENDING", "COMPLETING"
 
 
@@ -207,44 +205,41 @@ def cancel(job: str, timeout_s: float = 4 * TIMEOUT_S) -> bool:
     return _is_job(job) and _told(["scancel", _named(job)], timeout_s) is not None
 
 
-def is_over(job: Job, *, restarts: int, begun_s: float, is_same_cluster: bool) -> bool:
+def is_over(job: Job, *, restarts: int, is_same_cluster: bool) -> bool:
     """Whether Slurm says that what a job ran at an earlier time has ended.
 
     Args:
         job: what Slurm says of it now.
         restarts: how often it had been requeued at that time.
-        begun_s: that time, seconds since the epoch.
         is_same_cluster: whether the controller that was asked is the job's own: another one does not know the job.
     """
     if job.state == GONE:
         return is_same_cluster
     if job.state == COMPLETING or not is_same_cluster:
         return False
-    # Requeued, or an id that is used again; the clocks of controller and node may differ.
-    is_another = job.submit_s is not None and job.submit_s > begun_s + CLOCKS_DIFFER_S
-    return job.state in ENDED or job.restarts > restarts or is_another
+    # By no time: the clocks of controller and node may differ. An id that is used again is a job that runs.
+    return job.state in ENDED or job.restarts > restarts
 
 
-def says_it_is_over(recorded: Any, begun_s: float) -> bool:
+def says_it_is_over(recorded: Any) -> bool:
     """Whether Slurm says that a recorded job has ended, or was requeued since; False where it says nothing.
 
-    Asks Slurm's controller, which may take some seconds, but for what this very job had begun before it was requeued.
+    Asks Slurm's controller, which may take some seconds. Of this very job, requeued, the restart count of the
+    environment counts only where the controller does not answer: any shell may have it.
 
     Args:
         recorded: what `Allocation.as_fields` gave; it may be another user's word.
-        begun_s: when it was recorded, seconds since the epoch.
     """
     known = mapping(recorded)
     job, restarts, cluster = string(known.get("job")), count(known.get("restarts")), string(known.get("cluster"))
     if known.get("name") != "slurm" or job is None or restarts is None:
         return False
-    own = allocation()
-    if own is not None and (own.job, own.cluster) == (job, cluster):
-        return own.restarts > restarts
-    if begun_s <= 0 or (seen := ask(job)) is None:
-        return False
+    if (seen := ask(job)) is None:
+        own = allocation()
+        is_own = own is not None and (own.job, own.cluster) == (job, cluster)
+        return is_own and own is not None and own.restarts > restarts
     is_same_cluster = cluster is not None and cluster_name() == cluster
-    return is_over(seen, restarts=restarts, begun_s=begun_s, is_same_cluster=is_same_cluster)
+    return is_over(seen, restarts=restarts, is_same_cluster=is_same_cluster)
 
 
 def _job_of(line: str) -> Job | None:

@@ -29,6 +29,8 @@ from ..run.run_folder import Run
 NEAR_END_S = 900.0
 # How long the answer is waited for before the trainer's end is; what comes later is taken in after that end.
 FIRST_WAIT_S = 0.2
+# What is asked a second time is asked so many seconds after the first.
+AGAIN_S = 2.0
 
 
 def own_allocation(run: Run) -> Allocation | None:
@@ -56,7 +58,7 @@ class Asked:
         self._run, self._signal = run, signal_name
         self._own = own_allocation(run)
         self._question = slurm.start_asking(self._own.job) if self._own else None
-        self._is_open = self._own is not None
+        self._is_open, self._begun_s = self._own is not None, time.monotonic()
 
     def note(self, timeout_s: float) -> str | None:
         """Wait for the answer and journal it, once; the cause, or None where there is nothing to tell yet.
@@ -66,10 +68,15 @@ class Asked:
         """
         if not self._is_open or self._own is None:
             return None
+        if self._question is None:
+            time.sleep(max(0.0, self._begun_s + AGAIN_S - time.monotonic()))
+            self._question = slurm.start_asking(self._own.job)
         job = slurm.answer(self._question, self._own.job, timeout_s)
         self._question = None
-        if job is None and timeout_s < slurm.TIMEOUT_S:
-            self._question = slurm.start_asking(self._own.job)
+        is_first = timeout_s < slurm.TIMEOUT_S
+        # A controller that is just about to end the job may not say so yet.
+        is_early = job is not None and cause_of(job, self._own.restarts, self._signal, time.time()) == SIGNALLED
+        if is_first and (job is None or is_early):
             return None
         self._is_open = False
         return note(self._run, self._own, job, self._signal)

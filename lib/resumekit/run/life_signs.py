@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from ..base import claims, processes, run_ties, slurm
 from ..base.claims import FREE, HELD
@@ -17,10 +17,24 @@ from ..base.files import TempFile, UnreadableFile, read_json, utc_now
 from ..base.imports import Any, NamedTuple
 from ..base.paths import MANIFEST_SUFFIX
 from ..base.processes import ALIVE, DEAD, UNKNOWN
-from ..base.values import epoch_s, mapping, string
+from ..base.values import mapping, string
 from . import run_end
 from .journal_fold import State
-from .liveness import BOOT, FRESH_S, HELPERS, HERE, HOST, NAMESPACE, OURS, UNSEEN, Evidence, Verdict, judge
+from .liveness import (
+    BOOT,
+    FRESH_S,
+    HELPERS,
+    HERE,
+    HOST,
+    JOB_MOVES,
+    NAMESPACE,
+    OURS,
+    SILENCE_S,
+    UNSEEN,
+    Evidence,
+    Verdict,
+    judge,
+)
 from .run_folder import Run
 
 # A folder with more checkpoints than this is not read to its end: its own time tells of new names.
@@ -235,6 +249,20 @@ def _offset(run: Run) -> float:
     return 0.0
 
 
+def settled(look: Callable[[], Any]) -> Any:
+    """Look again while a trainer whose job is over moves all the same, for some seconds; return the last look.
+
+    A node that has died has left files that have just changed.
+
+    Args:
+        look: returns a look of `status.look`.
+    """
+    give_up = time.monotonic() + 3 * SILENCE_S
+    while (seen := look()).seen.verdict.code == JOB_MOVES and time.monotonic() < give_up:
+        time.sleep(1.0)
+    return seen
+
+
 def _needs_more(seen: Evidence, is_thorough: bool) -> bool:
     if seen.is_ended:
         return is_thorough or seen.moves_on or seen.place in (NAMESPACE, BOOT)  # there: whether the launcher lives
@@ -260,6 +288,9 @@ def _more(
         session_lock=lock, status_lock=status_lock, members=members, is_fresh=is_fresh,
         has_word=has_word, is_job_over=not is_follower and seen.place != HERE and _is_job_over(run),
     )  # fmt: skip
+    if seen.is_job_over:
+        own = signs(run, is_of_trainer=True, is_brief=True)
+        seen = seen._replace(is_moving=any(_is_fresh(run, sign, SILENCE_S) for sign in own))
     return seen, max(changes, default=None)
 
 
@@ -281,15 +312,15 @@ def ask_about_jobs(runs: Iterable[Run]) -> None:
 
 
 def _is_job_over(run: Run) -> bool:
-    return slurm.says_it_is_over(run.record.get("scheduler"), epoch_s(string(run.record.get("created_at")) or ""))
+    return slurm.says_it_is_over(run.record.get("scheduler"))
 
 
-def _is_fresh(run: Run, sign: Sign) -> bool:
-    """Whether a file has changed within FRESH_S; a time that was set far into the future is no change."""
-    if 0 <= time.time() - sign.at_s < FRESH_S:
+def _is_fresh(run: Run, sign: Sign, within_s: float = FRESH_S) -> bool:
+    """Whether a file has changed within so many seconds; a time that was set far into the future is no change."""
+    if 0 <= time.time() - sign.at_s < within_s:
         return True
     # Only where our own clock denies it does the file system's matter: asking that one makes a file.
-    return abs(now_of(run) - sign.at_s) < FRESH_S
+    return abs(now_of(run) - sign.at_s) < within_s
 
 
 def _members(seen: Evidence, trainer: processes.Identity | None, lock: str) -> int:

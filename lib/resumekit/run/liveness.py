@@ -18,10 +18,16 @@ HERE, NAMESPACE, BOOT, HOST = "here", "namespace", "boot", "host"
 MOVES = "moves"
 # The verdict on a run that a scheduler's word has declared dead.
 JOB = "job"
+# And the one where the trainer's files deny that.
+JOB_MOVES = "job_moves"
 # A lock that is held by processes alone that were started to outlive the trainer: without the run's token.
 HELPERS = "helpers"
 # A file that has changed within so many seconds is a sign of life. The sidecar renews status.json each minute.
 FRESH_S = 180.0
+
+
+# A trainer whose job is over, by the scheduler's word, is believed dead when it has been silent for so many seconds.
+SILENCE_S = 10.0
 
 
 class Evidence(NamedTuple):
@@ -40,6 +46,7 @@ class Evidence(NamedTuple):
         moves_on: the end is written down, and a file of the trainer's has changed since.
         has_word: a person has said that it is dead (`--take-over`), and nothing has changed since.
         is_job_over: the scheduler says that the job which it ran in is over, or has begun anew.
+        is_moving: and a file of the trainer's has changed within SILENCE_S all the same.
     """
 
     place: str
@@ -56,6 +63,7 @@ class Evidence(NamedTuple):
     has_word: bool = False
     moves_on: bool = False
     is_job_over: bool = False
+    is_moving: bool = False
 
 
 class Verdict(NamedTuple):
@@ -95,6 +103,7 @@ _WORDS = {
     "processes": "its processes are gone",
     "reboot": "its host has been started anew, its lock is free, and none of its files changes",
     "lock_free": "its trainer's lock is free, on this very host and boot, and none of its files changes",
+    JOB_MOVES: "the scheduler says that its job is over, and its trainer's files change all the same",
     JOB: "the scheduler says that its job is over, or has begun anew",
     "word": "a person has said that it is dead (--take-over), and nothing of it has changed since",
     "session_lock": "a process holds its trainer's lock",
@@ -142,7 +151,7 @@ def _before_the_start(seen: Evidence) -> Verdict:
     if seen.place == HERE and seen.trainer == ALIVE and seen.whose != COPY:
         return _alive("process")
     if seen.is_job_over and not seen.members and seen.place in (BOOT, HOST):
-        return _dead(JOB)
+        return _of_job(seen)
     is_coming = seen.launcher == ALIVE or seen.session_lock == HELD or (seen.launcher == UNKNOWN and seen.is_fresh)
     return _alive("starting") if is_coming or seen.members else _dead("no_trainer")
 
@@ -176,7 +185,7 @@ def _in_another_namespace(seen: Evidence) -> Verdict:
     if HELD in (seen.session_lock, seen.status_lock):
         return _alive(_sign_of(seen), "place")
     if seen.is_job_over:
-        return _dead(JOB)
+        return _of_job(seen)
     if seen.is_fresh:
         return _unknown("fresh", WAIT, "place")
     if seen.session_lock in (FREE, HELPERS):
@@ -187,7 +196,7 @@ def _in_another_namespace(seen: Evidence) -> Verdict:
 def _in_another_boot(seen: Evidence) -> Verdict:
     """A reboot, most of the time; or a clone of this machine with its name, which trains on the same disk."""
     if seen.is_job_over and not seen.members:
-        return _dead(JOB)
+        return _of_job(seen)
     if HELD in (seen.session_lock, seen.status_lock) or seen.is_fresh or seen.members:
         if seen.has_word and not seen.is_fresh and not seen.members:
             return _dead("word")
@@ -201,13 +210,20 @@ def _in_another_boot(seen: Evidence) -> Verdict:
 def _on_another_host(seen: Evidence) -> Verdict:
     """Neither its processes nor its locks say anything: a network drive loses locks."""
     if seen.is_job_over and not seen.members:
-        return _dead(JOB)
+        return _of_job(seen)
     if seen.is_fresh or seen.members:
         return _alive("fresh" if seen.is_fresh else "members", "place")
     if seen.has_word:
         return _dead("word")
     signs = ("session_lock",) if seen.session_lock == HELD else ("status_lock",) if seen.status_lock == HELD else ()
     return _unknown("place", TAKE_OVER, *signs, can_take_over=True)
+
+
+def _of_job(seen: Evidence) -> Verdict:
+    """The scheduler's word: a launcher that was killed ends its job, and its trainer may train on."""
+    if not seen.is_moving:
+        return _dead(JOB)
+    return _unknown(JOB_MOVES, f"look again once its trainer has been silent for {SILENCE_S:.0f} s")
 
 
 def _sign_of(seen: Evidence) -> str:

@@ -378,7 +378,7 @@ def _relation(request: Request, experiment: str, parent: Run | None, new: Resume
 def _refuse_live(run: Run, advice: str, *, is_taken_over: bool = False) -> dict[str, Any]:
     """Return the status of a run that has ended; refuse one that is alive, or that cannot be told dead from here."""
     state = status.read_state(run)
-    view = status.look(run, state)
+    view = life_signs.settled(lambda: status.look(run, state))
     seen = status.observe(run, state, view)
     if not run.is_ours or seen["state"] not in status.LIVE:
         return seen

@@ -150,6 +150,9 @@ def one_start_at_a_time(request: Request) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # a file system without locks
             stack.enter_context(claims.held(_open_to_lock(path), path, START_WAIT_S))
+        with contextlib.suppress(OSError):  # and a folder, which NFS does not lock; two checkouts may share it
+            folder = next(one for one in (request.runs_dir, *request.runs_dir.parents) if one.is_dir())
+            stack.enter_context(claims.held(os.open(folder, os.O_RDONLY | os.O_CLOEXEC), folder, START_WAIT_S))
         yield
 
 

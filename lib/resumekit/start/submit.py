@@ -315,13 +315,19 @@ def _submitted(asked: Asked, folder: JobFolder) -> list[str]:
     return jobs
 
 
+def _environment() -> dict[str, str]:
+    """Return what sbatch hands on to the job: no word of another job around this command, nor of nodes to come."""
+    left_out = {"SLURM_RESTART_COUNT"} | {n for n, value in os.environ.items() if value == torchrun.NODES_TO_COME}
+    return {name: value for name, value in os.environ.items() if name not in left_out}
+
+
 def _sbatch(words: Sequence[str]) -> str:
     import subprocess  # late: a dry run starts nothing
 
     try:
         done = subprocess.run(
             ["sbatch", "--parsable", *words],
-            env={name: value for name, value in os.environ.items() if value != torchrun.NODES_TO_COME},
+            env=_environment(),
             capture_output=True,
             text=True,
             errors="replace",
