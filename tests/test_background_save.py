@@ -217,7 +217,7 @@ def test_two_input_output_errors_in_a_row_end_the_training(job: Job, comes_next:
 def test_what_is_no_error_of_the_disk_is_raised_at_the_next_step_and_journalled(
     job: Job, run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(saving, "_torch_save", lambda *_: 1 / 0)
+    monkeypatch.setattr(saving, "torch_save", lambda *_: 1 / 0)
     job.save(1)
     background_save._in_flight.thread.join()
     (warning,) = events(run_dir, "warning")

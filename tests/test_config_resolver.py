@@ -104,8 +104,8 @@ def test_an_experiment_is_resolved_when_named(tmp_path: Path) -> None:
 
 def test_a_labs_own_keys_are_known_where_its_schema_is_named(tmp_path: Path) -> None:
     lab = str(ROOT / "schemas" / "examples" / "lab.json")
-    assert run("--logdir", str(tmp_path / "a"), "--set", "cluster.partition=long").returncode == 4
-    assert run("--logdir", str(tmp_path / "a"), "--lab-schema", lab, "--set", "cluster.partition=long").returncode == 0
+    assert run("--logdir", str(tmp_path / "a"), "--set", "queue.partition=long").returncode == 4
+    assert run("--logdir", str(tmp_path / "a"), "--lab-schema", lab, "--set", "queue.partition=long").returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -307,7 +307,7 @@ def _elsewhere(seen: dict[str, Any]) -> str:
     host = string(seen["host"])
     if host is None or host == processes.host_name():
         return ""
-    heard = seen["last_heard_at"]
+    heard = string(seen.get("last_heard_at"))
     sign = "" if heard is None else f", last heard of {heard[:19].replace('T', ' ')} UTC"
     return plain(f" on host {host[:100]}") + sign
 
