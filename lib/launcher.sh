@@ -89,7 +89,7 @@ os.execvp(sys.argv[1], sys.argv[1:])' \
 kit_supervise() { # the run of KIT_FIELD, and every run that takes its place; return the last trainer's code, or 7, or 8
   local code
   KIT_RUN_DIR="${KIT_FIELD[RUN_DIR]}" KIT_SIGNALS=0 KIT_WARNINGS=0 KIT_INT_US='' KIT_IS_RECOVERY="${KIT_IS_RECOVERY:-0}"
-  KIT_MESSAGE_JOBS=() KIT_HELD=() KIT_WATCHER_PIPE=''
+  KIT_MESSAGE_JOBS=() KIT_STOPS=() KIT_HELD=() KIT_WATCHER_PIPE=''
   kit_hold_signals # the first run is to be there before it is ended
   trap 'kit_on_hangup' HUP
   trap '' PIPE # `run.sh | head`: a reader that has gone away ends nothing here
@@ -274,7 +274,9 @@ kit_start_watcher() { # have the run looked at by the rules of abort: until kit_
   KIT_WATCHER_PIPE=''
   [[ -n ${KIT_FIELD[WATCH_S]:-} ]] || return 0
   # Last of a run's processes: one that is started later holds this end of the pipe as well.
-  exec {KIT_WATCHER_PIPE}> >(kit_keep_watcher "${KIT_FIELD[WATCH_S]}")
+  # No child of this shell: a `wait` that a signal has come between may look again only when some child ends, and this
+  # one ends when this shell lets go of the pipe.
+  exec {KIT_WATCHER_PIPE}> >(kit_keep_watcher "${KIT_FIELD[WATCH_S]}" <&0 &)
 }
 
 kit_end_watcher() {

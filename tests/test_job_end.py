@@ -192,7 +192,7 @@ def test_a_trainer_that_ends_before_its_launcher_has_asked_was_stopped_for_the_s
     wait_until(lambda: len(events(run, "step")) > 2, "it steps")
     fake.says(state="COMPLETING", reason="TimeLimit")
     launched = events(run, "launched")[0]
-    for pid in (launched["trainer"]["pid"], launched["shim"]["pid"], process.pid):
+    for pid in (launched["shim"]["pid"], launched["trainer"]["pid"], process.pid):
         os.kill(pid, signal.SIGTERM)
     assert ended(process)[0] == TO_BE_CONTINUED
     status = kit.status(run)

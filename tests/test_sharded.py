@@ -18,7 +18,7 @@ import torch
 from resumekit.base.errors import KitError, NoStableCheckpoint
 from resumekit.checkpoint import form, manifest, selection
 from resumekit.checkpoint.selection import CheckpointFolder
-from resumekit.trainer import sharded_content
+from resumekit.trainer import saving, sharded_content
 from resumekit.trainer.comparison import compare
 from support.commands import Kit
 from support.places import ROOT
@@ -503,9 +503,12 @@ def test_several_optimizers_an_average_and_a_state_without_moments_come_back(tmp
     assert len(manifest.read(tmp_path / "step-1").weights) == 2
 
 
-def test_a_process_alone_saves_and_loads_without_a_group_and_resets_what_it_is_told_to(tmp_path: Path) -> None:
+def test_a_process_alone_saves_and_loads_without_a_group_and_resets_what_it_is_told_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from resume_helper import load_resume_bundle
 
+    monkeypatch.setattr(saving, "_has_told_of_no_data_state", False)  # it is said once in a process
     folder = tmp_path / "checkpoints"
     assert save_all(0, folder, kind="plain", data_state={"place": 3}) == "step-1"
     model, optimizer = build("plain")
