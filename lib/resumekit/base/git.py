@@ -27,8 +27,6 @@ UNTRACKED_S = 2.0
 WRITE_S = 600.0
 _SUBMODULE = b"160000"
 _COMMIT = "[0-9a-f]{40,64}"
-# stderr is thrown away elsewhere: it is looked at once git has said nothing.
-_WITH_ERRORS = ("/bin/sh", "-c", '"$@" 2>&1 || :', "sh")
 
 
 def has_repository(root: Path) -> bool:
@@ -213,7 +211,9 @@ def why_silent(root: Path) -> str:
     """Return why git does not say the commit of a repository that is there, for people; '' where that is not known."""
     if find_program("git") is None:
         return "there is no 'git' in PATH"
-    asked = background_command.start([*_WITH_ERRORS, *_command(root), "rev-parse", "--verify", "HEAD"], _environ())
+    asked = background_command.start(
+        [*background_command.WITH_ERRORS, *_command(root), "rev-parse", "--verify", "HEAD"], _environ()
+    )
     said = background_command.result(asked, 1 << 16, TIMEOUT_S).kept.decode("utf-8", "replace")
     if "dubious ownership" in said:
         top = next((folder for folder in (root, *root.parents) if os.path.lexists(folder / ".git")), root)

@@ -20,7 +20,6 @@ from .values import count, mapping, string
 TIMEOUT_S = 5.0
 _MAX_ANSWER_BYTES = 1 << 20
 # `scontrol` writes what it does not know to stderr, and ends with 1 as it does where no controller answers.
-_WITH_ERRORS = ("/bin/sh", "-c", '"$@" 2>&1 || :', "sh")
 # The cluster, then several jobs, one after the other; nothing where there is no Slurm.
 _EACH = (
     "/bin/sh", "-c",
@@ -112,7 +111,7 @@ def start_asking(job: str) -> Question | None:
     """Begin to ask Slurm of a job, beside other work; `answer` waits for it. None where that cannot be."""
     if not _is_job(job):
         return None
-    return background_command.start([*_WITH_ERRORS, "scontrol", "show", "job", "-o", job], _environ())
+    return background_command.start([*background_command.WITH_ERRORS, "scontrol", "show", "job", "-o", job], _environ())
 
 
 def answer(question: Question | None, job: str, timeout_s: float = TIMEOUT_S) -> Job | None:
