@@ -19,7 +19,6 @@ from .values import count, mapping, string
 # A controller of a large site may answer late; what asks has other work that waits.
 TIMEOUT_S = 5.0
 _MAX_ANSWER_BYTES = 1 << 20
-# `scontrol` writes what it does not know to stderr, and ends with 1 as it does where no controller answers.
 # The cluster, then several jobs, one after the other; nothing where there is no Slurm.
 _EACH = (
     "/bin/sh", "-c",
@@ -111,6 +110,7 @@ def start_asking(job: str) -> Question | None:
     """Begin to ask Slurm of a job, beside other work; `answer` waits for it. None where that cannot be."""
     if not _is_job(job):
         return None
+    # It ends with 1 for a job that it does not know, as where no controller answers.
     return background_command.start([*background_command.WITH_ERRORS, "scontrol", "show", "job", "-o", job], _environ())
 
 

@@ -7,7 +7,6 @@ it while the job ends (docs/slurm.md has the table). Try it: `scancel JOB`, then
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable
 
@@ -134,8 +133,3 @@ def cause_of(job: Job | None, restarts: int, signal_name: str | None, now_s: flo
         is_near = job.end_s is not None and job.end_s - now_s < NEAR_END_S
         return TIME_LIMIT if is_near else WARNED_JOB if is_warning else SIGNALLED
     return CANCELLED
-
-
-def is_in_batch_script() -> bool:
-    """Whether this process is of a job whose end ends it, with no user at a terminal."""
-    return slurm.allocation() is not None and not os.isatty(0)

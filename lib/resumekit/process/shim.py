@@ -60,8 +60,8 @@ _RANK_ERROR = "TORCHELASTIC_ERROR_FILE"
 _SET_CHILD_SUBREAPER = 36  # prctl(2)
 # More than exit.json ever has.
 _END_BYTES = 2048
+_TERMINATED = 128 + signal.SIGTERM
 # What a trainer that was killed ends with; a shell around it hands it on as a code.
-_TERMINATED = 143
 _KILLED = 128 + signal.SIGKILL
 _NOT_STARTED = 127
 # One of these is in the last words of what died, and is rare in those of others: then all of it is read (log_end).

@@ -8,19 +8,16 @@ state; journals `job_ends`. Try it: `scontrol update JobId=JOB TimeLimit=+5` whi
 from __future__ import annotations
 
 import select
-import subprocess
-import sys
 import time
 
 from ..base import slurm
 from ..base.background_command import Question
-from ..base.paths import LIB
 from ..base.slurm import Job
 from ..base.terms import TIME_LIMIT
 from ..base.values import wait_s
 from ..run.journal_fold import State
 from ..run.run_folder import Run
-from . import job_end
+from . import aborting, job_end
 
 # A save may take longer than the longest one before.
 SAVE_FACTOR = 1.5
@@ -63,7 +60,7 @@ class WallTime:
             self._is_stopped = True
             cause = TIME_LIMIT if self._known.preempt_s is None else None
             job_end.note(self._run, self._own, self._known, "USR1", cause)
-            stop_for_the_scheduler(self._run)
+            aborting.stop_beside(self._run.paths.run_dir, "USR1")  # it saves and ends, as on a scheduler's own
 
     def needed_s(self, state: State) -> float:
         """Return how long before its job's end the run is stopped: `cluster.margin_s`, and the longest save."""
@@ -82,12 +79,3 @@ class WallTime:
             self._question, self._known = None, told or self._known  # the last word holds while none comes
         elif now_s - self._asked_s >= self._poll_s:
             self._asked_s, self._question = now_s, slurm.start_asking(self._own.job)
-
-
-def stop_for_the_scheduler(run: Run) -> None:
-    """Start a process that stops the run's trainer as a scheduler's USR1 does: it saves and ends."""
-    cli = str(LIB / "resumekit_cli.py")
-    subprocess.Popen(
-        [sys.executable, "-I", "-S", cli, "stop", str(run.paths.run_dir), "USR1"], stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip

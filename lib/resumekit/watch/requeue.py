@@ -63,7 +63,10 @@ def _asked_now(run: Run, state: State) -> str | None:
 
     Slurm signals every process of a job: its trainer may end before the launcher has had a signal.
     """
-    return None if state.get("stopped") else job_end.Asked(run, None).note(slurm.TIMEOUT_S)
+    if state.get("stopped"):
+        return None
+    asked = job_end.Asked(run, None)
+    return asked.note(job_end.FIRST_WAIT_S) or asked.note(slurm.TIMEOUT_S)
 
 
 def _requeue(run: Run, own: Allocation, code: int) -> int:
