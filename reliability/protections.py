@@ -575,7 +575,7 @@ PATCHES = (
     patch("rank 0 stays until its answer is read", "resumekit/trainer/ranks.py:_Exchange.lead",
         left_out("_wait_for_readers()"),
         "test_ranks.py::test_rank_0_which_may_hold_the_store_ends_only_when_all_have_read_the_answer"),
-    patch("a place of each rank's own is nobody's with other ranks", "resumekit/trainer/rank_states.py:position_costs",
+    patch("a place of each rank's own is no rank's with other ranks", "resumekit/trainer/rank_states.py:position_costs",
         returns("[]"),
         "test_ranks_resume.py"
         "::test_another_number_of_ranks_loads_with_new_generators_and_says_what_became_of_the_place"),

@@ -284,7 +284,7 @@ def test_a_job_that_would_need_another_consent_ends_with_5_and_tells_it_once(lab
     [job] = lab.jobs()
     lab("run", "T-1", "--name", "other")  # while the job waits
     for restarts in (0, 1):
-        assert "this job asks nobody" in lab.start(job, code=5, restarts=restarts)
+        assert "a job asks no user" in lab.start(job, code=5, restarts=restarts)
     [line] = told.read_text().splitlines()
     event = json.loads(line)
     assert (event["event"], event["experiment"], event["job"]) == ("held", "T-1", "101")

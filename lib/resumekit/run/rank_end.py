@@ -119,7 +119,7 @@ def _first_word(run: Run, lines: Sequence[bytes]) -> str | None:
 def _code_before_srun_ended_the_rest(run: Run, lines: Sequence[bytes]) -> int | None:
     """Return the code of the task that failed first, where srun has ended the others with TERM for it; else None.
 
-    srun itself ends with the highest code of its tasks, 143 then (--kill-on-bad-exit), and nobody has stopped it.
+    srun itself ends with the highest code of its tasks, 143 then (--kill-on-bad-exit), and no user has stopped it.
     """
     for at, line in enumerate(lines):
         match = _SRUN.search(line[: log_tail.LINE_BYTES])
@@ -160,7 +160,7 @@ def _first_to_fail(lines: Sequence[bytes], said: _Said) -> RankEnd | None:
     told = _errors_by_rank(lines, failures)
     if said.is_rank_s and said.message:
         told[root.rank] = said.message.encode("utf-8", "surrogateescape")
-    if not told and (error := _error_of_nobody(lines)):
+    if not told and (error := _error_without_rank(lines)):
         told[root.rank] = error
     found = _killed(failures, root, lines) or _raised(failures, root, told)
     error = told.get(found.rank)
@@ -174,7 +174,7 @@ def _first_to_fail(lines: Sequence[bytes], said: _Said) -> RankEnd | None:
     )
 
 
-def _error_of_nobody(lines: Sequence[bytes]) -> bytes | None:
+def _error_without_rank(lines: Sequence[bytes]) -> bytes | None:
     """Return the exception in a log in which no line says from which rank it is: there the first one is the cause."""
     whole = [log_end.without_ranks(line.rstrip()) for line in lines if line.strip()]
     found = log_end.error_in_lines(whole, 1)

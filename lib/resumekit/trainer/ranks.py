@@ -350,7 +350,7 @@ def _packed(value: Any) -> bytes:
 
 
 def _unpacked(data: bytes) -> Any:
-    """Return what another rank has told; nothing of it is executed, whoever wrote it into the store."""
+    """Return what another rank has told; nothing in the store is executed, whatever process wrote it."""
     import torch  # the trainer has it already
 
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

@@ -90,7 +90,7 @@ def save_checkpoint(
     """Save everything that makes the next step what it is; call it between two optimizer steps.
 
     In a training of several ranks it is rank 0 that saves. Without `ranks` any other one writes nothing, waits for
-    nobody and returns None.
+    no other rank and returns None.
 
     Args:
         directory: the checkpoint folder; made if it is not there.

@@ -1,7 +1,7 @@
 """The content of a folder that `save_sharded` wrote, loaded by each rank as far as it holds the values, and proven.
 
 The digests of the files are shared out among the ranks, and compared with the manifest while torch's own loader (DCP)
-reads what this rank needs into tensors that are nobody's yet: a content is handed out when every rank has found its
+reads what this rank needs into tensors that no model has yet: a content is handed out when every rank has found its
 share whole. Loading is not collective: each rank reads for itself. Reads the folder, its manifest; writes a bad verdict
 into the run's folder, for the launcher.
 """

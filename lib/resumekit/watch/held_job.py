@@ -1,6 +1,6 @@
 """A submitted job that may not start, because what it would do needs consent that was not given: told once.
 
-A job asks nobody. It ends with code 5, after which Slurm requeues nothing, and `notify.command` gets one line, once for
+A job asks no user. It ends with code 5, after which Slurm requeues nothing, and `notify.command` gets one line, once for
 each job, and for each name of a sweep. Writes `held.json` into the job's folder.
 """
 
@@ -29,7 +29,9 @@ def tell(request: Request, job: JobFolder, error: NeedsAccept) -> None:
         job: the job's folder.
         error: why.
     """
-    say("run.sh", "this job asks nobody, and is not started: see to it, and submit it again (submit.sh --accept)")
+    say(
+        "run.sh", "a job asks no user, and this one is not started: see to it, and submit it again (submit.sh --accept)"
+    )
     own = slurm.allocation()
     fields: dict[str, Any] = {
         "event": "held", "job_folder": str(job.path), "job": own.job if own else None, "experiment": request.experiment,
@@ -46,4 +48,4 @@ def tell(request: Request, job: JobFolder, error: NeedsAccept) -> None:
     if command and (wrong := escalation.notify(command, fields, str(request.root))):
         say("run.sh", plain(f"notify.command ('{command[0]}') {wrong}"))
         with contextlib.suppress(OSError):
-            os.unlink(path)  # nobody was told: the next start tries again
+            os.unlink(path)  # no user was told: the next start tries again
