@@ -357,6 +357,54 @@ def test_a_job_that_never_saves_a_step_is_not_requeued_for_ever(kit: Kit, fake: 
     assert len(fake.told) == 1 and kit.status(run)["state"] == "needs_attention"
 
 
+def scripted(kit: Kit, text: str) -> None:
+    """Let the trainer be a script of the test's own."""
+    script = kit.folder / "own.py"
+    script.write_text(text)
+    kit.config(trainer={"command": ["{python}", str(script)], "resume_args": []}, training={"max_steps": 10**6})
+
+
+def test_a_controller_that_does_not_know_yet_that_it_ends_the_job_is_asked_again(kit: Kit, fake: FakeSlurm) -> None:
+    """A TERM comes while `scontrol` still says RUNNING, which would be a user's."""
+    fake.says(state="COMPLETING", restarts=1)
+    later = (fake.folder / "jobs" / "77").rename(fake.folder / "later")
+    fake.says()
+    scripted(
+        kit,
+        f"""import os, signal, sys, time
+def stop(*_):
+    os.replace({str(later)!r}, {str(fake.folder / "jobs" / "77")!r})
+    os._exit(143)
+signal.signal(signal.SIGTERM, stop)
+for step in range(1, 10**6):
+    print(f"step {{step}}", flush=True)
+    time.sleep(0.05)
+""",
+    )
+    process = kit.popen("run", "T-1", env=fake.environment())
+    run = kit.started()
+    wait_until(lambda: len(events(run, "step")) > 2, "it steps")
+    process.send_signal(signal.SIGTERM)
+    assert ended(process)[0] == TO_BE_CONTINUED
+    assert [event["cause"] for event in events(run, "job_ends")] == ["requeued"]
+
+
+def test_a_step_that_srun_has_ended_because_a_task_failed_is_no_stop(kit: Kit, fake: FakeSlurm) -> None:
+    lines = [
+        "srun: error: n1: task 0: Exited with exit code 1",
+        "srun: launch/slurm: _step_signal: Terminating StepId=1.0",
+        "srun: error: n2: task 1: Terminated",
+    ]
+    text = "print('step 1', flush=True)\n" + "".join(f"print({line!r})\n" for line in lines) + "raise SystemExit(143)\n"
+    scripted(kit, text)
+    kit("run", "T-1", env=fake.environment(), code=1)
+    (run,) = kit.run_dirs()
+    assert (kit.status(run)["state"], kit.status(run)["exit_code"]) == ("failed", 1)
+    scripted(kit, text.replace("Exited with exit code 1", "Exited with exit code 143"))
+    kit("run", "T-1", "--fresh", env=fake.environment(), code=143)
+    assert kit.status(kit.run_dirs()[-1])["state"] == "stopped"
+
+
 def test_a_stop_by_a_user_s_command_is_not_requeued_however_near_the_end_is(
     kit: Kit, fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:

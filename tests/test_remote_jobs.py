@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from resumekit.base import slurm
+from resumekit.base.paths import RunPaths
 from resumekit.process import job_stop, stopping
-from resumekit.run import listing
+from resumekit.run import listing, live_marker
 from resumekit.run.run_folder import open_run
 from resumekit.run.run_table import RunTable
 from support.commands import Kit, killed, said_by
@@ -195,6 +196,18 @@ def test_a_requeued_job_that_waits_and_the_links_of_a_chain_are_cancelled_too(
     assert (fake.folder / "told").read_text() == "scancel 74\nscancel 75\n"
     seen = listing.state_of(open_run(run))
     assert (seen["state"], seen["stopped_by"]) == ("stopped", "SCANCEL")
+
+
+def test_the_job_of_a_run_whose_node_has_died_is_cancelled_while_it_waits(
+    remote: list[Path], fake: FakeSlurm, kit: Kit
+) -> None:
+    """It has a marker, and no process: its job begins again by itself."""
+    run = remote[0]
+    live_marker.make(RunPaths(run).live_marker)
+    says(fake, "71", state="PENDING", restarts=1)
+    done = kit("abort-watch", "--stop", run.name, env={"PATH": os.environ["PATH"]})
+    assert "scancel 71 (pending)" in done.stderr
+    assert (fake.folder / "told").read_text() == "scancel 71\n"
 
 
 def test_the_one_id_of_a_sweep_is_not_cancelled_for_one_of_its_tasks(remote: list[Path], fake: FakeSlurm) -> None:

@@ -166,6 +166,37 @@ def test_two_jobs_of_one_experiment_wait_for_each_others_start(lab: Lab, monkeyp
             pass
 
 
+def test_two_checkouts_with_one_runs_folder_wait_for_each_others_start(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "START_WAIT_S", 0.2)
+    lab.runs.mkdir()
+    request = parse([f"--config={lab.config_file}", f"--runs={lab.runs}", "--experiment=T-1"]).request()
+    descriptor = os.open(lab.runs, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with pytest.raises(Refused, match="runs' for more than"), pipeline.one_start_at_a_time(request):
+            pass
+    finally:
+        os.close(descriptor)
+    with pipeline.one_start_at_a_time(request):
+        pass
+
+
+def test_a_run_of_several_nodes_is_planned_before_there_is_a_job(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_NODELIST", raising=False)
+    launcher = {"kind": "torchrun", "nproc": 1, "nnodes": 2}
+    lab.config(trainer={"command": ["train.py"], "loads_with_kit": False, "launcher": launcher}, data={"path": "data"})
+    srun = lab.sbatch.folder / "bin" / "srun"
+    srun.write_text("#!/bin/sh\nexit 1\n")
+    srun.chmod(0o755)
+    env = {"PATH": lab.sbatch.path}
+    done = lab("submit", "T-1", "--dry-run", code=None, env=env)
+    shown = " ".join(done.stdout.split())
+    assert "--rdzv-endpoint=FIRST_NODE_OF_THE_JOB:" in shown and "srun --nodes=2" in shown, done.stderr
+    assert "SLURM_JOB_NODELIST" in lab("run", "T-1", "--dry-run", code=4, env=env).stderr, "a start needs the nodes"
+
+
 def test_what_is_executed_is_not_the_groups_to_change(lab: Lab) -> None:
     before = os.umask(0o002)
     try:
