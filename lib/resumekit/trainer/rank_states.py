@@ -45,7 +45,7 @@ def has_own(content: dict[str, Any]) -> bool:
 
 
 def position_costs(content: dict[str, Any]) -> list[Cost]:
-    """Return what it costs that there are more or fewer ranks now: a place that was each rank's own is no rank's now."""
+    """Return what it costs that there are more or fewer ranks now: a place of each rank's own is no rank's then."""
     states = _states(content)
     first = states[0]["data_state"] if states else None
     if not states or has_own(content) or all(is_same_state(one["data_state"], first) for one in states):

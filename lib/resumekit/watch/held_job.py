@@ -1,7 +1,7 @@
 """A submitted job that may not start, because what it would do needs consent that was not given: told once.
 
-A job asks no user. It ends with code 5, after which Slurm requeues nothing, and `notify.command` gets one line, once for
-each job, and for each name of a sweep. Writes `held.json` into the job's folder.
+A job asks no user. It ends with code 5, after which Slurm requeues nothing, and `notify.command` gets one line, once
+for each job, and for each name of a sweep. Writes `held.json` into the job's folder.
 """
 
 from __future__ import annotations
