@@ -155,6 +155,10 @@ def read(arguments: Sequence[str]) -> Asked:
         chain=_chain(own.get("chain")),
         is_unfrozen="unfrozen" in switches,
     )
+    if (nodes := own.get("nodes")) is not None and not re.fullmatch(
+        "[1-9][0-9]{0,6}(-[1-9][0-9]{0,6})?", nodes, re.ASCII
+    ):
+        raise UsageError(f"--nodes takes a number of nodes, or a range of it (2-4), not '{plain(nodes)}'")
     if asked.chain is not None and asked.array_set is not None:
         raise UsageError("--chain and --array-set exclude each other: submit one chain for each value")
     return asked
